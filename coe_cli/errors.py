@@ -1,0 +1,122 @@
+"""The CoeError family and the exit codes they end in: one place decides what a failure means to the shell."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command: a contract with scripts."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    PROFILE_INVALID = 3
+    MODEL_MISSING = 4
+    DOES_NOT_FIT = 5
+    OUT_OF_MEMORY = 6
+    DEVICE_LOST = 7
+    TIMED_OUT = 8
+    INTERRUPTED = 130
+
+
+class CoeError(Exception):
+    """A failure that the user can act on.
+
+    ``message`` says what is wrong, ``hint`` what to do next; both are single sentences without a trailing newline.
+    """
+
+    exit_code: ExitCode = ExitCode.UNEXPECTED
+    code: str = "unexpected"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def as_dict(self) -> dict[str, dict[str, str]]:
+        """The error as ``{"error": {"code", "message", "hint"}}``."""
+        return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
+
+
+class UsageError(CoeError):
+    """The command was asked for something that does not exist or makes no sense."""
+
+    exit_code = ExitCode.USAGE
+    code = "usage"
+
+
+class PromptTooLong(UsageError):
+    """The prompt does not fit the context that is available."""
+
+    code = "prompt_too_long"
+
+
+class ProfileInvalid(CoeError):
+    """A profile or catalog file is missing, unreadable or breaks its schema."""
+
+    exit_code = ExitCode.PROFILE_INVALID
+    code = "profile_invalid"
+
+
+class ModelMissing(CoeError):
+    """A model is unknown, or known but not on disk."""
+
+    exit_code = ExitCode.MODEL_MISSING
+    code = "model_missing"
+
+
+class ModelDamaged(ModelMissing):
+    """A model's folder is incomplete, truncated or inconsistent."""
+
+    code = "model_damaged"
+
+
+class DoesNotFit(CoeError):
+    """The plan does not fit the memory budget."""
+
+    exit_code = ExitCode.DOES_NOT_FIT
+    code = "does_not_fit"
+
+
+class OutOfMemory(CoeError):
+    """The device or the machine ran out of memory."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
+    code = "out_of_memory"
+
+
+class DeviceLost(CoeError):
+    """The device was removed or hung, the worker died, or the provider is not available."""
+
+    exit_code = ExitCode.DEVICE_LOST
+    code = "device_lost"
+
+
+class TimedOut(CoeError):
+    """Nothing happened for longer than allowed."""
+
+    exit_code = ExitCode.TIMED_OUT
+    code = "timed_out"
+
+
+ERROR_TYPES: dict[str, type[CoeError]] = {
+    kind.code: kind
+    for kind in (
+        CoeError,
+        UsageError,
+        PromptTooLong,
+        ProfileInvalid,
+        ModelMissing,
+        ModelDamaged,
+        DoesNotFit,
+        OutOfMemory,
+        DeviceLost,
+        TimedOut,
+    )
+}
+
+
+def from_code(code: str, message: str, hint: str = "") -> CoeError:
+    """Rebuild an error that crossed a process boundary; an unknown code becomes a plain ``CoeError``."""
+    return ERROR_TYPES.get(code, CoeError)(message, hint)

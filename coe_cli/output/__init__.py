@@ -1,0 +1,1 @@
+"""How results reach the user: human text, JSON, CSV, Markdown, live views."""

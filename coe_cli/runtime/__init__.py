@@ -1,0 +1,1 @@
+"""Effects: processes, devices, files on disk, downloads, HTTP."""

@@ -1,0 +1,64 @@
+"""Where coe keeps its files: models, the user's configuration, state and caches."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Absolute folders; none of them need exist yet."""
+
+    models: Path
+    config: Path
+    state: Path
+    cache: Path
+
+
+def folders() -> Folders:
+    """The folders of this user.
+
+    ``COE_MODELS_DIR``, ``COE_CONFIG_DIR``, ``COE_STATE_DIR`` and ``COE_CACHE_DIR`` name them; without, models lie under
+    ``models/`` of a source checkout or in the user's data folder, the others where the platform keeps such files.
+    """
+    import platformdirs
+
+    dirs = platformdirs.PlatformDirs("coe", appauthor=False)
+    checkout = _checkout()
+    return Folders(
+        models=_named("COE_MODELS_DIR") or (checkout / "models" if checkout else dirs.user_data_path / "models"),
+        config=_named("COE_CONFIG_DIR") or dirs.user_config_path,
+        state=_named("COE_STATE_DIR") or dirs.user_state_path,
+        cache=_named("COE_CACHE_DIR") or dirs.user_cache_path,
+    )
+
+
+def profile_paths(extra: Path | None = None) -> list[Path]:
+    """The profile files in force, the later over the earlier: shipped, the user's, the one named on the command line."""
+    return _layers("hardware_profiles.yaml", extra)
+
+
+def catalog_paths(extra: Path | None = None) -> list[Path]:
+    """The catalog files in force, the later over the earlier: shipped, the user's, the one named on the command line."""
+    return _layers("experts.yaml", extra)
+
+
+def _layers(name: str, extra: Path | None) -> list[Path]:
+    checkout = _checkout()
+    shipped = checkout / "profiles" / name if checkout else PACKAGE / "profiles" / name
+    own = folders().config / name
+    return [shipped, *([own] if own.exists() else []), *([extra] if extra else [])]
+
+
+def _checkout() -> Path | None:
+    root = PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "profiles").is_dir() else None
+
+
+def _named(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value).expanduser().absolute() if value else None

@@ -1,0 +1,65 @@
+"""The streams of one command: results on stdout, everything else on stderr, in the format that was asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+class TableFormat(StrEnum):
+    """Formats of commands that print a table."""
+
+    HUMAN = "human"
+    JSON = "json"
+    CSV = "csv"
+    MD = "md"
+
+
+@dataclass
+class Output:
+    """Where a command writes. Tests replace the streams."""
+
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
+    stderr: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def json(self, value: Any) -> None:
+        """One JSON document on stdout."""
+        import json
+
+        self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def rich(self, renderable: RenderableType) -> None:
+        """A Rich renderable on stdout; plain text when stdout is not a terminal."""
+        self.console().print(renderable)
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[Any]], table_format: TableFormat) -> None:
+        """Rows as CSV or Markdown on stdout; None becomes an empty cell."""
+        cells = [["" if value is None else str(value) for value in row] for row in rows]
+        if table_format is TableFormat.CSV:
+            buffer = io.StringIO()
+            writer = csv.writer(buffer, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(cells)
+            self.stdout.write(buffer.getvalue())
+            return
+        lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in cells)]
+        self.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def note(self, message: str) -> None:
+        """One line on stderr."""
+        self.stderr.write(f"coe: {message}\n")
+        self.stderr.flush()
+
+    def console(self, *, on_stderr: bool = False) -> Console:
+        from rich.console import Console
+
+        stream = self.stderr if on_stderr else self.stdout
+        return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())

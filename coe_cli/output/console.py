@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
+_WIDTH_IN_A_PIPE = 160
+
+
 class TableFormat(StrEnum):
     """Formats of commands that print a table."""
 
@@ -62,4 +65,5 @@ class Output:
         from rich.console import Console
 
         stream = self.stderr if on_stderr else self.stdout
-        return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+        width = None if stream.isatty() else _WIDTH_IN_A_PIPE
+        return Console(file=stream, highlight=False, width=width)

@@ -1,0 +1,27 @@
+"""The entry point: `coe` and `python -m coe_cli`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; exits with an ExitCode."""
+    asks = sys.argv[1:2] == ["ask"] and not {"--help", "-h"} & set(sys.argv[2:])
+    try:
+        if asks:
+            from coe_cli.runtime import worker_process
+
+            worker_process.start_early()
+        from coe_cli.app import run
+
+        code = run(sys.argv[1:])
+        if asks:
+            worker_process.discard_early()
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`coe ask`: a question to an expert, the answer on stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from coe_cli.commands.options import (
+    CatalogFileOption,
+    ProfileOption,
+    ProfilesFileOption,
+    complete_experts,
+    complete_models,
+    read_catalog,
+    read_profiles,
+)
+from coe_cli.core.answer import join_question
+from coe_cli.errors import UsageError
+from coe_cli.output.answer_sink import AnswerFormat
+from coe_cli.output.console import Output
+
+_EXAMPLES = """Examples:
+
+coe ask "What is a deadlock?"
+
+cat error.log | coe ask "What went wrong here?"
+
+coe ask -e python_backend -x "A function that merges two sorted lists" > merge.py
+
+coe ask --format json --seed 7 --temperature 0.8 "Name a colour" | jq -r .answer
+"""
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question. Text on stdin comes before it, as context.")] = "",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="This model.", autocompletion=complete_models)
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option("--expert", "-e", help="This expert.", autocompletion=complete_experts)
+    ] = None,
+    profile: ProfileOption = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="A system prompt of your own.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the answer at most.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token each time.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Repeat a sampled answer.")] = None,
+    output_format: Annotated[AnswerFormat, typer.Option("--format", help="How the answer is written.")] = (
+        AnswerFormat.HUMAN
+    ),
+    extract: Annotated[bool, typer.Option("--extract", "-x", help="Only the answer's last code block.")] = False,
+    show_thinking: Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")] = False,
+    no_live: Annotated[bool, typer.Option("--no-live", help="No live view on a terminal.")] = False,
+    no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Give up when nothing happens for so many seconds.")
+    ] = 600.0,
+    profiles_file: ProfilesFileOption = None,
+    catalog_file: CatalogFileOption = None,
+) -> None:
+    """Ask a question and stream the answer.
+
+    The answer goes to stdout and everything else to stderr. Without -e the general reasoner answers; without its model
+    on disk the embedded one does, fetched first if need be.
+    """
+    text = join_question(_read_stdin(), question)
+    if not text:
+        raise UsageError("there is no question", 'Give one as an argument or on stdin: coe ask "…".')
+    from coe_cli.commands.asking import AskOptions, run_ask
+
+    run_ask(
+        AskOptions(
+            question=text,
+            model=model,
+            expert=expert,
+            profile=profile,
+            system=system,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            pull=not no_pull,
+            timeout_s=timeout_s,
+        ),
+        read_catalog(catalog_file),
+        read_profiles(profiles_file),
+        Output(),
+        output_format=output_format,
+        extract=extract,
+        show_thinking=show_thinking,
+        live=not no_live,
+    )
+
+
+def _read_stdin() -> str:
+    """Text that was piped in, or '' on a terminal.
+
+    Raises:
+        UsageError: the bytes are not UTF-8 text.
+    """
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return ""
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not UTF-8 text (byte {error.start})", "Convert it first, for example with iconv."
+        ) from None
+    if "\0" in text:
+        raise UsageError("stdin is binary", "Pipe text, not a binary file.")
+    return text

@@ -1,0 +1,109 @@
+"""Where an answer goes while it is written: plain stream, JSON, JSON lines, or only its last code block."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from coe_cli.core.answer import Answer
+from coe_cli.core.code_blocks import last_code_block
+from coe_cli.errors import CoeError
+from coe_cli.output.console import Output
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class AnswerFormat(StrEnum):
+    """Formats of `coe ask`."""
+
+    HUMAN = "human"
+    JSON = "json"
+    JSONL = "jsonl"
+    QUIET = "quiet"
+
+
+def for_terminal(text: str) -> str:
+    """Text without control characters, so that a model cannot drive the user's terminal."""
+    return _CONTROL.sub("", text)
+
+
+class AnswerSink:
+    """The plain stream: the answer on stdout as it comes, thoughts on stderr if they are wanted."""
+
+    def __init__(self, output: Output, *, show_thinking: bool = False) -> None:
+        self._output = output
+        self._show_thinking = show_thinking
+        self._clean = for_terminal if output.stdout.isatty() else str
+        self._ends_with_newline = True
+
+    def phase(self, name: str, worker_pid: int) -> None:
+        """Say what is being done now."""
+
+    def piece(self, text: str, *, is_thinking: bool) -> None:
+        """A piece of the answer or of the thoughts before it."""
+        if is_thinking:
+            if self._show_thinking:
+                self._output.stderr.write(for_terminal(text))
+                self._output.stderr.flush()
+            return
+        self._ends_with_newline = text.endswith("\n")
+        self._output.stdout.write(self._clean(text))
+        self._output.stdout.flush()
+
+    def finish(self, answer: Answer) -> None:
+        """The answer is complete."""
+        if not self._ends_with_newline:
+            self._output.stdout.write("\n")
+            self._output.stdout.flush()
+
+    def close(self) -> None:
+        """Whatever happened, leave the screen clean."""
+        if not self._ends_with_newline and self._output.stdout.isatty():
+            self._output.stdout.write("\n")
+
+
+class JsonSink(AnswerSink):
+    """One JSON object when the answer is complete."""
+
+    def piece(self, text: str, *, is_thinking: bool) -> None:
+        pass
+
+    def finish(self, answer: Answer) -> None:
+        self._output.json(msgspec.to_builtins(answer))
+
+
+class JsonLinesSink(AnswerSink):
+    """One JSON object a line: ``{"type": "token"|"thinking", "text"}`` and at the end ``{"type": "answer", …}``."""
+
+    def piece(self, text: str, *, is_thinking: bool) -> None:
+        self._line({"type": "thinking" if is_thinking else "token", "text": text})
+
+    def finish(self, answer: Answer) -> None:
+        self._line({"type": "answer", **msgspec.to_builtins(answer)})
+
+    def _line(self, value: dict[str, Any]) -> None:
+        self._output.stdout.write(msgspec.json.encode(value).decode() + "\n")
+        self._output.stdout.flush()
+
+
+class CodeBlockSink(AnswerSink):
+    """Only the last code block of the answer, without its fences."""
+
+    def piece(self, text: str, *, is_thinking: bool) -> None:
+        if is_thinking:
+            super().piece(text, is_thinking=True)
+
+    def finish(self, answer: Answer) -> None:
+        """Write the block.
+
+        Raises:
+            CoeError: the answer has none.
+        """
+        block = last_code_block(answer.answer)
+        if block is None:
+            raise CoeError("the answer has no code block", "Run it without -x to see the answer.")
+        self._output.stdout.write(self._clean(block) if block.endswith("\n") else self._clean(block) + "\n")
+        self._output.stdout.flush()

@@ -1,0 +1,59 @@
+"""The list of models as a table, JSON, CSV or Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from coe_cli.output.console import Output, TableFormat
+
+MODELS_SCHEMA_VERSION = 1
+
+
+def write_models(output: Output, rows: list[Any], table_format: TableFormat) -> None:
+    """Write ``rows`` (runtime.inventory.ModelRow)."""
+    if table_format is TableFormat.JSON:
+        output.json({"schema_version": MODELS_SCHEMA_VERSION, "models": msgspec.to_builtins(rows)})
+    elif table_format is TableFormat.HUMAN:
+        _write_human(output, rows)
+    else:
+        header = list(rows[0].__struct_fields__) if rows else ["name"]
+        cells = [[_cell(getattr(row, field)) for field in header] for row in rows]
+        output.table(header, cells, table_format)
+
+
+def _write_human(output: Output, rows: list[Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("disk", no_wrap=True)
+    for name in ("size", "context", "cache/token"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("on", no_wrap=True)
+    table.add_column("experts", overflow="fold")
+    for row in rows:
+        table.add_row(
+            f"{row.name} (default)" if row.default else row.name,
+            "yes" if row.on_disk else "no",
+            _or_unknown(row.size_mb, "{:.0f} MB"),
+            _or_unknown(row.context_length, "{}"),
+            _or_unknown(row.kv_bytes_per_token, "{} B"),
+            row.provider or "unknown",
+            ", ".join(row.experts) or "-",
+        )
+    output.rich(table)
+    for row in rows:
+        if row.problem:
+            output.note(f"{row.problem}. Fetch it again: coe models pull {row.name} --force")
+        if row.duplicate_of:
+            output.note(f"{row.name} holds the same weights as {', '.join(row.duplicate_of)}: one of them can go")
+
+
+def _or_unknown(value: float | int | None, form: str) -> str:
+    return "unknown" if value is None else form.format(value)
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(value) if isinstance(value, list) else value

@@ -1,0 +1,108 @@
+"""Is a model folder whole? Sizes are checked before every load; digests when a model is installed or verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from coe_cli.core.model_spec import GENAI_CONFIG
+from coe_cli.errors import ModelDamaged
+
+MANIFEST = "coe_manifest.json"
+MANIFEST_VERSION = 1
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def write_manifest(folder: Path, origin: dict[str, Any]) -> None:
+    """Record name, size and SHA-256 of every file of ``folder``, and where the model came from."""
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    content = {"manifest_version": MANIFEST_VERSION, "origin": origin, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of ``folder``, or None when there is none or it cannot be read."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
+
+
+def check_files(name: str, folder: Path) -> None:
+    """Check that every file is there with its size; reads no weights.
+
+    With a manifest the recorded sizes count; without one the sizes that the ONNX graphs ask of their external data.
+
+    Raises:
+        ModelDamaged: a file is missing, truncated or unreadable.
+    """
+    manifest = read_manifest(folder)
+    try:
+        expected = (
+            [(file, int(facts["size"]), True) for file, facts in manifest["files"].items()]
+            if manifest
+            else [(file, size, False) for file, size in _needed_files(folder)]
+        )
+        for file, size, exact in expected:
+            path = folder / file
+            if not path.is_file():
+                raise _damaged(name, f"{path} is missing")
+            actual = path.stat().st_size
+            if actual < size or (exact and actual != size):
+                raise _damaged(name, f"{path} has {actual} bytes instead of {size}")
+            with path.open("rb"):
+                pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(name, f"{folder} cannot be read: {error}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _needed_files(folder: Path) -> Iterable[tuple[str, int]]:
+    """Files a model without a manifest cannot do without, each with the least size it may have in bytes."""
+    yield GENAI_CONFIG, 2
+    if not any((folder / file).is_file() for file in _TOKENIZER):
+        yield _TOKENIZER[0], 2
+    config = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))
+    decoder = config.get("model", {}).get("decoder") or {}
+    graph = str(decoder.get("filename", "model.onnx"))
+    yield graph, 1
+    if (folder / graph).is_file():
+        yield from external_data_sizes(folder / graph).items()
+
+
+def external_data_sizes(graph: Path) -> dict[str, int]:
+    """File name → bytes that the graph reads up to, for each external data file of an ONNX graph.
+
+    Raises:
+        ValueError: the file is not an ONNX graph.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(str(graph), load_external_data=False)
+    except Exception as error:
+        raise ValueError(f"{graph} is not an ONNX graph: {error}") from None
+    sizes: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entry = {item.key: item.value for item in tensor.external_data}
+            end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+            sizes[entry["location"]] = max(sizes.get(entry["location"], 0), end)
+    return sizes
+
+
+def _damaged(name: str, problem: str) -> ModelDamaged:
+    return ModelDamaged(f"model `{name}` is damaged: {problem}", f"Fetch it again: coe models pull {name} --force")

@@ -1,0 +1,67 @@
+"""How long work reports where it is: a stage, how far, and of how much."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+_LOOK_EVERY_S = 0.2
+
+
+class Step(NamedTuple):
+    """``done`` and ``total`` are bytes when ``is_bytes``, else parts of 1.0; a total of None is not known."""
+
+    stage: str
+    done: float
+    total: float | None
+    is_bytes: bool = False
+
+
+OnProgress = Callable[[Step], None]
+
+
+def ignore(step: Step) -> None:
+    """Report to nobody."""
+
+
+class FolderGrowth:
+    """Report a download by the growth of the folder it goes to, whatever program writes there."""
+
+    def __init__(self, stage: str, folder: Path, total_bytes: float | None, on_progress: OnProgress) -> None:
+        self._stage, self._folder, self._total = stage, folder, total_bytes
+        self._on_progress = on_progress
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.seen_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._on_progress(Step(self._stage, 0, self._total, is_bytes=True))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            self._on_progress(Step(self._stage, self._total or self.seen_bytes, self._total, is_bytes=True))
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_LOOK_EVERY_S):
+            self.seen_bytes = max(self.seen_bytes, _size_of(self._folder))
+            done = min(self.seen_bytes, self._total) if self._total else self.seen_bytes
+            self._on_progress(Step(self._stage, done, self._total, is_bytes=True))
+
+
+def _size_of(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            size += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return size

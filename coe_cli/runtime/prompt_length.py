@@ -1,0 +1,59 @@
+"""Count a prompt's tokens before its model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from coe_cli.runtime.protocol import ChatMessage
+
+_TEMPLATE_TOKENS = 256
+"""More than any chat template adds around a short conversation."""
+
+
+def prompt_tokens(
+    folder: Path, messages: Sequence[ChatMessage], template: str | None, context_length: int
+) -> int | None:
+    """Tokens of the prompt as the model will see it, or None where no count is needed or possible.
+
+    A token stands for at least one byte, so a short text fits without being tokenized; the worker counts exactly.
+    """
+    size = sum(len(message.content.encode()) for message in messages) + len(template or "")
+    if size + _TEMPLATE_TOKENS < context_length:
+        return None
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    text = _render(folder, messages, template)
+    return len(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids)
+
+
+def _render(folder: Path, messages: Sequence[ChatMessage], template: str | None) -> str:
+    if template is not None:
+        return template + "".join(message.content for message in messages)
+    source = _chat_template(folder)
+    if source is not None:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        try:
+            compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+            chat = [{"role": message.role, "content": message.content} for message in messages]
+            return str(compiled.render(messages=chat, add_generation_prompt=True, bos_token="", eos_token=""))
+        except (TemplateError, TypeError):
+            pass
+    return "\n\n".join(message.content for message in messages)
+
+
+def _chat_template(folder: Path) -> str | None:
+    try:
+        own = folder / "chat_template.jinja"
+        if own.is_file():
+            return own.read_text(encoding="utf-8")
+        template = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError):
+        return None
+    return template if isinstance(template, str) else None

@@ -1,0 +1,164 @@
+"""Messages between coe and a worker: typed, versioned, framed with their length.
+
+A frame is four bytes of length (big endian) and one msgpack map with a ``type`` key. Requests carry an id, so that one
+worker can serve several at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO, Literal
+
+import msgspec
+from msgspec import Struct
+
+PROTOCOL_VERSION = 1
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+_LENGTH = struct.Struct(">I")
+_MAX_FRAME_BYTES = 64 * 2**20
+
+
+class Message(Struct, frozen=True, tag_field="type", tag=True):
+    """Base of all messages; the class name is the tag."""
+
+
+class Load(Message, frozen=True):
+    """Load the model in ``folder``. ``session_options`` go over those of ``genai_config.json``."""
+
+    folder: str
+    provider: str
+    session_options: dict[str, str | int | bool] = {}
+    provider_options: dict[str, str] = {}
+    chunk_size: int | None = None
+
+
+class ChatMessage(Struct, frozen=True):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Sampling(Struct, frozen=True):
+    """How tokens are chosen; None leaves the model's own setting. A temperature of 0 means greedy."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+
+class Generate(Message, frozen=True):
+    """Answer ``messages``, through the model's chat template or through ``template`` ({system}, {question}).
+
+    ``context_length`` bounds prompt and answer together, in tokens; ``max_tokens`` bounds the answer.
+    """
+
+    request_id: int
+    messages: list[ChatMessage]
+    context_length: int
+    max_tokens: int | None = None
+    template: str | None = None
+    sampling: Sampling = Sampling()
+    stop: list[str] = []
+
+
+class Cancel(Message, frozen=True):
+    request_id: int
+
+
+class Unload(Message, frozen=True):
+    """End the process, and with it give back all of the model's memory."""
+
+
+class Hello(Message, frozen=True):
+    """The worker's first message."""
+
+    protocol_version: int
+    oga_version: str
+    pid: int
+
+
+class Loaded(Message, frozen=True):
+    load_s: float
+
+
+class Started(Message, frozen=True):
+    """The prompt is tokenized and its prefill begins. ``in_thinking``: the template has opened a <think> tag."""
+
+    request_id: int
+    prompt_tokens: int
+    in_thinking: bool
+
+
+class Token(Message, frozen=True):
+    """A piece of the answer; one token's text, or empty while a character is incomplete."""
+
+    request_id: int
+    text: str
+
+
+class Done(Message, frozen=True):
+    """The end of an answer. Times are seconds in the worker: to the first token, and for all tokens after it."""
+
+    request_id: int
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    first_token_s: float
+    decode_s: float
+
+
+class Failed(Message, frozen=True):
+    """A failure as a code of the CoeError family; ``request_id`` is None when it concerns the whole worker."""
+
+    code: str
+    message: str
+    hint: str = ""
+    request_id: int | None = None
+
+
+ToWorker = Load | Generate | Cancel | Unload
+FromWorker = Hello | Loaded | Started | Token | Done | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def write(stream: BinaryIO, message: Message) -> None:
+    """Write one frame and flush it."""
+    body = _encoder.encode(message)
+    stream.write(_LENGTH.pack(len(body)) + body)
+    stream.flush()
+
+
+def read_to_worker(stream: BinaryIO) -> ToWorker | None:
+    """The next message for the worker, or None at the end of the stream.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are not a message.
+    """
+    body = _frame(stream)
+    return None if body is None else _to_worker.decode(body)
+
+
+def read_from_worker(stream: BinaryIO) -> FromWorker | None:
+    """The next message of a worker, or None at the end of the stream.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are not a message.
+    """
+    body = _frame(stream)
+    return None if body is None else _from_worker.decode(body)
+
+
+def _frame(stream: BinaryIO) -> bytes | None:
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    if length > _MAX_FRAME_BYTES:
+        raise msgspec.DecodeError(f"a frame of {length} bytes is longer than any message")
+    body = stream.read(length)
+    return body if len(body) == length else None

@@ -1,0 +1,72 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+QUESTION ?= What is the capital of France?
+OLD_OGA := .oga-0.13.1
+
+.PHONY: demo test test-slow test-oga013 lint types imports resolve check clean
+
+## install, fetch and convert the embedded model, ask a question
+demo: $(VENV)/installed
+	$(BIN)/coe models pull smollm2-135m
+	$(BIN)/coe ask -m smollm2-135m "$(QUESTION)"
+
+## the test suite without the slow tests
+test: $(VENV)/developed
+	$(BIN)/coe models pull smollm2-135m
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+## the slow tests
+test-slow: $(VENV)/developed
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+## the tests that drive a model, against the ONNX Runtime GenAI that Windows has
+test-oga013: $(VENV)/developed $(OLD_OGA)/installed
+	PYTHONPATH=$(CURDIR)/$(OLD_OGA) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/developed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/developed
+	$(BIN)/mypy
+
+imports: $(VENV)/developed
+	$(BIN)/lint-imports
+
+## the dependency ranges resolve on Windows and Linux
+resolve: $(VENV)/developed
+	for version in 3.11 3.12 3.13; do \
+	  $(BIN)/uv pip compile -q pyproject.toml --python-platform windows --python-version $$version -o /dev/null && \
+	  $(BIN)/uv pip compile -q pyproject.toml --extra cuda --python-platform linux --python-version $$version -o /dev/null && \
+	  echo "resolves on Windows and Linux for Python $$version" || exit 1; \
+	done
+
+check: lint types imports resolve
+
+clean:
+	rm -rf $(VENV) $(OLD_OGA) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+
+# PyTorch only converts models here, so its CPU build is enough: a wheel that pip is configured to find on disk, else
+# PyTorch's own CPU index through uv, else whatever the package index has.
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install uv
+	$(PIP) install --no-index --no-deps -c constraints.txt torch 2>/dev/null \
+	  || $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu -c constraints.txt torch \
+	  || $(PIP) install -c constraints.txt torch
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/developed: $(VENV)/installed
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(OLD_OGA)/installed: $(VENV)/installed
+	$(PIP) install --no-deps --target $(OLD_OGA) --upgrade onnxruntime==1.24.4 onnxruntime-genai==0.13.1
+	touch $@

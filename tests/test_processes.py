@@ -67,6 +67,18 @@ def test_ctrl_c_during_a_long_prefill(coe: Coe) -> None:
     assert _interrupt(process) == ""
 
 
+def test_ctrl_c_while_coe_imports_a_module_that_calls_exec(coe: Coe) -> None:
+    """CPython ends by the signal itself, not with 130, when the interrupt came out of exec(), as in dataclasses."""
+    shim = coe.folder / "shim"
+    shim.mkdir()
+    (shim / "platformdirs.py").write_text(
+        "exec('import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)')\n"
+    )
+    path = os.pathsep.join([str(shim), coe.environment["PYTHONPATH"]])
+    result = coe.run("ask", "-m", MODEL, "Hi", PYTHONPATH=path)
+    assert (result.code, result.stdout, result.stderr) == (130, "", "")
+
+
 def test_worker_killed_in_mid_answer(coe: Coe) -> None:
     process = coe.start(*LONG)
     read_some(process.stdout, 20)

@@ -79,6 +79,28 @@ def test_ctrl_c_while_coe_imports_a_module_that_calls_exec(coe: Coe) -> None:
     assert (result.code, result.stdout, result.stderr) == (130, "", "")
 
 
+def test_ctrl_c_that_some_library_swallows_still_counts(coe: Coe) -> None:
+    """An interrupt may land in a callback of the interpreter, where an exception goes nowhere."""
+    shim = coe.folder / "shim"
+    shim.mkdir()
+    (shim / "platformdirs.py").write_text(
+        textwrap.dedent("""
+        import os, signal, sys, time
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(9)
+        except KeyboardInterrupt:
+            pass
+        sys.path = [p for p in sys.path if p != os.path.dirname(__file__)]
+        del sys.modules["platformdirs"]
+        import platformdirs
+        """)
+    )
+    path = os.pathsep.join([str(shim), coe.environment["PYTHONPATH"]])
+    result = coe.run("ask", "-m", MODEL, "Hi", PYTHONPATH=path)
+    assert (result.code, result.stdout, result.stderr) == (130, "", "")
+
+
 def test_worker_killed_in_mid_answer(coe: Coe) -> None:
     process = coe.start(*LONG)
     read_some(process.stdout, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -13,13 +14,18 @@ def main() -> None:
             from coe_cli.runtime import worker_process
 
             worker_process.start_early()
-        from coe_cli.app import run
+        try:
+            from coe_cli.app import run
 
-        code = run(sys.argv[1:])
-        if asks:
-            worker_process.discard_early()
+            code = run(sys.argv[1:])
+        finally:
+            if asks:
+                worker_process.discard_early()
     except KeyboardInterrupt:
         code = 130
+    if code == 130:
+        # After an interrupt inside exec(), as dataclasses call it, sys.exit would end by the signal and not with 130.
+        os._exit(code)
     sys.exit(code)
 
 

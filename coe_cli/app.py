@@ -61,6 +61,10 @@ def run(arguments: list[str]) -> int:
         return _report(arguments, error)
     except BrokenPipeError:
         return ExitCode.OK
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # click has turned it into sys.exit(1)
+            return ExitCode.OK
+        raise
     except Exception as error:
         if os.environ.get("COE_DEBUG"):
             raise

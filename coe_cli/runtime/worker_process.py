@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,9 +73,12 @@ class WorkerProcess:
         Raises:
             DeviceLost: the worker ended without saying why.
             TimedOut: nothing came for ``timeout_s`` seconds.
+            KeyboardInterrupt: Ctrl-C, even if it was lost earlier on.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            if _interrupted.is_set():
+                raise KeyboardInterrupt
             left_s = _LOOK_UP_S if deadline is None else min(_LOOK_UP_S, max(0.0, deadline - time.monotonic()))
             try:
                 message = self._messages.get(timeout=left_s)
@@ -132,11 +136,19 @@ class WorkerProcess:
 
 
 _early: WorkerProcess | None = None
+_interrupted = threading.Event()
+
+
+def _on_interrupt(signal_number: int, frame: object) -> None:
+    """Remember Ctrl-C: raised inside a callback of the interpreter or a careless import, the exception is lost."""
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def start_early() -> None:
     """Start a worker before the command line is parsed, so that OGA is imported meanwhile."""
     global _early
+    signal.signal(signal.SIGINT, _on_interrupt)
     _early = WorkerProcess()
 
 

@@ -1,0 +1,207 @@
+"""Run coe as its users do: a real process with folders of its own, and a real model where an answer is wanted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODEL = "smollm2-135m"
+_OURS = ("COE_", "HF_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR", "TTY_", "_COE")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run left behind."""
+
+    stdout: str
+    stderr: str
+    code: int
+
+    def check(self) -> Result:
+        """This result, if the run succeeded."""
+        assert self.code == 0, self.stderr
+        return self
+
+
+@dataclass
+class Coe:
+    """Starts coe in a clean environment; ``run`` waits for it, ``start`` does not."""
+
+    folder: Path
+    models: Path
+    environment: dict[str, str] = field(init=False)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
+        inherited = os.environ.get("PYTHONPATH", "")
+        self.environment |= {
+            "COE_MODELS_DIR": str(self.models),
+            "COE_CONFIG_DIR": str(self.folder / "config"),
+            "COE_STATE_DIR": str(self.folder / "state"),
+            "COE_CACHE_DIR": str(self.folder / "cache"),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *([inherited] if inherited else [])]),
+        }
+
+    @property
+    def config(self) -> Path:
+        """The user's configuration folder."""
+        path = self.folder / "config"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "coe_cli", *arguments]
+
+    def run(
+        self,
+        *arguments: str,
+        stdin: bytes | str = b"",
+        prefix: list[str] | None = None,
+        command: list[str] | None = None,
+        **environment: str,
+    ) -> Result:
+        """Run to the end."""
+        process = subprocess.run(
+            [*(prefix or []), *(command or self.command(*arguments))],
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            cwd=self.folder,
+            env=self.environment | environment,
+            timeout=200,
+        )
+        return Result(process.stdout.decode(), process.stderr.decode("utf-8", "replace"), process.returncode)
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start in a process group of its own; whatever is left of it is ended with the test."""
+        environment = self.environment | options.pop("environment", {})
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        process = subprocess.Popen(
+            options.pop("command", None) or self.command(*arguments),
+            cwd=self.folder,
+            env=environment,
+            start_new_session=True,
+            **options,
+        )
+        self.started.append(process)
+        return process
+
+    def end_all(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The folder with the embedded model: COE_MODELS_DIR, or ``models/`` of the checkout, filled when it is empty."""
+    named = os.environ.get("COE_MODELS_DIR")
+    folder = Path(named).absolute() if named else REPOSITORY / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".tests.lock"):
+        if not (folder / MODEL / "genai_config.json").exists():
+            environment = os.environ | {"COE_MODELS_DIR": str(folder), "PYTHONPATH": str(REPOSITORY)}
+            pull = [sys.executable, "-m", "coe_cli", "models", "pull", MODEL]
+            subprocess.run(pull, check=True, cwd=REPOSITORY, env=environment)
+    return folder
+
+
+@pytest.fixture
+def coe(tmp_path: Path, models_dir: Path) -> Iterator[Coe]:
+    """coe with the real embedded model on disk."""
+    runner = Coe(tmp_path, models_dir)
+    yield runner
+    runner.end_all()
+
+
+@pytest.fixture(scope="session")
+def shared_coe(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Coe]:
+    """The same for answers that several tests look at."""
+    runner = Coe(tmp_path_factory.mktemp("shared"), models_dir)
+    yield runner
+    runner.end_all()
+
+
+@pytest.fixture
+def bare_coe(tmp_path: Path) -> Iterator[Coe]:
+    """coe with an empty models folder, which no download may fill."""
+    models = tmp_path / "models"
+    models.mkdir()
+    runner = Coe(tmp_path, models)
+    runner.environment |= {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+    yield runner
+    runner.end_all()
+
+
+@pytest.fixture
+def copied_model(bare_coe: Coe, models_dir: Path) -> Path:
+    """The embedded model in the models folder of ``bare_coe``; replace its files, never write into them."""
+    return copy_model(models_dir / MODEL, bare_coe.models / MODEL)
+
+
+def copy_model(source: Path, target: Path) -> Path:
+    """A folder of hard links where the file system allows it, of copies where not."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copy2(path, target / path.name)
+    return target
+
+
+def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
+    """The worker of a running coe."""
+    return eventually(lambda: next(iter(psutil.Process(process.pid).children()), None))
+
+
+def eventually(look: Callable[[], Any], within_s: float = 60.0) -> Any:
+    """The first true value of ``look``."""
+    deadline = time.monotonic() + within_s
+    while not (value := look()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+    return value
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def read_some(stream: IO[bytes] | None, at_least: int = 1) -> bytes:
+    """Bytes of a pipe as they come, until there are ``at_least`` so many."""
+    assert stream is not None
+    data = b""
+    while len(data) < at_least:
+        part = os.read(stream.fileno(), 4096)
+        assert part, data
+        data += part
+    return data
+
+
+def one_line(text: str) -> str:
+    """The text, if it is a single line and no traceback."""
+    assert text.endswith("\n") and text.count("\n") == 1, text
+    assert "Traceback" not in text
+    return text.rstrip("\n")

@@ -1,0 +1,193 @@
+"""Interrupts, deaths and closed pipes: what ends, how, and that no process is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import psutil
+import pytest
+from conftest import MODEL, Coe, eventually, is_gone, one_line, read_some, worker_of
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+LONG = ("ask", "-m", MODEL, "--temperature", "1", "--seed", "5", "--max-tokens", "3500", "Tell me a very long story.")
+"""An answer that takes tens of seconds."""
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> str:
+    """Ctrl-C: SIGINT to the whole process group, as a terminal sends it; returns what was said on stderr."""
+    children = _children(process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert all(is_gone(child) for child in children)
+    assert b"Traceback" not in errors
+    return errors.decode()
+
+
+def _loading(worker: psutil.Process) -> bool:
+    return any("libonnxruntime" in item.path for item in worker.memory_maps())
+
+
+def _has_lost_gil_to_prefill(worker: psutil.Process) -> bool:
+    return worker.cpu_times().user > 2.5
+
+
+def test_ctrl_c_in_mid_answer(coe: Coe) -> None:
+    process = coe.start(*LONG)
+    read_some(process.stdout, 20)
+    assert _interrupt(process) == ""
+
+
+def test_ctrl_c_while_the_worker_starts(coe: Coe) -> None:
+    process = coe.start(*LONG)
+    worker_of(process)
+    _interrupt(process)
+
+
+def test_ctrl_c_while_the_model_loads(coe: Coe) -> None:
+    process = coe.start(*LONG)
+    worker = worker_of(process)
+    eventually(lambda: _loading(worker))
+    assert _interrupt(process) == ""
+
+
+def test_ctrl_c_during_a_long_prefill(coe: Coe) -> None:
+    process = coe.start("ask", "-m", MODEL, "-p", "standard", "one two three four five six seven " * 1000)
+    worker = worker_of(process)
+    eventually(lambda: _has_lost_gil_to_prefill(worker))
+    assert _interrupt(process) == ""
+
+
+def test_ctrl_c_while_coe_imports_a_module_that_calls_exec(coe: Coe) -> None:
+    """CPython ends by the signal itself, not with 130, when the interrupt came out of exec(), as in dataclasses."""
+    shim = coe.folder / "shim"
+    shim.mkdir()
+    (shim / "platformdirs.py").write_text(
+        "exec('import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)')\n"
+    )
+    path = os.pathsep.join([str(shim), coe.environment["PYTHONPATH"]])
+    result = coe.run("ask", "-m", MODEL, "Hi", PYTHONPATH=path)
+    assert (result.code, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_ctrl_c_that_some_library_swallows_still_counts(coe: Coe) -> None:
+    """An interrupt may land in a callback of the interpreter, where an exception goes nowhere."""
+    shim = coe.folder / "shim"
+    shim.mkdir()
+    (shim / "platformdirs.py").write_text(
+        textwrap.dedent("""
+        import os, signal, sys, time
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(9)
+        except KeyboardInterrupt:
+            pass
+        sys.path = [p for p in sys.path if p != os.path.dirname(__file__)]
+        del sys.modules["platformdirs"]
+        import platformdirs
+        """)
+    )
+    path = os.pathsep.join([str(shim), coe.environment["PYTHONPATH"]])
+    result = coe.run("ask", "-m", MODEL, "Hi", PYTHONPATH=path)
+    assert (result.code, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_worker_killed_in_mid_answer(coe: Coe) -> None:
+    process = coe.start(*LONG)
+    read_some(process.stdout, 20)
+    worker_of(process).kill()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 7
+    message = one_line(errors.decode())
+    assert message.startswith("coe: the worker was killed by signal 9")
+    assert "Run it again" in message
+
+
+@pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGTERM])
+def test_the_worker_ends_with_coe(coe: Coe, deadly: signal.Signals) -> None:
+    process = coe.start(*LONG)
+    read_some(process.stdout, 20)
+    worker = worker_of(process)
+    process.send_signal(deadly)
+    process.wait(timeout=10)
+    eventually(lambda: is_gone(worker), within_s=5)
+
+
+def test_the_worker_ends_with_coe_even_in_a_prefill(coe: Coe) -> None:
+    process = coe.start("ask", "-m", MODEL, "-p", "standard", "one two three four five six seven " * 1000)
+    worker = worker_of(process)
+    eventually(lambda: _has_lost_gil_to_prefill(worker))
+    process.kill()
+    process.wait(timeout=10)
+    eventually(lambda: is_gone(worker), within_s=2)
+
+
+@pytest.mark.parametrize("output_format", ["human", "jsonl"])
+def test_a_reader_that_leaves_ends_it_quietly(coe: Coe, output_format: str) -> None:
+    process = coe.start(*LONG, "--format", output_format)
+    assert process.stdout is not None
+    read_some(process.stdout, 20)
+    worker = worker_of(process)
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, b"")
+    assert is_gone(worker)
+
+
+def test_a_reader_that_left_before_the_list_came(coe: Coe) -> None:
+    script = '"$0" -m coe_cli models list --format csv | :; echo "${PIPESTATUS[0]}"'
+    result = coe.run(command=["bash", "-c", script, sys.executable])
+    assert (result.stdout, result.stderr) == ("0\n", "")
+
+
+def test_noise_of_native_code_does_not_reach_stdout(coe: Coe) -> None:
+    """A module in front of the real OGA writes to file descriptor 1 when imported and all the time after that."""
+    noisy = coe.folder / "noisy"
+    noisy.mkdir()
+    (noisy / "onnxruntime_genai.py").write_text(
+        textwrap.dedent("""
+        import os, sys, threading, time
+        def shout():
+            while True:
+                os.write(1, b"GARBAGE" * 100)
+                time.sleep(0.001)
+        os.write(1, b"GARBAGE")
+        threading.Thread(target=shout, daemon=True).start()
+        sys.path = [p for p in sys.path if p != os.path.dirname(__file__)]
+        del sys.modules["onnxruntime_genai"]
+        import onnxruntime_genai
+        """)
+    )
+    path = os.pathsep.join([str(noisy), coe.environment["PYTHONPATH"]])
+    result = coe.run("ask", "-m", MODEL, "The capital of France is", PYTHONPATH=path).check()
+    assert "Paris" in result.stdout
+    assert "GARBAGE" not in result.stdout + result.stderr
+    shown = coe.run("ask", "-m", MODEL, "--max-tokens", "1", "Hi", PYTHONPATH=path, COE_DEBUG="1").check()
+    assert "GARBAGE" in shown.stderr, "the noise was there"
+    assert "GARBAGE" not in shown.stdout
+
+
+def test_a_worker_that_cannot_import_oga_says_so(coe: Coe) -> None:
+    broken = coe.folder / "broken"
+    broken.mkdir()
+    (broken / "onnxruntime_genai.py").write_text("raise ImportError('DLL load failed')\n")
+    path = os.pathsep.join([str(broken), coe.environment["PYTHONPATH"]])
+    result = coe.run("ask", "-m", MODEL, "Hi", PYTHONPATH=path)
+    assert result.code == 7
+    assert "DLL load failed" in one_line(result.stderr)
+
+
+def test_nothing_for_too_long_is_a_time_out(coe: Coe) -> None:
+    result = coe.run("ask", "-m", MODEL, "-p", "standard", "--timeout", "0.1", "one two three four five " * 1200)
+    assert result.code == 8
+    assert "--timeout" in one_line(result.stderr)

@@ -1,0 +1,91 @@
+"""How fast the pure scheduler is: requests per second over a simulated pool, no process and no model.
+
+Usage: python benchmarks/scheduler_throughput.py [REQUESTS]
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import sys
+import time
+
+from coe_cli.core.scheduler import Scheduler
+from coe_cli.core.scheduler_events import (
+    Done,
+    Event,
+    Evict,
+    Evicted,
+    Load,
+    Loaded,
+    Preload,
+    Refuse,
+    Request,
+    Start,
+    Tick,
+)
+from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+
+
+def simulate(requests: int, models: int, resident: int, load: float, seed: int = 1) -> dict[str, float]:
+    """Poisson arrivals at ``load`` times what the slots can serve (service 1 s), ``models`` asked for in turns."""
+    slots = 8
+    rng = random.Random(seed)
+    pool_mb = int(resident * 5000 + slots * 500) * 100 // 90 + 200
+    config = PoolConfig(vram_budget_mb=pool_mb, max_concurrent_slots=slots, max_queue=10**9, preload_enabled=True)
+    costs = {f"m{i}": ModelCost(weights_mb=5000, kv_mb=500, load_s=2.0, max_slots=4) for i in range(models)}
+    scheduler = Scheduler(config, costs)
+    names = list(costs)
+    rate = slots * load
+    pending: list[tuple[float, int, Event]] = []
+    seq = events = ended = refused = 0
+    now_s = next_arrival_s = 0.0
+    arrived = 0
+    began_s = time.perf_counter()
+    while ended + refused < requests:
+        if arrived < requests and (not pending or next_arrival_s <= pending[0][0]):
+            now_s = next_arrival_s
+            next_arrival_s += rng.expovariate(rate)
+            arrived += 1
+            event: Event = Request(arrived, names[int(rng.random() ** 2 * models)])
+        elif pending:
+            now_s, _, event = heapq.heappop(pending)
+            ended += type(event) is Done
+        else:
+            now_s = scheduler.next_wakeup_s() or now_s + 1.0
+            event = Tick()
+        events += 1
+        for decision in scheduler.handle(event, now_s):
+            kind = type(decision)
+            seq += 1
+            if kind is Start:
+                heapq.heappush(pending, (now_s + rng.expovariate(1.0), seq, Done(decision.request_id)))
+            elif kind is Load or kind is Preload:
+                heapq.heappush(pending, (now_s + 2.0, seq, Loaded(decision.model)))
+            elif kind is Evict:
+                heapq.heappush(pending, (now_s + 0.2, seq, Evicted(decision.model)))
+            elif kind is Refuse:
+                refused += 1
+    wall_s = time.perf_counter() - began_s
+    loads = scheduler.snapshot().loads
+    return {"requests_per_s": requests / wall_s, "events_per_s": events / wall_s, "loads": loads, "refused": refused}
+
+
+def main() -> None:
+    requests = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    print(f"{'case':<44}{'requests/s':>12}{'events/s':>12}{'loads':>8}{'refused':>9}")
+    cases = [
+        ("1 model, 0.7 of capacity", 1, 1, 0.7),
+        ("4 models, all resident, 0.7 of capacity", 4, 4, 0.7),
+        ("4 models, all resident, overloaded 1.2", 4, 4, 1.2),
+        ("6 models in room for 3, 0.7 of capacity", 6, 3, 0.7),
+    ]
+    for name, models, resident, load in cases:
+        row = simulate(requests, models, resident, load)
+        print(
+            f"{name:<44}{row['requests_per_s']:>12,.0f}{row['events_per_s']:>12,.0f}{row['loads']:>8.0f}{row['refused']:>9.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -93,6 +93,23 @@ class DeviceLost(CoeError):
     code = "device_lost"
 
 
+class Busy(CoeError):
+    """The college has no room for the request now; ``retry_after_s`` says when to try again."""
+
+    exit_code = ExitCode.TIMED_OUT
+    code = "queue_full"
+
+    def __init__(self, message: str, hint: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class Draining(Busy):
+    """The college finishes what it has and takes nothing more."""
+
+    code = "draining"
+
+
 class TimedOut(CoeError):
     """Nothing happened for longer than allowed."""
 
@@ -112,6 +129,8 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
         DoesNotFit,
         OutOfMemory,
         DeviceLost,
+        Busy,
+        Draining,
         TimedOut,
     )
 }

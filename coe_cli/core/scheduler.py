@@ -93,6 +93,11 @@ class Scheduler(Admission):
         self._now_s = -math.inf
         self._seq = 0
 
+    def add_model(self, name: str, cost: ModelCost) -> None:
+        """Make a model known that was installed after the start; a known one keeps its cost."""
+        if name not in self._models:
+            self._models[name] = ModelEntry(name, cost)
+
     @property
     def drained(self) -> bool:
         """Nothing is admitted any more and nothing is left."""

@@ -10,6 +10,7 @@ from typing import Any
 from coe_cli.errors import PromptTooLong
 from coe_cli.runtime import protocol
 from coe_cli.runtime.providers import configure
+from coe_cli.runtime.slots import Slot, Slots
 
 
 class PreparedModel:
@@ -29,6 +30,9 @@ class PreparedModel:
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
         self.bos_token_id = _bos_token_id(message.folder)
+        self.slots = Slots(oga, self.model, message.slots)
+        if message.warm_context_length is not None:
+            self.slots.warm({"max_length": message.warm_context_length}, self.encode("warm up")[:8])
 
     def render(self, message: protocol.Generate) -> str:
         """The prompt's text: the expert's plain template, the chat template, or the bare text where there is none."""
@@ -68,18 +72,19 @@ class Generation:
         self._message = message
         self._begin = time.perf_counter()
         self._first_token_at = self._begin
-        self._prompt_ids: Any = None
+        self._prompt_ids: list[int] = []
+        self._slot: Slot | None = None
         self._completion_tokens = 0
         self._held = ""
 
     def prepare(self) -> protocol.Started:
-        """Tokenize the prompt.
+        """Tokenize the prompt and find a slot for it.
 
         Raises:
             PromptTooLong: prompt and one token of answer do not fit ``context_length``.
         """
         text = self._model.render(self._message)
-        self._prompt_ids = self._model.encode(text)
+        self._prompt_ids = [int(token) for token in self._model.encode(text)]
         prompt_tokens, context = len(self._prompt_ids), self._message.context_length
         if prompt_tokens >= context:
             raise PromptTooLong(
@@ -88,16 +93,23 @@ class Generation:
             )
         room = context - prompt_tokens
         self._budget = min(self._message.max_tokens or room, room)
-        return protocol.Started(self.request_id, prompt_tokens, text.rstrip().endswith("<think>"))
+        self._slot = self._model.slots.acquire(self._search_options(), self._message.guidance, self._prompt_ids)
+        in_thinking = text.rstrip().endswith("<think>")
+        return protocol.Started(
+            self.request_id, prompt_tokens, in_thinking, self._slot.reusable_tokens(self._prompt_ids)
+        )
 
     def prefill(self) -> None:
-        """Make the generator (this allocates the whole KV cache) and run the prompt through the model."""
-        oga = self._model.oga
-        params = oga.GeneratorParams(self._model.model)
-        params.set_search_options(**self._search_options())
-        self._generator = oga.Generator(self._model.model, params)
+        """Run the part of the prompt that is not in the slot's cache through the model."""
+        assert self._slot is not None
         self._stream = self._model.tokenizer.create_stream()
-        self._generator.append_tokens(self._prompt_ids)
+        self._generator = self._slot.prefill(self._prompt_ids)
+
+    def release(self) -> None:
+        """Give the slot back with what is in its cache; safe to call more than once."""
+        if self._slot is not None:
+            self._model.slots.release(self._slot)
+            self._slot = None
 
     def step(self) -> str:
         """Generate one token and return the text that may be shown; sets ``finish_reason`` at the end."""

@@ -25,10 +25,16 @@ class Message(Struct, frozen=True, tag_field="type", tag=True):
 
 
 class Load(Message, frozen=True):
-    """Load the model in ``folder``. ``session_options`` go over those of ``genai_config.json``."""
+    """Load the model in ``folder``. ``session_options`` go over those of ``genai_config.json``.
+
+    ``slots`` generators at most keep their cache; with ``warm_context_length`` one of that size is made and run at once,
+    because the first use of a new size is slow on GPUs (DESIGN §6).
+    """
 
     folder: str
     provider: str
+    slots: int = 1
+    warm_context_length: int | None = None
     session_options: dict[str, str | int | bool] = {}
     provider_options: dict[str, str] = {}
     chunk_size: int | None = None
@@ -48,6 +54,13 @@ class Sampling(Struct, frozen=True):
     seed: int | None = None
 
 
+class Guidance(Struct, frozen=True):
+    """A grammar that the answer must follow; ``data`` is its text."""
+
+    kind: Literal["json_schema", "regex", "lark_grammar"]
+    data: str
+
+
 class Generate(Message, frozen=True):
     """Answer ``messages``, through the model's chat template or through ``template`` ({system}, {question}).
 
@@ -61,6 +74,7 @@ class Generate(Message, frozen=True):
     template: str | None = None
     sampling: Sampling = Sampling()
     stop: list[str] = []
+    guidance: Guidance | None = None
 
 
 class Cancel(Message, frozen=True):
@@ -84,11 +98,15 @@ class Loaded(Message, frozen=True):
 
 
 class Started(Message, frozen=True):
-    """The prompt is tokenized and its prefill begins. ``in_thinking``: the template has opened a <think> tag."""
+    """The prompt is tokenized and its prefill begins.
+
+    ``in_thinking``: the template has opened a <think> tag. ``reused_tokens``: so many are in the slot's cache already.
+    """
 
     request_id: int
     prompt_tokens: int
     in_thinking: bool
+    reused_tokens: int = 0
 
 
 class Token(Message, frozen=True):
@@ -126,10 +144,40 @@ _to_worker = msgspec.msgpack.Decoder(ToWorker)
 _from_worker = msgspec.msgpack.Decoder(FromWorker)
 
 
+HEAD_BYTES = _LENGTH.size
+
+
+def frame(message: Message) -> bytes:
+    """One message with its length before it."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def frame_length(head: bytes) -> int:
+    """Bytes of the body that follows ``head``.
+
+    Raises:
+        msgspec.DecodeError: no message is that long.
+    """
+    (length,) = _LENGTH.unpack(head)
+    if length > _MAX_FRAME_BYTES:
+        raise msgspec.DecodeError(f"a frame of {length} bytes is longer than any message")
+    return int(length)
+
+
+def decode_from_worker(body: bytes) -> FromWorker:
+    """The message in a frame's body.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are not a message.
+    """
+    message: FromWorker = _from_worker.decode(body)
+    return message
+
+
 def write(stream: BinaryIO, message: Message) -> None:
     """Write one frame and flush it."""
-    body = _encoder.encode(message)
-    stream.write(_LENGTH.pack(len(body)) + body)
+    stream.write(frame(message))
     stream.flush()
 
 
@@ -157,8 +205,6 @@ def _frame(stream: BinaryIO) -> bytes | None:
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
-    (length,) = _LENGTH.unpack(head)
-    if length > _MAX_FRAME_BYTES:
-        raise msgspec.DecodeError(f"a frame of {length} bytes is longer than any message")
+    length = frame_length(head)
     body = stream.read(length)
     return body if len(body) == length else None

@@ -72,6 +72,7 @@ class Worker:
             self._send(started)
             generation.prefill()
         except Exception as error:
+            generation.release()
             self._fail(self._explain(error), message.request_id)
             return
         self._running.append(generation)
@@ -81,6 +82,7 @@ class Worker:
         try:
             text = generation.step()
         except Exception as error:
+            generation.release()
             self._fail(self._explain(error), generation.request_id)
             return
         if text:
@@ -89,12 +91,14 @@ class Worker:
         if reason is None:
             self._running.append(generation)
         else:
+            generation.release()
             self._send(generation.done(reason))
 
     def _cancel(self, request_id: int) -> None:
         for generation in list(self._running):
             if generation.request_id == request_id:
                 self._running.remove(generation)
+                generation.release()
                 self._send(generation.done("cancelled"))
 
     def _explain(self, error: Exception) -> CoeError:

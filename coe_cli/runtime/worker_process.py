@@ -25,6 +25,16 @@ _EXIT_WAIT_S = 5.0
 _LOOK_UP_S = 0.2
 
 
+def worker_command() -> list[str]:
+    """The command that starts a worker of this very coe."""
+    return [sys.executable, "-P", "-c", _START]
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of a worker: ours, and no telemetry."""
+    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+
+
 class WorkerProcess:
     """A running worker. The process starts at once; it imports OGA while the caller goes on.
 
@@ -33,15 +43,14 @@ class WorkerProcess:
 
     def __init__(self, command: list[str] | None = None) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
         flags: dict[str, Any] = {"creationflags": 0x00000200} if sys.platform == "win32" else {}
         # CREATE_NEW_PROCESS_GROUP: Ctrl-C reaches coe alone, which then decides; elsewhere the worker ignores SIGINT.
         self._process = subprocess.Popen(
-            command or [sys.executable, "-P", "-c", _START],
+            command or worker_command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment,
+            env=worker_environment(),
             **flags,
         )
         self._messages: queue.SimpleQueue[protocol.FromWorker | None] = queue.SimpleQueue()

@@ -1,0 +1,69 @@
+"""What one asks of a college and what it tells while it answers."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.runtime.protocol import ChatMessage, FinishReason, Guidance, Sampling
+
+
+class Ask(Struct, frozen=True):
+    """A request to one model. ``template`` is for models without a chat template."""
+
+    model: ModelSpec
+    messages: list[ChatMessage]
+    template: str | None = None
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: list[str] = []
+    guidance: Guidance | None = None
+    priority: int = 0
+
+
+class Waiting(Struct, frozen=True):
+    """Queued, with so many requests ahead."""
+
+    reason: str
+    ahead: int
+
+
+class Loading(Struct, frozen=True):
+    """The model of the request is being loaded."""
+
+
+class Reading(Struct, frozen=True):
+    """The prompt is being read. ``load_s`` is None when the model was resident."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    in_thinking: bool
+    load_s: float | None
+    worker_pid: int
+
+
+class Piece(Struct, frozen=True):
+    """A piece of the answer as the model wrote it, <think> tags included."""
+
+    text: str
+
+
+class Again(Struct, frozen=True):
+    """The answer starts again from the beginning; nothing of it had been delivered."""
+
+    reason: str
+
+
+class Finished(Struct, frozen=True):
+    """The end of the answer; times are seconds in the worker."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    first_token_s: float
+    decode_s: float
+
+
+CollegeEvent: TypeAlias = Waiting | Loading | Reading | Piece | Again | Finished

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from coe_cli import __version__
@@ -26,6 +25,10 @@ app = typer.Typer(
 )
 app.command("ask")(ask.ask)
 app.add_typer(models.app, name="models")
+
+
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+"""Base of all complaints about arguments: click's in older versions of Typer, a copy of its own in newer ones."""
 
 
 def _version(show: bool) -> None:
@@ -51,11 +54,11 @@ def run(arguments: list[str]) -> int:
         code = int(result) if isinstance(result, int) else ExitCode.OK
         sys.stdout.flush()
         return code
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
+    except _ClickException as error:
         return _report(arguments, _from_click(error))
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except CoeError as error:
         return _report(arguments, error)
@@ -74,7 +77,7 @@ def run(arguments: list[str]) -> int:
         _silence_broken_stdout()
 
 
-def _from_click(error: click.ClickException) -> UsageError:
+def _from_click(error: Any) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "coe"
     return UsageError(error.format_message().rstrip("."), f"See `{path} --help`.")

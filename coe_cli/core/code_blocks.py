@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_FENCE = re.compile(r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*$", re.MULTILINE)
+_FENCE = re.compile(r"^ {0,3}(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})[^\n]*$", re.MULTILINE)
 
 
 def last_code_block(text: str) -> str | None:
@@ -14,7 +14,7 @@ def last_code_block(text: str) -> str | None:
     while opening := _FENCE.search(text, at):
         fence = opening["fence"]
         start = min(opening.end() + 1, len(text))
-        closing = re.compile(rf"^ {{0,3}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*$", re.MULTILINE).search(
+        closing = re.compile(rf"^ {{0,3}}{re.escape(fence[0])}{{{len(fence)},}}[ \t\r]*$", re.MULTILINE).search(
             text, start
         )
         block = text[start : closing.start()] if closing else text[start:]

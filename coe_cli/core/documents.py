@@ -12,12 +12,13 @@ import yaml
 
 from coe_cli.errors import ProfileInvalid
 
+_MAX_DEPTH = 64
 T = TypeVar("T")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_PATH = re.compile(r" - at `(?:key in )?\$?(?P<path>.*)`$")
-_UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>.*?)`")
-_MISSING_FIELD = re.compile(r"missing required field `(?P<field>.*?)`")
+_PATH = re.compile(r"(?s) - at `\$?(?P<path>.*)`$")
+_UNKNOWN_FIELD = re.compile(r"(?s)unknown field `(?P<field>.*?)`")
+_MISSING_FIELD = re.compile(r"(?s)missing required field `(?P<field>.*?)`")
 _STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>\d+|\.\.\.)\]")
 
 
@@ -38,15 +39,16 @@ class Document:
             ) from None
         loader = _Loader(text)
         try:
+            self._refuse_deep_nesting(text)
             self._root = loader.get_single_node()
-            self._refuse_duplicate_keys(self._root)
+            self._refuse_duplicate_keys(self._root, set())
             self.data: Any = loader.construct_document(self._root) if self._root is not None else None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
             problem = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ProfileInvalid(
-                f"{where}: not valid YAML: {problem}", "Mend the line; YAML is indented by spaces."
+                f"{where}: not valid YAML: {_printable(problem)}", "Mend the line; YAML is indented by spaces."
             ) from None
         except (RecursionError, ValueError, OverflowError) as error:
             raise ProfileInvalid(f"{path}: cannot be read as YAML: {_reason(error)}", "Simplify the file.") from None
@@ -56,7 +58,10 @@ class Document:
     def error(self, key_path: list[str | int], problem: str, hint: str = "") -> ProfileInvalid:
         """A one-line error that names the file, the line and the key of ``key_path``."""
         key = ".".join(str(step) for step in key_path) or "the file"
-        return ProfileInvalid(f"{self.path}:{self.line_of(key_path)}: {key}: {problem}", hint or "Mend that line.")
+        where = f"{self.path}:{self.line_of(key_path)}"
+        return ProfileInvalid(
+            f"{where}: {_printable(key)}: {_printable(problem)}", _printable(hint or "Mend that line.")
+        )
 
     def convert(self, kind: type[T]) -> T:
         """The document as ``kind``, an ``msgspec.Struct``.
@@ -90,7 +95,7 @@ class Document:
 
     def _explain(self, message: str, kind: type[Any]) -> ProfileInvalid:
         located = _PATH.search(message)
-        path = self._resolve(located["path"] if located else "", message)
+        path = self._resolve(located["path"] if located else "", message, kind)
         problem = message[: located.start()] if located else message
         unknown, missing = _UNKNOWN_FIELD.search(message), _MISSING_FIELD.search(message)
         hint = ""
@@ -104,50 +109,57 @@ class Document:
             hint = f"Add `{missing['field']}`."
         return self.error(path, problem[0].lower() + problem[1:], hint)
 
-    def _resolve(self, path: str, message: str) -> list[str | int]:
-        """msgspec writes ``[...]`` for "some key or item": find the first one that has the fault."""
-        steps: list[str | int] = []
-        for match in _STEP.finditer(path):
-            if match["name"] is not None:
-                steps.append(match["name"])
-            else:
-                steps.append(match["index"] if match["index"] == "..." else int(match["index"]))
-        return self._expand(steps, self.data, message)
-
-    def _expand(self, steps: list[str | int], data: Any, message: str) -> list[str | int]:
-        resolved: list[str | int] = []
-        for position, step in enumerate(steps):
+    def _resolve(self, path: str, message: str, kind: type[Any]) -> list[str | int]:
+        """msgspec writes ``[...]`` for some value of a mapping: the one that alone brings the same message."""
+        steps: list[str | int] = [
+            m["name"] or (int(m["index"]) if m["index"] != "..." else "...") for m in _STEP.finditer(path)
+        ]
+        data, resolved = self.data, list[str | int]()
+        for step in [*steps, "..."] if path.startswith("key` in") else steps:
+            found = step
             if step == "...":
-                rest = steps[position + 1 :]
-                candidates = (
-                    list(data) if isinstance(data, dict) else list(range(len(data))) if isinstance(data, list) else []
+                container = _at(data, resolved)
+                found = next(
+                    (key for key in container if _message(_with_only(data, resolved, key), kind) == message), step
                 )
-                for candidate in candidates:
-                    if _shows_fault(data[candidate], rest, message):
-                        return [*resolved, candidate, *self._expand(rest, data[candidate], message)]
-                return resolved
-            resolved.append(step)
-            try:
-                data = data[step]
-            except (KeyError, IndexError, TypeError):
-                return resolved
+                if found == step:
+                    break
+                data = _with_only(data, resolved, found)
+            resolved.append(found)
         return resolved
 
-    def _refuse_duplicate_keys(self, node: Any) -> None:
+    def _refuse_deep_nesting(self, text: str) -> None:
+        """The C composer recurses without a limit and would overrun the stack."""
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > _MAX_DEPTH:
+                    line = event.start_mark.line + 1 if event.start_mark else 1
+                    raise ProfileInvalid(
+                        f"{self.path}:{line}: nested more than {_MAX_DEPTH} levels deep", "Simplify the file."
+                    )
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+
+    def _refuse_duplicate_keys(self, node: Any, visited: set[int]) -> None:
+        if id(node) in visited:  # an alias
+            return
+        visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
                 if isinstance(key, yaml.ScalarNode):
                     if key.value in seen:
                         raise ProfileInvalid(
-                            f"{self.path}:{key.start_mark.line + 1}: {key.value}: the key is written twice",
+                            f"{self.path}:{key.start_mark.line + 1}: {_printable(key.value)}: the key is written twice",
                             "Keep one of them.",
                         )
                     seen.add(key.value)
-                self._refuse_duplicate_keys(value)
+                self._refuse_duplicate_keys(value, visited)
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
-                self._refuse_duplicate_keys(item)
+                self._refuse_duplicate_keys(item, visited)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
@@ -161,49 +173,36 @@ def nearest(name: str, known: list[str]) -> str:
     return did_you_mean(name, known) or (f"Known: {', '.join(sorted(known))}." if known else "None are known.")
 
 
+def _printable(text: str) -> str:
+    """Text of the file as one line that cannot drive a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-_EXPECTED = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`")
-_TYPE_NAMES: dict[str, type | tuple[type, ...]] = {
-    "int": int,
-    "float": float,
-    "bool": bool,
-    "str": str,
-    "array": list,
-    "object": dict,
-    "null": type(None),
-}
+def _at(data: Any, path: list[str | int]) -> Any:
+    for step in path:
+        data = data[step]
+    return data
 
 
-def _shows_fault(value: Any, rest: list[str | int], message: str) -> bool:
-    """Whether following ``rest`` from ``value`` reaches something that ``message`` can be about."""
-    for step in rest:
-        if step == "...":
-            children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-            remaining = rest[rest.index(step) + 1 :]
-            return any(_shows_fault(child, remaining, message) for child in children)
-        if not isinstance(value, dict | list):
-            return False
-        try:
-            value = value[step]  # type: ignore[index]
-        except (KeyError, IndexError, TypeError):
-            return False
-    unknown, missing, expected = (
-        _UNKNOWN_FIELD.search(message),
-        _MISSING_FIELD.search(message),
-        _EXPECTED.match(message),
-    )
-    if unknown:
-        return isinstance(value, dict) and unknown["field"] in value
-    if missing:
-        return isinstance(value, dict) and missing["field"] not in value
-    if expected:
-        got = _TYPE_NAMES.get(expected["got"])
-        is_bool = isinstance(value, bool)
-        return got is None or (isinstance(value, got) and (got is bool or not is_bool))
-    return True
+def _with_only(data: Any, path: list[str | int], key: str | int) -> Any:
+    """A copy of ``data`` whose mapping at ``path`` has no other key than ``key``."""
+    if not path:
+        return {key: data[key]}
+    copy = data.copy()
+    copy[path[0]] = _with_only(data[path[0]], path[1:], key)
+    return copy
+
+
+def _message(data: Any, kind: type[Any]) -> str:
+    try:
+        msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
 
 
 def _known_fields(kind: Any, path: list[str | int]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from coe_cli.core.stop_strings import overlap
+
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -37,7 +39,7 @@ class ThinkingSplitter:
             self._held = self._held[at + len(tag) :]
             self._in_thinking = not self._in_thinking
             self._skip_space = True
-        keep = _overlap(self._held, _CLOSE if self._in_thinking else _OPEN)
+        keep = overlap(self._held, _CLOSE if self._in_thinking else _OPEN)
         cut = len(self._held) - keep
         self._emit(pieces, self._held[:cut])
         self._held = self._held[cut:]
@@ -56,8 +58,3 @@ class ThinkingSplitter:
         if text:
             self._skip_space = False
             pieces.append(Piece(text, self._in_thinking))
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of ``text`` that begins ``tag``."""
-    return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if text.endswith(tag[:n])), 0)

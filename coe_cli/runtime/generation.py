@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any
 
+from coe_cli.core.stop_strings import StopStrings
 from coe_cli.errors import PromptTooLong
 from coe_cli.runtime import protocol
 from coe_cli.runtime.providers import configure
@@ -75,7 +76,7 @@ class Generation:
         self._prompt_ids: list[int] = []
         self._slot: Slot | None = None
         self._completion_tokens = 0
-        self._held = ""
+        self._stops = StopStrings(message.stop)
 
     def prepare(self) -> protocol.Started:
         """Tokenize the prompt and find a slot for it.
@@ -158,26 +159,10 @@ class Generation:
         return options
 
     def _before_stop(self, text: str) -> str:
-        """Hold back text that may be the beginning of a stop string; end the answer when one is complete."""
-        self._held += text
-        for stop in self._message.stop:
-            at = self._held.find(stop)
-            if at >= 0:
-                self.finish_reason = "stop"
-                shown, self._held = self._held[:at], ""
-                return shown
-        if self.finish_reason is not None:
-            shown, self._held = self._held, ""
-            return shown
-        keep = max(_overlap(self._held, stop) for stop in self._message.stop)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+        shown = self._stops.feed(text)
+        if self._stops.stopped:
+            self.finish_reason = "stop"
+        return shown if self.finish_reason is None else shown + self._stops.finish()
 
 
 def _fold_system(chat: list[dict[str, str]]) -> list[dict[str, str]]:

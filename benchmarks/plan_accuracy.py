@@ -1,0 +1,315 @@
+"""The plan's memory figures against real processes: predicted and measured peak for each context and prompt.
+
+Every row is a fresh process that loads one model, makes a generator for the whole context, reads one prompt and writes
+a few tokens. On the CPU the figure is the peak resident set less what the process holds after importing OGA; on CUDA it
+is the device memory in use less the bare CUDA context (nothing else may use the card meanwhile). No calibration is read.
+
+    python benchmarks/plan_accuracy.py build /tmp/m --shape small-gqa [--provider cuda] [--prune]
+    python benchmarks/plan_accuracy.py measure NAME=FOLDER [NAME=FOLDER ...] [--provider cuda] [--grid 8192:16,8192:1024:512] \
+        [--results rows.jsonl]
+    python benchmarks/plan_accuracy.py table rows.jsonl [...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from coe_cli.core.footprint import (
+    CPU_PROCESS_BYTES,
+    FormulaAccounting,
+    ModelMemory,
+    activation_bytes,
+    kv_cache_bytes,
+    load_bytes,
+    load_peak_bytes,
+)
+from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.core.onnx_graph import read_graph
+from coe_cli.core.profile import PerSlotEstimate, Provider
+
+ANSWER_TOKENS = 8
+DEFAULT_GRID = (
+    "512:16,512:256,1024:16,1024:768,2048:16,2048:1024,2048:1024:256,4096:16,4096:2048,4096:2048:512,"
+    "8192:16,8192:256,8192:1024,8192:4096,8192:4096:512"
+)
+SHAPES: dict[str, dict[str, Any]] = {
+    "deepseek-r1-distill-qwen-7b": {
+        "kind": "qwen2",
+        "vocab": 152064,
+        "hidden": 3584,
+        "inner": 18944,
+        "layers": 28,
+        "heads": 28,
+        "kv_heads": 4,
+    },
+    "sqlcoder-7b-2": {
+        "kind": "llama",
+        "vocab": 32016,
+        "hidden": 4096,
+        "inner": 11008,
+        "layers": 32,
+        "heads": 32,
+        "kv_heads": 32,
+    },
+    "small-gqa": {
+        "kind": "qwen2",
+        "vocab": 65536,
+        "hidden": 1024,
+        "inner": 4864,
+        "layers": 12,
+        "heads": 16,
+        "kv_heads": 2,
+    },
+    "small-no-gqa": {
+        "kind": "llama",
+        "vocab": 32000,
+        "hidden": 768,
+        "inner": 2048,
+        "layers": 16,
+        "heads": 12,
+        "kv_heads": 12,
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="make a model with random weights in one of the shapes")
+    build.add_argument("folder", type=Path)
+    build.add_argument("--shape", choices=SHAPES, required=True)
+    build.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    build.add_argument("--prune", action="store_true", help="build with prune_lm_head=true")
+    measure = commands.add_parser("measure", help="run the grid, one process a row, and write JSON lines")
+    measure.add_argument("models", nargs="+", metavar="NAME=FOLDER")
+    measure.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    measure.add_argument("--grid", default=DEFAULT_GRID, help="context:prompt[:chunk_size], comma-separated")
+    measure.add_argument("--results", type=Path, default=Path("plan_accuracy.jsonl"))
+    table = commands.add_parser("table", help="the rows as Markdown")
+    table.add_argument("results", nargs="+", type=Path)
+    child = commands.add_parser("child")
+    child.add_argument("job")
+    options = parser.parse_args()
+    if options.command == "build":
+        build_model(options.folder, options.shape, options.provider, options.prune)
+    elif options.command == "measure":
+        measure_all(options)
+    elif options.command == "table":
+        write_table([json.loads(line) for path in options.results for line in path.read_text().splitlines()])
+    else:
+        print(json.dumps(run_child(json.loads(options.job))))
+
+
+def measure_all(options: argparse.Namespace) -> None:
+    with options.results.open("a", encoding="utf-8") as results:
+        for item in options.models:
+            name, folder = item.split("=", 1)
+            for cell in options.grid.split(","):
+                context, prompt, *chunk = (int(part) for part in cell.split(":"))
+                row = measure_row(name, Path(folder), options.provider, context, prompt, chunk[0] if chunk else None)
+                results.write(json.dumps(row) + "\n")
+                results.flush()
+                print(
+                    f"{name} {cell}: predicted {row['predicted_mb']:.0f}, measured {row['measured_mb']:.0f} MB, "
+                    f"{row['error']:+.1%}"
+                )
+
+
+def measure_row(
+    name: str, folder: Path, provider: Provider, context: int, prompt: int, chunk: int | None
+) -> dict[str, Any]:
+    """Predicted and measured megabytes of one process; ``error`` is predicted ÷ measured − 1."""
+    model = ModelMemory(
+        spec_from_folder(name, folder), provider, graph=read_graph(folder / "model.onnx"), chunk_size=chunk
+    )
+    own = CPU_PROCESS_BYTES if provider == "cpu" else 0
+    running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, prompt)
+    predicted = max(running, load_peak_bytes(model)) - own
+    slot = FormulaAccounting(PerSlotEstimate()).slot(model, context, 1)
+    job = {"folder": str(folder), "provider": provider, "context": context, "prompt": prompt, "chunk": chunk}
+    answer = subprocess.run(
+        [sys.executable, __file__, "child", json.dumps(job)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+    )
+    seen = json.loads(answer.stdout.splitlines()[-1])
+    measured = seen["peak"] - seen["before"]
+    return {
+        "model": name,
+        "provider": provider,
+        "prunes_logits": not model.logits_for_every_token,
+        "context_length": context,
+        "prompt_tokens": prompt,
+        "chunk_size": chunk,
+        "weights_mb": round((load_bytes(model) - own) / BYTES_PER_MB, 1),
+        "kv_mb": round(kv_cache_bytes(model, context) / BYTES_PER_MB, 1),
+        "activation_mb": round(activation_bytes(model, prompt) / BYTES_PER_MB, 1),
+        "predicted_mb": round(predicted / BYTES_PER_MB, 1),
+        "measured_mb": round(measured / BYTES_PER_MB, 1),
+        "measured_load_mb": round((seen["load"] - seen["before"]) / BYTES_PER_MB, 1),
+        "error": round(predicted / measured - 1, 4),
+        "formula_mb": round((model.spec.weights_bytes + slot.total_bytes) / BYTES_PER_MB, 1),
+        "guide_mb": 8000.0,
+        "oga": seen["oga"],
+    }
+
+
+def run_child(job: dict[str, Any]) -> dict[str, Any]:
+    """Load, prefill and decode in this process; bytes in use before, after the load, and at the peak."""
+    import numpy
+    import onnxruntime_genai as oga
+
+    in_use, peak = (_device_memory(), None) if job["provider"] == "cuda" else (_resident, _peak_resident)
+    before = in_use()
+    config = oga.Config(job["folder"])
+    config.clear_providers()
+    if job["provider"] == "cuda":
+        config.append_provider("cuda")
+    else:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    if job["chunk"]:
+        config.overlay(json.dumps({"search": {"chunk_size": job["chunk"]}}))
+    model = oga.Model(config)
+    seen = [in_use()]
+    load = seen[0]
+    params = oga.GeneratorParams(model)
+    params.set_search_options(max_length=job["context"], do_sample=False)
+    generator = oga.Generator(model, params)
+    vocabulary = json.loads((Path(job["folder"]) / "genai_config.json").read_text())["model"]["vocab_size"]
+    generator.append_tokens((numpy.arange(job["prompt"]) * 7 % (vocabulary - 10) + 5).astype(numpy.int32))
+    seen.append(in_use())
+    for _ in range(min(ANSWER_TOKENS, job["context"] - job["prompt"])):
+        if generator.is_done():
+            break
+        generator.generate_next_token()
+    seen.append(in_use())
+    return {
+        "before": before,
+        "load": load,
+        "peak": peak() if peak is not None else max(seen),
+        "oga": getattr(oga, "__version__", "unknown"),
+    }
+
+
+def _resident() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak_resident() -> int:
+    import psutil
+
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("the kernel does not tell the peak resident set")
+
+
+def _device_memory() -> Any:
+    """A function that gives the bytes in use on GPU 0, after this process has made its CUDA context."""
+    import ctypes
+
+    import pynvml
+
+    cuda = ctypes.CDLL("libcuda.so.1")
+    context = ctypes.c_void_p()
+    if cuda.cuInit(0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0):
+        raise RuntimeError("no CUDA context")
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+
+
+def build_model(folder: Path, shape_name: str, provider: str, prune: bool) -> None:
+    """Random weights in a known shape, INT4, through transformers and OGA's builder; the tokenizer is left out."""
+    import tempfile
+
+    import torch
+    import transformers
+    from onnxruntime_genai.models.builder import create_model
+
+    shape = SHAPES[shape_name]
+    kind = {"qwen2": "Qwen2", "llama": "Llama"}[shape["kind"]]
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=shape["vocab"],
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["inner"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"],
+        max_position_embeddings=32768,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as cache:
+        model = getattr(transformers, f"{kind}ForCausalLM")(config).half()
+        model.save_pretrained(source)
+        del model
+        tokenizer = _byte_tokenizer()
+        tokenizer.save_pretrained(source)
+        extra = {"prune_lm_head": "true"} if prune else {}
+        create_model(None, source, str(folder), "int4", provider, cache, hf_token="false", **extra)
+
+
+def _byte_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{chr(33 + n): 3 + n for n in range(90)}}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>")),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    header = (
+        "model",
+        "logits",
+        "context",
+        "prompt",
+        "chunk",
+        "weights",
+        "KV",
+        "activations",
+        "predicted",
+        "measured",
+        "error",
+        "formula",
+        "guide",
+    )
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        cells = (
+            row["model"],
+            "last" if row["prunes_logits"] else "all",
+            row["context_length"],
+            row["prompt_tokens"],
+            row["chunk_size"] or "",
+            *(f"{row[key]:.0f}" for key in ("weights_mb", "kv_mb", "activation_mb", "predicted_mb", "measured_mb")),
+            f"{row['error']:+.1%}",
+            *(f"{row[key]:.0f}" for key in ("formula_mb", "guide_mb")),
+        )
+        print(f"| {' | '.join(str(cell) for cell in cells)} |")
+    print(f"\nLargest error of {len(rows)} rows: {max(abs(row['error']) for row in rows):.1%}")
+
+
+if __name__ == "__main__":
+    main()

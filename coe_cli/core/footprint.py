@@ -1,0 +1,275 @@
+"""Bytes of weights, KV cache and activations of one model: pure arithmetic, one class for each way of counting.
+
+Sources of the constants: the guide's figures stand in the profile file (DESIGN §4), the measured ones in DESIGN §6 and
+in docs/memory.md, which `benchmarks/plan_accuracy.py` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
+
+from msgspec import Struct
+
+from coe_cli.core.model_spec import BYTES_PER_MB, KV_ELEMENT_BYTES, ModelSpec
+from coe_cli.core.onnx_graph import GraphFacts
+from coe_cli.core.profile import PerSlotEstimate, Provider
+
+AccountingName = Literal["exact", "formula", "guide"]
+ACCOUNTING_NAMES: Final[tuple[AccountingName, ...]] = ("exact", "formula", "guide")
+
+DML_SMALLEST_BYTES: Final = 64 * 1024
+"""DirectML's pool has buckets from 2**16 bytes up (onnxruntime's BucketizedBufferAllocator)."""
+
+CPU_PROCESS_BYTES: Final = 32 * BYTES_PER_MB
+"""A Python process that has imported OGA and nothing else: 31 to 32 MB resident."""
+
+CPU_SESSION_BYTES: Final = 29 * BYTES_PER_MB
+"""What a session adds whatever the model: code pages of two libraries, thread pool, graph; 26 to 31 MB."""
+
+CUDA_SESSION_BYTES: Final = 424 * BYTES_PER_MB
+"""In use after a load beyond the files, 402 to 445 MB: libraries and the arena's first regions."""
+
+CUDA_FIRST_POOL_BYTES: Final = 256 * BYTES_PER_MB
+"""The largest region among those first ones, free again when the load is over."""
+
+WIDEST_MLP: Final = 16 / 3
+"""Intermediate ÷ hidden size where no graph tells it: the widest of the catalog's models (18944 ÷ 3584 = 5.29)."""
+
+CPU_UNPACKED_FACTOR: Final = 1.4
+"""Resident ÷ file size of INT4 weights in blocks of 32, where no graph tells it: (4 + 2) bits packed, 1 bit of scales
+that stay mapped, over 5 bits a weight in the file."""
+
+
+class ModelMemory(Struct, frozen=True):
+    """A model on a provider, with what is known of its graph. ``calibration`` comes from real runs."""
+
+    spec: ModelSpec
+    provider: Provider
+    graph: GraphFacts | None = None
+    prunes_logits: bool | None = None
+    chunk_size: int | None = None
+    measured_load_bytes: int | None = None
+    measured_slot_ratio: float | None = None
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one cache element: the graph's, else what the provider's builds use."""
+        stored = self.graph.cache_element_bytes if self.graph is not None else None
+        return stored or KV_ELEMENT_BYTES[self.provider]
+
+    @property
+    def logits_for_every_token(self) -> bool:
+        """Whether a prefill makes logits for each prompt token; taken for granted while nothing says otherwise."""
+        stored = self.graph.prunes_logits if self.graph is not None else None
+        return not (self.prunes_logits if stored is None else stored)
+
+    @property
+    def intermediate_size(self) -> int:
+        stored = self.graph.intermediate_size if self.graph is not None else None
+        return stored or round(WIDEST_MLP * self.spec.shape.hidden_size)
+
+    @property
+    def qkv_size(self) -> int:
+        """Width of queries, keys and values together."""
+        shape = self.spec.shape
+        return (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_size
+
+    @property
+    def largest_matrix_bytes(self) -> int:
+        """The largest weight matrix dequantised to fp16."""
+        stored = self.graph.largest_matrix_elements if self.graph is not None else 0
+        shape = self.spec.shape
+        return 2 * (stored or shape.hidden_size * max(shape.vocab_size, self.intermediate_size))
+
+
+class SlotBytes(Struct, frozen=True):
+    """What one slot adds to its model's weights."""
+
+    kv_bytes: int
+    activation_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.kv_bytes + self.activation_bytes
+
+
+class Accounting(Protocol):
+    """One way of counting. ``costs`` are the guide's slot costs of the slots that use the model, empty when it idles."""
+
+    name: AccountingName
+
+    def kv_bytes_per_token(self, model: ModelMemory) -> int: ...
+
+    def weights_bytes(self, model: ModelMemory, costs: Sequence[int]) -> int: ...
+
+    def slot(self, model: ModelMemory, context_length: int, cost: int) -> SlotBytes: ...
+
+
+class GuideAccounting:
+    """The guide's constants: every slot brings weights, cache and activations, times its model's slot cost."""
+
+    name: AccountingName = "guide"
+
+    def __init__(self, constants: PerSlotEstimate) -> None:
+        self._constants = constants
+
+    def kv_bytes_per_token(self, model: ModelMemory) -> int:
+        """2500 MB at 8192 tokens, spread over the tokens."""
+        return self._constants.kv_cache_8k_context * BYTES_PER_MB // 8192
+
+    def weights_bytes(self, model: ModelMemory, costs: Sequence[int]) -> int:
+        return self._constants.model_weights_7b_int4 * sum(costs or (1,)) * BYTES_PER_MB
+
+    def slot(self, model: ModelMemory, context_length: int, cost: int) -> SlotBytes:
+        """The same for every context: the guide knows no other."""
+        return SlotBytes(
+            self._constants.kv_cache_8k_context * cost * BYTES_PER_MB,
+            self._constants.activation_memory * cost * BYTES_PER_MB,
+        )
+
+
+class FormulaAccounting:
+    """The guide's KV formula, 2 · layers · hidden_size · 2 bytes a token: right only without grouped-query attention."""
+
+    name: AccountingName = "formula"
+
+    def __init__(self, constants: PerSlotEstimate) -> None:
+        self._constants = constants
+
+    def kv_bytes_per_token(self, model: ModelMemory) -> int:
+        return 2 * model.spec.shape.num_hidden_layers * model.spec.shape.hidden_size * 2
+
+    def weights_bytes(self, model: ModelMemory, costs: Sequence[int]) -> int:
+        return model.spec.weights_bytes
+
+    def slot(self, model: ModelMemory, context_length: int, cost: int) -> SlotBytes:
+        return SlotBytes(
+            self.kv_bytes_per_token(model) * context_length, self._constants.activation_memory * BYTES_PER_MB
+        )
+
+
+class ExactAccounting:
+    """Shapes and allocators (DESIGN §4), with the figures of real runs in place of computed ones where there are any."""
+
+    name: AccountingName = "exact"
+
+    def kv_bytes_per_token(self, model: ModelMemory) -> int:
+        return model.spec.kv_bytes_per_token(model.element_bytes)
+
+    def weights_bytes(self, model: ModelMemory, costs: Sequence[int] = ()) -> int:
+        return model.measured_load_bytes or load_bytes(model)
+
+    def slot(self, model: ModelMemory, context_length: int, cost: int = 1) -> SlotBytes:
+        """A slot whose prompt may fill its whole context."""
+        kv, activation = kv_cache_bytes(model, context_length), activation_bytes(model, context_length)
+        if model.measured_slot_ratio is not None:
+            activation = max(0, round((kv + activation) * model.measured_slot_ratio) - kv)
+        return SlotBytes(kv, activation)
+
+
+def accounting(name: AccountingName, constants: PerSlotEstimate) -> Accounting:
+    """The way of counting called ``name``."""
+    if name == "exact":
+        return ExactAccounting()
+    return FormulaAccounting(constants) if name == "formula" else GuideAccounting(constants)
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two that is not below ``size``; 0 stays 0."""
+    return 1 << (size - 1).bit_length() if size > 0 else 0
+
+
+def dml_rounded(size: int) -> int:
+    """What DirectML's pool takes for an allocation of ``size`` bytes: a power of two, at least 64 KiB."""
+    return max(DML_SMALLEST_BYTES, power_of_two(size)) if size > 0 else 0
+
+
+def kv_cache_bytes(model: ModelMemory, context_length: int) -> int:
+    """The cache of one slot: OGA allocates all of ``context_length`` when it makes the generator.
+
+    On DirectML each layer's keys and values are a tensor of their own that is rounded up.
+    """
+    if model.provider != "dml":
+        return model.spec.kv_bytes_per_token(model.element_bytes) * context_length
+    shape = model.spec.shape
+    tensor = shape.num_key_value_heads * shape.head_size * model.element_bytes * context_length
+    return 2 * shape.num_hidden_layers * dml_rounded(tensor)
+
+
+def load_bytes(model: ModelMemory) -> int:
+    """What a loaded model holds before any prompt.
+
+    CPU: MLAS packs quantised weights into memory of its own with a scale and a block sum (4 bytes each) per block; the
+    stored scales, norms and rotary tables were read and stay mapped; an embedding that shares the head's weights is
+    copied; an embedding table of its own is mapped and hardly touched. CUDA: the files and a constant; a head that
+    gives logits for every token is dequantised as well, when it outgrows the first pool. DirectML: weights are
+    uploaded before rounding is switched on, so the files count as they are.
+    """
+    spec, graph = model.spec, model.graph
+    if model.provider == "cuda":
+        head = model.largest_matrix_bytes if model.logits_for_every_token else 0
+        return spec.weights_bytes + CUDA_SESSION_BYTES + (head if head > CUDA_FIRST_POOL_BYTES else 0)
+    if model.provider == "dml":
+        return spec.weights_bytes
+    base = CPU_PROCESS_BYTES + CPU_SESSION_BYTES
+    if graph is None or not graph.quantized_bytes:
+        return base + round(spec.weights_bytes * CPU_UNPACKED_FACTOR)
+    return base + graph.quantized_bytes + 2 * graph.block_bytes + graph.folded_bytes + graph.other_bytes
+
+
+def load_peak_bytes(model: ModelMemory) -> int:
+    """The most that is in use while a model loads: on the CPU the largest matrix exists twice while it is packed."""
+    extra = model.graph.largest_quantized_bytes if model.graph is not None and model.provider == "cpu" else 0
+    return load_bytes(model) + extra
+
+
+def activation_bytes(model: ModelMemory, prompt_tokens: int) -> int:
+    """What a prefill of ``prompt_tokens`` adds to weights and cache at its peak; ``chunk_size`` bounds the tokens.
+
+    CPU, fp32: three MLP tensors (gate, sigmoid, up), three of the attention (projection, transposed, rotated) and seven
+    of the hidden size lie side by side, since the arena hands a freed block only to tensors that fit it. CUDA, fp16:
+    see ``cuda_growth_bytes``. DirectML, fp16: the tensors that are alive at once in the MLP and the logits, each rounded.
+    """
+    tokens = min(prompt_tokens, model.chunk_size or prompt_tokens)
+    shape, inner = model.spec.shape, model.intermediate_size
+    logits_tokens = tokens if model.logits_for_every_token else 1
+    if model.provider == "cuda":
+        return cuda_growth_bytes(model, tokens)
+    if model.provider == "dml":
+        tensors = [*[inner] * 3, *[shape.hidden_size] * 2, model.qkv_size]
+        return sum(dml_rounded(2 * tokens * width) for width in tensors) + dml_rounded(
+            2 * logits_tokens * shape.vocab_size
+        )
+    hidden_layers = 4 * tokens * (3 * inner + 3 * model.qkv_size + 7 * shape.hidden_size)
+    rows = min(prompt_tokens, shape.vocab_size) * (model.graph.embedding_row_bytes if model.graph is not None else 0)
+    return hidden_layers + rows + 4 * logits_tokens * shape.vocab_size
+
+
+def cuda_growth_bytes(model: ModelMemory, tokens: int, pool_bytes: int = CUDA_FIRST_POOL_BYTES) -> int:
+    """How far a prefill extends CUDA's arena beyond ``pool_bytes`` that it holds free.
+
+    The arena grows by powers of two and keeps what it has (DESIGN §6). Asked of it, in fp16: the tensors alive at once
+    in the MLP (three of the intermediate, two of the hidden size), the largest matrix dequantised (with logits for
+    every token that happened in the load), and the logits.
+    """
+    shape = model.spec.shape
+    layer = 2 * tokens * (3 * model.intermediate_size + 2 * shape.hidden_size)
+    if model.logits_for_every_token:
+        requests = [2 * tokens * shape.vocab_size, layer]
+    else:
+        requests = [max(model.largest_matrix_bytes, layer)]
+    grown = 0
+    for request in requests:
+        if request > pool_bytes:
+            grown += power_of_two(request)
+        else:
+            pool_bytes -= request
+    return grown
+
+
+def wasted_by_rounding(model: ModelMemory, context_length: int) -> float:
+    """The share of a DirectML cache that rounding adds for nothing, 0 on other providers."""
+    asked = model.spec.kv_bytes_per_token(model.element_bytes) * context_length
+    taken = kv_cache_bytes(model, context_length)
+    return 1 - asked / taken if taken else 0.0

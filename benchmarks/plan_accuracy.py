@@ -238,8 +238,6 @@ def build_model(folder: Path, shape_name: str, provider: str, prune: bool) -> No
 
     import torch
     import transformers
-    from onnxruntime_genai.models.builder import create_model
-
     shape = SHAPES[shape_name]
     kind = {"qwen2": "Qwen2", "llama": "Llama"}[shape["kind"]]
     config = getattr(transformers, f"{kind}Config")(
@@ -262,8 +260,9 @@ def build_model(folder: Path, shape_name: str, provider: str, prune: bool) -> No
         del model
         tokenizer = _byte_tokenizer()
         tokenizer.save_pretrained(source)
-        extra = {"prune_lm_head": "true"} if prune else {}
-        create_model(None, source, str(folder), "int4", provider, cache, hf_token="false", **extra)
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", str(folder)]
+        command += ["-p", "int4", "-e", provider, "-c", cache, "--extra_options", "hf_token=false"]
+        subprocess.run([*command, *(["prune_lm_head=true"] if prune else [])], check=True, stdout=subprocess.DEVNULL)
 
 
 def _byte_tokenizer() -> Any:

@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("ask")(ask.ask)
+app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
 app.add_typer(models.app, name="models")
 
 

@@ -21,7 +21,7 @@ from coe_cli.errors import UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
 
-_EXAMPLES = """Examples:
+EXAMPLES = """Examples:
 
 coe ask "What is a deadlock?"
 

@@ -99,8 +99,8 @@ def _build(name: str, entry: ModelEntry, staging: Path, on_progress: OnProgress)
             f"model `{name}` from {source.uri} has another shape than the catalog says",
             "Report it, with `coe --version`.",
         )
-    write_manifest(result, {"uri": source.uri, "sha256": source.sha256, "licence": entry.licence})
     check_files(name, result)
+    write_manifest(result, {"uri": source.uri, "sha256": source.sha256, "licence": entry.licence})
 
 
 def _check_room(name: str, entry: ModelEntry, models_dir: Path) -> None:

@@ -27,8 +27,11 @@ def prompt_tokens(
         return None
     from tokenizers import Tokenizer
 
-    text = _render(folder, messages, template)
-    return len(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception:  # all that tokenizers raises; the worker will say what is wrong with the file
+        return None
+    return len(tokenizer.encode(_render(folder, messages, template), add_special_tokens=False).ids)
 
 
 def _render(folder: Path, messages: Sequence[ChatMessage], template: str | None) -> str:

@@ -86,7 +86,9 @@ def _from_hub(match: re.Match[str], source: Source, destination: Path, on_progre
         try:
             if path is not None:
                 return Path(huggingface_hub.hf_hub_download(repo, path, revision=info.sha, local_dir=destination))
-            return Path(huggingface_hub.snapshot_download(repo, revision=info.sha, local_dir=destination))
+            arrived = Path(huggingface_hub.snapshot_download(repo, revision=info.sha, local_dir=destination))
+            shutil.rmtree(arrived / ".cache", ignore_errors=True)  # the hub client's notes on the download
+            return arrived
         except Exception as error:
             raise SourceFailed(f"broke off: {_first_line(error)}") from error
 

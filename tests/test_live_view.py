@@ -1,0 +1,115 @@
+"""coe on a terminal: what its user sees while it runs, and what is left on the screen."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+
+import pytest
+from conftest import MODEL, Coe, Result
+
+if sys.platform == "win32":
+    pytest.skip("needs a pseudo-terminal", allow_module_level=True)
+
+import fcntl
+import pty
+import termios
+
+import pyte
+
+WIDTH, HEIGHT = 100, 30
+
+
+class Terminal:
+    """A process on a pseudo-terminal, and the screen that its output draws."""
+
+    def __init__(self, coe: Coe, *arguments: str, stdout: int | None = None, **environment: str) -> None:
+        parent, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
+        environment = {"TERM": "xterm-256color", **environment}
+        process = coe.start(
+            *arguments, stdin=child, stdout=child if stdout is None else stdout, stderr=child, environment=environment
+        )
+        os.close(child)
+        data = b""
+        try:
+            while part := os.read(parent, 65536):
+                data += part
+        except OSError:  # Linux ends a terminal that nobody writes to with EIO
+            pass
+        os.close(parent)
+        self.code = process.wait(timeout=60)
+        self.piped = process.stdout.read().decode() if process.stdout else ""
+        self.raw = data.decode()
+
+    @property
+    def screen(self) -> list[str]:
+        """Lines of the final screen."""
+        screen = pyte.Screen(WIDTH, HEIGHT)
+        pyte.Stream(screen).feed(self.raw)
+        assert not screen.cursor.hidden
+        return [line.rstrip() for line in screen.display]
+
+    @property
+    def seen(self) -> str:
+        """All text that was ever on the screen."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw)
+
+
+@pytest.fixture(scope="module")
+def story(shared_coe: Coe) -> Terminal:
+    return Terminal(shared_coe, "ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "120", "Tell me a story.")
+
+
+@pytest.fixture(scope="module")
+def plain_story(shared_coe: Coe) -> Result:
+    options = ("--temperature", "0", "--max-tokens", "120")
+    return shared_coe.run("ask", "-m", MODEL, *options, "Tell me a story.").check()
+
+
+def test_the_answer_stays_and_the_status_goes(story: Terminal, plain_story: Result) -> None:
+    assert story.code == 0
+    assert "".join("".join(story.screen).split()) == "".join(plain_story.stdout.split())
+
+
+def test_the_status_showed_model_phases_rate_and_memory(story: Terminal) -> None:
+    assert MODEL in story.seen
+    assert "loading" in story.seen and "answering" in story.seen
+    assert re.search(r"\d+ tokens · \d+ tokens/s", story.seen)
+    assert re.search(r"\d+ of 4000 MB normal", story.seen)
+
+
+def test_with_stdout_in_a_pipe_the_terminal_is_left_empty(coe: Coe) -> None:
+    terminal = Terminal(coe, "ask", "-m", MODEL, "The capital of France is", stdout=subprocess.PIPE)
+    assert terminal.code == 0
+    assert "Paris" in terminal.piped and "\x1b" not in terminal.piped
+    assert not any(terminal.screen)
+    assert "loading" in terminal.seen
+
+
+def test_no_colour_when_the_user_wants_none(coe: Coe) -> None:
+    terminal = Terminal(coe, "ask", "-m", MODEL, "--max-tokens", "8", "The capital of France is", NO_COLOR="1")
+    assert terminal.code == 0
+    assert not re.search(r"\x1b\[(\d+;)*3\d(;\d+)*m", terminal.raw)
+
+
+@pytest.mark.parametrize("options", [("--no-live",), ("--format", "quiet"), ("--format", "json")])
+def test_no_live_view_where_it_is_not_wanted(coe: Coe, options: tuple[str, ...]) -> None:
+    terminal = Terminal(coe, "ask", "-m", MODEL, "--max-tokens", "8", *options, "The capital of France is")
+    assert terminal.code == 0
+    assert "\x1b" not in terminal.raw
+    assert "Paris" in terminal.raw
+
+
+def test_an_error_leaves_the_message_alone(coe: Coe) -> None:
+    terminal = Terminal(coe, "ask", "-m", "smolm2-135m", "Hi")
+    assert terminal.code == 4
+    assert " ".join(terminal.screen).split()[:3] == ["coe:", "unknown", "model"]
+
+
+def test_help_on_a_terminal_obeys_no_color(coe: Coe) -> None:
+    assert "\x1b[" in Terminal(coe, "--help").raw
+    assert not re.search(r"\x1b\[(\d+;)*3\d(;\d+)*m", Terminal(coe, "--help", NO_COLOR="1").raw)

@@ -1,0 +1,40 @@
+"""What the command line imports: nothing heavy, and the answer is made in another process."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from conftest import MODEL, Coe
+
+HEAVY = {
+    "onnxruntime",
+    "onnxruntime_genai",
+    "onnx",
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "numpy",
+    "huggingface_hub",
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("models", "list"),
+        ("models", "pull", MODEL),
+        ("ask", "--help"),
+        ("ask", "-m", MODEL, "--max-tokens", "1", "Hi"),
+        ("ask", "-e", "no_such_expert", "Hi"),
+    ],
+)
+def test_no_command_imports_what_only_workers_need(coe: Coe, arguments: tuple[str, ...]) -> None:
+    """-X importtime writes a line for each module of this process; the worker is not started with it."""
+    result = coe.run(command=[sys.executable, "-X", "importtime", "-m", "coe_cli", *arguments])
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    modules = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+    assert "coe_cli" in modules, "the report is there"
+    assert not HEAVY & modules

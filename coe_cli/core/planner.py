@@ -10,7 +10,7 @@ from coe_cli.core.footprint import Accounting, AccountingName, accounting, waste
 from coe_cli.core.model_spec import BYTES_PER_MB
 from coe_cli.core.pressure import Pressure, pressure, pressure_level
 from coe_cli.core.profile import HardwareProfile, Provider
-from coe_cli.core.scenario import Known, PlannedModel, PlannedSlot, Scenario, Usage, usage
+from coe_cli.core.scenario import Known, PlannedModel, PlannedSlot, Scenario, Usage, total_mb, usage
 from coe_cli.core.solve import largest_context, most_slots, nearest_change
 
 WASTE_LIMIT: Final = 0.15
@@ -209,7 +209,7 @@ def _warnings(
 def _guide_differs(profile: HardwareProfile, scenario: Scenario, known: Known) -> list[PlanWarning]:
     constants = profile.vram_components.per_slot_estimate
     guide, exact = (
-        usage(scenario, known.models, accounting(name, constants), profile.fixed_mb).total_mb
+        total_mb(scenario, known.models, accounting(name, constants), profile.fixed_mb)
         for name in ("guide", "exact")  # type: AccountingName
     )
     if abs(guide - exact) <= GUIDE_TOLERANCE * exact:

@@ -90,6 +90,20 @@ def role_of(catalog: Catalog, expert: str, model: str) -> Role:
     return Role(expert, model, entry.slot_cost if entry.model == model else 1)
 
 
+def total_mb(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Accounting, fixed_mb: float) -> float:
+    """Fixed part, each resident model's weights once, each slot's cache and activations, in MB."""
+    rounds, rest = divmod(scenario.slots, len(scenario.roles)) if scenario.roles else (0, 0)
+    costs: dict[str, list[int]] = {}
+    size = 0
+    for index, role in enumerate(scenario.roles):
+        count = rounds + (index < rest)
+        costs.setdefault(role.model, []).extend([role.slot_cost] * count)
+        if count:
+            size += count * counting.slot(models[role.model], scenario.context_length, role.slot_cost).total_bytes
+    size += sum(counting.weights_bytes(models[name], paid) for name, paid in costs.items())
+    return fixed_mb + size / BYTES_PER_MB
+
+
 class Usage(Struct, frozen=True):
     """The arithmetic of one scenario in one accounting."""
 
@@ -99,15 +113,13 @@ class Usage(Struct, frozen=True):
 
 
 def usage(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Accounting, fixed_mb: float) -> Usage:
-    """Fixed part, each resident model's weights once, each slot's cache and activations."""
+    """The same sum in its parts, as a plan shows them."""
     running = scenario.running()
     planned: list[PlannedModel] = []
-    weights_bytes = 0
     for name in dict.fromkeys(role.model for role in scenario.roles):
         memory = models[name]
         costs = [role.slot_cost for role in running if role.model == name]
         size = counting.weights_bytes(memory, costs)
-        weights_bytes += size
         mine = [role for role in scenario.roles if role.model == name]
         planned.append(
             PlannedModel(
@@ -121,10 +133,8 @@ def usage(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Accou
             )
         )
     slots: list[PlannedSlot] = []
-    slot_bytes = 0
     for role in running:
         part = counting.slot(models[role.model], scenario.context_length, role.slot_cost)
-        slot_bytes += part.total_bytes
         slots.append(
             PlannedSlot(
                 expert=role.expert,
@@ -135,7 +145,7 @@ def usage(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Accou
                 total_mb=_mb(part.total_bytes),
             )
         )
-    return Usage(planned, slots, fixed_mb + (weights_bytes + slot_bytes) / BYTES_PER_MB)
+    return Usage(planned, slots, total_mb(scenario, models, counting, fixed_mb))
 
 
 def _mb(size: int) -> float:

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from coe_cli.core.footprint import Accounting
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.scenario import Known, Scenario, usage
+from coe_cli.core.scenario import Known, Scenario, total_mb
 
 SMALLEST_CONTEXT = 16
 MOST_SLOTS = 1024
@@ -37,7 +37,7 @@ def most_slots(profile: HardwareProfile, scenario: Scenario, known: Known, count
 
 def smallest_budget_mb(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:
     """The least whole number of megabytes that the scenario fits in."""
-    return math.ceil(usage(scenario, known.models, counting, profile.fixed_mb).total_mb)
+    return math.ceil(total_mb(scenario, known.models, counting, profile.fixed_mb))
 
 
 def nearest_change(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> str:
@@ -72,7 +72,7 @@ def _fewer_experts(profile: HardwareProfile, scenario: Scenario, known: Known, c
 
 
 def _fits(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> bool:
-    return usage(scenario, known.models, counting, profile.fixed_mb).total_mb <= scenario.budget_mb
+    return total_mb(scenario, known.models, counting, profile.fixed_mb) <= scenario.budget_mb
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:

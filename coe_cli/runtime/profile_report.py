@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -49,10 +50,8 @@ def check(
         ProfileInvalid: no profile has that name.
     """
     seen = machine if machine is not None else probe_machine()
-    try:
+    with contextlib.suppress(OSError):  # the next plan merely knows less
         remember(seen, where.state)
-    except OSError:
-        pass  # the next plan merely knows less
     profile, reason = pick_profile(seen, profiles) if auto else (profiles.select(name), "")
     files = ", ".join(str(path) for path in profiles.paths)
     findings = [Finding("ok", "file", f"valid: {files}")]

@@ -59,7 +59,7 @@ def read_graph(path: Path) -> GraphFacts | None:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _facts(data)
-    except (OSError, ValueError, IndexError, KeyError, UnicodeDecodeError):
+    except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError):
         return None
 
 

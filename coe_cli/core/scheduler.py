@@ -8,7 +8,7 @@ would be taken for those of the next one. Cost per event: O(log n) in requests, 
 
 Memory. The pool is the budget less its fixed part. Reserved are the weights of each model that loads, is resident or is
 being evicted, once, and one slot (KV cache and activations) for each generation. Usage is the larger of reserved and
-measured; pressure is usage ÷ pool; a level falls back 0.02 below its threshold (``core.pressure``). A shortfall after
+measured; pressure is usage ÷ pool; a level falls back 0.02 below its threshold (``core.pool_memory``). A shortfall after
 an eviction counts as reserved until a later measurement shows it back.
 
 Admission. Beside other work a start or a load is admitted only if the projected usage stays below ``high``, and at high
@@ -45,7 +45,7 @@ from __future__ import annotations
 import math
 
 from coe_cli.core.admission import Admission
-from coe_cli.core.pressure import Level
+from coe_cli.core.pool_memory import Level
 from coe_cli.core.scheduler_events import (
     Cancelled,
     Decision,

@@ -41,7 +41,7 @@ class ModelRow(Struct, frozen=True):
 def list_models(catalog: Catalog, models_dir: Path) -> list[ModelRow]:
     """All models by name: first those on disk."""
     found = models_on_disk(models_dir)
-    duplicates = _duplicates(found)
+    duplicates = duplicate_weights(found)
     rows = [_row(name, catalog, found.get(name), duplicates) for name in sorted({*catalog.models, *found})]
     return sorted(rows, key=lambda row: (not row.on_disk, row.name.lower()))
 
@@ -71,7 +71,7 @@ def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str,
     )
 
 
-def _duplicates(found: dict[str, Path]) -> dict[str, list[str]]:
+def duplicate_weights(found: dict[str, Path]) -> dict[str, list[str]]:
     """Model → other models with the same weights, by size and then by content."""
     by_size: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, folder in found.items():

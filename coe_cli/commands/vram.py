@@ -1,0 +1,102 @@
+"""`coe vram`: does it fit, and what would."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from coe_cli.commands.options import (
+    CatalogFileOption,
+    ProfileOption,
+    ProfilesFileOption,
+    complete_experts,
+    read_catalog,
+    read_profiles,
+)
+from coe_cli.errors import ExitCode
+from coe_cli.output.console import Output, TableFormat
+
+app = typer.Typer(help="Memory, planned before anything is loaded.", no_args_is_help=True)
+
+
+class ProviderName(StrEnum):
+    DML = "dml"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class AccountingChoice(StrEnum):
+    EXACT = "exact"
+    FORMULA = "formula"
+    GUIDE = "guide"
+
+
+class Unknown(StrEnum):
+    CONTEXT = "context"
+    SLOTS = "slots"
+    VRAM = "vram"
+
+
+@app.callback()
+def _group() -> None:
+    """Memory, planned before anything is loaded."""
+
+
+@app.command("plan")
+def plan(
+    profile_name: ProfileOption = None,
+    experts: Annotated[
+        str | None,
+        typer.Option("--experts", "-e", help="Experts a,b,c of the scenario.", autocompletion=complete_experts),
+    ] = None,
+    context: Annotated[int | None, typer.Option("--context", min=1, max=2**24, help="Tokens a slot.")] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, max=1024, help="Generations at once.")] = None,
+    vram_mb: Annotated[int | None, typer.Option("--vram-mb", min=1, max=2**30, help="Budget in MB.")] = None,
+    provider: Annotated[ProviderName | None, typer.Option("--provider", help="Plan for another provider.")] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option("--chunk-size", min=1, help="Tokens a prefill reads at once.")
+    ] = None,
+    accounting: Annotated[
+        AccountingChoice, typer.Option("--accounting", help="exact, the guide's KV formula, or its constants.")
+    ] = AccountingChoice.EXACT,
+    compare: Annotated[bool, typer.Option("--compare", help="All three side by side, and what was measured.")] = False,
+    solve: Annotated[Unknown | None, typer.Option("--solve", help="Ask for the largest or smallest that fits.")] = None,
+    table_format: Annotated[TableFormat, typer.Option("--format", help="How the plan is written.")] = TableFormat.HUMAN,
+    profiles_file: ProfilesFileOption = None,
+    catalog_file: CatalogFileOption = None,
+) -> None:
+    """Slots, weights, KV cache and headroom of a profile; exit 0 when it fits, 5 when it does not.
+
+    Example: coe vram plan --profile compact --experts python_backend,sql_query --solve context
+    """
+    from coe_cli.output.plan_view import write_plan
+    from coe_cli.runtime.folders import folders
+    from coe_cli.runtime.plan_inputs import PlanRequest
+    from coe_cli.runtime.plan_report import report
+
+    request = PlanRequest(
+        experts=tuple(name.strip() for name in experts.split(",") if name.strip()) if experts is not None else None,
+        slots=slots,
+        context_length=context,
+        vram_mb=vram_mb,
+        provider=provider.value if provider is not None else None,
+        chunk_size=chunk_size,
+    )
+    profile = read_profiles(profiles_file).select(profile_name)
+    output = Output()
+    result = report(
+        request,
+        profile,
+        read_catalog(catalog_file),
+        folders(),
+        accounting=accounting.value,
+        solve=solve.value if solve is not None else None,
+        compare=compare,
+    )
+    for note in result.notes:
+        output.note(note)
+    write_plan(output, result.plan, table_format, result.compare)
+    if not result.plan.fits:
+        raise typer.Exit(ExitCode.DOES_NOT_FIT)

@@ -1,0 +1,85 @@
+"""The inverse questions: the largest context, the most slots, the smallest card, the nearest change that fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from msgspec import structs
+
+from coe_cli.core.footprint import Accounting
+from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.scenario import Known, Scenario, total_mb
+
+SMALLEST_CONTEXT = 16
+MOST_SLOTS = 1024
+CHUNK_SIZE = 512
+
+
+def largest_context(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:
+    """The most tokens a slot can have, up to what every model of the scenario can take; 0 if not even 16 fit."""
+    limit = min((known.models[role.model].spec.context_length for role in scenario.roles), default=0)
+    return _largest(
+        SMALLEST_CONTEXT,
+        limit,
+        lambda context: _fits(profile, structs.replace(scenario, context_length=context), known, counting),
+    )
+
+
+def most_slots(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:
+    """The most slots at the scenario's context that the budget holds, going round the experts; 1024 at most."""
+    if not scenario.roles:
+        return 0
+    return _largest(
+        1, MOST_SLOTS, lambda slots: _fits(profile, structs.replace(scenario, slots=slots), known, counting)
+    )
+
+
+def smallest_budget_mb(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:
+    """The least whole number of megabytes that the scenario fits in."""
+    return math.ceil(total_mb(scenario, known.models, counting, profile.fixed_mb))
+
+
+def nearest_change(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> str:
+    """One sentence: what would make the scenario fit, the smallest changes first."""
+    needed_mb = smallest_budget_mb(profile, scenario, known, counting)
+    changes = []
+    chunked = {
+        name: structs.replace(memory, chunk_size=min(memory.chunk_size or CHUNK_SIZE, CHUNK_SIZE))
+        for name, memory in known.models.items()
+    }
+    if _fits(profile, scenario, structs.replace(known, models=chunked), counting):
+        changes.append(f"--chunk-size {CHUNK_SIZE}")
+    context = largest_context(profile, scenario, known, counting)
+    if 0 < context < scenario.context_length:
+        changes.append(f"--context {context}")
+    slots = most_slots(profile, scenario, known, counting)
+    if 0 < slots < scenario.slots:
+        changes.append(f"--slots {slots}")
+    if not changes and (fewer := _fewer_experts(profile, scenario, known, counting)):
+        changes.append(f"--experts {fewer} --slots 1")
+    changes.append(f"--vram-mb {needed_mb}")
+    short_mb = needed_mb - scenario.budget_mb
+    return f"{short_mb} MB short of {scenario.budget_mb} MB; it would fit with {' or '.join(changes)}"
+
+
+def _fewer_experts(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> str:
+    """The first expert that fits alone, if the scenario has several."""
+    for role in scenario.roles if len(scenario.roles) > 1 else ():
+        if _fits(profile, structs.replace(scenario, roles=(role,), slots=1), known, counting):
+            return role.expert
+    return ""
+
+
+def _fits(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> bool:
+    return total_mb(scenario, known.models, counting, profile.fixed_mb) <= scenario.budget_mb
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from ``low`` to ``high`` that ``fits``, which must be monotone; 0 if ``low`` does not."""
+    if high < low or not fits(low):
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

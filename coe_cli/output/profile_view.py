@@ -1,0 +1,124 @@
+"""Profiles and the findings about them, on the screen or as JSON, CSV or Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from coe_cli.core.profile import HardwareProfile, ProfileSet
+from coe_cli.core.profile_check import Finding
+from coe_cli.output.console import Output, TableFormat
+
+if TYPE_CHECKING:
+    from coe_cli.runtime.profile_report import CheckReport
+
+SCHEMA_VERSION = 1
+LIST_FIELDS = (
+    "name",
+    "provider",
+    "vram_budget_mb",
+    "max_concurrent_slots",
+    "context_length",
+    "preload_enabled",
+    "description",
+)
+MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}
+
+
+def write_profiles(output: Output, profiles: ProfileSet, table_format: TableFormat) -> None:
+    """One line a profile; the default one is marked."""
+    rows = [{field: getattr(profile, field) for field in LIST_FIELDS} for profile in profiles.profiles.values()]
+    if table_format is TableFormat.JSON:
+        output.json({"schema_version": SCHEMA_VERSION, "default_profile": profiles.default_profile, "profiles": rows})
+    elif table_format is TableFormat.HUMAN:
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for title in ("profile", "provider"):
+            table.add_column(title)
+        for title in ("budget MB", "slots", "context"):
+            table.add_column(title, justify="right")
+        for title in ("preload", "description"):
+            table.add_column(title)
+        for row in rows:
+            name = f"{row['name']} *" if row["name"] == profiles.default_profile else row["name"]
+            table.add_row(
+                name,
+                row["provider"],
+                *(f"{row[key]:,}" for key in ("vram_budget_mb", "max_concurrent_slots", "context_length")),
+                "yes" if row["preload_enabled"] else "no",
+                row["description"],
+            )
+        output.rich(table)
+        output.note("* is the default profile")
+    else:
+        output.table(LIST_FIELDS, [list(row.values()) for row in rows], table_format)
+
+
+def write_profile(output: Output, profile: HardwareProfile, table_format: TableFormat) -> None:
+    """One profile with every setting, dotted names for the nested ones."""
+    document: dict[str, Any] = msgspec.to_builtins(profile)
+    if table_format is TableFormat.JSON:
+        output.json({"schema_version": SCHEMA_VERSION, "profile": document})
+        return
+    rows = [(key, value) for key, value in _flat(document) if key not in ("description", "notes")]
+    if table_format is not TableFormat.HUMAN:
+        output.table(("setting", "value"), rows, table_format)
+        return
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = output.console()
+    console.print(f"[bold]{escape(profile.name)}[/bold] · {escape(profile.description)}\n")
+    if profile.notes:
+        console.print(escape(profile.notes.strip()) + "\n")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("setting")
+    table.add_column("value", justify="right")
+    for key, value in rows:
+        table.add_row(key, str(value))
+    console.print(table)
+
+
+def write_check(output: Output, report: CheckReport, table_format: TableFormat) -> None:
+    """One line a finding: level, topic, what is so, what to do."""
+    if table_format is TableFormat.JSON:
+        output.json(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "profile": report.profile.name,
+                "reason": report.reason,
+                "machine": msgspec.to_builtins(report.machine),
+                "findings": msgspec.to_builtins(report.findings),
+                "passed": report.passed,
+            }
+        )
+    elif table_format is TableFormat.HUMAN:
+        from rich.text import Text
+
+        console = output.console()
+        console.print(Text(f"{report.profile.name}" + (f": {report.reason}" if report.reason else ""), style="bold"))
+        for finding in report.findings:
+            console.print(_line(finding))
+    else:
+        rows = [(f.level, f.topic, f.message, f.action) for f in report.findings]
+        output.table(("level", "topic", "message", "action"), rows, table_format)
+
+
+def _line(finding: Finding) -> Any:
+    from rich.text import Text
+
+    word, colour = MARKS[finding.level]
+    line = Text(f"{word:<8}", style=colour)
+    line.append(f"{finding.topic:<12} {finding.message}", style="")
+    return line.append(f"  → {finding.action}", style="dim") if finding.action else line
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        rows += _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else [(prefix + key, item)]
+    return rows

@@ -142,7 +142,7 @@ def test_two_models_swap_in_a_budget_for_one(models_dir: Path) -> None:
         for spec in (two, one, two, one):
             text, _ = await ask(college, spec, "The capital of France is")
             assert text == begin[0]
-            assert [name for name in college.workers()] == [spec.name]
+            assert list(college.workers()) == [spec.name]
         both = await asyncio.gather(*(ask(college, spec, "Name a fruit.") for spec in (one, two, one, two)))
         assert len({text for text, _ in both}) == 1
         watching.cancel()

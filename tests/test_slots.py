@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -24,7 +24,7 @@ class FakeParams:
 class FakeGenerator:
     """Holds the tokens that it was given; token 13 makes it fail."""
 
-    alive: weakref.WeakSet[FakeGenerator] = weakref.WeakSet()
+    alive: ClassVar[weakref.WeakSet[FakeGenerator]] = weakref.WeakSet()
     peak = 0
 
     def __init__(self, model: Any, params: FakeParams) -> None:
@@ -87,6 +87,7 @@ def test_no_more_generators_than_ever_answered_at_once(slots: Slots) -> None:
     first, second = slots.acquire(GREEDY, None, [1]), slots.acquire(SEEDED, None, [2])
     slots.release(first)
     slots.release(second)
+    del first, second
     _answer(slots, {**GREEDY, "max_length": 16}, [5, 6])
     assert FakeGenerator.peak == 2
 

@@ -203,11 +203,11 @@ class Admission(RequestQueues):
         model.loaded_s = now_s
         model.held_mb = held_mb
         model.reserved_mb = model.weights_mb + held_mb
-        model.footprint_mb = model.weights_mb
-        model.warm_slots = 0
+        model.footprint_mb = model.need_mb
+        model.warm_slots = 1  # the first slot is opened right after the load
         model.infeasible_since_s = math.inf
         memory.reserved_mb += model.reserved_mb
-        memory.place(model.weights_mb, loading=True)
+        memory.place(model.need_mb, loading=True)
         self._loading = model
 
     def _consider_preload(self, now_s: float, out: list[Decision]) -> None:

@@ -157,7 +157,7 @@ class ModelEntry:
         self.held_mb = 0
         """Room for the first slot, kept from the load on."""
         self.warm_slots = 0
-        """Slots opened since the load; each keeps its memory until the process ends."""
+        """Slots opened since the load, the first one with it; each keeps its memory until the process ends."""
         self.unasked = False
         """Preloaded and not asked for since."""
         self.unload_wanted = False

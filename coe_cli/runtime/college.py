@@ -24,6 +24,7 @@ from coe_cli.runtime.meter import Meter
 from coe_cli.runtime.resident import ResidentWorker
 
 _RECLAIM_WAIT_S = 2.0
+_RECLAIM_LOOK_S = 0.02
 _MEASURE_EVERY_S = 2.0
 
 
@@ -62,6 +63,9 @@ class College:
         self._requests: dict[int, _Request] = {}
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._decisions: deque[ev.Decision] = deque()
+        self._carrying_out = False
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._housekeeper: asyncio.Task[None] | None = None
         self.notices: deque[str] = deque(maxlen=50)
@@ -78,6 +82,8 @@ class College:
         Raises:
             DoesNotFit, Busy, OutOfMemory, DeviceLost, PromptTooLong, ModelDamaged: why there is no (whole) answer.
         """
+        if self._closed:
+            raise _stopped()
         self._start_housekeeping()
         self._know(ask.model)
         request_id, request = next(self._ids), _Request(ask)
@@ -127,7 +133,8 @@ class College:
         self._tell(ev.Drain())
 
     async def close(self) -> None:
-        """End every worker, and with them every request that is left."""
+        """End every worker, and with them every request that is left; safe to call more than once."""
+        self._closed = True
         for handle in (self._timer, self._housekeeper):
             if handle is not None:
                 handle.cancel()
@@ -137,22 +144,35 @@ class College:
         await asyncio.gather(*(worker.end() for worker in self._workers.values()))
         self._workers.clear()
         for request in self._requests.values():
-            request.events.put_nowait(from_code("draining", "the college was stopped", "Ask again."))
+            request.events.put_nowait(_stopped())
 
     # --- events in, decisions out
 
     def _tell(self, event: ev.Event) -> None:
-        pending = deque(self._scheduler.handle(event, self._clock()))
-        while pending:
-            self._carry_out(pending.popleft())
+        if self._closed:
+            return
+        self._decisions.extend(self._scheduler.handle(event, self._clock()))
+        if self._carrying_out:  # in the middle of an earlier event's decisions: these come after them
+            return
+        self._carrying_out = True
+        try:
+            while self._decisions:
+                self._carry_out(self._decisions.popleft())
+        finally:
+            self._carrying_out = False
         self._set_timer()
 
     def _carry_out(self, decision: ev.Decision) -> None:
         match decision:
             case ev.Load(model=model) | ev.Preload(model=model):
-                self._spawn(self._load(model))
+                worker = ResidentWorker(self._specs[model], self._settings.worker_command)
+                self._workers[model] = worker
+                self._spawn(self._load(model, worker))
             case ev.Evict(model=model):
-                self._spawn(self._evict(model))
+                doomed = self._workers.get(model)
+                if doomed is not None:
+                    doomed.ending = True  # from now on nothing that it says is heard: its requests are the scheduler's
+                self._spawn(self._evict(model, doomed))
             case ev.Start():
                 self._start(decision)
             case ev.Stop(request_id=request_id, model=model):
@@ -200,13 +220,12 @@ class College:
             self._contexts[spec.name] = context_length
             self._scheduler.add_model(spec.name, cost)
 
-    async def _load(self, model: str) -> None:
-        spec = self._specs[model]
-        worker = ResidentWorker(spec, self._settings.worker_command)
-        self._workers[model] = worker
+    async def _load(self, model: str, worker: ResidentWorker) -> None:
         for request in self._requests.values():
             if request.ask.model.name == model:
                 request.events.put_nowait(ce.Loading())
+        worker.on_message = lambda message: self._on_message(model, worker, message)
+        worker.on_exit = lambda: self._lose(model, worker, worker.death())
         try:
             await worker.load(
                 slots=self._settings.pool.max_concurrent_slots,
@@ -216,24 +235,19 @@ class College:
         except CoeError as error:
             if worker.ending:
                 return
+            worker.ending = True
             await worker.end()
-            self._forget(model, worker)
-            self._tell(ev.LoadFailed(model, error.code, error.message, self._used_mb()))
+            if self._forget(model, worker):
+                self._tell(ev.LoadFailed(model, error.code, error.message, self._used_mb()))
             return
         if worker.ending:
-            return
-        worker.on_message = lambda message: self._on_message(model, message)
-        worker.on_exit = lambda: self._spawn(self._died(model, worker, worker.death()))
-        if not worker.alive:
-            await self._died(model, worker, worker.death())
             return
         for request in self._requests.values():
             if request.ask.model.name == model:
                 request.load_s = worker.load_s
         self._tell(ev.Loaded(model, self._used_mb()))
 
-    async def _evict(self, model: str) -> None:
-        worker = self._workers.get(model)
+    async def _evict(self, model: str, worker: ResidentWorker | None) -> None:
         before_mb = self._used_mb()
         own_mb = self._meter.process_mb(worker.pid) if worker is not None and worker.pid else None
         if worker is not None:
@@ -244,24 +258,29 @@ class College:
         while before_mb is not None and used_mb is not None and own_mb and before_mb - used_mb < 0.95 * own_mb:
             if self._clock() > deadline:
                 break
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_RECLAIM_LOOK_S)
             used_mb = self._used_mb()
         reclaimed_mb = before_mb - used_mb if before_mb is not None and used_mb is not None else None
         self._tell(ev.Evicted(model, reclaimed_mb, used_mb))
 
-    async def _died(self, model: str, worker: ResidentWorker, error: CoeError) -> None:
+    def _lose(self, model: str, worker: ResidentWorker, error: CoeError) -> None:
         """A worker ended by itself, lost its device, ran out of memory or stopped making progress."""
-        if worker.ending:
-            return
-        worker.ending = True
-        self.notices.append(error.message)
-        await worker.end()
-        self._forget(model, worker)
-        self._tell(ev.WorkerDied(model, error.code, error.message, self._used_mb()))
+        if not worker.ending:
+            worker.ending = True
+            self.notices.append(error.message)
+            self._spawn(self._replace(model, worker, error))
 
-    def _forget(self, model: str, worker: ResidentWorker) -> None:
-        if self._workers.get(model) is worker:
+    async def _replace(self, model: str, worker: ResidentWorker, error: CoeError) -> None:
+        await worker.end()
+        if self._forget(model, worker):
+            self._tell(ev.WorkerDied(model, error.code, error.message, self._used_mb()))
+
+    def _forget(self, model: str, worker: ResidentWorker) -> bool:
+        """Strike the worker off; False if an eviction has done so meanwhile."""
+        known = self._workers.get(model) is worker
+        if known:
             del self._workers[model]
+        return known
 
     # --- answers
 
@@ -288,8 +307,9 @@ class College:
             )
         )
 
-    def _on_message(self, model: str, message: protocol.FromWorker) -> None:
-        worker = self._workers[model]
+    def _on_message(self, model: str, worker: ResidentWorker, message: protocol.FromWorker) -> None:
+        if worker.ending:
+            return
         match message:
             case protocol.Token(request_id=request_id, text=text):
                 request = self._requests.get(request_id)
@@ -329,7 +349,7 @@ class College:
         error = from_code(message.code, message.message, message.hint)
         if isinstance(error, DeviceLost | OutOfMemory):
             # The process cannot be trusted any more: its requests are retried on a new one, or fail.
-            self._spawn(self._died(model, worker, error))
+            self._lose(model, worker, error)
             return
         assert message.request_id is not None
         worker.running.discard(message.request_id)
@@ -355,7 +375,7 @@ class College:
                         f"the worker of `{model}` made no progress for {stuck_s:.0f} s",
                         "Ask again, or use a shorter prompt.",
                     )
-                    self._spawn(self._died(model, worker, error))
+                    self._lose(model, worker, error)
 
     def _measure(self) -> None:
         used_mb = self._used_mb()
@@ -369,3 +389,7 @@ class College:
         task: asyncio.Task[None] = asyncio.ensure_future(job)  # type: ignore[call-overload]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _stopped() -> CoeError:
+    return from_code("draining", "the college was stopped", "Ask again.")

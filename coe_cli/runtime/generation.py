@@ -75,6 +75,7 @@ class Generation:
         self._first_token_at = self._begin
         self._prompt_ids: list[int] = []
         self._slot: Slot | None = None
+        self._generator: Any = None
         self._completion_tokens = 0
         self._stops = StopStrings(message.stop)
 
@@ -106,10 +107,11 @@ class Generation:
         self._stream = self._model.tokenizer.create_stream()
         self._generator = self._slot.prefill(self._prompt_ids)
 
-    def release(self) -> None:
-        """Give the slot back with what is in its cache; safe to call more than once."""
+    def release(self, *, reusable: bool = True) -> None:
+        """Give the slot back, ``reusable`` with what is in its cache; safe to call more than once."""
+        self._generator = None
         if self._slot is not None:
-            self._model.slots.release(self._slot)
+            self._model.slots.release(self._slot, reusable=reusable)
             self._slot = None
 
     def step(self) -> str:

@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-import msgspec
-
 from coe_cli.core.model_spec import ModelSpec
-from coe_cli.errors import CoeError, DeviceLost, TimedOut, from_code
+from coe_cli.errors import CoeError, DeviceLost, from_code
 from coe_cli.runtime import protocol
 from coe_cli.runtime.providers import default_session_options
 from coe_cli.runtime.worker_process import worker_command, worker_environment
 
 _STDERR_TAIL_BYTES = 4000
+_EXIT_WAIT_S = 10.0
+_EXIT_LOOK_S = 0.2
+_DRAIN_S = 0.5
 
 OnMessage = Callable[[protocol.FromWorker], None]
 OnExit = Callable[[], None]
@@ -38,7 +39,10 @@ class ResidentWorker:
         self._command = command or worker_command()
         self._process: asyncio.subprocess.Process | None = None
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        self._started = asyncio.Event()
         self._loaded: asyncio.Future[protocol.Loaded] | None = None
+        self._killed = False
+        self._broken: DeviceLost | None = None
         self._reader: asyncio.Task[None] | None = None
         self.on_message: OnMessage = lambda message: None
         self.on_exit: OnExit = lambda: None
@@ -55,20 +59,31 @@ class ResidentWorker:
         """Start the process and load the model.
 
         Raises:
-            CoeError: what the worker says, DeviceLost if it ends, TimedOut if it takes longer than ``timeout_s``.
+            CoeError: what the worker says; DeviceLost if it cannot be started, ends, does not speak the protocol, or takes
+                longer than ``timeout_s``.
         """
         flags: dict[str, Any] = (
             {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
         )
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=self._log,
-            env=worker_environment(),
-            **flags,
-        )
+        if self.ending:
+            raise self.death()
         self._loaded = asyncio.get_running_loop().create_future()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=self._log,
+                env=worker_environment(),
+                **flags,
+            )
+        except OSError as error:
+            raise DeviceLost(
+                f"the worker of `{self.spec.name}` cannot be started: {error}",
+                "Free memory and processes, then try again.",
+            ) from None
+        finally:
+            self._started.set()
         self._reader = asyncio.create_task(self._listen())
         self.send(
             protocol.Load(
@@ -80,9 +95,9 @@ class ResidentWorker:
             )
         )
         try:
-            self.load_s = (await asyncio.wait_for(asyncio.shield(self._loaded), timeout_s)).load_s
+            self.load_s = (await asyncio.wait_for(self._loaded, timeout_s)).load_s
         except TimeoutError:
-            raise TimedOut(
+            raise DeviceLost(
                 f"`{self.spec.name}` did not load within {timeout_s:g} s", "Allow more time, or use a smaller model."
             ) from None
 
@@ -94,20 +109,43 @@ class ResidentWorker:
     async def end(self) -> None:
         """End the process for certain and wait until it is gone; safe to call more than once."""
         self.ending = True
-        if self.alive:
-            assert self._process is not None
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        if self._loaded is not None:
+            await self._started.wait()
         if self._process is not None:
-            await self._process.wait()
+            self._kill()
+            await self._gone()
         if self._reader is not None:
-            await asyncio.gather(self._reader, return_exceptions=True)
+            await asyncio.wait([self._reader], timeout=_EXIT_WAIT_S)
+            self._reader.cancel()
         if self._loaded is not None and not self._loaded.done():
-            self._loaded.cancel()
+            self._loaded.set_exception(self.death())
+            self._loaded.exception()  # nobody need wait for it any more
         self._log.close()
+
+    def _kill(self) -> None:
+        """SIGKILL to the process and to what it started, which may outlive it and hold its channel open."""
+        if self._killed or self._process is None:
+            return
+        self._killed = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def _gone(self) -> None:
+        """Wait until the process has ended, whoever holds its channel open; no longer than ``_EXIT_WAIT_S``."""
+        assert self._process is not None
+        wait = asyncio.ensure_future(self._process.wait())
+        deadline = time.monotonic() + _EXIT_WAIT_S
+        while self.alive and time.monotonic() < deadline:
+            await asyncio.wait([wait], timeout=_EXIT_LOOK_S)
+        wait.cancel()
 
     def death(self) -> DeviceLost:
         """The error that says how the worker ended."""
+        if self._broken is not None:
+            return self._broken
         code = self._process.returncode if self._process is not None else None
         how = "is gone" if code is None else f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         tail = self.stderr_tail().strip().splitlines()
@@ -125,29 +163,50 @@ class ResidentWorker:
             return ""
 
     async def _listen(self) -> None:
-        assert self._process is not None and self._process.stdout is not None and self._loaded is not None
-        stdout = self._process.stdout
+        """Hand messages on until the process ends or its channel breaks, then see to it that both have."""
+        assert self._process is not None and self._loaded is not None
+        reading = asyncio.ensure_future(self._read())
         try:
-            while True:
-                message = protocol.decode_from_worker(
-                    await stdout.readexactly(protocol.frame_length(await stdout.readexactly(protocol.HEAD_BYTES)))
+            while not reading.done() and self.alive:
+                await asyncio.wait([reading], timeout=_EXIT_LOOK_S)
+            await asyncio.wait([reading], timeout=_DRAIN_S)  # what it had written before it ended
+            problem = reading.exception() if reading.done() and not reading.cancelled() else None
+            if problem is not None and not isinstance(problem, asyncio.IncompleteReadError | OSError):
+                # The channel broke while the process runs on: it is of no use any more.
+                self._broken = DeviceLost(
+                    f"the worker of `{self.spec.name}` wrote something else than the protocol ({problem})",
+                    "Run it again.",
                 )
-                self.progress_at = time.monotonic()
-                self._dispatch(message)
-        except (asyncio.IncompleteReadError, OSError, msgspec.MsgspecError):
-            pass
-        if self.alive and not self.ending:
-            # The channel broke while the process runs on: it is of no use any more.
-            self._process.kill()
-        await self._process.wait()
+            self._kill()
+            await self._gone()
+            await asyncio.wait([reading], timeout=_DRAIN_S)
+        finally:
+            reading.cancel()
         if not self._loaded.done():
             self._loaded.set_exception(self.death())
         elif not self.ending:
             self.on_exit()
 
+    async def _read(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        stdout = self._process.stdout
+        while True:
+            message = protocol.decode_from_worker(
+                await stdout.readexactly(protocol.frame_length(await stdout.readexactly(protocol.HEAD_BYTES)))
+            )
+            self.progress_at = time.monotonic()
+            self._dispatch(message)
+
     def _dispatch(self, message: protocol.FromWorker) -> None:
         assert self._loaded is not None
         if isinstance(message, protocol.Hello):
+            if message.protocol_version != protocol.PROTOCOL_VERSION and not self._loaded.done():
+                self._loaded.set_exception(
+                    DeviceLost(
+                        f"the worker speaks protocol {message.protocol_version}, coe speaks {protocol.PROTOCOL_VERSION}",
+                        "Two versions of coe-cli are mixed: install it again.",
+                    )
+                )
             return
         if isinstance(message, protocol.Loaded):
             if not self._loaded.done():
@@ -158,8 +217,3 @@ class ResidentWorker:
                 self._loaded.set_exception(error)
         else:
             self.on_message(message)
-
-    def signal(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal to the process, if it is still there."""
-        if self.alive:
-            os.kill(self.pid, number)

@@ -49,7 +49,10 @@ class Slot:
 
 
 class Slots:
-    """The slots of one model; at most ``limit`` generators exist, running and idle ones together.
+    """The slots of one model; never more generators than have answered at once, at most ``limit``.
+
+    The scheduler counts a slot's memory from its first use on (``ModelEntry.warm_slots``): an idle generator beyond those
+    would hold memory that is in nobody's plan.
 
     A generator's options are fixed when it is made, and a seeded one also carries the state of its random numbers: it is
     used again only for a request with the same options and without a seed or a grammar.
@@ -59,6 +62,7 @@ class Slots:
         self._oga, self._model, self._limit = oga, model, max(1, limit)
         self._idle: list[Slot] = []
         self._running = 0
+        self._opened = 1
 
     def acquire(self, options: dict[str, Any], guidance: Guidance | None, prompt_ids: list[int]) -> Slot:
         """An idle slot with the longest common beginning, or a new one in place of the one idle for longest."""
@@ -66,11 +70,12 @@ class Slots:
         repeatable = guidance is None and "random_seed" not in options
         fitting = [slot for slot in self._idle if slot.key == key] if repeatable else []
         self._running += 1
+        self._opened = min(self._limit, max(self._opened, self._running))
         if fitting:
             best = max(fitting, key=lambda slot: slot.reusable_tokens(prompt_ids))
             self._idle.remove(best)
             return best
-        while self._idle and self._running + len(self._idle) > self._limit:
+        while self._idle and self._running + len(self._idle) > self._opened:
             del self._idle[0]
         params = self._oga.GeneratorParams(self._model)
         params.set_search_options(**options)
@@ -78,10 +83,10 @@ class Slots:
             params.set_guidance(guidance.kind, guidance.data)
         return Slot(self._oga.Generator(self._model, params), key if repeatable else "")
 
-    def release(self, slot: Slot) -> None:
-        """The slot's answer has ended."""
+    def release(self, slot: Slot, *, reusable: bool = True) -> None:
+        """The slot's answer has ended; after a failure its generator is not to be trusted any more."""
         self._running -= 1
-        if slot.key and self._running + len(self._idle) < self._limit:
+        if reusable and slot.key and self._running + len(self._idle) < self._opened:
             self._idle.append(slot)
 
     def warm(self, options: dict[str, Any], ids: Any) -> None:

@@ -72,7 +72,7 @@ class Worker:
             self._send(started)
             generation.prefill()
         except Exception as error:
-            generation.release()
+            generation.release(reusable=False)
             self._fail(self._explain(error), message.request_id)
             return
         self._running.append(generation)
@@ -82,7 +82,7 @@ class Worker:
         try:
             text = generation.step()
         except Exception as error:
-            generation.release()
+            generation.release(reusable=False)
             self._fail(self._explain(error), generation.request_id)
             return
         if text:

@@ -1,0 +1,183 @@
+"""A college on the worker that misbehaves, for tests of reliability."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+from conftest import REPOSITORY
+from faulty_worker import expected
+
+from coe_cli.core.catalog import ModelShape
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.errors import CoeError
+from coe_cli.runtime import college_events as ce
+from coe_cli.runtime.college import College, CollegeSettings
+from coe_cli.runtime.protocol import ChatMessage, Sampling
+
+WEIGHTS_MB, SLOT_MB = 100, 10
+POOL = PoolConfig(vram_budget_mb=1000, max_concurrent_slots=4, min_resident_s=0.0, retry_delay_s=0.05, give_up_s=0.3)
+
+
+class FakeMeter:
+    """Every worker holds the same; other programs and memory that did not come back are set by the test."""
+
+    def __init__(self, worker_mb: float = WEIGHTS_MB + SLOT_MB) -> None:
+        self.worker_mb = worker_mb
+        self.other_mb = 0.0
+        self.peak_mb = 0.0
+
+    def used_mb(self, pids: Iterable[int]) -> float | None:
+        used_mb = self.other_mb + self.worker_mb * len(list(pids))
+        self.peak_mb = max(self.peak_mb, used_mb)
+        return used_mb
+
+    def process_mb(self, pid: int) -> float | None:
+        return self.worker_mb
+
+
+@dataclass
+class Outcome:
+    """What became of one request."""
+
+    prompt: str
+    seed: int | None = None
+    tokens: int = 8
+    text: str = ""
+    error: CoeError | None = None
+    events: list[ce.CollegeEvent] = field(default_factory=list)
+
+    @property
+    def right(self) -> bool:
+        """Complete, and the same as from a worker that is left alone."""
+        return self.error is None and self.text == expected(self.prompt, self.seed, self.tokens)
+
+    def count(self, kind: type[Any]) -> int:
+        return sum(isinstance(event, kind) for event in self.events)
+
+
+def spec_of(name: str, folder: Path) -> ModelSpec:
+    shape = ModelShape(
+        num_hidden_layers=1,
+        hidden_size=64,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_size=64,
+        vocab_size=100,
+    )
+    return ModelSpec(name, "disk", "cpu", 4096, shape, WEIGHTS_MB * 2**20, folder / name)
+
+
+class Trial:
+    """One college with its fault plan; used inside a loop."""
+
+    def __init__(self, college: College, folder: Path, meter: FakeMeter) -> None:
+        self.college = college
+        self.meter = meter
+        self._folder = folder
+        self._count = 0
+
+    async def ask(
+        self, model: str = "one", *, tokens: int = 8, seed: int | None = None, prompt: str | None = None
+    ) -> Outcome:
+        self._count += 1
+        outcome = Outcome(prompt or f"question {self._count}", seed, tokens)
+        request = ce.Ask(
+            spec_of(model, self._folder),
+            [ChatMessage("user", outcome.prompt)],
+            max_tokens=tokens,
+            sampling=Sampling(seed=seed),
+        )
+        try:
+            async for event in self.college.ask(request):
+                outcome.events.append(event)
+                if isinstance(event, ce.Piece):
+                    outcome.text += event.text
+        except CoeError as error:
+            outcome.error = error
+        return outcome
+
+    def pids(self) -> list[int]:
+        path = self._folder / "pids"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def starts(self, model: str) -> int:
+        return len(list(self._folder.glob(f"{model}.start-*")))
+
+    async def settled(self) -> None:
+        """Wait until no slot is taken, and check that nothing but residents holds memory."""
+        deadline = time.monotonic() + 10
+        while True:
+            now = self.college.snapshot()
+            states = {model.name: model.state for model in now.models}
+            if now.running == now.queue_length == 0 and not {"loading", "evicting"} & set(states.values()):
+                break
+            assert time.monotonic() < deadline, now
+            await asyncio.sleep(0.01)
+        residents = [name for name, state in states.items() if state == "ready"]
+        assert now.reserved_mb == WEIGHTS_MB * len(residents)
+        assert set(self.college.workers()) == set(residents)
+        assert not self.college.busy
+
+
+@asynccontextmanager
+async def trial(
+    folder: Path,
+    faults: dict[str, list[dict[str, Any]]] | None = None,
+    *,
+    meter: FakeMeter | None = None,
+    load_timeout_s: float = 30.0,
+    watchdog_s: float = 30.0,
+    **pool: Any,
+) -> AsyncIterator[Trial]:
+    """A college on faulty workers; afterwards no process of it is left."""
+    folder.mkdir(exist_ok=True)
+    (folder / "faults.json").write_text(json.dumps(faults or {}))
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4)
+    settings = CollegeSettings(
+        pool=msgspec.structs.replace(POOL, **pool),
+        cost_of=lambda spec: (cost, 1024),
+        load_timeout_s=load_timeout_s,
+        watchdog_s=watchdog_s,
+        worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
+    )
+    the_meter = meter or FakeMeter()
+    college = College(settings, the_meter)
+    it = Trial(college, folder, the_meter)
+    try:
+        yield it
+    finally:
+        await asyncio.wait_for(college.close(), 10)
+    left = [pid for pid in it.pids() if _runs(pid)]
+    assert left == [], "a process is left"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine as a test; a task that fails unseen fails it."""
+    unseen: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: unseen.append(context))
+        await asyncio.wait_for(test(), 120)
+
+    asyncio.run(main())
+    assert unseen == []

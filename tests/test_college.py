@@ -1,0 +1,452 @@
+"""The college with real processes that misbehave: what becomes of the answers, the processes and the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from college_trial import SLOT_MB, WEIGHTS_MB, FakeMeter, Trial, run, trial
+
+from coe_cli.errors import Draining, ModelDamaged
+from coe_cli.runtime import college_events as ce
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+def test_an_answer_and_what_stays(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path) as college:
+            first = await college.ask()
+            again = await college.ask()
+            assert first.right and again.right
+            assert first.count(ce.Loading) == 1 and again.count(ce.Loading) == 0
+            assert college.starts("one") == 1
+            await college.settled()
+
+    run(test)
+
+
+def test_several_at_once_on_one_worker(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path) as college:
+            answers = await asyncio.gather(*(college.ask(tokens=30, seed=seed) for seed in range(12)))
+            assert all(answer.right for answer in answers)
+            assert college.starts("one") == 1
+            await college.settled()
+
+    run(test)
+
+
+# --- loads that fail
+
+
+@pytest.mark.parametrize("fault", [{"load": "crash"}, {"load": "hang"}, {"before": "Welcome to the driver!\n"}])
+def test_a_load_that_fails_is_tried_once_more(tmp_path: Path, fault: dict[str, str]) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [fault, {}]}, load_timeout_s=3.0) as college:
+            assert (await college.ask()).right
+            assert college.starts("one") == 2
+            await college.settled()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"load": "crash"}, "ended with code 41: faulty_worker: crashed as asked"),
+        ({"load": "hang"}, "did not load within 3 s"),
+        ({"before": "Welcome to the driver!\n"}, "wrote something else than the protocol"),
+        ({"before": "\x00\x00\x00\x07Welcome"}, "wrote something else than the protocol"),
+        ({"version": 99}, "speaks protocol 99"),
+    ],
+)
+def test_a_load_that_keeps_failing_is_a_lost_device(tmp_path: Path, fault: dict[str, str], said: str) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [fault]}, load_timeout_s=3.0) as college:
+            first, second = await asyncio.gather(college.ask(), college.ask())
+            for answer in (first, second):
+                assert answer.error is not None and answer.error.exit_code == 7
+                assert said in answer.error.message
+                assert answer.text == ""
+            assert college.starts("one") == 2
+            await college.settled()
+            assert college.college.snapshot().reserved_mb == 0
+
+    run(test)
+
+
+def test_a_damaged_model_is_not_loaded_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [{"load": "damaged"}]}) as college:
+            answer = await college.ask()
+            assert isinstance(answer.error, ModelDamaged)
+            assert college.starts("one") == 1
+            await college.settled()
+
+    run(test)
+
+
+def test_a_command_that_cannot_be_started(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path) as college:
+            college.college._settings.worker_command[:] = [str(tmp_path / "missing")]  # type: ignore[index]
+            answer = await college.ask()
+            assert answer.error is not None and answer.error.exit_code == 7
+            assert "missing" in answer.error.message
+            await college.settled()
+
+    run(test)
+
+
+def test_out_of_memory_on_load_evicts_the_idle_and_loads_once_more(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"two": [{"load": "oom"}, {}]}) as college:
+            assert (await college.ask("one")).right
+            assert (await college.ask("two")).right
+            assert college.starts("two") == 2
+            assert set(college.college.workers()) == {"two"}
+            await college.settled()
+
+    run(test)
+
+
+def test_out_of_memory_on_every_load_is_an_error(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"two": [{"load": "oom"}]}) as college:
+            assert (await college.ask("one")).right
+            answer = await college.ask("two")
+            assert answer.error is not None and answer.error.exit_code == 6
+            assert college.starts("two") == 2
+            assert set(college.college.workers()) == set()
+            await college.settled()
+            assert (await college.ask("one")).right, "the college goes on"
+
+    run(test)
+
+
+# --- workers that are lost in mid-answer
+
+
+@pytest.mark.parametrize("kind", ["device_lost", "oom", "hang", "crash", "garbage"])
+def test_lost_before_the_first_token_is_asked_again(tmp_path: Path, kind: str) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [{"answer": kind}, {}]}, watchdog_s=1.0) as college:
+            answers = await asyncio.gather(college.ask(), college.ask())
+            assert all(answer.right for answer in answers)
+            assert [answer.count(ce.Again) for answer in answers] == [1, 1]
+            assert college.starts("one") == 2
+            await college.settled()
+
+    run(test)
+
+
+@pytest.mark.parametrize(("kind", "code"), [("device_lost", 7), ("oom", 6), ("hang", 7), ("crash", 7), ("garbage", 7)])
+def test_lost_after_the_first_token_is_an_error(tmp_path: Path, kind: str, code: int) -> None:
+    async def test() -> None:
+        faults = {"one": [{"answer": kind, "after": 3}, {}]}
+        async with trial(tmp_path, faults, watchdog_s=1.0) as college:
+            answer = await college.ask()
+            assert answer.error is not None and answer.error.exit_code == code
+            assert answer.error.message and answer.error.hint
+            assert len(answer.text.split()) == 3
+            assert (await college.ask()).right, "the worker was replaced"
+            assert college.starts("one") == 2
+            await college.settled()
+
+    run(test)
+
+
+@pytest.mark.parametrize(("kind", "code"), [("device_lost", 7), ("oom", 6), ("hang", 7), ("crash", 7)])
+def test_it_is_asked_again_only_once(tmp_path: Path, kind: str, code: int) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [{"answer": kind}]}, watchdog_s=1.0) as college:
+            answer = await college.ask()
+            assert answer.error is not None and answer.error.exit_code == code
+            assert answer.text == "" and answer.count(ce.Again) == 1
+            assert college.starts("one") == 2
+            await college.settled()
+
+    run(test)
+
+
+def test_only_those_with_text_fail_when_a_worker_dies(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [{"answer": "crash", "after": 1}, {}]}) as college:
+            answers = await asyncio.gather(college.ask(), college.ask(), college.ask())
+            assert sorted(answer.right for answer in answers) == [False, True, True]
+            assert [len(a.text.split()) for a in answers if not a.right] == [1]
+            await college.settled()
+
+    run(test)
+
+
+def test_one_model_lost_leaves_the_other_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        faults = {"one": [{"answer": "device_lost", "after": 5}], "two": [{"step_s": 0.01}]}
+        async with trial(tmp_path, faults) as college:
+            one, two = await asyncio.gather(college.ask("one"), college.ask("two", tokens=60))
+            assert one.error is not None and two.right
+            await college.settled()
+
+    run(test)
+
+
+def test_an_idle_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path) as college:
+            assert (await college.ask()).right
+            ((pid, _, _),) = college.college.workers().values()
+            os.kill(pid, signal.SIGKILL)
+            while college.college.workers():
+                await asyncio.sleep(0.01)
+            assert (await college.ask()).right
+            assert college.starts("one") == 2
+            await college.settled()
+
+    run(test)
+
+
+# --- cancelling and ending
+
+
+def test_a_reader_that_leaves_frees_its_slot(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [{"step_s": 0.01}]}, max_concurrent_slots=1) as college:
+            task = asyncio.create_task(college.ask(tokens=10_000))
+            while college.college.snapshot().running == 0:
+                await asyncio.sleep(0.01)
+            waiting = asyncio.create_task(college.ask())
+            await asyncio.sleep(0.05)
+            task.cancel()
+            assert (await waiting).right
+            assert college.starts("one") == 1
+            await college.settled()
+
+    run(test)
+
+
+def test_a_reader_that_leaves_in_mid_load(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [{"load_s": 0.3}]}) as college:
+            task = asyncio.create_task(college.ask())
+            await asyncio.sleep(0.2)
+            task.cancel()
+            assert (await college.ask()).right
+            assert college.starts("one") == 1
+            await college.settled()
+
+    run(test)
+
+
+def test_closing_ends_requests_and_workers_in_every_state(tmp_path: Path) -> None:
+    async def test() -> None:
+        faults = {"one": [{"step_s": 0.01}], "two": [{"load": "hang"}]}
+        async with trial(tmp_path, faults, max_concurrent_slots=1) as college:
+            running = asyncio.create_task(college.ask("one", tokens=10_000))
+            while college.college.snapshot().running == 0:
+                await asyncio.sleep(0.01)
+            queued = asyncio.create_task(college.ask("one"))
+            loading = asyncio.create_task(college.ask("two"))
+            while college.starts("two") == 0:
+                await asyncio.sleep(0.01)
+            await college.college.close()
+            for answer in await asyncio.gather(running, queued, loading):
+                assert isinstance(answer.error, Draining)
+            late = await college.ask("one")
+            assert isinstance(late.error, Draining), "a closed college starts nothing"
+            assert college.college.workers() == {}
+
+    run(test)
+
+
+def test_closing_at_the_moment_of_the_first_question(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path) as college:
+            task = asyncio.create_task(college.ask())
+            await asyncio.sleep(0)
+            await college.college.close()
+            assert isinstance((await task).error, Draining)
+
+    run(test)
+
+
+def test_a_worker_that_ignores_sigterm_and_leaves_a_child_is_ended(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [{"stubborn": True}]}) as college:
+            assert (await college.ask()).right
+            await asyncio.wait_for(college.college.close(), 5)
+
+    run(test)
+
+
+def test_a_worker_whose_child_holds_the_channel_open_is_noticed_when_it_dies(tmp_path: Path) -> None:
+    async def test() -> None:
+        faults = {"one": [{"stubborn": True, "answer": "crash", "after": 2}, {}]}
+        async with trial(tmp_path, faults) as college:
+            answer = await college.ask()
+            assert answer.error is not None and answer.error.exit_code == 7
+            assert (await college.ask()).right
+            await college.settled()
+
+    run(test)
+
+
+# --- memory
+
+
+def test_two_models_take_turns_in_a_budget_for_one(tmp_path: Path) -> None:
+    async def test() -> None:
+        meter = FakeMeter()
+        async with trial(tmp_path, meter=meter, vram_budget_mb=120) as college:
+            for number in range(6):
+                assert (await college.ask("one" if number % 2 else "two")).right
+            assert college.starts("one") == college.starts("two") == 3
+            await college.settled()
+        assert meter.peak_mb <= 120
+
+    run(test)
+
+
+def test_questions_to_both_at_once_in_a_budget_for_one(tmp_path: Path) -> None:
+    async def test() -> None:
+        meter = FakeMeter()
+        async with trial(tmp_path, meter=meter, vram_budget_mb=140) as college:
+            answers = await asyncio.gather(*(college.ask(name, seed=n) for n in range(8) for name in ("one", "two")))
+            assert all(answer.right for answer in answers)
+            assert college.starts("one") + college.starts("two") <= 8
+            await college.settled()
+        assert meter.peak_mb <= 140
+
+    run(test)
+
+
+def test_memory_that_does_not_come_back_is_kept_out_of_the_budget(tmp_path: Path) -> None:
+    class Leaky(FakeMeter):
+        def used_mb(self, pids: Iterable[int]) -> float | None:
+            used_mb = super().used_mb(pids)
+            return used_mb if used_mb is None else max(used_mb, self.worker_mb)
+
+    async def test() -> None:
+        async with trial(tmp_path, meter=Leaky(), vram_budget_mb=250) as college:
+            assert (await college.ask()).right
+            college.college.unload("one")
+            await college.settled()
+            now = college.college.snapshot()
+            assert now.lost_mb == pytest.approx(WEIGHTS_MB + SLOT_MB)
+            assert any("reclaimed 0.0 of 0.1 GB" in notice for notice in college.college.notices)
+            assert (await college.ask("two")).right, "what is left is enough for one"
+
+    run(test)
+
+
+def test_memory_that_comes_back_late_is_waited_for(tmp_path: Path) -> None:
+    class Slow(FakeMeter):
+        """What a process held is in use for half a second after its end, as with some drivers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._seen: dict[int, float] = {}
+
+        def used_mb(self, pids: Iterable[int]) -> float | None:
+            now = time.monotonic()
+            self._seen.update(dict.fromkeys(pids, now))
+            return super().used_mb([pid for pid, seen in self._seen.items() if now - seen < 0.5])
+
+    async def test() -> None:
+        meter = Slow()
+        async with trial(tmp_path, meter=meter, vram_budget_mb=120) as college:
+            for name in ("one", "two", "one"):
+                assert (await college.ask(name)).right
+            assert college.college.snapshot().lost_mb == 0
+            assert not college.college.notices or all("reclaimed" not in text for text in college.college.notices)
+            await college.settled()
+        assert meter.peak_mb <= 120
+
+    run(test)
+
+
+def test_another_program_takes_the_memory(tmp_path: Path) -> None:
+    async def test() -> None:
+        meter = FakeMeter()
+        meter.other_mb = 950.0
+        async with trial(tmp_path, meter=meter) as college:
+            college.college.snapshot()
+            answer = await college.ask()
+            assert answer.error is not None and answer.error.exit_code == 6
+            assert "taken by other programs" in answer.error.message
+            meter.other_mb = 0.0
+            college.college.snapshot()
+            assert (await college.ask()).right
+            await college.settled()
+
+    run(test)
+
+
+def test_another_program_takes_the_memory_in_mid_answer(tmp_path: Path) -> None:
+    """Critical pressure evicts the largest consumer; what had delivered text fails, the rest is asked again."""
+
+    async def test() -> None:
+        meter = FakeMeter()
+        async with trial(tmp_path, {"one": [{"step_s": 0.02}, {}]}, meter=meter) as college:
+            writing = asyncio.create_task(college.ask(tokens=10_000))
+            while college.college.snapshot().running == 0:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            meter.other_mb = 880.0
+            college.college.snapshot()
+            answer = await writing
+            assert answer.error is not None and answer.error.exit_code == 6
+            meter.other_mb = 0.0
+            assert (await college.ask()).right
+            await college.settled()
+
+    run(test)
+
+
+# --- everything at once
+
+
+async def _storm(college: Trial, seconds: float, chance: random.Random) -> None:
+    """Kill a random process of the college again and again."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while loop.time() < end:
+        await asyncio.sleep(chance.uniform(0.02, 0.4))
+        pids = [pid for pid, _, _ in college.college.workers().values()]
+        if pids:
+            os.kill(chance.choice(pids), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_workers_killed_at_random(tmp_path: Path, seed: int) -> None:
+    async def test() -> None:
+        chance = random.Random(seed)
+        faults = {"one": [{"step_s": 0.002, "load_s": 0.02}], "two": [{"step_s": 0.002, "load_s": 0.05}]}
+        async with trial(tmp_path, faults, retry_delay_s=0.01) as college:
+            storm = asyncio.create_task(_storm(college, 6, chance))
+            good = bad = 0
+
+            async def client(number: int) -> None:
+                nonlocal good, bad
+                while not storm.done():
+                    name = chance.choice(["one", "two"])
+                    answer = await college.ask(name, tokens=chance.randint(1, 20), seed=number)
+                    assert answer.right or answer.error is not None
+                    if answer.error is not None:
+                        assert answer.error.exit_code == 7
+                        await asyncio.sleep(0.05)
+                    good, bad = good + answer.right, bad + (not answer.right)
+
+            await asyncio.gather(*(client(number) for number in range(32)))
+            assert good > 20 and bad > 0
+            await college.settled()
+
+    run(test)

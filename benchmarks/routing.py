@@ -1,0 +1,163 @@
+"""How well questions are routed, and how fast: `python benchmarks/routing.py DATA` with dev.jsonl and dev_multi.jsonl in DATA.
+
+Two estimates are printed. "own examples only" trains on the shipped examples and tests on the whole development set.
+"with development folds" adds four fifths of the set to the training and tests on the fifth that was left out, five times;
+temperature and two-domain detector are fitted inside each training part (nested cross-validation).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from coe_cli.core.catalog import GENERAL_EXPERT, load_catalog
+from coe_cli.core.router import Decision, Router
+from coe_cli.core.router_examples import TrainingSet, training_set
+from coe_cli.runtime.folders import catalog_paths, folders
+from coe_cli.runtime.router_cache import QuestionRouter, open_router
+from coe_cli.runtime.router_training import train_router
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--errors", action="store_true", help="print each wrong decision")
+    arguments = parser.parse_args()
+    catalog = load_catalog(catalog_paths())
+    shipped = open_router(catalog, folders(), print)
+    questions = [json.loads(line) for line in (arguments.data / "dev.jsonl").open(encoding="utf-8")]
+    multi = [json.loads(line) for line in (arguments.data / "dev_multi.jsonl").open(encoding="utf-8")]
+    for question in questions:
+        question["experts"] = [question["expert"]]
+    for question in multi:
+        question.update(experts=question.get("experts", [question["expert"]]), form=question["kind"])
+    everything = [*questions, *multi]
+
+    start = time.perf_counter()
+    decisions = shipped.route_many([question["text"] for question in everything])
+    elapsed_s = time.perf_counter() - start
+    print(f"{len(everything)} questions in {elapsed_s:.2f} s: {elapsed_s / len(everything) * 1000:.1f} ms each")
+    report("own examples only", everything, decisions, arguments.errors)
+
+    if arguments.folds:
+        held_out = cross_validated(shipped, training_set(catalog), everything, arguments.folds)
+        report(f"with development folds ({arguments.folds})", everything, held_out, arguments.errors)
+
+
+def cross_validated(
+    shipped: QuestionRouter, examples: TrainingSet, everything: list[dict[str, Any]], folds: int
+) -> list[Decision]:
+    import numpy as np
+
+    known: dict[str, Any] = {}
+
+    def embed(texts: Any) -> Any:
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        if missing:
+            known.update(zip(missing, shipped.embedder.embed(missing), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    position = {role: index for index, role in enumerate(examples.roles)}
+    fold = np.random.default_rng(7).permutation(len(everything)) % folds
+    decisions: list[Decision | None] = [None] * len(everything)
+    for held in range(folds):
+        single, double = list(examples.single), list(examples.double)
+        for index in np.flatnonzero(fold != held):
+            roles = [position[name] for name in everything[index]["experts"]]
+            if len(roles) == 1:
+                single.append((everything[index]["text"], roles[0]))
+            else:
+                double.append((everything[index]["text"], (roles[0], roles[1])))
+        weights = train_router(TrainingSet(examples.roles, single, examples.terms, double), embed)
+        router = Router(weights)
+        for index in np.flatnonzero(fold == held):
+            pieces = router.pieces(everything[index]["text"])
+            decisions[index] = router.route(pieces, embed(pieces))
+    return [decision for decision in decisions if decision is not None]
+
+
+def report(title: str, everything: list[dict[str, Any]], decisions: list[Decision], errors: bool) -> None:
+    print(f"\n== {title}")
+    pairs = list(zip(everything, decisions, strict=True))
+    single = [(q, d) for q, d in pairs if q["form"] not in ("two_domain", "trivial")]
+    hand = [(q, d) for q, d in single if q["form"] == "hand"]
+    alone = [(q, d) for q, d in pairs if q["form"] != "two_domain"]
+    print(f"top-1 (ranking)      {accuracy(single):.4f} of {len(single)}")
+    print(f"top-1 (chosen first) {sum(d.experts[0].name == q['expert'] for q, d in single) / len(single):.4f}")
+    print(f"macro-F1             {macro_f1(single):.4f}")
+    print(f"hand-written         {accuracy(hand):.4f} of {len(hand)}")
+    general = [(q["expert"] == GENERAL_EXPERT, d.experts[0].name == GENERAL_EXPERT) for q, d in alone]
+    print(f"general-vs-expert F1 {f1(general):.4f} of {len(alone)}")
+    found = [(q["form"] == "two_domain", d.kind == "multi") for q, d in pairs]
+    hits, flagged, real = (sum(map(test, found)) for test in (all, lambda p: p[1], lambda p: p[0]))
+    print(
+        f"two domains          precision {hits / max(1, flagged):.3f} recall {hits / max(1, real):.3f} (of all questions)"
+    )
+    small = [(q["form"] == "two_domain", d.kind == "multi") for q, d in pairs if q["form"] in ("two_domain", "trivial")]
+    hits, flagged = sum(map(all, small)), sum(p[1] for p in small)
+    print(
+        f"                     precision {hits / max(1, flagged):.3f} recall {hits / max(1, real):.3f} (two-domain and trivial)"
+    )
+    right = [
+        set(q["experts"]) == {e.name for e in d.experts}
+        for q, d in pairs
+        if q["form"] == "two_domain" and d.kind == "multi"
+    ]
+    print(f"                     both experts right in {sum(right)} of {len(right)}")
+    unsure = [(q, d) for q, d in single if d.unsure]
+    print(
+        f"unsure               {len(unsure)}, of which the first guess was wrong in {sum(d.ranking[0].name != q['expert'] for q, d in unsure)}"
+    )
+    print(f"expected calibration error {calibration_error(single):.3f}")
+    forms = Counter(q["form"] for q, d in single if d.ranking[0].name != q["expert"])
+    print(f"errors by form       {dict(forms)}")
+    if errors:
+        for question, decision in pairs:
+            multi = question["form"] == "two_domain"
+            if (decision.kind == "multi") != multi or (not multi and decision.ranking[0].name != question["expert"]):
+                shown = [(e.name[:9], round(e.probability, 2)) for e in decision.ranking[:2]]
+                print(
+                    "  ",
+                    question["form"],
+                    "+".join(question["experts"]),
+                    decision.kind,
+                    decision.multi_probability,
+                    shown,
+                )
+                print("      ", " ".join(question["text"].split())[:110])
+
+
+def accuracy(pairs: list[tuple[dict[str, Any], Decision]]) -> float:
+    return sum(d.ranking[0].name == q["expert"] for q, d in pairs) / len(pairs)
+
+
+def macro_f1(pairs: list[tuple[dict[str, Any], Decision]]) -> float:
+    roles = sorted({q["expert"] for q, _ in pairs})
+    scores = [f1([(q["expert"] == role, d.ranking[0].name == role) for q, d in pairs]) for role in roles]
+    return sum(scores) / len(scores)
+
+
+def f1(pairs: list[tuple[bool, bool]]) -> float:
+    both, either = sum(map(all, pairs)), sum(a + b for a, b in pairs)
+    return 2 * both / either if either else 0.0
+
+
+def calibration_error(pairs: list[tuple[dict[str, Any], Decision]]) -> float:
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for question, decision in pairs:
+        top = decision.ranking[0]
+        bins.setdefault(min(9, int(top.probability * 10)), []).append((top.probability, top.name == question["expert"]))
+    gaps = (abs(sum(p for p, _ in some) - sum(ok for _, ok in some)) for some in bins.values())
+    return sum(gaps) / len(pairs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`coe route`: which expert would answer, and how sure that is."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class RouteFormat(StrEnum):
+    HUMAN = "human"
+    JSONL = "jsonl"
+    JSON = "json"
+
+
+def route(
+    question: Annotated[
+        str | None, typer.Argument(help="The question; `-` or nothing reads one question a line from stdin.")
+    ] = None,
+    output_format: Annotated[
+        RouteFormat, typer.Option("--format", help="human, jsonl (one object a question) or json (one list).")
+    ] = RouteFormat.HUMAN,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Train the router again from its examples.")] = False,
+    embedder: Annotated[
+        str | None,
+        typer.Option("--embedder", help="all-MiniLM-L6-v2, bge-m3, a sentence-transformers folder or a hub id."),
+    ] = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Hardware profile.")] = None,
+    profiles: Annotated[Path | None, typer.Option("--profiles", help="A profile file of your own.")] = None,
+    experts: Annotated[Path | None, typer.Option("--experts-file", help="A catalog file of your own.")] = None,
+    no_pull: Annotated[bool, typer.Option("--no-pull", help="Never download an embedder.")] = False,
+) -> None:
+    """Say which expert would answer a question: one, several, or an honest "unsure".
+
+    Examples:
+
+      coe route "How do I join two tables?"
+
+      coe route --format jsonl - < questions.txt
+
+      coe route --rebuild
+    """
+    from coe_cli.core.catalog import load_catalog
+    from coe_cli.core.profile import load_profiles
+    from coe_cli.errors import UsageError
+    from coe_cli.output.console import Output
+    from coe_cli.output.routing import write_decisions
+    from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+    from coe_cli.runtime.router_cache import open_router
+
+    output = Output()
+    from_stdin = question == "-" or (question is None and not sys.stdin.isatty() and not rebuild)
+    if question is None and not from_stdin and not rebuild:
+        raise UsageError("there is no question", 'Give one: coe route "…", or one a line on stdin: coe route -')
+    selected = load_profiles(profile_paths(profiles)).select(profile)
+    router = open_router(
+        load_catalog(catalog_paths(experts)),
+        folders(),
+        output.note,
+        embedder=embedder,
+        provider=selected.provider,
+        rebuild=rebuild,
+        fetch=not no_pull,
+    )
+    if question is None and not from_stdin:
+        output.note(f"the router is ready ({router.embedder.info.name})")
+        return
+    lines = _lines() if from_stdin else iter([question or ""])
+    write_decisions(output, router, lines, output_format.value)
+
+
+def _lines() -> list[str]:
+    """Questions on stdin, one a line; bytes that are not UTF-8 are replaced, an empty line is a question too."""
+    return sys.stdin.buffer.read().decode("utf-8", "replace").splitlines()

@@ -1,0 +1,166 @@
+"""Question → experts: linear scores over a vector and hashed words, calibrated; two domains; an honest "unsure"."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct, structs
+
+from coe_cli.core.catalog import GENERAL_EXPERT
+from coe_cli.core.router_features import bounded, clauses, lexical_counts, lexical_row, pair_features
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float32]
+    Floats = npt.NDArray[np.float64]
+
+Kind = Literal["single", "multi", "general"]
+
+
+class Scored(Struct, frozen=True):
+    """An expert and the probability that it is the right one."""
+
+    name: str
+    probability: float
+
+
+class Decision(Struct, frozen=True):
+    """Who answers.
+
+    ``experts`` are the chosen ones, best first: one, or two when ``kind`` is ``multi``. ``ranking`` has every role.
+    ``margin`` is the lead of the first over the second, in probability; ``multi_probability`` says how likely the
+    question spans two domains. ``unsure``: no role is likely enough, so the general one answers.
+    """
+
+    experts: list[Scored]
+    kind: Kind
+    unsure: bool
+    margin: float
+    ranking: list[Scored]
+    multi_probability: float = 0.0
+    preferred_resident: bool = False
+
+
+class RouterWeights(Struct, frozen=True):
+    """Trained weights, plain arrays.
+
+    ``dense`` [roles + 1, dimension], ``lexical`` [roles + 1, buckets] and ``bias`` [roles + 1] give one logit a role and,
+    last, the linear detector's; ``idf`` [buckets]. ``pair_weights``, ``pair_mean`` and ``pair_scale`` [features] and
+    ``pair_bias`` are the two-domain detector over ``pair_features``; ``temperature`` calibrates the roles' logits.
+    """
+
+    roles: tuple[str, ...]
+    dense: Array
+    lexical: Array
+    bias: Array
+    idf: Floats
+    temperature: float
+    pair_weights: Floats
+    pair_mean: Floats
+    pair_scale: Floats
+    pair_bias: float
+
+
+class Router:
+    """Routes by trained weights. The same question and vectors always give the same decision."""
+
+    def __init__(self, weights: RouterWeights, *, unsure_below: float = 0.34, multi_from: float = 0.5) -> None:
+        self.weights = weights
+        self.unsure_below = unsure_below
+        self.multi_from = multi_from
+        self._general = weights.roles.index(GENERAL_EXPERT) if GENERAL_EXPERT in weights.roles else None
+
+    def pieces(self, text: str) -> list[str]:
+        """The texts whose vectors ``route`` needs: the question (bounded), then its clauses where it splits."""
+        whole = bounded(text)
+        parts = clauses(whole)
+        return [whole, *(parts if len(parts) > 1 else [])]
+
+    def route(self, pieces: Sequence[str], vectors: Array) -> Decision:
+        """The decision for one question; ``vectors`` [len(pieces), dimension] belong to ``pieces(text)``."""
+        import numpy as np
+
+        roles = self.weights.roles
+        if not pieces[0].strip():
+            return self._nothing_asked()
+        if len(roles) == 1:
+            only = [Scored(roles[0], 1.0)]
+            return Decision(only, "general" if self._general == 0 else "single", False, 1.0, only)
+        probabilities, pair_logit = self._probabilities(pieces, vectors)
+        whole = probabilities[0]
+        order = np.argsort(-whole, kind="stable")
+        ranking = [Scored(roles[i], round(float(whole[i]), 6)) for i in order]
+        margin = round(ranking[0].probability - ranking[1].probability, 6)
+        both = self._multi_probability(whole, probabilities[1:], pair_logit, len(pieces[0].split()))
+        pair = self._pair(whole, probabilities[1:])
+        if both >= self.multi_from and pair is not None:
+            chosen = [Scored(roles[i], round(float(whole[i]), 6)) for i in pair]
+            return Decision(chosen, "multi", False, margin, ranking, both)
+        if ranking[0].probability < self.unsure_below and self._general is not None:
+            general = [Scored(roles[self._general], round(float(whole[self._general]), 6))]
+            return Decision(general, "general", True, margin, ranking, both)
+        kind: Kind = "general" if order[0] == self._general else "single"
+        return Decision(ranking[:1], kind, ranking[0].probability < self.unsure_below, margin, ranking, both)
+
+    def _probabilities(self, pieces: Sequence[str], vectors: Array) -> tuple[Floats, float]:
+        import numpy as np
+
+        weights = self.weights
+        logits = vectors.astype(np.float64) @ weights.dense.T.astype(np.float64) + weights.bias
+        for row, text in enumerate(pieces):
+            keys, values = lexical_row(lexical_counts(text), weights.idf)
+            logits[row] += weights.lexical[:, keys].astype(np.float64) @ values
+        scaled = logits[:, :-1] / weights.temperature
+        scaled -= scaled.max(axis=1, keepdims=True)
+        likelihood = np.exp(scaled)
+        return likelihood / likelihood.sum(axis=1, keepdims=True), float(logits[0, -1])
+
+    def _multi_probability(self, whole: Floats, parts: Floats, pair_logit: float, words: int) -> float:
+        import numpy as np
+
+        weights = self.weights
+        if not weights.pair_weights.size:
+            return 0.0
+        seen = np.array(pair_features(whole, parts if len(parts) else None, pair_logit, words, self._general))
+        score = float((seen - weights.pair_mean) / weights.pair_scale @ weights.pair_weights + weights.pair_bias)
+        return round(float(1.0 / (1.0 + np.exp(-np.clip(score, -30, 30)))), 6)
+
+    def _pair(self, whole: Floats, parts: Floats) -> tuple[int, int] | None:
+        """The two roles of a two-domain question: by the whole text, helped by what single clauses are sure of."""
+        import numpy as np
+
+        evidence = whole + (0.5 * parts.max(axis=0) if len(parts) else 0.0)
+        if self._general is not None:
+            evidence[self._general] *= 0.5
+        order = np.argsort(-evidence, kind="stable")
+        return (int(order[0]), int(order[1])) if len(order) > 1 else None
+
+    def _nothing_asked(self) -> Decision:
+        roles = self.weights.roles
+        first = self._general if self._general is not None else 0
+        ranking = [Scored(roles[first], 1.0), *(Scored(role, 0.0) for i, role in enumerate(roles) if i != first)]
+        return Decision(ranking[:1], "general" if first == self._general else "single", True, 1.0, ranking)
+
+
+def prefer_resident(
+    decision: Decision, model_of: Mapping[str, str], resident_models: Collection[str], margin: float = 0.15
+) -> Decision:
+    """``decision``, or the runner-up where it is within ``margin``, its model is resident and the first one's is not.
+
+    ``model_of`` maps roles to models. Only a decision for one expert that is not unsure is changed, and the result says
+    so in ``preferred_resident``. The general role is no substitute for a specialist, nor the reverse.
+    """
+    if len(decision.experts) != 1 or decision.unsure or model_of.get(decision.experts[0].name) in resident_models:
+        return decision
+    first = decision.experts[0]
+    if first.name == GENERAL_EXPERT:
+        return decision
+    for other in decision.ranking:
+        if first.probability - other.probability > margin:
+            break
+        if other.name not in (first.name, GENERAL_EXPERT) and model_of.get(other.name) in resident_models:
+            return structs.replace(decision, experts=[other], preferred_resident=True)
+    return decision

@@ -1,0 +1,73 @@
+"""Routing decisions for people and for programs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from coe_cli.core.router import Decision
+
+if TYPE_CHECKING:
+    from coe_cli.output.console import Output
+    from coe_cli.runtime.router_cache import QuestionRouter
+
+_CHUNK = 128
+_SHOWN_CHARS = 70
+
+
+def decision_as_dict(text: str, decision: Decision, latency_ms: float) -> dict[str, Any]:
+    """The contract of ``coe route --format jsonl``."""
+    return {
+        "text": text,
+        "experts": [{"name": expert.name, "probability": round(expert.probability, 4)} for expert in decision.experts],
+        "kind": decision.kind,
+        "unsure": decision.unsure,
+        "latency_ms": round(latency_ms, 2),
+    }
+
+
+def describe(decision: Decision) -> str:
+    """One line on who answers and why."""
+    named = " + ".join(f"{expert.name} {expert.probability:.0%}" for expert in decision.experts)
+    if decision.kind == "multi":
+        return f"{named} (two domains: {decision.multi_probability:.0%})"
+    if decision.unsure:
+        best = decision.ranking[0]
+        guess = f"; nearest: {best.name} {best.probability:.0%}" if best.name != decision.experts[0].name else ""
+        return f"{decision.experts[0].name} (unsure{guess})"
+    resident = ", its model is resident" if decision.preferred_resident else ""
+    other = next((expert for expert in decision.ranking if expert.name != decision.experts[0].name), None)
+    then = f", then {other.name} {other.probability:.0%}" if other and other.probability >= 0.05 else ""
+    return f"{named}{then}{resident}"
+
+
+def write_decisions(output: Output, router: QuestionRouter, texts: Iterable[str], output_format: str) -> None:
+    """Route ``texts`` and write each decision; the latency is the share of its batch."""
+    whole: list[dict[str, Any]] = []
+    several = False
+    for chunk in _chunks(iter(texts)):
+        start = time.perf_counter()
+        decisions = router.route_many(chunk)
+        latency_ms = (time.perf_counter() - start) * 1000 / len(chunk)
+        several = several or len(chunk) > 1
+        for text, decision in zip(chunk, decisions, strict=True):
+            if output_format == "human":
+                shown = " ".join(text.split())
+                shown = shown[: _SHOWN_CHARS - 1] + "…" if len(shown) > _SHOWN_CHARS else shown
+                output.stdout.write((f"{shown}\n    " if several else "") + describe(decision) + "\n")
+            elif output_format == "jsonl":
+                line = decision_as_dict(text, decision, latency_ms)
+                output.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            else:
+                whole.append(decision_as_dict(text, decision, latency_ms))
+        output.stdout.flush()
+    if output_format == "json":
+        output.json(whole)
+
+
+def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    while chunk := list(itertools.islice(texts, _CHUNK)):
+        yield chunk

@@ -1,0 +1,149 @@
+"""Text to vectors: an exported sentence-transformers model on onnxruntime, with neither PyTorch nor a network."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.runtime.folders import Folders
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Vectors = npt.NDArray[np.float32]
+
+EMBEDDER_FORMAT = 1
+
+_BATCH = 32
+_CHARS_PER_TOKEN = 12
+_PROVIDERS = {"dml": "DmlExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+
+
+class EmbedderInfo(msgspec.Struct, frozen=True):
+    """What an exported embedder is; ``embedder.json`` beside its graph.
+
+    ``sha256`` is the graph's, ``worst_cosine`` the least agreement with the original on the comparison texts,
+    ``resident_mb`` the memory that it takes: what a process gained by loading and running it on the CPU, or its files'
+    size where the system had paged out more than that.
+    """
+
+    format: int
+    name: str
+    dimension: int
+    max_tokens: int
+    pad_id: int
+    prompt: str
+    sha256: str
+    size_mb: float
+    worst_cosine: float = 0.0
+    resident_mb: float = 0.0
+
+
+def embedder_folder(name: str, where: Folders) -> Path:
+    """The folder in the cache that holds the export of the embedder called ``name``."""
+    return where.cache / "embedders" / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "embedder")
+
+
+def read_info(folder: Path) -> EmbedderInfo:
+    """What the export in ``folder`` is.
+
+    Raises:
+        ModelMissing: there is no export.
+        ModelDamaged: its description is unreadable, of another format, or the graph is gone.
+    """
+    path = folder / "embedder.json"
+    try:
+        info = msgspec.json.decode(path.read_bytes(), type=EmbedderInfo)
+    except FileNotFoundError:
+        raise ModelMissing(f"the embedder in {folder} is not prepared", "Prepare it: coe route --rebuild.") from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelDamaged(f"{path} cannot be read: {error}", "Prepare it again: coe route --rebuild.") from None
+    if info.format != EMBEDDER_FORMAT or not (folder / "model.onnx").is_file():
+        raise ModelDamaged(f"the embedder in {folder} is not usable", "Prepare it again: coe route --rebuild.")
+    return info
+
+
+class Embedder:
+    """An exported embedder, loaded.
+
+    Raises:
+        ModelMissing: the folder has no export.
+        ModelDamaged: the graph or the tokenizer cannot be loaded.
+    """
+
+    def __init__(self, folder: Path, provider: str = "cpu", threads: int | None = None) -> None:
+        self.info = read_info(folder)
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or _usable_cores()
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # The batch's shape changes from call to call: DirectML wants no memory pattern then, and the CPU gains nothing.
+        options.enable_mem_pattern = False
+        available = onnxruntime.get_available_providers()
+        wanted = dict.fromkeys([_PROVIDERS.get(provider, _PROVIDERS["cpu"]), _PROVIDERS["cpu"]])
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._session: Any = onnxruntime.InferenceSession(
+                str(folder / "model.onnx"), options, providers=[name for name in wanted if name in available]
+            )
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelDamaged(
+                f"the embedder in {folder} cannot be loaded: {reason[0][:200]}",
+                "Prepare it again: coe route --rebuild.",
+            ) from error
+        self._tokenizer.enable_truncation(self.info.max_tokens)
+        self._tokenizer.no_padding()
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of length 1, float32 [len(texts), dimension], in the order of ``texts``.
+
+        A text is cut at the model's own limit of tokens, and bounded in characters before it is tokenised.
+        """
+        import numpy as np
+
+        limit = self.info.max_tokens * _CHARS_PER_TOKEN
+        bounded = [self.info.prompt + text[:limit].encode("utf-8", "replace").decode("utf-8") for text in texts]
+        encoded = self._tokenizer.encode_batch(bounded)
+        vectors = np.empty((len(bounded), self.info.dimension), dtype=np.float32)
+        order = sorted(range(len(bounded)), key=lambda position: len(encoded[position].ids))
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            ids = [encoded[position].ids for position in batch]
+            width = max(1, len(ids[-1]))
+            tokens = np.full((len(batch), width), self.info.pad_id, dtype=np.int64)
+            mask = np.zeros((len(batch), width), dtype=np.int64)
+            for row, sequence in enumerate(ids):
+                tokens[row, : len(sequence)] = sequence
+                mask[row, : len(sequence)] = 1
+            (vectors[batch],) = self._session.run(None, {"input_ids": tokens, "attention_mask": mask})
+        return vectors
+
+
+def available_provider(wanted: str) -> str:
+    """``wanted`` (dml, cuda or cpu) where this onnxruntime has it, else ``cpu``."""
+    if wanted == "cpu":
+        return wanted
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return wanted if _PROVIDERS.get(wanted) in onnxruntime.get_available_providers() else "cpu"
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)

@@ -1,0 +1,169 @@
+"""The trained router on disk, and the door through which everything routes: embedder and router, prepared when needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.router import Decision, Router, RouterWeights
+from coe_cli.core.router_examples import examples_digest, training_set
+from coe_cli.errors import ModelMissing
+from coe_cli.runtime.embedder import Embedder, EmbedderInfo, available_provider, embedder_folder, read_info
+from coe_cli.runtime.embedder_sources import EMBEDDED, EMBEDDERS, GPU_DEFAULT
+from coe_cli.runtime.folders import Folders
+
+ROUTER_VERSION = 1
+
+_ARRAYS = ("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale")
+
+
+class QuestionRouter:
+    """An embedder and the router that was trained on its vectors."""
+
+    def __init__(self, embedder: Embedder, router: Router) -> None:
+        self.embedder = embedder
+        self.router = router
+
+    def route(self, text: str) -> Decision:
+        """The decision for one question."""
+        return self.route_many([text])[0]
+
+    def route_many(self, texts: Sequence[str]) -> list[Decision]:
+        """The decisions for ``texts``, in their order; their vectors are computed together."""
+        pieces = [self.router.pieces(text) for text in texts]
+        needed = list(dict.fromkeys(piece for some in pieces for piece in some))
+        position = {piece: row for row, piece in enumerate(needed)}
+        vectors = self.embedder.embed(needed)
+        return [self.router.route(some, vectors[[position[piece] for piece in some]]) for some in pieces]
+
+
+def default_embedder(provider: str) -> str:
+    """The embedder for a profile's provider: BGE-M3 where its GPU can be used, the embedded one everywhere else."""
+    return os.environ.get("COE_EMBEDDER") or (EMBEDDED if available_provider(provider) == "cpu" else GPU_DEFAULT)
+
+
+def embedder_info(name: str, where: Folders) -> EmbedderInfo | None:
+    """The prepared embedder called ``name``, with its measured memory, or None; imports nothing heavy."""
+    try:
+        return read_info(embedder_folder(name, where))
+    except ModelMissing:
+        return None
+
+
+def open_router(
+    catalog: Catalog,
+    where: Folders,
+    note: Callable[[str], None],
+    *,
+    embedder: str | None = None,
+    provider: str = "cpu",
+    rebuild: bool = False,
+    fetch: bool = True,
+) -> QuestionRouter:
+    """The router for ``catalog``, from the cache where it holds one for these examples and this embedder.
+
+    ``note`` is told, in single lines, what is fetched, exported or trained. ``rebuild`` trains again in any case and
+    exports a damaged embedder again; ``fetch=False`` refuses to download.
+
+    Raises:
+        ModelMissing: the embedder is not prepared and may not or cannot be fetched.
+        ModelDamaged: the embedder is damaged.
+        ProfileInvalid: the examples file is not valid.
+    """
+    name = embedder or default_embedder(provider)
+    try:
+        loaded = _open_embedder(name, where, note, provider, rebuild, fetch)
+    except ModelMissing as error:
+        if embedder is not None or name == EMBEDDED:
+            raise
+        note(f"{error.message}; using {EMBEDDED} instead")
+        loaded = _open_embedder(EMBEDDED, where, note, provider, rebuild, fetch)
+    path, digest = _cache_path(loaded.info, where), _digest(catalog, loaded.info)
+    weights = None if rebuild else _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
+    if weights is None:
+        from coe_cli.runtime.router_training import train_router
+
+        note("training the router on its examples, once")
+        weights = train_router(training_set(catalog), loaded.embed)
+        _write(path, digest, weights, note)
+    return QuestionRouter(loaded, Router(weights))
+
+
+def _open_embedder(
+    name: str, where: Folders, note: Callable[[str], None], provider: str, rebuild: bool, fetch: bool
+) -> Embedder:
+    folder = embedder_folder(name, where)
+    try:
+        return Embedder(folder, provider)
+    except ModelMissing as error:
+        if not (rebuild or not (folder / "embedder.json").exists()):
+            raise
+        if not fetch:
+            size = EMBEDDERS[name][0].size_mb if name in EMBEDDERS else None
+            raise ModelMissing(
+                f"the embedder `{name}` is not prepared" + (f" ({size} MB to fetch)" if size else ""),
+                "Prepare it: coe route --rebuild.",
+            ) from error
+    from coe_cli.runtime.embedder_export import prepare_embedder
+
+    prepare_embedder(name, where, note)
+    return Embedder(folder, provider)
+
+
+def _cache_path(info: EmbedderInfo, where: Folders) -> Path:
+    return where.cache / "router" / f"{embedder_folder(info.name, where).name}.npz"
+
+
+def _digest(catalog: Catalog, info: EmbedderInfo) -> str:
+    parts = (str(ROUTER_VERSION), info.sha256, str(info.max_tokens), info.prompt, examples_digest(catalog))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _read(
+    path: Path, digest: str, dimension: int, roles: tuple[str, ...], note: Callable[[str], None]
+) -> RouterWeights | None:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["digest"]) != digest:
+                return None
+            arrays = {name: stored[name] for name in _ARRAYS}
+            temperature, pair_bias = (float(value) for value in stored["scalars"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        note(f"warning: the cached router {path} is damaged ({error or type(error).__name__}); training it again")
+        return None
+    if arrays["dense"].shape != (len(roles) + 1, dimension) or arrays["lexical"].shape[0] != len(roles) + 1:
+        note(f"warning: the cached router {path} is damaged (wrong shape); training it again")
+        return None
+    return RouterWeights(roles=roles, temperature=temperature, pair_bias=pair_bias, **arrays)
+
+
+def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str], None]) -> None:
+    import numpy as np
+
+    arrays = {name: getattr(weights, name) for name in _ARRAYS}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".router-", suffix=".npz")
+        try:
+            with os.fdopen(descriptor, "wb") as sink:
+                np.savez(
+                    sink,
+                    digest=np.array(digest),
+                    scalars=np.array([weights.temperature, weights.pair_bias]),
+                    **arrays,
+                )
+            Path(scratch).replace(path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        note(f"warning: the router cannot be kept in {path.parent}: {error.strerror or error}")

@@ -1,0 +1,226 @@
+"""Training of the router from its examples: logistic regression, cross-fitted for the two-domain detector. Seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from coe_cli.core.catalog import GENERAL_EXPERT
+from coe_cli.core.router import RouterWeights
+from coe_cli.core.router_examples import TrainingSet
+from coe_cli.core.router_features import (
+    bounded,
+    clauses,
+    inverse_document_frequency,
+    lexical_counts,
+    lexical_row,
+    pair_features,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Vectors = npt.NDArray[np.float32]
+
+_TERM_WEIGHT = 0.3
+_MAX_BALANCE = 5.0
+_FOLDS = 5
+_SEED = 20240
+
+
+def train_router(examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors]) -> RouterWeights:
+    """Weights for the roles of ``examples``; ``embed`` gives vectors of length 1, [texts, dimension].
+
+    The roles are told apart by multinomial logistic regression over the vector and hashed words. Its probabilities for
+    questions that it was not fitted on (cross-fitting, 5 folds) set the temperature and train the two-domain detector.
+    """
+    import numpy as np
+
+    if len(examples.roles) == 1:
+        return _untrained(examples.roles, embed(["text"]).shape[1])
+    data = _Data(examples, embed)
+    general = examples.roles.index(GENERAL_EXPERT) if GENERAL_EXPERT in examples.roles else None
+    out_of_fold = np.zeros((len(data.texts), len(examples.roles)))
+    features = np.zeros((len(data.texts), 0))
+    if len(data.texts) >= 4 * _FOLDS:
+        fold = np.random.default_rng(_SEED).permutation(len(data.texts)) % _FOLDS
+        rows = []
+        for held in range(_FOLDS):
+            test, train = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
+            roles, pair = data.fit(train)
+            out_of_fold[test] = data.logits(roles, data.rows[test])
+            logit = pair(data.rows[test])
+            for place, index in enumerate(test):
+                rows.append((index, out_of_fold[index], data.clause_logits(roles, int(index)), logit[place]))
+        single = np.flatnonzero(data.second < 0)
+        temperature = _temperature(out_of_fold[single], data.first[single])
+        rows.sort(key=lambda row: row[0])
+        features = np.array(
+            [
+                pair_features(
+                    _softmax(whole / temperature),
+                    None if parts is None else _softmax(parts / temperature),
+                    float(logit),
+                    len(data.texts[index].split()),
+                    general,
+                )
+                for index, whole, parts, logit in rows
+            ]
+        )
+    else:
+        temperature = 1.0
+    return data.finish(features, temperature)
+
+
+class _Data:
+    """The examples as matrices, and the models that are fitted on parts of them."""
+
+    def __init__(self, examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors]) -> None:
+        import numpy as np
+
+        self.roles = examples.roles
+        self.texts = [bounded(text) for text, _ in examples.single] + [bounded(text) for text, _ in examples.double]
+        self.first = np.array([role for _, role in examples.single] + [pair[0] for _, pair in examples.double])
+        self.second = np.array([-1] * len(examples.single) + [pair[1] for _, pair in examples.double])
+        terms = [text for text, _ in examples.terms]
+        self._term_role = np.array([role for _, role in examples.terms], dtype=np.int64)
+        parts = [clauses(text) for text in self.texts]
+        self._clauses = [part if len(part) > 1 else [] for part in parts]
+        flat = [text for part in self._clauses for text in part]
+        self._clause_start = np.cumsum([0, *map(len, self._clauses)])
+        counts = [lexical_counts(text) for text in (*self.texts, *terms)]
+        self.idf = inverse_document_frequency(counts)
+        vectors = embed([*self.texts, *terms, *flat])
+        self.dimension = vectors.shape[1]
+        rows = _matrix(vectors, [*counts, *(lexical_counts(text) for text in flat)], self.idf)
+        self.rows = rows[: len(self.texts)]
+        self._terms = rows[len(self.texts) : len(self.texts) + len(terms)]
+        self._flat = rows[len(self.texts) + len(terms) :]
+
+    def fit(self, train: Any) -> tuple[Any, Callable[[Any], Any]]:
+        """The role model and the linear two-domain detector, fitted on the rows ``train``."""
+        import numpy as np
+        from scipy.sparse import vstack  # type: ignore[import-untyped]
+        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+
+        double = train[self.second[train] >= 0]
+        single = train[self.second[train] < 0]
+        rows = vstack([self.rows[single], self.rows[double], self.rows[double], self._terms]).tocsr()
+        labels = np.concatenate([self.first[single], self.first[double], self.second[double], self._term_role])
+        weight = np.concatenate(
+            [np.ones(len(single)), np.full(2 * len(double), 0.5), np.full(len(self._term_role), _TERM_WEIGHT)]
+        )
+        total = np.bincount(labels, weight, len(self.roles))
+        balance = weight.sum() / len(self.roles) / np.maximum(total, 1e-9)
+        weight *= np.minimum(balance, _MAX_BALANCE)[labels]
+        roles = LogisticRegression(C=10, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weight)
+        if not len(double):
+            return roles, lambda some: np.zeros(some.shape[0])
+        pair = LogisticRegression(C=10, max_iter=300, tol=1e-3, class_weight={0: 1, 1: 5})
+        pair.fit(self.rows[train], self.second[train] >= 0)
+        return roles, pair.decision_function
+
+    def logits(self, model: Any, rows: Any) -> Any:
+        """Logits [rows, roles]; a role that was not in the training rows is impossible."""
+        import numpy as np
+
+        scores = model.decision_function(rows)
+        if scores.ndim == 1:
+            scores = np.stack([-scores / 2, scores / 2], axis=1)
+        full = np.full((rows.shape[0], len(self.roles)), -30.0)
+        full[:, model.classes_] = scores
+        return full
+
+    def clause_logits(self, model: Any, index: int) -> Any:
+        start, stop = self._clause_start[index], self._clause_start[index + 1]
+        return self.logits(model, self._flat[start:stop]) if stop > start else None
+
+    def finish(self, features: Any, temperature: float) -> RouterWeights:
+        import numpy as np
+        from sklearn.linear_model import LogisticRegression
+
+        everything = np.arange(len(self.texts))
+        roles, pair = self.fit(everything)
+        size = len(self.roles)
+        coefficients = np.zeros((size + 1, self.dimension + len(self.idf)))
+        bias = np.full(size + 1, -30.0)
+        if len(roles.classes_) == 2:
+            coefficients[roles.classes_] = np.stack([-roles.coef_[0] / 2, roles.coef_[0] / 2])
+            bias[roles.classes_] = [-roles.intercept_[0] / 2, roles.intercept_[0] / 2]
+        else:
+            coefficients[roles.classes_], bias[roles.classes_] = roles.coef_, roles.intercept_
+        bias[size] = 0.0
+        doubles = self.second >= 0
+        mean = scale = weights = np.zeros(0)
+        offset = 0.0
+        if features.shape[1] and doubles.sum() >= _FOLDS:
+            linear = pair.__self__  # type: ignore[attr-defined]
+            coefficients[size], bias[size] = linear.coef_[0], linear.intercept_[0]
+            mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+            detector = LogisticRegression(C=1, max_iter=2000).fit((features - mean) / scale, doubles)
+            weights, offset = detector.coef_[0], float(detector.intercept_[0])
+        return RouterWeights(
+            roles=self.roles,
+            dense=coefficients[:, : self.dimension].astype(np.float32),
+            lexical=coefficients[:, self.dimension :].astype(np.float32),
+            bias=bias.astype(np.float32),
+            idf=self.idf,
+            temperature=temperature,
+            pair_weights=weights,
+            pair_mean=mean,
+            pair_scale=scale,
+            pair_bias=offset,
+        )
+
+
+def _matrix(vectors: Vectors, counts: Sequence[Any], idf: Any) -> Any:
+    import numpy as np
+    from scipy.sparse import csr_matrix, hstack
+
+    rows = [lexical_row(count, idf) for count in counts]
+    starts = np.cumsum([0, *(len(keys) for keys, _ in rows)])
+    keys = np.concatenate([keys for keys, _ in rows])
+    values = np.concatenate([values for _, values in rows])
+    lexical = csr_matrix((values, keys, starts), shape=(len(rows), len(idf)))
+    return hstack([csr_matrix(vectors.astype(np.float64)), lexical]).tocsr()
+
+
+def _temperature(logits: Any, labels: Any) -> float:
+    """The temperature that makes held-out probabilities most likely (Guo et al. 2017, "On Calibration")."""
+    import numpy as np
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
+    def loss(log_temperature: float) -> float:
+        likely = _softmax(logits / np.exp(log_temperature))[np.arange(len(labels)), labels]
+        return float(-np.log(np.maximum(likely, 1e-12)).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded").x))
+
+
+def _softmax(logits: Any) -> Any:
+    import numpy as np
+
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def _untrained(roles: tuple[str, ...], dimension: int) -> RouterWeights:
+    """Weights for a catalog with one role: there is nothing to tell apart."""
+    import numpy as np
+
+    from coe_cli.core.router_features import LEXICAL_SIZE
+
+    empty = np.zeros(0)
+    return RouterWeights(
+        roles=roles,
+        dense=np.zeros((2, dimension), dtype=np.float32),
+        lexical=np.zeros((2, LEXICAL_SIZE), dtype=np.float32),
+        bias=np.zeros(2, dtype=np.float32),
+        idf=np.zeros(LEXICAL_SIZE),
+        temperature=1.0,
+        pair_weights=empty,
+        pair_mean=empty,
+        pair_scale=empty,
+        pair_bias=0.0,
+    )

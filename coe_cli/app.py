@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from coe_cli import __version__
-from coe_cli.commands import ask, models
+from coe_cli.commands import ask, models, ps, serve, stop
 from coe_cli.errors import CoeError, ExitCode, UsageError
 
 app = typer.Typer(
@@ -25,6 +25,9 @@ app = typer.Typer(
 )
 app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
 app.add_typer(models.app, name="models")
+app.command("serve")(serve.serve)
+app.command("ps")(ps.ps)
+app.command("stop")(stop.stop)
 
 
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from coe_cli.core import scheduler_events as ev
@@ -76,7 +76,7 @@ class College:
 
     # --- what one asks of it
 
-    async def ask(self, ask: ce.Ask) -> AsyncIterator[ce.CollegeEvent]:
+    async def ask(self, ask: ce.Ask) -> AsyncGenerator[ce.CollegeEvent, None]:
         """Events of one answer, ending with ``Finished``. Closing the iterator cancels the answer.
 
         Raises:

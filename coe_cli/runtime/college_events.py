@@ -23,18 +23,18 @@ class Ask(Struct, frozen=True):
     priority: int = 0
 
 
-class Waiting(Struct, frozen=True):
+class Waiting(Struct, frozen=True, tag=True):
     """Queued, with so many requests ahead."""
 
     reason: str
     ahead: int
 
 
-class Loading(Struct, frozen=True):
+class Loading(Struct, frozen=True, tag=True):
     """The model of the request is being loaded."""
 
 
-class Reading(Struct, frozen=True):
+class Reading(Struct, frozen=True, tag=True):
     """The prompt is being read. ``load_s`` is None when the model was resident."""
 
     prompt_tokens: int
@@ -44,19 +44,19 @@ class Reading(Struct, frozen=True):
     worker_pid: int
 
 
-class Piece(Struct, frozen=True):
+class Piece(Struct, frozen=True, tag=True):
     """A piece of the answer as the model wrote it, <think> tags included."""
 
     text: str
 
 
-class Again(Struct, frozen=True):
+class Again(Struct, frozen=True, tag=True):
     """The answer starts again from the beginning; nothing of it had been delivered."""
 
     reason: str
 
 
-class Finished(Struct, frozen=True):
+class Finished(Struct, frozen=True, tag=True):
     """The end of the answer; times are seconds in the worker."""
 
     finish_reason: FinishReason
@@ -67,3 +67,28 @@ class Finished(Struct, frozen=True):
 
 
 CollegeEvent: TypeAlias = Waiting | Loading | Reading | Piece | Again | Finished
+
+
+class Broken(Struct, frozen=True, tag=True):
+    """An answer's end by an error, where events cross a process boundary."""
+
+    code: str
+    message: str
+    hint: str = ""
+    retry_after_s: float | None = None
+
+
+WireEvent: TypeAlias = Waiting | Loading | Reading | Piece | Again | Finished | Broken
+
+
+class AskByName(Struct, frozen=True):
+    """An ``Ask`` from another process, which names the model. ``template`` as in ``Ask``."""
+
+    model: str
+    messages: list[ChatMessage]
+    template: str | None = None
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: list[str] = []
+    guidance: Guidance | None = None
+    priority: int = 0

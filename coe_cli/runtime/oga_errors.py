@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, OutOfMemory
+from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, OutOfMemory, UsageError
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|bad_alloc|failed to allocate|not enough memory|E_OUTOFMEMORY|8007000E|cudaErrorMemoryAllocation"
@@ -21,6 +21,7 @@ _PROVIDER_MISSING = re.compile(
     r"|failed to load library|no (suitable|compatible) (device|adapter)",
     re.IGNORECASE,
 )
+_GRAMMAR = re.compile(r"error creating grammar|invalid grammar", re.IGNORECASE)
 
 
 def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) -> CoeError:
@@ -32,6 +33,8 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
         return error
     text = str(error)
     detail = _first_line(text)
+    if _GRAMMAR.search(text):
+        return UsageError(f"the answer's JSON schema cannot be used: {detail}", "Correct or simplify the schema.")
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
         return OutOfMemory(
             f"out of memory {'loading' if loading else 'running'} `{model}` on {provider}: {detail}",

@@ -1,0 +1,36 @@
+"""`coe ps`: what the college has loaded and what it does."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from coe_cli.output.console import Output
+
+
+class StatusFormat(StrEnum):
+    HUMAN = "human"
+    JSON = "json"
+
+
+def ps(
+    output_format: Annotated[StatusFormat, typer.Option("--format", help="How it is written.")] = StatusFormat.HUMAN,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it; Ctrl-C ends.")] = False,
+) -> None:
+    """Models that are loaded, their process, slots, memory and idle time, and the memory pressure.
+
+    Example: coe ps --format json | jq '.pressure.level'
+    """
+    from coe_cli.core.college_status import CollegeStatus
+    from coe_cli.output.college_view import watch_college, write_status
+    from coe_cli.runtime.college_client import find
+
+    output = Output()
+    client = find()
+    if watch and client is not None:
+        watch_college(output, client.snapshot, as_json=output_format is StatusFormat.JSON)
+        return
+    status = client.snapshot() if client is not None else CollegeStatus()
+    write_status(output, status, as_json=output_format is StatusFormat.JSON)

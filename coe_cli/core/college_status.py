@@ -1,0 +1,45 @@
+"""What a running college shows of itself: the content of `coe ps`. Memory in MB, times in seconds."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+STATUS_SCHEMA_VERSION = 1
+
+
+class ModelLine(Struct, frozen=True):
+    """One model that is resident, on its way in or out, or waited for. None where nothing was measured."""
+
+    name: str
+    pid: int | None
+    state: str
+    running: int
+    max_slots: int
+    waiting: int
+    context_length: int | None
+    reserved_mb: int
+    measured_mb: float | None
+    idle_s: float | None
+
+
+class PressureLine(Struct, frozen=True):
+    """Usage over the pool, and the level that follows from it."""
+
+    ratio: float
+    level: str
+
+
+class CollegeStatus(Struct, frozen=True):
+    """One college at one moment; all None and empty when none runs."""
+
+    schema_version: int = STATUS_SCHEMA_VERSION
+    pid: int | None = None
+    url: str | None = None
+    profile: str | None = None
+    uptime_s: float | None = None
+    models: list[ModelLine] = []
+    pressure: PressureLine | None = None
+    usage_mb: float | None = None
+    pool_mb: float | None = None
+    queue_length: int = 0
+    notices: list[str] = []

@@ -1,0 +1,151 @@
+"""From what a client asks for to what the college is asked: which expert and model, which messages, does it fit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
+from coe_cli.core.selection import Choice, choose_model
+from coe_cli.errors import ModelMissing, PromptTooLong
+from coe_cli.runtime import college_events as ce
+from coe_cli.runtime.model_store import open_model
+from coe_cli.runtime.prompt_length import prompt_tokens
+from coe_cli.runtime.protocol import ChatMessage, Guidance, Sampling
+
+AUTO = "auto"
+RAW_TEMPLATE = "{question}"
+MAX_PROMPT_CHARS = 2_000_000
+"""No context that is in use holds more; longer texts are refused before they are tokenized."""
+
+
+class Wish(NamedTuple):
+    """What a client wants: ``name`` is `auto`, an expert or a model; a raw prompt goes past the chat template."""
+
+    name: str
+    messages: list[ChatMessage]
+    raw: bool = False
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: list[str] = []  # noqa: RUF012 - never changed
+    guidance: Guidance | None = None
+
+
+class Prepared(NamedTuple):
+    """What to ask the college, and what to tell the client about the choice."""
+
+    ask: ce.Ask
+    expert: str | None
+    notes: list[str]
+
+
+def route_auto(text: str) -> str:
+    """The expert for a question that names none."""
+    return GENERAL_EXPERT
+
+
+class Desk:
+    """Settles each request against the catalog and the models on disk, as they are at that moment.
+
+    ``context_of`` gives the context length of a model's slots.
+    """
+
+    def __init__(self, catalog: Catalog, models_dir: Path, context_of: Callable[[ModelSpec], int]) -> None:
+        self.catalog = catalog
+        self.models_dir = models_dir
+        self._context_of = context_of
+        self._opened: dict[str, tuple[int, ModelSpec]] = {}
+
+    def names(self) -> list[tuple[str, int]]:
+        """Every name that ``prepare`` takes, with the time (seconds since 1970) of its model's folder."""
+        found = models_on_disk(self.models_dir)
+        times = {name: int((folder / GENAI_CONFIG).stat().st_mtime) for name, folder in found.items()}
+        newest = max(times.values(), default=0)
+        experts = {name: times.get(expert.model, newest) for name, expert in self.catalog.experts.items()}
+        return list({AUTO: newest, **times, **experts}.items())
+
+    def open(self, name: str) -> ModelSpec:
+        """The spec of a model on disk; its files are checked again when its configuration has changed.
+
+        Raises:
+            ModelMissing: it is not there.
+            ModelDamaged: its files are not whole.
+        """
+        folder = self.models_dir / name
+        if name not in models_on_disk(self.models_dir):
+            raise ModelMissing(f"model `{name}` is not on disk", f"Fetch it: coe models pull {name}")
+        changed = (folder / GENAI_CONFIG).stat().st_mtime_ns
+        known = self._opened.get(name)
+        if known is None or known[0] != changed:
+            known = self._opened[name] = (changed, open_model(name, folder))
+        return known[1]
+
+    async def prepare(self, wish: Wish) -> Prepared:
+        """Settle expert, model, system prompt and room.
+
+        Raises:
+            ModelMissing, ModelDamaged: there is no such name, or nothing on disk that could answer.
+            PromptTooLong: neither the model nor the expert's fallback has room for the prompt.
+        """
+        if sum(len(message.content) for message in wish.messages) > MAX_PROMPT_CHARS:
+            raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
+        choice = self._choose(wish)
+        spec = self.open(choice.model)
+        messages, template, notes = wish.messages, choice.template, list(choice.notes)
+        if wish.raw:
+            template = RAW_TEMPLATE
+        elif choice.system_prompt.strip() and not any(message.role == "system" for message in messages):
+            messages = [ChatMessage("system", choice.system_prompt.strip()), *messages]
+        tokens = await self._too_many_tokens(spec, messages, template)
+        if tokens is not None:
+            spec, note = await self._fallback(spec, tokens, choice, messages)
+            template = RAW_TEMPLATE if wish.raw else None
+            notes.append(note)
+        ask = ce.Ask(
+            model=spec,
+            messages=messages,
+            template=template,
+            max_tokens=wish.max_tokens,
+            sampling=wish.sampling,
+            stop=wish.stop,
+            guidance=wish.guidance,
+        )
+        return Prepared(ask, choice.expert, notes)
+
+    def _choose(self, wish: Wish) -> Choice:
+        on_disk = models_on_disk(self.models_dir)
+        name = wish.name
+        if name == AUTO:
+            question = next((m.content for m in reversed(wish.messages) if m.role == "user"), "")
+            name = route_auto(question)
+        if name in self.catalog.experts:
+            choice = choose_model(self.catalog, on_disk, expert=name, model=None)
+        else:
+            choice = choose_model(self.catalog, on_disk, expert=None, model=name)
+        if choice.install:
+            raise ModelMissing(f"model `{choice.model}` is not on disk", f"Fetch it: coe models pull {choice.model}")
+        return choice
+
+    async def _too_many_tokens(self, spec: ModelSpec, messages: list[ChatMessage], template: str | None) -> int | None:
+        """Tokens of the prompt if the model has no room for them, else None."""
+        assert spec.folder is not None
+        context = self._context_of(spec)
+        tokens = await asyncio.to_thread(prompt_tokens, spec.folder, messages, template, context)
+        return tokens if tokens is not None and tokens >= context else None
+
+    async def _fallback(
+        self, spec: ModelSpec, tokens: int, choice: Choice, messages: list[ChatMessage]
+    ) -> tuple[ModelSpec, str]:
+        context = self._context_of(spec)
+        if choice.fallback is not None:
+            other = self.open(choice.fallback)
+            if await self._too_many_tokens(other, messages, None) is None:
+                note = f"the prompt has {tokens} tokens and {spec.name} has room for {context}: {other.name} answers"
+                return other, note
+        raise PromptTooLong(
+            f"the prompt has {tokens} tokens and the context of {spec.name} is {context}",
+            "Shorten the prompt, or choose a model with a longer context.",
+        )

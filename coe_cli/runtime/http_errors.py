@@ -1,0 +1,71 @@
+"""Failures as HTTP: status, OpenAI's error object, and when to try again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from coe_cli.errors import (
+    Busy,
+    CoeError,
+    DoesNotFit,
+    Draining,
+    ModelMissing,
+    OutOfMemory,
+    PromptTooLong,
+    TimedOut,
+    UsageError,
+)
+
+_RETRY_AFTER_S = 5.0
+
+_KINDS: list[tuple[type[CoeError], int, str, str | None]] = [
+    (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),
+    (UsageError, 400, "invalid_request_error", None),
+    (ModelMissing, 404, "invalid_request_error", "model_not_found"),
+    (DoesNotFit, 400, "invalid_request_error", "does_not_fit"),
+    (Draining, 503, "service_unavailable", "draining"),
+    (Busy, 429, "rate_limit_error", "queue_full"),
+    (OutOfMemory, 503, "service_unavailable", "out_of_memory"),
+    (TimedOut, 504, "timeout", "timed_out"),
+]
+"""Error kind → status, OpenAI's ``type`` and ``code``; None keeps the error's own code."""
+
+
+class HttpError(CoeError):
+    """A failure with its HTTP status and the parameter that it concerns."""
+
+    def __init__(
+        self, status: int, message: str, hint: str = "", *, code: str = "invalid_request", param: str | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.status, self.code, self.param = status, code, param
+
+
+def status_of(error: CoeError) -> int:
+    """The HTTP status that ``error`` means."""
+    if isinstance(error, HttpError):
+        return error.status
+    return next((status for kind, status, _, _ in _KINDS if isinstance(error, kind)), 500)
+
+
+def error_object(error: CoeError) -> dict[str, Any]:
+    """``{"error": {"message", "type", "param", "code"}}`` as OpenAI has it."""
+    message = " ".join(part for part in (error.message.rstrip(".") + ".", error.hint) if part)
+    kind, code, param = "server_error", error.code, None
+    if isinstance(error, HttpError):
+        kind, param = ("server_error" if error.status >= 500 else "invalid_request_error"), error.param
+    else:
+        for known, _, its_kind, its_code in _KINDS:
+            if isinstance(error, known):
+                kind, code = its_kind, its_code or error.code
+                break
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_headers(error: CoeError) -> list[tuple[bytes, bytes]]:
+    """``Retry-After`` in whole seconds where trying again is of use."""
+    if status_of(error) not in (429, 503):
+        return []
+    after_s = getattr(error, "retry_after_s", None) or _RETRY_AFTER_S
+    return [(b"retry-after", str(max(1, math.ceil(after_s))).encode())]

@@ -6,11 +6,22 @@ from typing import Annotated
 
 import typer
 
-from coe_cli.commands.options import CatalogFileOption, complete_models, read_catalog
-from coe_cli.output.console import Output, TableFormat
+from coe_cli.commands.options import (
+    CatalogFileOption,
+    ProfileOption,
+    ProfilesFileOption,
+    complete_models,
+    read_catalog,
+    read_profiles,
+)
+from coe_cli.errors import ExitCode
+from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.runtime.folders import folders
 
-app = typer.Typer(help="Models: list them, fetch them.", no_args_is_help=True)
+ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", autocompletion=complete_models)]
+FormatOption = Annotated[ReportFormat, typer.Option("--format", help="How the result is written.")]
+
+app = typer.Typer(help="Models: list, fetch, look into, check, remove.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -46,3 +57,79 @@ def pull(
         with ProgressView(output, f"fetching {name}") as view:
             spec = install(name, catalog, folders().models, view, force=force)
         output.note(f"{name} is ready in {spec.folder}")
+
+
+@app.command("show")
+def show(
+    name: ModelArgument,
+    profile: ProfileOption = None,
+    report_format: FormatOption = ReportFormat.HUMAN,
+    profiles_file: ProfilesFileOption = None,
+    catalog_file: CatalogFileOption = None,
+) -> None:
+    """One model in full: shape, attention, weights, chat template, cache at the profile's context, files, licence.
+
+    Example: coe models show smollm2-135m --format json | jq .cache
+    """
+    import msgspec
+
+    from coe_cli.output.model_card_view import write_card
+    from coe_cli.runtime.model_card import model_card
+
+    chosen = read_profiles(profiles_file).select(profile)
+    card = model_card(name, read_catalog(catalog_file), chosen, folders().models)
+    if report_format is ReportFormat.JSON:
+        Output().json(msgspec.to_builtins(card))
+    else:
+        write_card(Output(), card)
+
+
+@app.command("verify")
+def verify(
+    name: ModelArgument,
+    no_run: Annotated[bool, typer.Option("--no-run", help="Check files and configuration only.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Record the answer of today as the right one.")] = False,
+    report_format: FormatOption = ReportFormat.HUMAN,
+    catalog_file: CatalogFileOption = None,
+) -> None:
+    """Check a model: files, digests, configuration against graph, tokenizer, template, and the tokens that it gives.
+
+    The first run records what the model answers on its provider; later ones compare with that, so that a driver that
+    computes garbage is caught. Exits with 4 when something is wrong.
+
+    Example: coe models verify smollm2-135m
+    """
+    from coe_cli.core.findings import Level, worst
+    from coe_cli.output.findings_view import findings_document, write_findings
+    from coe_cli.output.progress_view import ProgressView
+    from coe_cli.runtime.model_store import folder_of
+    from coe_cli.runtime.verify import verify as check
+
+    output = Output()
+    folder = folder_of(name, read_catalog(catalog_file), folders().models)
+    with ProgressView(output, f"checking {name}") as view:
+        findings = check(name, folder, folders().state, run=not no_run, accept=accept, on_progress=view)
+    if report_format is ReportFormat.JSON:
+        output.json({"model": name, **findings_document(findings)})
+    else:
+        write_findings(output, findings)
+    if worst(findings) is Level.ERROR:
+        raise typer.Exit(ExitCode.MODEL_MISSING)
+
+
+@app.command("rm")
+def remove(
+    names: Annotated[list[str], typer.Argument(help="Names of models on disk.", autocompletion=complete_models)],
+    force: Annotated[bool, typer.Option("--force", help="Even while it is in use.")] = False,
+    catalog_file: CatalogFileOption = None,
+) -> None:
+    """Take models off the disk; refused while one is in use.
+
+    Example: coe models rm Qwen2.5-Math-7B-DML
+    """
+    from coe_cli.runtime.model_removal import remove as take_off
+
+    catalog, output = read_catalog(catalog_file), Output()
+    for name in names:
+        freed_mb = take_off(name, catalog, folders().models, folders().state, force=force)
+        output.note(f"{name} is removed, {freed_mb:.0f} MB are free again")

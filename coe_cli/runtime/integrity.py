@@ -80,28 +80,9 @@ def _needed_files(folder: Path) -> Iterable[tuple[str, int]]:
     graph = str(decoder.get("filename", "model.onnx"))
     yield graph, 1
     if (folder / graph).is_file():
+        from coe_cli.runtime.graph import external_data_sizes
+
         yield from external_data_sizes(folder / graph).items()
-
-
-def external_data_sizes(graph: Path) -> dict[str, int]:
-    """File name → bytes that the graph reads up to, for each external data file of an ONNX graph.
-
-    Raises:
-        ValueError: the file is not an ONNX graph.
-    """
-    import onnx
-
-    try:
-        model = onnx.load(str(graph), load_external_data=False)
-    except Exception as error:
-        raise ValueError(f"{graph} is not an ONNX graph: {error}") from None
-    sizes: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            entry = {item.key: item.value for item in tensor.external_data}
-            end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
-            sizes[entry["location"]] = max(sizes.get(entry["location"], 0), end)
-    return sizes
 
 
 def _damaged(name: str, problem: str) -> ModelDamaged:

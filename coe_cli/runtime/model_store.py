@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coe_cli.core.catalog import Catalog, ModelEntry
+from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.errors import DoesNotFit, ModelDamaged, ModelMissing
 from coe_cli.runtime.integrity import check_files, write_manifest
@@ -37,6 +38,22 @@ def open_model(name: str, folder: Path) -> ModelSpec:
     return spec
 
 
+def folder_of(name: str, catalog: Catalog, models_dir: Path) -> Path:
+    """The folder of a model that is on disk.
+
+    Raises:
+        UsageError: not a name.
+        ModelMissing: it is not there.
+    """
+    check_name(name)
+    folder = models_dir / name
+    if folder.is_dir():
+        return folder
+    if name in catalog.models:
+        raise ModelMissing(f"model `{name}` is not on disk", f"Fetch it: coe models pull {name}")
+    raise catalog.unknown_model(name, list(models_on_disk(models_dir)))
+
+
 def install(
     name: str, catalog: Catalog, models_dir: Path, on_progress: OnProgress, *, force: bool = False
 ) -> ModelSpec:
@@ -55,7 +72,7 @@ def install(
     target = models_dir / name
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(models_dir, name, on_progress):
+        with model_lock(models_dir, name, on_progress):
             if target.exists() and not force:
                 return open_model(name, target)
             _check_room(name, entry, models_dir)
@@ -116,7 +133,7 @@ def _check_room(name: str, entry: ModelEntry, models_dir: Path) -> None:
 
 
 @contextmanager
-def _locked(models_dir: Path, name: str, on_progress: OnProgress) -> Iterator[None]:
+def model_lock(models_dir: Path, name: str, on_progress: OnProgress) -> Iterator[None]:
     """Hold the install lock of one model; the system frees it if the process dies."""
     import filelock
 

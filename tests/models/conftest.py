@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hub_server import Hub
+from tiny_model import catalog_entry, write_tiny_model
 
 from coe_cli.app import run
 
@@ -65,3 +68,24 @@ def coe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     (tmp_path / "models").mkdir()
     return Coe(tmp_path, capsys)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on loopback that coe is pointed at."""
+    hub = Hub()
+    server = hub.start()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def published(tmp_path: Path, hub: Hub, coe: Coe) -> dict[str, bytes]:
+    """The files of a tiny model that the hub has as ``someone/tiny`` and the catalog as ``tiny``."""
+    folder = write_tiny_model(tmp_path / "published")
+    hub.add_folder("someone/tiny", folder)
+    coe.catalog(tiny=catalog_entry("hf:someone/tiny"))
+    return hub.repositories["someone/tiny"]

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from coe_cli.core.source_uri import HubSource, check_member
 from coe_cli.errors import UsageError
@@ -49,6 +50,9 @@ def fetch_from_hub(
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise SourceFailed("was skipped because HF_HUB_OFFLINE is set")
     commit, files = _list_files(source)
+    parts = {_part(file, destination) for file in files}
+    for old in set(destination.rglob("*.part")) - parts:
+        old.unlink()
     total = sum(file.size or 0 for file in files)
     there = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file())
     check_room(max(0, total - there))
@@ -98,19 +102,50 @@ def _hub_file(item: Any) -> HubFile:
 
 
 def _download(repo: str, commit: str, file: HubFile, destination: Path) -> Callable[[], None]:
-    def run() -> None:
-        import huggingface_hub
+    """A task that fetches one file, from where an earlier attempt broke off.
 
+    ``hf_hub_download`` begins a file anew in each process, so its building blocks are used: the bytes that are there
+    stay in a .part file, named after the content, and only the rest is asked for.
+    """
+
+    def run() -> None:
+        path = destination / file.path
+        if path.is_file() and path.stat().st_size == file.size:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = _part(file, destination)
         try:
-            huggingface_hub.hf_hub_download(
-                repo, file.path, revision=commit, local_dir=destination, endpoint=_endpoint()
-            )
+            _fetch_rest(repo, commit, file, part)
         except Exception as error:
             if is_local(error):
                 raise
             raise SourceFailed(f"broke off at {file.path}: {first_line(error)}") from error
+        part.replace(path)
 
     return run
+
+
+def _fetch_rest(repo: str, commit: str, file: HubFile, part: Path) -> None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    url, headers = hf_hub_url(repo, file.path, revision=commit, endpoint=_endpoint()), build_hf_headers()
+    facts = get_hf_file_metadata(url, headers=headers)
+    if file.size is not None and facts.size is not None and facts.size != file.size:
+        raise SourceFailed(f"{file.path} has {facts.size} bytes instead of {file.size}")
+    if urlsplit(facts.location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # the store that the hub sends us to has its own signature in the address
+    with part.open("ab") as stream:
+        stream.seek(0, os.SEEK_END)
+        if facts.size is not None and stream.tell() > facts.size:
+            stream.truncate(0)
+        http_get(facts.location, stream, resume_size=stream.tell(), headers=headers, expected_size=facts.size)
+
+
+def _part(file: HubFile, destination: Path) -> Path:
+    path = destination / file.path
+    return path.with_name(f".{path.name}.{(file.sha256 or file.git_sha1 or 'x')[:12]}.part")
 
 
 def _verification(file: HubFile, destination: Path) -> Callable[[], None]:

@@ -95,7 +95,6 @@ def install_request(
             result = _make(request, arrival, staging, on_progress)
             on_progress(Step("Checking", 0, None))
             _check(request, result)
-            shutil.rmtree(result / ".cache", ignore_errors=True)  # what the hub's client keeps beside the files
             write_manifest(result, _origin(request, arrival))
             check_files(name, result)
             put_in_place(result, target)

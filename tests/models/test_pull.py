@@ -458,7 +458,7 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_from_there(coe: Coe, hub: Hub
     hub.stall_after["model.onnx.data"] = 22 * 2**20  # the hub's client writes 10 MB at a time
     process = start("tiny")
     deadline = time.monotonic() + 60
-    while not any(path.stat().st_size >= 2**20 for path in coe.models.rglob("*.incomplete")):
+    while not any(path.stat().st_size >= 2**20 for path in coe.models.rglob("*.part")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.kill()

@@ -166,3 +166,28 @@ def remove(
     for name in names:
         freed_mb = take_off(name, catalog, folders().models, folders().state, force=force)
         output.note(f"{name} is removed, {freed_mb:.0f} MB are free again")
+
+
+@app.command("optimize")
+def optimize(
+    names: Annotated[list[str], typer.Argument(help="Names of models on disk.", autocompletion=complete_models)],
+    catalog_file: CatalogFileOption = None,
+) -> None:
+    """Make models that were built elsewhere faster: their head then runs on the last position of a prompt only.
+
+    Saves tokens × vocabulary of memory and about a quarter of the prefill. The rewritten graph takes the original's place
+    only after both gave the same tokens on 20 prompts; the original stays beside it. `coe models pull` does this itself.
+
+    Example: coe models optimize Qwen2.5-Coder-7B-DML
+    """
+    from coe_cli.output.progress_view import ProgressView
+    from coe_cli.runtime.model_store import folder_of
+    from coe_cli.runtime.optimize import optimize as rewrite
+
+    catalog, output = read_catalog(catalog_file), Output()
+    for name in names:
+        folder = folder_of(name, catalog, folders().models)
+        with ProgressView(output, f"optimizing {name}") as view:
+            changed = rewrite(name, folder.parent, view)
+        after = "is optimized: it gives the same tokens as before on 20 prompts" if changed else "is optimized already"
+        output.note(f"{name} {after}")

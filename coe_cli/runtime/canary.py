@@ -13,15 +13,12 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.core.model_spec import ModelSpec
-from coe_cli.errors import CoeError, from_code
-from coe_cli.runtime import protocol
+from coe_cli.errors import CoeError
+from coe_cli.runtime.continuation import continue_prompts
 from coe_cli.runtime.integrity import sha256_of
-from coe_cli.runtime.one_shot import begin_loading
-from coe_cli.runtime.worker_process import WorkerProcess
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n    return")
 _TOKENS = 16
-_CONTEXT = 128
 
 
 class Golden(Struct, frozen=True):
@@ -40,42 +37,8 @@ def run_canary(spec: ModelSpec, *, timeout_s: float = 600.0) -> Golden:
         ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
     """
     assert spec.folder is not None
-    worker = WorkerProcess()
-    try:
-        begin_loading(worker, spec)
-        version = "unknown"
-        while not isinstance(message := worker.receive(timeout_s), protocol.Loaded):
-            if isinstance(message, protocol.Failed):
-                raise from_code(message.code, message.message, message.hint)
-            if isinstance(message, protocol.Hello):
-                version = message.oga_version
-        pieces = [
-            _continue(worker, number, prompt, min(_CONTEXT, spec.context_length), timeout_s)
-            for number, prompt in enumerate(PROMPTS)
-        ]
-    finally:
-        worker.kill()
+    version, pieces = continue_prompts(spec, PROMPTS, max_tokens=_TOKENS, timeout_s=timeout_s)
     return Golden(spec.provider, version, sha256_of(spec.folder / spec.graph), pieces)
-
-
-def _continue(worker: WorkerProcess, number: int, prompt: str, context: int, timeout_s: float) -> list[str]:
-    worker.send(
-        protocol.Generate(
-            request_id=number,
-            messages=[protocol.ChatMessage("user", prompt)],
-            context_length=context,
-            max_tokens=_TOKENS,
-            template="{question}",
-            sampling=protocol.Sampling(temperature=0.0),
-        )
-    )
-    pieces: list[str] = []
-    while not isinstance(message := worker.receive(timeout_s), protocol.Done):
-        if isinstance(message, protocol.Failed):
-            raise from_code(message.code, message.message, message.hint)
-        if isinstance(message, protocol.Token):
-            pieces.append(message.text)
-    return pieces
 
 
 def recorded(state_dir: Path, name: str, provider: str) -> Golden | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
@@ -68,13 +69,20 @@ def install(
 
 
 def install_request(
-    request: Request, models_dir: Path, on_progress: OnProgress, *, force: bool = False, as_is: bool = False
+    request: Request,
+    models_dir: Path,
+    on_progress: OnProgress,
+    *,
+    force: bool = False,
+    as_is: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> ModelSpec:
     """Fetch, convert where needed, check and put in place a model.
 
     Two installs of one model at once give one model: the second waits and finds it done. The folder appears under its
     name by a rename when it is complete. Whatever interrupts it leaves nothing under that name; what had been fetched
-    is kept out of sight, and the next install goes on from there.
+    is kept out of sight, and the next install goes on from there. A model that comes ready-made is optimized, unless
+    ``as_is``; where that cannot be done it is installed as it came, and ``tell`` hears why.
 
     Raises:
         ModelMissing: no source reachable, or a folder that cannot be written.
@@ -95,6 +103,8 @@ def install_request(
             result = _make(request, arrival, staging, on_progress)
             on_progress(Step("Checking", 0, None))
             _check(request, result)
+            if result == arrival.path and not as_is:
+                result = _optimized(name, result, staging, on_progress, tell)
             write_manifest(result, _origin(request, arrival))
             check_files(name, result)
             put_in_place(result, target)
@@ -104,6 +114,18 @@ def install_request(
         shutil.rmtree(staging, ignore_errors=True)
         forget(folders().state, name)
     return open_model(name, target)
+
+
+def _optimized(name: str, result: Path, staging: Path, on_progress: OnProgress, tell: Callable[[str], None]) -> Path:
+    from coe_cli.runtime.optimize import NotOptimized, is_optimized, optimized_copy
+
+    if is_optimized(spec_from_folder(name, result)):
+        return result
+    try:
+        return optimized_copy(name, result, staging / "optimized", on_progress)
+    except NotOptimized as error:
+        tell(f"{error.message}. {error.hint}")
+        return result
 
 
 def _origin(request: Request, arrival: Arrival) -> dict[str, str | None]:

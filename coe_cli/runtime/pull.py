@@ -35,7 +35,7 @@ def pull(
 
     def install_one(request: Request) -> None:
         try:
-            spec = install_request(request, models_dir, progress_of(request.name), force=force, as_is=as_is)
+            spec = install_request(request, models_dir, progress_of(request.name), force=force, as_is=as_is, tell=tell)
         except CoeError as error:
             failures[request.name] = error
         else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +21,23 @@ from coe_cli.commands.options import (
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.runtime.folders import folders
+
+
+class ProviderName(StrEnum):
+    """Devices that a model can be built for."""
+
+    DML = "dml"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class Precision(StrEnum):
+    """Formats of weights."""
+
+    INT4 = "int4"
+    INT8 = "int8"
+    FP16 = "fp16"
+
 
 ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", autocompletion=complete_models)]
 FormatOption = Annotated[ReportFormat, typer.Option("--format", help="How the result is written.")]
@@ -166,6 +186,38 @@ def remove(
     for name in names:
         freed_mb = take_off(name, catalog, folders().models, folders().state, force=force)
         output.note(f"{name} is removed, {freed_mb:.0f} MB are free again")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A GGUF file, or a Hugging Face folder with safetensors.")],
+    name: Annotated[str, typer.Option("--name", help="What it is to be called.")],
+    provider: Annotated[ProviderName, typer.Option("--provider", help="The device that it is built for.")] = (
+        ProviderName.DML if sys.platform == "win32" else ProviderName.CPU
+    ),
+    precision: Annotated[Precision, typer.Option("--precision", help="How its weights are kept.")] = Precision.INT4,
+    force: Annotated[bool, typer.Option("--force", help="Take the place of a model of that name.")] = False,
+) -> None:
+    """Convert a model from elsewhere; says first how much memory and disk that takes.
+
+    Weights that are Python pickles are refused, since loading them runs code that came with them.
+
+    Example: coe models import Qwen2.5-Coder-0.5B-Instruct-Q8_0.gguf --name coder-small --provider cpu
+    """
+    from coe_cli.core.model_name import check_name
+    from coe_cli.output.progress_view import ProgressView
+    from coe_cli.runtime.import_model import check_resources, import_model
+    from coe_cli.runtime.weights_source import inspect
+
+    output, models_dir = Output(), folders().models
+    check_name(name)
+    weights = inspect(source.expanduser())
+    output.note(check_resources(weights, precision.value, models_dir))
+    with ProgressView(output, f"converting {source.name}") as view:
+        spec = import_model(
+            weights, name, models_dir, view, provider=provider.value, precision=precision.value, force=force
+        )
+    output.note(f"{spec.name} is ready in {spec.folder}")
 
 
 @app.command("optimize")

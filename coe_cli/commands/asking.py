@@ -15,7 +15,7 @@ from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, 
 from coe_cli.output.console import Output
 from coe_cli.runtime import one_shot, protocol, worker_process
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.model_store import install, open_model
+from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.prompt_length import prompt_tokens
 
 
@@ -108,6 +108,8 @@ def _install(choice: Choice, catalog: Catalog, output: Output, *, pull: bool) ->
     from coe_cli.output.progress_view import ProgressView
 
     with ProgressView(output, f"fetching {choice.model}{size}, once") as view:
+        from coe_cli.runtime.install import install
+
         return install(choice.model, catalog, folders().models, view)
 
 

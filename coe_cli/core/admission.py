@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from heapq import heappop, heappush
 
-from coe_cli.core.preload import NextModel
 from coe_cli.core.pool_memory import Level, PoolMemory
+from coe_cli.core.preload import NextModel
 from coe_cli.core.request_queues import RequestQueues
 from coe_cli.core.scheduler_events import (
     Decision,

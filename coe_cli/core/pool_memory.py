@@ -17,6 +17,7 @@ from enum import IntEnum
 from coe_cli.core.pressure import HYSTERESIS
 from coe_cli.core.profile import PressureThresholds
 
+
 class Level(IntEnum):
     """Pressure levels: elevated and high from their threshold on, critical above its own (DESIGN §5)."""
 

@@ -61,6 +61,11 @@ def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | No
     )
 
 
+def models_for(catalog: Catalog, profile: HardwareProfile) -> list[str]:
+    """Names of the catalog's models that were built for the profile's provider: what its college consists of."""
+    return [name for name, entry in catalog.models.items() if entry.provider == profile.provider]
+
+
 def choose_profile(profiles: ProfileSet, name: str | None, provider: Provider) -> HardwareProfile:
     """The named profile, or the default one, or, if that is for another provider, the first one for ``provider``.
 

@@ -26,6 +26,13 @@ class TableFormat(StrEnum):
     MD = "md"
 
 
+class ReportFormat(StrEnum):
+    """Formats of commands that report on one thing."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
 @dataclass
 class Output:
     """Where a command writes. Tests replace the streams."""

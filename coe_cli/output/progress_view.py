@@ -1,7 +1,8 @@
-"""Progress of a fetch or a conversion: a bar on a terminal, one line a stage elsewhere."""
+"""Progress of fetches and conversions: a bar for each on a terminal, one line a stage elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -20,13 +21,13 @@ class StepLike(Protocol):
 
 
 class ProgressView:
-    """Use as a context manager and call it with each step."""
+    """Use as a context manager and call it with each step; ``of`` gives each of several works a bar of its own."""
 
     def __init__(self, output: Output, title: str) -> None:
         self._output, self._title = output, title
-        self._stage = ""
+        self._stages: dict[str, str] = {}
         self._progress: Any = None
-        self._task: Any = None
+        self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if self._output.stderr.isatty():
@@ -36,7 +37,7 @@ class ProgressView:
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.fields[amount]}"),
+                _amount_column(),
                 TimeElapsedColumn(),
                 console=self._output.console(on_stderr=True),
                 transient=True,
@@ -47,17 +48,26 @@ class ProgressView:
         return self
 
     def __call__(self, step: StepLike) -> None:
+        self._show("", step)
+
+    def of(self, name: str) -> Callable[[StepLike], None]:
+        """The same for one of several works that go on together; ``name`` stands before its stages."""
+        return lambda step: self._show(name, step)
+
+    def _show(self, name: str, step: StepLike) -> None:
+        text = f"{name}: {step.stage}" if name else step.stage
         if self._progress is None:
-            if step.stage != self._stage:
-                self._output.note(f"{step.stage}{_amount(step, ' (', ')')}")
-            self._stage = step.stage
+            if self._stages.get(name) != step.stage:
+                size = f" ({step.total / 2**20:.0f} MB)" if step.is_bytes and step.total else ""
+                self._output.note(f"{text}{size}")
+            self._stages[name] = step.stage
             return
-        if step.stage != self._stage:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(step.stage, total=step.total, amount="")
-            self._stage = step.stage
-        self._progress.update(self._task, completed=step.done, total=step.total, amount=_amount(step))
+        if self._stages.get(name) != step.stage:
+            if name in self._tasks:
+                self._progress.remove_task(self._tasks[name])
+            self._tasks[name] = self._progress.add_task(text, total=step.total, is_bytes=step.is_bytes)
+            self._stages[name] = step.stage
+        self._progress.update(self._tasks[name], completed=step.done, total=step.total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -66,10 +76,36 @@ class ProgressView:
             self._progress.stop()
 
 
-def _amount(step: StepLike, before: str = "", after: str = "") -> str:
-    if not step.is_bytes:
-        return f"{before}{step.done / step.total:.0%}{after}" if step.total and not before else ""
-    total_mb = f"{step.total / 2**20:.0f} MB" if step.total else ""
-    if before:
-        return f"{before}{total_mb}{after}" if total_mb else ""
-    return f"{step.done / 2**20:.0f} of {total_mb}" if total_mb else f"{step.done / 2**20:.0f} MB"
+def amount(
+    done: float, total: float | None, *, is_bytes: bool, speed: float | None = None, left_s: float | None = None
+) -> str:
+    """How far a work is: "12 of 94 MB · 3.1 MB/s · 0:27 left", or "40%" when it is not bytes."""
+    if not is_bytes:
+        return f"{done / total:.0%}" if total else ""
+    mb = f"{done / 2**20:.0f} of {total / 2**20:.0f} MB" if total else f"{done / 2**20:.0f} MB"
+    parts = [mb]
+    if speed:
+        parts.append(f"{speed / 2**20:.1f} MB/s")
+        if left_s is not None and total and done < total:
+            minutes, seconds = divmod(round(left_s), 60)
+            hours, minutes = divmod(minutes, 60)
+            parts.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
+    return " · ".join(parts)
+
+
+def _amount_column() -> Any:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class AmountColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            text = amount(
+                task.completed,
+                task.total,
+                is_bytes=task.fields["is_bytes"],
+                speed=task.speed,
+                left_s=task.time_remaining,
+            )
+            return Text(text)
+
+    return AmountColumn()

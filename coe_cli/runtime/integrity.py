@@ -10,7 +10,6 @@ from typing import Any
 
 from coe_cli.core.model_spec import GENAI_CONFIG
 from coe_cli.errors import ModelDamaged
-from coe_cli.runtime.onnx_graph import external_data_sizes
 
 MANIFEST = "coe_manifest.json"
 MANIFEST_VERSION = 1
@@ -81,6 +80,8 @@ def _needed_files(folder: Path) -> Iterable[tuple[str, int]]:
     graph = str(decoder.get("filename", "model.onnx"))
     yield graph, 1
     if (folder / graph).is_file():
+        from coe_cli.runtime.graph import external_data_sizes
+
         yield from external_data_sizes(folder / graph).items()
 
 

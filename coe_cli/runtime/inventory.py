@@ -46,6 +46,11 @@ def list_models(catalog: Catalog, models_dir: Path) -> list[ModelRow]:
     return sorted(rows, key=lambda row: (not row.on_disk, row.name.lower()))
 
 
+def duplicates_of(name: str, models_dir: Path) -> list[str]:
+    """Other models on disk with the same weights as ``name``."""
+    return duplicate_weights(models_on_disk(models_dir)).get(name, [])
+
+
 def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str, list[str]]) -> ModelRow:
     spec: ModelSpec | None = None
     problem: str | None = None

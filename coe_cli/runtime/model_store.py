@@ -1,29 +1,25 @@
-"""The models folder: find a whole model, or install one so that nothing half-made is ever seen under its name."""
+"""The models folder: find a whole model, and change one so that nothing half-made is ever seen under its name."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coe_cli.core.catalog import Catalog, ModelEntry
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
-from coe_cli.errors import DoesNotFit, ModelDamaged, ModelMissing
-from coe_cli.runtime.integrity import check_files, write_manifest
+from coe_cli.errors import ModelMissing
+from coe_cli.runtime.integrity import check_files
 from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.sources import fetch
+from coe_cli.runtime.source_errors import DiskFull
 
-_FP16_COPIES_OF_GGUF = 5
-"""Converting needs the source, its weights as fp16 and the result side by side: about five times a 4-bit file."""
-
-
-class DiskFull(DoesNotFit):
-    """The disk has no room for the model."""
-
-    code = "disk_full"
+_MORE_ROOM = "Free some space, or set COE_MODELS_DIR to a folder on a larger disk."
 
 
 def open_model(name: str, folder: Path) -> ModelSpec:
@@ -37,98 +33,103 @@ def open_model(name: str, folder: Path) -> ModelSpec:
     return spec
 
 
-def install(
-    name: str, catalog: Catalog, models_dir: Path, on_progress: OnProgress, *, force: bool = False
-) -> ModelSpec:
-    """Fetch, convert where needed, check and put in place the catalog's model ``name``.
-
-    Two installs of one model at once give one model: the second waits and finds it done. The folder appears under its
-    name by a rename when it is complete; whatever interrupts it leaves nothing behind under that name.
+def folder_of(name: str, catalog: Catalog, models_dir: Path) -> Path:
+    """The folder of a model that is on disk.
 
     Raises:
-        ModelMissing: unknown name, no source reachable, or a folder that cannot be written.
-        DiskFull: too little room.
+        UsageError: not a name.
+        ModelMissing: it is not there.
     """
-    entry = catalog.models.get(name)
-    if entry is None:
-        raise catalog.unknown_model(name, list(models_on_disk(models_dir)))
-    target = models_dir / name
+    check_name(name)
+    folder = models_dir / name
+    if folder.is_dir():
+        return folder
+    if name in catalog.models:
+        raise ModelMissing(f"model `{name}` is not on disk", f"Fetch it: coe models pull {name}")
+    raise catalog.unknown_model(name, list(models_on_disk(models_dir)))
+
+
+def check_room(name: str, models_dir: Path, needed_bytes: float) -> None:
+    """Check the disk before something is written.
+
+    Raises:
+        DiskFull: it has less free than ``needed_bytes``.
+    """
+    there = models_dir
+    while not there.exists():
+        there = there.parent
+    free_mb, needed_mb = shutil.disk_usage(there).free / BYTES_PER_MB, needed_bytes / BYTES_PER_MB
+    if free_mb < needed_mb:
+        raise DiskFull(
+            f"installing {name} needs {needed_mb:.0f} MB and the disk of {models_dir} has {free_mb:.0f} MB free",
+            _MORE_ROOM,
+        )
+
+
+@contextmanager
+def writing(name: str, models_dir: Path, on_progress: OnProgress) -> Iterator[None]:
+    """Create the models folder, hold the lock of model ``name``, and explain what the system refuses.
+
+    Raises:
+        DiskFull: the disk ran full.
+        ModelMissing: the folder cannot be written.
+    """
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(models_dir, name, on_progress):
-            if target.exists() and not force:
-                return open_model(name, target)
-            _check_room(name, entry, models_dir)
-            staging = models_dir / f".partial-{name}"
-            try:
-                _build(name, entry, staging, on_progress)
-                if target.exists():
-                    shutil.rmtree(target)
-                staging_result = staging / "model"
-                staging_result.rename(target)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-        return open_model(name, target)
+        with model_lock(models_dir, name, on_progress):
+            for old in models_dir.glob(f".removed-{name}-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"the disk of {models_dir} is full",
-                "Free some space, or set COE_MODELS_DIR to a folder on a larger disk.",
-            ) from error
+            raise DiskFull(f"the disk of {models_dir} is full", _MORE_ROOM) from error
         raise ModelMissing(
             f"model `{name}` cannot be written to {models_dir}: {error.strerror or error}",
             "Make the folder writable, or set COE_MODELS_DIR to another one.",
         ) from error
 
 
-def _build(name: str, entry: ModelEntry, staging: Path, on_progress: OnProgress) -> None:
-    shutil.rmtree(staging, ignore_errors=True)
-    result = staging / "model"
-    arrived, source = fetch(name, entry.sources, staging / "download", on_progress)
-    if entry.format == "gguf":
-        from coe_cli.runtime.convert import convert
-
-        result.mkdir()
-        convert(arrived, result, provider=entry.provider, precision="int4", on_progress=on_progress)
-    else:
-        arrived.rename(result)
-    on_progress(Step("Checking", 0, None))
-    spec = spec_from_folder(name, result)
-    if spec.shape != entry.shape:
-        raise ModelDamaged(
-            f"model `{name}` from {source.uri} has another shape than the catalog says",
-            "Report it, with `coe --version`.",
-        )
-    check_files(name, result)
-    write_manifest(result, {"uri": source.uri, "sha256": source.sha256, "licence": entry.licence})
+def staging_folder(name: str, models_dir: Path) -> Path:
+    """Where ``name`` is made; hidden, and kept when an install breaks off, so that the next one goes on from there."""
+    return models_dir / f".partial-{name}"
 
 
-def _check_room(name: str, entry: ModelEntry, models_dir: Path) -> None:
-    sizes = [source.size_mb for source in entry.sources if source.size_mb]
-    factor = _FP16_COPIES_OF_GGUF if entry.format == "gguf" else 1.05
-    needed_mb = max(sizes, default=entry.weights_mb) * factor
-    free_mb = shutil.disk_usage(models_dir).free / BYTES_PER_MB
-    if free_mb < needed_mb:
-        raise DiskFull(
-            f"installing `{name}` needs {needed_mb:.0f} MB and the disk of {models_dir} has {free_mb:.0f} MB free",
-            "Free some space, or set COE_MODELS_DIR to a folder on a larger disk.",
-        )
+def put_in_place(result: Path, target: Path) -> None:
+    """Give the finished folder ``result`` the name ``target``; what had that name before is removed.
+
+    Raises:
+        OSError: the system refuses; the old folder is then still there.
+    """
+    old: Path | None = None
+    if target.exists():
+        old = target.with_name(f".removed-{target.name}-{uuid.uuid4().hex[:8]}")
+        target.rename(old)
+    try:
+        result.rename(target)
+    except OSError:
+        if old is not None:
+            old.rename(target)
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
-def _locked(models_dir: Path, name: str, on_progress: OnProgress) -> Iterator[None]:
-    """Hold the install lock of one model; the system frees it if the process dies."""
+def model_lock(models_dir: Path, name: str, on_progress: OnProgress) -> Iterator[None]:
+    """Hold the lock of one model; the system frees it if the process dies."""
     import filelock
 
-    lock = filelock.FileLock(models_dir / f".{name}.lock")
+    path = models_dir / f".{name}.lock"
+    lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        on_progress(Step("Waiting for another coe that fetches this model", 0, None))
+        on_progress(Step("Waiting for another coe that works on this model", 0, None))
         lock.acquire()
     try:
         yield
     finally:
         lock.release()
         if os.name == "nt":
-            (models_dir / f".{name}.lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)

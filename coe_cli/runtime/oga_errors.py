@@ -22,6 +22,7 @@ _PROVIDER_MISSING = re.compile(
     re.IGNORECASE,
 )
 _GRAMMAR = re.compile(r"error creating grammar|invalid grammar", re.IGNORECASE)
+_NEWER_FORMAT = re.compile(r'Unknown value "(?P<key>[^"]*)"|Unsupported model_type')
 
 
 def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) -> CoeError:
@@ -49,6 +50,11 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
         return DeviceLost(
             f"provider {provider} is not available for `{model}`: {detail}",
             "Install the ONNX Runtime GenAI package for that provider, or choose a model for the CPU (-m smollm2-135m).",
+        )
+    if loading and _NEWER_FORMAT.search(text):
+        return ModelDamaged(
+            f"model `{model}` was built for another version of ONNX Runtime GenAI: {detail}",
+            "Fetch a build for this version (`coe doctor` shows it), or take that entry out of its genai_config.json.",
         )
     if loading:
         return ModelDamaged(

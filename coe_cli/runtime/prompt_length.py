@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.protocol import ChatMessage
 
 _TEMPLATE_TOKENS = 256
@@ -34,24 +35,41 @@ def prompt_tokens(
     return len(tokenizer.encode(_render(folder, messages, template), add_special_tokens=False).ids)
 
 
+def render_chat(source: str, messages: Sequence[ChatMessage]) -> str:
+    """``messages`` through the chat template ``source``.
+
+    Raises:
+        ModelDamaged: the template cannot be used on them.
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        compiled = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        ).from_string(source)
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        return str(compiled.render(messages=chat, add_generation_prompt=True, bos_token="", eos_token=""))
+    except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise ModelDamaged(
+            f"the chat template fails: {error}", "Use a plain prompt for this model's experts."
+        ) from None
+
+
 def _render(folder: Path, messages: Sequence[ChatMessage], template: str | None) -> str:
     if template is not None:
         return template + "".join(message.content for message in messages)
-    source = _chat_template(folder)
+    source = chat_template(folder)
     if source is not None:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         try:
-            compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
-            chat = [{"role": message.role, "content": message.content} for message in messages]
-            return str(compiled.render(messages=chat, add_generation_prompt=True, bos_token="", eos_token=""))
-        except (TemplateError, TypeError):
+            return render_chat(source, messages)
+        except ModelDamaged:
             pass
     return "\n\n".join(message.content for message in messages)
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template(folder: Path) -> str | None:
+    """The text of the model's chat template, or None where it has none."""
     try:
         own = folder / "chat_template.jinja"
         if own.is_file():

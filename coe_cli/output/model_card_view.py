@@ -1,0 +1,56 @@
+"""One model in full, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coe_cli.output.console import Output
+
+
+def write_card(output: Output, card: Any) -> None:
+    """Write ``card`` (runtime.model_card.ModelCard) as names and values."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shape, cache = card.shape, card.cache
+    formats = ", ".join(f"{count} × {kind}" for kind, count in (card.weight_formats or {}).items())
+    head = {"last": "on the last position only", "all": f"on every position (coe models optimize {card.name})"}
+    rows = [
+        ("model", card.name),
+        ("about", card.description or "-"),
+        ("folder", card.folder or f"not on disk (coe models pull {card.name})"),
+        ("from", card.origin or "unknown"),
+        ("licence", card.licence or "unknown"),
+        ("experts", ", ".join(card.experts) or "-"),
+        ("built for", card.provider),
+        ("type", card.model_type or "unknown"),
+        ("context", f"{card.context_length} tokens"),
+        (
+            "shape",
+            f"{shape.num_hidden_layers} layers, hidden size {shape.hidden_size}, {shape.num_attention_heads} heads of "
+            f"{shape.head_size}, {shape.num_key_value_heads} KV heads ({card.attention}), vocabulary {shape.vocab_size}",
+        ),
+        ("weights", f"{card.weights_mb:.0f} MB{': ' + formats if formats else ''}"),
+        ("head", head.get(card.head_positions, "unknown")),
+        ("chat template", {True: "yes", False: "no", None: "unknown"}[card.chat_template]),
+        (
+            "KV cache",
+            f"{cache.kv_bytes_per_token} bytes a token, {cache.kv_mb:.0f} MB for {cache.context_length} tokens "
+            f"(profile {cache.profile})",
+        ),
+        ("same weights as", ", ".join(card.duplicate_of) or "no other model"),
+    ]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    output.rich(table)
+    if card.files:
+        files = Table(box=None, pad_edge=False)
+        files.add_column("file", overflow="fold")
+        files.add_column("size", justify="right", no_wrap=True)
+        files.add_column("SHA-256", overflow="fold")
+        for file in card.files:
+            files.add_row(Text(file.name), f"{file.size_mb:.1f} MB", file.sha256 or "not recorded")
+        output.rich(files)

@@ -1,0 +1,91 @@
+"""Folders of coe's own for each test, and its command line run in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hub_server import Hub
+from tiny_model import catalog_entry, write_tiny_model
+
+from coe_cli.app import run
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one command left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+@dataclass
+class Coe:
+    """coe with folders below ``folder``; ``models`` is empty at first."""
+
+    folder: Path
+    capture: pytest.CaptureFixture[str]
+
+    @property
+    def models(self) -> Path:
+        return self.folder / "models"
+
+    def __call__(self, *arguments: str) -> Run:
+        self.capture.readouterr()
+        code = run(list(arguments))
+        written = self.capture.readouterr()
+        return Run(int(code), written.out, written.err)
+
+    def catalog(self, **models: Any) -> None:
+        """Give the user a catalog with these models, over the shipped one."""
+        config = self.folder / "config"
+        config.mkdir(exist_ok=True)
+        (config / "experts.yaml").write_text(yaml.safe_dump({"models": models}), encoding="utf-8")
+
+    @property
+    def left_over(self) -> list[str]:
+        """What lies in the models folder beside models and locks."""
+        return sorted(p.name for p in self.models.iterdir() if p.name.startswith(".") and not p.name.endswith(".lock"))
+
+
+@pytest.fixture
+def coe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Coe:
+    for name in [name for name in os.environ if name.startswith(("COE_", "HF_"))]:
+        monkeypatch.delenv(name)
+    for name in ("models", "config", "state", "cache"):
+        monkeypatch.setenv(f"COE_{name.upper()}_DIR", str(tmp_path / name))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "models").mkdir()
+    return Coe(tmp_path, capsys)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on loopback that coe is pointed at."""
+    hub = Hub()
+    server = hub.start()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def published(tmp_path: Path, hub: Hub, coe: Coe) -> dict[str, bytes]:
+    """The files of a tiny model that the hub has as ``someone/tiny`` and the catalog as ``tiny``."""
+    folder = write_tiny_model(tmp_path / "published")
+    hub.add_folder("someone/tiny", folder)
+    coe.catalog(tiny=catalog_entry("hf:someone/tiny"))
+    return hub.repositories["someone/tiny"]

@@ -1,0 +1,202 @@
+"""`coe models import`: what it refuses, what it says first, and that nothing half-made is seen."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import types
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import psutil
+import pytest
+from conftest import Coe
+from tiny_model import write_tiny_model
+
+from coe_cli.errors import ModelDamaged, UsageError
+from coe_cli.runtime.integrity import check_files
+from coe_cli.runtime.progress import Step
+from coe_cli.runtime.weights_source import builder_architectures, inspect
+
+
+def write_gguf(path: Path, architecture: str = "llama", rows: int = 64) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tensor("token_embd.weight", np.zeros((rows, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_folder(folder: Path, architecture: str = "LlamaForCausalLM", **config: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture], **config}))
+    header = json.dumps({"w": {"dtype": "F16", "shape": [10, 20], "data_offsets": [0, 400]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(400))
+    return folder
+
+
+@pytest.fixture
+def converter(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A converter that writes the tiny model, in place of the real one, which takes minutes; its calls."""
+    calls: list[dict[str, Any]] = []
+
+    def convert(source: Path, output: Path, **options: Any) -> None:
+        calls.append({"source": source, **options})
+        options["on_progress"](Step("Converting", 0.5, 1.0))
+        write_tiny_model(output)
+
+    module = types.ModuleType("coe_cli.runtime.convert")
+    module.convert = convert  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "coe_cli.runtime.convert", module)
+    return calls
+
+
+def import_(coe: Coe, source: Path, *options: str) -> Any:
+    return coe("models", "import", str(source), "--name", "mine", *options)
+
+
+@pytest.mark.parametrize("make", [write_gguf, write_folder])
+def test_a_source_is_converted_checked_and_recorded(
+    coe: Coe, converter: list[dict[str, Any]], tmp_path: Path, make: Any
+) -> None:
+    source = make(tmp_path / "source.gguf")
+    result = import_(coe, source, "--provider", "cpu", "--precision", "int8")
+    assert result.code == 0, result.stderr
+    assert "MB of memory and" in result.stderr and "MB of disk" in result.stderr
+    assert "mine is ready" in result.stderr
+    (call,) = converter
+    assert (call["source"], call["provider"], call["precision"]) == (source, "cpu", "int8")
+    check_files("mine", coe.models / "mine")
+    origin = json.loads((coe.models / "mine" / "coe_manifest.json").read_text())["origin"]
+    assert (origin["uri"], origin["precision"]) == (f"file:{source}", "int8")
+    assert coe.left_over == []
+    assert coe("models", "verify", "mine").code == 0
+
+
+def test_a_name_that_is_taken(coe: Coe, converter: list[Any], tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "a.gguf")
+    old = write_tiny_model(coe.models / "mine", seed=7)
+    before = (old / "model.onnx.data").read_bytes()
+    assert import_(coe, source).code == 2
+    assert (converter, (old / "model.onnx.data").read_bytes()) == ([], before)
+    assert import_(coe, source, "--force").code == 0
+    assert (old / "model.onnx.data").read_bytes() != before
+
+
+def test_a_conversion_that_fails_or_gives_nonsense_leaves_nothing(
+    coe: Coe, converter: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["coe_cli.runtime.convert"]
+    old = write_tiny_model(coe.models / "mine", seed=7)
+
+    def fails(source: Path, output: Path, **options: Any) -> None:
+        write_tiny_model(output)
+        raise ModelDamaged("it broke", "Mend it.")
+
+    def contradicts(source: Path, output: Path, **options: Any) -> None:
+        write_tiny_model(output, layers=3)
+        path = output / "genai_config.json"
+        path.write_text(path.read_text().replace('"num_hidden_layers": 3', '"num_hidden_layers": 4'))
+
+    for wrong in (fails, contradicts):
+        monkeypatch.setattr(module, "convert", wrong)
+        assert import_(coe, write_gguf(tmp_path / "a.gguf"), "--force").code == 4
+        check_files("mine", old)
+        assert coe.left_over == []
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "model.pth", "weights.pkl", "model.ckpt"])
+def test_pickles_are_refused_and_not_opened(coe: Coe, converter: list[Any], tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (folder / file).write_bytes(b"cos\nsystem\n(S'echo pwned'\ntR.")
+    for source in (folder, folder / file):
+        result = import_(coe, source)
+        assert result.code == 2
+        assert "pickle" in result.stderr and "safetensors" in result.stderr
+    assert converter == []
+
+
+@pytest.mark.parametrize("architecture", ["MambaForCausalLM", "T5ForConditionalGeneration", "BertModel"])
+def test_an_unsupported_architecture_gets_a_clear_no(coe: Coe, tmp_path: Path, architecture: str) -> None:
+    result = import_(coe, write_folder(tmp_path / "folder", architecture))
+    assert result.code == 2
+    assert f"is a {architecture}, which ONNX Runtime GenAI cannot run" in result.stderr
+    assert "LlamaForCausalLM" in result.stderr
+
+
+def test_an_unsupported_gguf_and_code_of_its_own(coe: Coe, tmp_path: Path) -> None:
+    assert "mamba" in import_(coe, write_gguf(tmp_path / "m.gguf", "mamba")).stderr
+    custom = write_folder(tmp_path / "custom", auto_map={"AutoModel": "modeling.Model"})
+    assert "code of its own" in import_(coe, custom).stderr
+
+
+def test_what_is_no_source(coe: Coe, tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("hello, this is no model")
+    (tmp_path / "empty").mkdir()
+    for path, code, says in (
+        (tmp_path / "nothing", 4, "does not exist"),
+        (tmp_path / "text.gguf", 2, "not a GGUF file"),
+        (tmp_path / "empty", 2, "no config.json"),
+        (write_tiny_model(tmp_path / "oga"), 2, "coe models pull file:"),
+    ):
+        result = import_(coe, path)
+        assert (result.code, says in result.stderr) == (code, True), result.stderr
+
+
+def test_damaged_sources(coe: Coe, tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf").read_bytes()
+    for cut in (4, 12, len(whole) // 2):
+        (tmp_path / "cut.gguf").write_bytes(whole[:cut])
+        assert import_(coe, tmp_path / "cut.gguf").code == 4
+    folder = write_folder(tmp_path / "folder")
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    for damaged in (content[:-1], content[:20], b"", struct.pack("<Q", 2**60) + content[8:]):
+        weights.write_bytes(damaged)
+        assert import_(coe, folder).code == 4
+
+
+def test_too_little_memory_or_disk_is_said_before_it_starts(
+    coe: Coe, converter: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    source = write_gguf(tmp_path / "a.gguf", rows=1 << 18)
+    memory = namedtuple("memory", "total available")
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: memory(2**30, 2**30))
+        result = import_(coe, source)
+        assert (result.code, "1024 MB" in result.stderr) == (5, True)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 0, 2**20))
+    result = import_(coe, source)
+    assert (result.code, "MB free" in result.stderr) == (5, True)
+    assert converter == []
+
+
+def test_needs_grow_with_the_number_of_weights(tmp_path: Path) -> None:
+    source = inspect(write_gguf(tmp_path / "a.gguf", rows=1 << 16))
+    assert source.parameters == 2**21
+    memory_mb, disk_mb = source.needs("fp16")
+    assert disk_mb == 8.0  # fp16 twice: 2 bytes a weight each
+    assert memory_mb > disk_mb
+    assert source.needs("int4")[1] < source.needs("int8")[1] < disk_mb
+
+
+def test_the_builder_names_what_it_builds() -> None:
+    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM"} <= builder_architectures()
+
+
+def test_a_bad_name(coe: Coe, tmp_path: Path) -> None:
+    result = coe("models", "import", str(write_gguf(tmp_path / "a.gguf")), "--name", "../x")
+    assert result.code == 2
+    with pytest.raises(UsageError):
+        inspect(tmp_path)

@@ -1,0 +1,497 @@
+"""`coe models pull` from a hub that breaks off, lies and dawdles, and from files and wheels with tricks in them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Coe
+from hub_server import COMMIT, Hub
+from tiny_model import catalog_entry, write_tiny_model
+
+from coe_cli.runtime.integrity import check_files
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_installed(coe: Coe, published: dict[str, bytes], name: str = "tiny") -> None:
+    installed = files_of(coe.models / name)
+    assert json.loads(installed.pop("coe_manifest.json"))["files"].keys() == published.keys()
+    assert installed == published
+    assert coe.left_over == []
+    check_files(name, coe.models / name)
+
+
+def assert_nothing(coe: Coe, name: str = "tiny") -> None:
+    assert not (coe.models / name).exists()
+
+
+def pull(coe: Coe, *arguments: str):
+    return coe("models", "pull", "--as-is", *arguments)
+
+
+def test_a_catalog_model_is_fetched_pinned_and_recorded(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    result = pull(coe, "tiny")
+    assert result.code == 0, result.stderr
+    assert "Fetching someone/tiny" in result.stderr and "tiny is ready" in result.stderr
+    assert_installed(coe, published)
+    origin = json.loads((coe.models / "tiny" / "coe_manifest.json").read_text())["origin"]
+    assert origin == {"uri": "hf:someone/tiny", "revision": COMMIT, "sha256": None, "licence": "CC0-1.0"}
+    assert all(f"/resolve/{COMMIT}/" in path for _, path, _ in hub.requests if "/resolve/" in path)
+    assert coe("models", "verify", "tiny").code == 0
+
+
+def test_a_model_that_is_there_is_not_fetched_again_unless_forced(
+    coe: Coe, hub: Hub, published: dict[str, bytes], tmp_path: Path
+) -> None:
+    pull(coe, "tiny")
+    hub.requests.clear()
+    assert pull(coe, "tiny").code == 0
+    assert hub.requests == []
+    hub.repositories.clear()
+    hub.add_folder("someone/tiny", write_tiny_model(tmp_path / "newer", seed=5))
+    assert pull(coe, "tiny", "--force").code == 0
+    assert_installed(coe, hub.repositories["someone/tiny"])
+
+
+def test_a_failed_forced_pull_leaves_the_old_model(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    pull(coe, "tiny")
+    hub.tampered["model.onnx"] = b"x" * len(published["model.onnx"])
+    assert pull(coe, "tiny", "--force").code == 4
+    check_files("tiny", coe.models / "tiny")
+
+
+def test_an_address_with_revision_and_folder(coe: Coe, hub: Hub, tmp_path: Path) -> None:
+    hub.add_folder("someone/many", write_tiny_model(tmp_path / "a"), "cpu/int4/")
+    hub.add_folder("someone/many", write_tiny_model(tmp_path / "b", seed=2), "cuda/")
+    hub.repositories["someone/many"]["cpu/int4/setup.py"] = b"import os"
+    hub.repositories["someone/many"]["cpu/int4/pytorch_model.bin"] = b"pickle"
+    result = pull(coe, "hf:someone/many@v1.0/cpu/int4")
+    assert result.code == 0, result.stderr
+    assert any(path.endswith("/revision/v1.0") for _, path, _ in hub.requests)
+    assert not any("cuda" in path or "setup.py" in path or "pytorch_model" in path for _, path, _ in hub.requests)
+    assert_installed(coe, files_of(tmp_path / "a"), "int4")
+
+
+@pytest.mark.parametrize("after", [0, 1, 5000, 20_000])
+def test_a_connection_that_drops_is_taken_up_again(coe: Coe, hub: Hub, published: dict[str, bytes], after: int) -> None:
+    hub.drop_after["model.onnx.data"] = [after]
+    assert pull(coe, "tiny").code == 0
+    assert_installed(coe, published)
+
+
+def test_a_pull_that_gave_up_goes_on_where_it_was(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    hub.tampered["genai_config.json"] = b"{}"
+    failed = pull(coe, "tiny")
+    assert failed.code == 4
+    assert "goes on from there" in failed.stderr
+    assert_nothing(coe)
+    assert coe("models", "list", "--format", "json").json["models"][0]["on_disk"] is False
+    hub.tampered.clear()
+    hub.requests.clear()
+    assert pull(coe, "tiny").code == 0
+    assert_installed(coe, published)
+    assert hub.ranges("model.onnx.data") == [], "the large file was there already"
+
+
+@pytest.mark.parametrize("file", ["model.onnx.data", "model.onnx", "genai_config.json"])
+def test_a_wrong_digest_is_refused(coe: Coe, hub: Hub, published: dict[str, bytes], file: str) -> None:
+    hub.tampered[file] = bytes(reversed(published[file]))
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert file in result.stderr
+    assert ("SHA-256" in result.stderr) or ("not the file that the hub lists" in result.stderr)
+    assert_nothing(coe)
+
+
+@pytest.mark.parametrize("lie", [-1, 1, 1000])
+def test_a_wrong_size_is_refused(coe: Coe, hub: Hub, published: dict[str, bytes], lie: int) -> None:
+    hub.claimed_sizes["model.onnx.data"] = len(published["model.onnx.data"]) + lie
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert "model.onnx.data" in result.stderr
+    assert_nothing(coe)
+
+
+def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(
+    coe: Coe, hub: Hub, published: dict[str, bytes]
+) -> None:
+    hub.claimed_sizes["model.onnx.data"] = 10**16
+    result = pull(coe, "tiny")
+    assert result.code == 5
+    assert "MB free" in result.stderr
+    assert not any("/resolve/" in path for _, path, _ in hub.requests)
+    assert_nothing(coe)
+
+
+def test_all_models_together_must_fit(coe: Coe, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**13, 0, 12_000 * 2**20))
+    result = coe("models", "pull", "law-LLM-DML", "BioMistral-7B-DML", "sqlcoder-7b-2-DML")
+    assert result.code == 5
+    assert "law-LLM-DML, BioMistral-7B-DML, sqlcoder-7b-2-DML needs 15750 MB" in result.stderr
+    assert hub.requests == []
+
+
+def test_a_disk_that_runs_full_says_so_and_is_given_back(coe: Coe, small_disk: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "source")
+    (model / "extra.bin").write_bytes(bytes(400_000))
+    for name in ("needed.bin", "more.bin"):
+        (small_disk / name).write_bytes(bytes(100_000))
+    archive = tmp_path / "model.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in model.iterdir():
+            packed.write(path, f"model/{path.name}")
+    result = pull(coe, f"file:{archive}")
+    assert result.code == 5
+    assert "full" in result.stderr and "Free some space" in result.stderr
+    assert [path.name for path in small_disk.iterdir() if path.suffix != ".lock"] == [
+        "needed.bin",
+        "more.bin",
+    ] or not any(path.name.startswith(".partial") for path in small_disk.iterdir())
+
+
+@pytest.fixture
+def small_disk(coe: Coe) -> Iterator[Path]:
+    """The models folder on a file system of 500 kB."""
+    yield from mounted(coe.models, "size=500k")
+
+
+@pytest.fixture
+def read_only_disk(coe: Coe) -> Iterator[Path]:
+    """The models folder on a read-only file system."""
+    yield from mounted(coe.models, "size=500k,ro")
+
+
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    mount = ["mount", "-t", "tmpfs", "-o", options, "coe-test", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_read_only_models_folder(coe: Coe, published: dict[str, bytes], read_only_disk: Path) -> None:
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert "cannot be written" in result.stderr and "COE_MODELS_DIR" in result.stderr
+
+
+def test_a_models_folder_that_is_a_file(coe: Coe, published: dict[str, bytes]) -> None:
+    coe.models.rmdir()
+    coe.models.write_text("")
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert "cannot be written" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../evil", "a/../../evil", "/etc/evil", "..\\evil", "C:evil", "a//b", "x\x00y"],
+)
+def test_a_hub_that_names_files_outside_of_the_folder(
+    coe: Coe, hub: Hub, published: dict[str, bytes], path: str
+) -> None:
+    published[path] = b"evil"
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert "outside of its folder" in result.stderr
+    assert not any("/resolve/" in p for _, p, _ in hub.requests)
+    assert_nothing(coe)
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("hf:someone", "not the address"),
+        ("hf:../..", "not the address"),
+        ("hf:someone/tiny/../../x", "not a path inside"),
+        ("pypi:thing/../x", "not a path inside"),
+        ("pypi:thing//etc/passwd", "not a path inside"),
+        ("hf:someone/..", "not the address"),
+        ("file:", "not the address"),
+        ("file:/x/..", "cannot be the name"),
+    ],
+)
+def test_addresses_that_climb(coe: Coe, hub: Hub, uri: str, says: str) -> None:
+    result = pull(coe, uri)
+    assert result.code == 2
+    assert says in result.stderr
+    assert hub.requests == []
+
+
+def test_a_repository_without_an_oga_model_says_what_to_do(coe: Coe, hub: Hub) -> None:
+    hub.repositories["someone/safetensors"] = {"model.safetensors": b"x" * 9000, "config.json": b"{}"}
+    result = pull(coe, "hf:someone/safetensors")
+    assert result.code == 4
+    assert "coe models import" in result.stderr
+    assert coe.left_over == []
+
+
+def test_a_model_that_contradicts_itself_is_refused(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    config = json.loads(published["genai_config.json"])
+    config["model"]["decoder"]["num_hidden_layers"] = 99
+    published["genai_config.json"] = json.dumps(config).encode()
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert "99 layers, the graph has 2" in result.stderr
+    assert_nothing(coe)
+
+
+def test_external_data_outside_of_the_model_is_refused(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    published["model.onnx"] = published["model.onnx"].replace(b"model.onnx.data", b"../../etc/hosts")
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert "outside of the model's folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("refusal", "says"),
+    [
+        ((401, "GatedRepo"), "accept its licence"),
+        ((403, "GatedRepo"), "accept its licence"),
+        ((404, "RepoNotFound"), "does not exist"),
+        ((404, "RevisionNotFound"), "no such revision"),
+        ((500, ""), "not reachable"),
+    ],
+)
+def test_refusals_are_explained(
+    coe: Coe, hub: Hub, published: dict[str, bytes], refusal: tuple[int, str], says: str
+) -> None:
+    hub.refuse = refusal
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert says in result.stderr or "did not answer" in result.stderr
+
+
+def test_the_token_goes_to_the_hub_and_is_not_shown(
+    coe: Coe, hub: Hub, published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_user")
+    result = pull(coe, "tiny")
+    assert {headers.get("authorization") for _, _, headers in hub.requests} == {"Bearer hf_secret_of_the_user"}
+    assert "hf_secret" not in result.stderr + result.stdout
+    assert b"hf_secret" not in b"".join(files_of(coe.models).values())
+
+
+def test_offline_means_offline(
+    coe: Coe, hub: Hub, published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = pull(coe, "tiny")
+    assert result.code == 4
+    assert "HF_HUB_OFFLINE is set" in result.stderr
+    assert hub.requests == []
+
+
+def test_the_next_source_is_tried(coe: Coe, hub: Hub, tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "local")
+    coe.catalog(tiny=catalog_entry("hf:no/such", sources=[{"uri": "hf:no/such"}, {"uri": f"file:{folder}"}]))
+    assert pull(coe, "tiny").code == 0
+    assert_installed(coe, files_of(folder))
+
+
+def test_a_pinned_file_must_have_its_digest(coe: Coe, tmp_path: Path) -> None:
+    source = {"uri": f"file:{write_tiny_model(tmp_path / 'local') / 'model.onnx'}", "sha256": "0" * 64}
+    coe.catalog(tiny=catalog_entry("", sources=[source]))
+    assert "has SHA-256" in pull(coe, "tiny").stderr
+    assert_nothing(coe)
+
+
+def test_several_models_and_one_that_fails(coe: Coe, hub: Hub, tmp_path: Path) -> None:
+    entries = {}
+    for number, name in enumerate("abc"):
+        hub.add_folder(f"someone/{name}", write_tiny_model(tmp_path / name, seed=number))
+        entries[name] = catalog_entry(f"hf:someone/{name}")
+    del hub.repositories["someone/b"]
+    coe.catalog(**entries)
+    result = pull(coe, "a", "b", "c", "a")
+    assert result.code == 4
+    assert "model `b` could not be fetched" in result.stderr
+    for name in "ac":
+        assert_installed_beside(coe, name)
+        assert f"{name} is ready" in result.stderr
+
+
+def assert_installed_beside(coe: Coe, name: str) -> None:
+    check_files(name, coe.models / name)
+
+
+def test_profile_means_the_models_of_its_device(coe: Coe, hub: Hub, tmp_path: Path) -> None:
+    hub.add_folder("someone/tiny", write_tiny_model(tmp_path / "published"))
+    coe.catalog(
+        tiny=catalog_entry("hf:someone/tiny"),
+        gpu=catalog_entry("hf:someone/gpu", provider="cuda"),
+        **{"smollm2-135m": catalog_entry("hf:someone/tiny")},
+    )
+    assert pull(coe, "-p", "embedded").code == 0
+    assert sorted(path.name for path in coe.models.iterdir() if not path.name.startswith(".")) == [
+        "smollm2-135m",
+        "tiny",
+    ]
+
+
+def test_nothing_named_is_a_usage_error(coe: Coe) -> None:
+    assert pull(coe).code == 2
+    assert pull(coe, "no-such-model").code == 4
+
+
+# Archives
+
+
+def archive_of(kind: str, members: dict[str, bytes], path: Path, link: str | None = None) -> Path:
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for name, content in members.items():
+                packed.writestr(name, content)
+            if link:
+                info = zipfile.ZipInfo(link)
+                info.external_attr = 0o120777 << 16
+                packed.writestr(info, "/etc/passwd")
+        return path
+    with tarfile.open(path, "w:gz") as rolled:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            rolled.addfile(entry, io.BytesIO(content))
+        if link:
+            entry = tarfile.TarInfo(link)
+            entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            rolled.addfile(entry)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("below", ["", "model/"])
+def test_an_archive_of_a_model(coe: Coe, tmp_path: Path, kind: str, below: str) -> None:
+    files = files_of(write_tiny_model(tmp_path / "source"))
+    archive = archive_of(kind, {below + name: data for name, data in files.items()}, tmp_path / "tiny.zip")
+    result = pull(coe, f"file:{archive}")
+    assert result.code == 0, result.stderr
+    assert_installed(coe, files)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("name", ["../evil", "/tmp/coe-evil", "a/../../evil", "..\\evil", "C:\\evil"])
+def test_members_that_climb_out(coe: Coe, tmp_path: Path, kind: str, name: str) -> None:
+    files = files_of(write_tiny_model(tmp_path / "source"))
+    result = pull(coe, f"file:{archive_of(kind, {**files, name: b'evil'}, tmp_path / 'tiny.zip')}")
+    assert result.code == 4
+    assert "outside of its archive" in result.stderr or "has no genai_config.json" in result.stderr
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not Path("/tmp/coe-evil").exists()
+    assert_nothing(coe)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_links_in_archives(coe: Coe, tmp_path: Path, kind: str) -> None:
+    files = files_of(write_tiny_model(tmp_path / "source"))
+    result = pull(coe, f"file:{archive_of(kind, files, tmp_path / 'tiny.zip', link='secret.json')}")
+    assert result.code == 4
+    assert "has a link" in result.stderr
+    assert_nothing(coe)
+
+
+def test_a_folder_inside_a_wheel(coe: Coe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    files = files_of(write_tiny_model(tmp_path / "source"))
+    members = {f"tiny_models/one/{name}": data for name, data in files.items()}
+    info = "tiny_models-1.0.dist-info"
+    members |= {
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-models\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    archive_of("zip", members, wheels / "tiny_models-1.0-py3-none-any.whl")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    result = pull(coe, "pypi:tiny-models==1.0/tiny_models/one")
+    assert result.code == 0, result.stderr
+    assert_installed(coe, files, "one")
+    assert "has no file or folder" in pull(coe, "pypi:tiny-models/tiny_models/two").stderr
+
+
+# Real processes: killed, and two at once
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "coe_cli", "models", "pull", "--as-is", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+@pytest.mark.parametrize("request_number", [1, 2, 4, 8, 11])
+def test_killed_at_any_request_and_then_pulled_again(
+    coe: Coe, hub: Hub, published: dict[str, bytes], request_number: int
+) -> None:
+    reached = threading.Event()
+    hub.on_request = lambda method, path: reached.set() if len(hub.requests) >= request_number else None
+    hub.chunk_pause_s = 0.01
+    process = start("tiny")
+    assert reached.wait(60)
+    process.kill()
+    process.communicate()
+    assert_nothing(coe)
+    hub.on_request, hub.chunk_pause_s = None, 0.0
+    assert pull(coe, "tiny").code == 0
+    assert_installed(coe, published)
+
+
+def test_killed_in_the_middle_of_a_file_it_goes_on_from_there(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    published["model.onnx.data"] += bytes(24 * 2**20)
+    hub.stall_after["model.onnx.data"] = 22 * 2**20  # the hub's client writes 10 MB at a time
+    process = start("tiny")
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size >= 2**20 for path in coe.models.rglob("*.part")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert_nothing(coe)
+    hub.stall_after.clear()
+    hub.requests.clear()
+    assert pull(coe, "tiny").code == 0
+    assert_installed(coe, published)
+    (asked,) = hub.ranges("model.onnx.data")
+    assert asked.startswith("bytes=") and asked != "bytes=0-"
+
+
+def test_two_pulls_of_one_model_fetch_it_once(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    hub.chunk_pause_s = 0.02
+    first, second = start("tiny"), start("tiny")
+    outputs = [process.communicate(timeout=120)[1].decode() for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert len(hub.ranges("model.onnx.data")) == 1
+    assert_installed(coe, published)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_leaves_at_once_and_nothing_visible(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    import signal
+
+    hub.silent = True
+    process = start("tiny", "law-LLM-DML")
+    deadline = time.monotonic() + 60
+    while not hub.requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert_nothing(coe)

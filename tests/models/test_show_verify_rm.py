@@ -1,0 +1,238 @@
+"""`coe models show`, `verify` and `rm` on a tiny model that really runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Coe
+from tiny_model import SHAPE, write_tiny_model
+
+from coe_cli.core.model_spec import spec_from_folder
+from coe_cli.runtime.integrity import write_manifest
+from coe_cli.runtime.one_shot import begin_loading
+from coe_cli.runtime.protocol import Hello, Loaded
+from coe_cli.runtime.worker_process import WorkerProcess
+
+
+@pytest.fixture
+def tiny(coe: Coe) -> Path:
+    return write_tiny_model(coe.models / "tiny")
+
+
+def edit_config(folder: Path, **decoder: Any) -> None:
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["decoder"].update(decoder)
+    path.write_text(json.dumps(config))
+
+
+def levels(run: Any) -> dict[str, str]:
+    return {finding["check"]: finding["level"] for finding in run.json["findings"]}
+
+
+def verify(coe: Coe, *options: str) -> Any:
+    return coe("models", "verify", "tiny", "--format", "json", *options)
+
+
+def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
+    write_manifest(tiny, {"uri": "hf:someone/tiny", "licence": "MIT"})
+    card = coe("models", "show", "tiny", "--format", "json", "-p", "embedded").json
+    assert card.pop("folder") == str(tiny)
+    files = {file["name"]: file for file in card.pop("files")}
+    assert len(files["model.onnx.data"]["sha256"]) == 64
+    assert files["coe_manifest.json"]["sha256"] is None
+    assert 0.03 < card.pop("weights_mb") < 0.06
+    assert card == {
+        "schema_version": 1,
+        "name": "tiny",
+        "on_disk": True,
+        "description": "",
+        "licence": "MIT",
+        "origin": "hf:someone/tiny",
+        "provider": "cpu",
+        "model_type": "llama",
+        "experts": [],
+        "context_length": 512,
+        "shape": SHAPE,
+        "attention": "MQA",
+        "weight_formats": {"float": 1},
+        "head_positions": "all",
+        "chat_template": True,
+        "cache": {"profile": "embedded", "context_length": 512, "kv_bytes_per_token": 128, "kv_mb": 0.1},
+        "duplicate_of": [],
+    }
+
+
+def test_show_of_a_model_that_is_not_on_disk(coe: Coe) -> None:
+    card = coe("models", "show", "law-LLM-DML", "--format", "json").json
+    assert (card["on_disk"], card["attention"], card["weight_formats"]) == (False, "MHA", None)
+    assert card["cache"] == {"profile": "standard", "context_length": 2048, "kv_bytes_per_token": 524288, "kv_mb": 1024}
+    assert "coe models pull law-LLM-DML" in coe("models", "show", "law-LLM-DML").stdout
+
+
+def test_show_names_the_same_weights_under_another_name(coe: Coe, tiny: Path) -> None:
+    shutil.copytree(tiny, coe.models / "again")
+    write_tiny_model(coe.models / "other", seed=9)
+    assert coe("models", "show", "tiny", "--format", "json").json["duplicate_of"] == ["again"]
+
+
+def test_a_sound_model_passes_and_gives_its_tokens_again(coe: Coe, tiny: Path) -> None:
+    write_manifest(tiny, {})
+    first, second = verify(coe), verify(coe)
+    assert (first.code, second.code) == (0, 0)
+    assert set(levels(second).values()) == {"ok"}
+    assert "recorded for the next time" in first.stdout
+    assert "gives the recorded tokens" in second.stdout
+    assert coe("models", "verify", "tiny").code == 0
+
+
+def test_a_model_that_computes_something_else_is_caught(coe: Coe, tiny: Path, tmp_path: Path) -> None:
+    verify(coe)
+    weights = (write_tiny_model(tmp_path / "broken", seed=1) / "model.onnx.data").read_bytes()
+    (tiny / "model.onnx.data").write_bytes(weights)
+    caught = verify(coe)
+    assert caught.code == 4
+    assert levels(caught)["canary"] == "error"
+    assert levels(verify(coe, "--accept"))["canary"] == "ok"
+    assert levels(verify(coe))["canary"] == "ok"
+
+
+def test_answers_that_differ_under_another_runtime_are_a_warning(coe: Coe, tiny: Path) -> None:
+    verify(coe)
+    path = coe.folder / "state" / "canary" / "tiny.json"
+    content = json.loads(path.read_text())
+    content["cpu"]["oga_version"] = "0.1"
+    content["cpu"]["pieces"][1][0] = "§"
+    path.write_text(json.dumps(content))
+    result = verify(coe)
+    assert (result.code, levels(result)["canary"]) == (0, "warning")
+    assert "--accept" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("num_hidden_layers", 3, "3 layers, the graph has 2"),
+        ("num_key_value_heads", 2, "2 KV heads, the graph has 1"),
+        ("head_size", 64, "64 head size, the graph has 8"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_graph(coe: Coe, tiny: Path, key: str, value: int, says: str) -> None:
+    edit_config(tiny, **{key: value})
+    result = verify(coe)
+    assert result.code == 4
+    assert says in result.stdout
+    assert "canary" not in levels(result), "a model that is wrong is not loaded"
+
+
+def test_changed_truncated_and_missing_files(coe: Coe, tiny: Path) -> None:
+    write_manifest(tiny, {})
+    data = tiny / "model.onnx.data"
+    whole = data.read_bytes()
+    data.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert "model.onnx.data has changed" in verify(coe).stdout
+    data.write_bytes(whole[:-1])
+    assert levels(verify(coe))["external data"] == "error"
+    data.unlink()
+    result = verify(coe, "--no-run")
+    assert (result.code, levels(result)["external data"], levels(result)["digests"]) == (4, "error", "error")
+    (tiny / "model.onnx").write_bytes(b"nonsense")
+    assert levels(verify(coe)) == {"graph": "error"}
+    (tiny / "genai_config.json").unlink()
+    assert levels(verify(coe)) == {"config": "error"}
+
+
+def test_weights_outside_of_the_folder_are_refused(coe: Coe, tiny: Path) -> None:
+    outside = coe.folder / "outside.data"
+    shutil.move(tiny / "model.onnx.data", outside)
+    (tiny / "model.onnx.data").symlink_to(outside)
+    result = verify(coe)
+    assert (result.code, levels(result)["external data"]) == (4, "error")
+    assert "outside of the model's folder" in result.stdout
+
+
+@pytest.mark.parametrize("where", ["model", "decoder", "root"])
+def test_a_folder_from_a_newer_oga_says_so(coe: Coe, tiny: Path, where: str) -> None:
+    path = tiny / "genai_config.json"
+    config = json.loads(path.read_text())
+    {"model": config["model"], "decoder": config["model"]["decoder"], "root": config}[where]["warp_core"] = {
+        "factor": 9
+    }
+    path.write_text(json.dumps(config))
+    assert coe("models", "show", "tiny").code == 0
+    result = verify(coe)
+    assert result.code == 4
+    assert "warp_core" in result.stdout and "another version" in result.stdout and "coe doctor" in result.stdout
+
+
+def test_tokenizer_and_template_that_do_not_work(coe: Coe, tiny: Path) -> None:
+    facts = json.loads((tiny / "tokenizer_config.json").read_text())
+    (tiny / "tokenizer_config.json").write_text(json.dumps(facts | {"chat_template": "{{ nothing.at.all }}"}))
+    assert levels(verify(coe, "--no-run"))["chat template"] == "error"
+    (tiny / "tokenizer_config.json").write_text(json.dumps(facts | {"chat_template": "hello"}))
+    assert "drops the question" in verify(coe, "--no-run").stdout
+    (tiny / "tokenizer.json").write_text("{}")
+    assert levels(verify(coe, "--no-run"))["tokenizer"] == "error"
+
+
+def test_a_worker_that_dies_is_a_finding(coe: Coe, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import coe_cli.runtime.worker_process as worker_process
+
+    monkeypatch.setattr(worker_process, "_START", "raise SystemExit(3)")
+    result = verify(coe)
+    assert (result.code, levels(result)["canary"]) == (4, "error")
+    assert "ended with code 3" in result.stdout
+
+
+def test_rm_takes_the_model_and_nothing_else(coe: Coe, tiny: Path) -> None:
+    write_tiny_model(coe.models / "other")
+    verify(coe)
+    removed = coe("models", "rm", "tiny")
+    assert removed.code == 0
+    assert "is removed" in removed.stderr
+    assert not tiny.exists()
+    assert (coe.models / "other" / "model.onnx").exists()
+    assert coe.left_over == []
+    assert not (coe.folder / "state" / "canary" / "tiny.json").exists()
+    assert coe("models", "rm", "tiny").code == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_rm_of_a_link_leaves_the_folder_that_it_leads_to(coe: Coe, tmp_path: Path) -> None:
+    elsewhere = write_tiny_model(tmp_path / "elsewhere")
+    (coe.models / "linked").symlink_to(elsewhere)
+    assert coe("models", "rm", "linked").code == 0
+    assert not (coe.models / "linked").is_symlink()
+    assert (elsewhere / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../models", "/etc", "a/b", "a\\b", ".hidden", "CON", "nul.txt", "x.", "", "a b"]
+)
+def test_a_name_is_never_a_path(coe: Coe, tiny: Path, name: str) -> None:
+    for command in ("rm", "verify"):
+        result = coe("models", command, "--", name)
+        assert result.code == 2
+        assert "cannot be the name of a model" in result.stderr
+    assert tiny.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows itself refuses to remove a mapped file")
+def test_rm_refuses_while_a_worker_holds_the_model(coe: Coe, tiny: Path) -> None:
+    worker = WorkerProcess()
+    try:
+        begin_loading(worker, spec_from_folder("tiny", tiny))
+        assert isinstance(worker.receive(60), Hello)
+        assert isinstance(worker.receive(60), Loaded)
+        refused = coe("models", "rm", "tiny")
+        assert (refused.code, tiny.exists()) == (1, True)
+        assert f"in use by process {worker.pid}" in refused.stderr and "--force" in refused.stderr
+        assert coe("models", "rm", "tiny", "--force").code == 0
+        assert not tiny.exists()
+    finally:
+        worker.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import sys
@@ -10,24 +11,48 @@ from typing import Annotated, Any
 import typer
 
 from coe_cli import __version__
-from coe_cli.commands import ask, models, ps, serve, stop
 from coe_cli.errors import CoeError, ExitCode, UsageError
 
-app = typer.Typer(
-    name="coe",
-    help="A college of experts on one graphics card: small specialist models, planned before they are loaded.",
-    epilog='Examples:  coe ask "What is a mutex?"  ·  cat report.txt | coe ask "Summarise this"  ·  coe models list',
-    no_args_is_help=True,
-    add_completion=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
-app.add_typer(models.app, name="models")
-app.command("serve")(serve.serve)
-app.command("ps")(ps.ps)
-app.command("stop")(stop.stop)
+COMMANDS: dict[str, str] = {
+    "ask": "Ask a question and stream the answer.",
+    "route": "Which expert would answer, how surely, and whether the question spans several.",
+    "models": "Models: list, fetch, look into, check, remove.",
+    "profile": "Hardware profiles: list them, read them, check them.",
+    "vram": "Memory, planned before anything is loaded.",
+    "serve": "Keep models resident between questions and serve them over HTTP.",
+    "ps": "What is resident: models, memory, slots, pressure.",
+    "stop": "Stop the college, or take one model out of it.",
+}
+"""Name → one line of help. A command's module has its name; only the one that is called is imported."""
+
+
+def build_app(called: str | None = None) -> typer.Typer:
+    """The Typer app. With ``called``, only that command is whole; the others are there by name for help and spelling."""
+    app = typer.Typer(
+        name="coe",
+        help="A college of experts on one graphics card: small specialist models, planned before they are loaded.",
+        epilog='Examples:  coe ask "What is a mutex?"  ·  cat report.txt | coe ask "Summarise this"  ·  coe models list',
+        no_args_is_help=True,
+        add_completion=True,
+        rich_markup_mode=None,  # Typer's Rich help imports a Markdown parser: help would take three times as long
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(main)
+    for name, summary in COMMANDS.items():
+        if called is not None and name != called:
+            app.command(name, help=summary)(_not_called)
+            continue
+        module = importlib.import_module(f"coe_cli.commands.{name}")
+        if isinstance(group := getattr(module, "app", None), typer.Typer):
+            app.add_typer(group, name=name, help=summary)
+        else:
+            app.command(name, short_help=summary, epilog=getattr(module, "EXAMPLES", None))(getattr(module, name))
+    return app
+
+
+def _not_called() -> None:
+    raise AssertionError("only the command that was called is run")
 
 
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -40,7 +65,6 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def main(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and leave.", callback=_version, is_eager=True)
@@ -51,7 +75,8 @@ def main(
 
 def run(arguments: list[str]) -> int:
     """Run ``arguments`` and return the exit code; nothing leaves here as a traceback unless COE_DEBUG is set."""
-    command = typer.main.get_command(app)
+    called = None if "_COE_COMPLETE" in os.environ else next((a for a in arguments if not a.startswith("-")), "")
+    command = typer.main.get_command(build_app(called))
     try:
         result = command.main(args=arguments, prog_name="coe", standalone_mode=False)
         code = int(result) if isinstance(result, int) else ExitCode.OK

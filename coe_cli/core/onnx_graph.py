@@ -1,4 +1,4 @@
-"""Facts that memory arithmetic needs from an ONNX graph, read straight from the file's protobuf records.
+"""An ONNX graph read straight from the file's protobuf records: what memory arithmetic and file checks need of it.
 
 Only lengths and small fields are looked at: weights are stepped over, and the ``onnx`` package is not imported. Field
 numbers are those of ``onnx.proto3``.
@@ -61,6 +61,42 @@ def read_graph(path: Path) -> GraphFacts | None:
             return _facts(data)
     except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError):
         return None
+
+
+def external_data_sizes(path: Path) -> dict[str, int]:
+    """File name → bytes that the graph reads up to, for each external data file of an ONNX graph.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not an ONNX graph.
+    """
+    sizes: dict[str, int] = {}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            graph = next((span for number, span in _fields(data, 0, len(data)) if number == 7), None)
+            if graph is None or graph[1] < 0:
+                raise ValueError("there is no graph in it")
+            for number, span in _fields(data, *graph):
+                entry = _external_entry(data, *span) if number == 5 else {}
+                if entry:
+                    upto = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+                    sizes[entry["location"]] = max(sizes.get(entry["location"], 0), upto)
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"{path} is not an ONNX graph: {error}") from None
+    return sizes
+
+
+def _external_entry(data: Any, start: int, end: int) -> dict[str, str]:
+    """Keys and values (13) of a TensorProto whose data_location (14) is EXTERNAL; else nothing."""
+    entry: dict[str, str] = {}
+    external = False
+    for number, span in _fields(data, start, end):
+        if number == 14:
+            external = span == (1, -1)
+        elif number == 13:
+            pair = {key: _text(data, inner) for key, inner in _fields(data, *span) if inner[1] >= 0}
+            entry[pair.get(1, "")] = pair.get(2, "")
+    return entry if external and "location" in entry else {}
 
 
 def _facts(data: mmap.mmap) -> GraphFacts | None:
@@ -139,9 +175,13 @@ def _varint(data: Any, position: int) -> tuple[int, int]:
 
 def _fields(data: Any, position: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
     """Field number and span of every length-delimited field; a number is given as ``(value, -1)``."""
+    if end < 0:
+        raise ValueError("a number stands where a record should")
     while position < end:
         key, position = _varint(data, position)
         wire = key & 7
+        if key >> 3 == 0:
+            raise ValueError("not a protobuf record")
         if wire == _LENGTH:
             length, position = _varint(data, position)
             if position + length > end:
@@ -155,6 +195,8 @@ def _fields(data: Any, position: int, end: int) -> Iterator[tuple[int, tuple[int
             position += 8 if wire == _FIXED64 else 4
         else:
             raise ValueError("not a protobuf record")
+        if position > end:
+            raise ValueError("a record ends beyond its parent")
 
 
 def _text(data: Any, span: tuple[int, int]) -> str:

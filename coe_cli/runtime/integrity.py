@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.core.model_spec import GENAI_CONFIG
+from coe_cli.core.onnx_graph import external_data_sizes
 from coe_cli.errors import ModelDamaged
 
 MANIFEST = "coe_manifest.json"
@@ -80,8 +81,6 @@ def _needed_files(folder: Path) -> Iterable[tuple[str, int]]:
     graph = str(decoder.get("filename", "model.onnx"))
     yield graph, 1
     if (folder / graph).is_file():
-        from coe_cli.runtime.graph import external_data_sizes
-
         yield from external_data_sizes(folder / graph).items()
 
 

@@ -93,7 +93,7 @@ def test_seeded_samples_repeat_and_others_differ(shared_coe: Coe) -> None:
 
     first = sample("7")
     assert sample("7") == first
-    assert {sample("8"), sample("9")} != {first}
+    assert sample("8") != first
 
 
 def test_sampling_from_the_likeliest_token_alone_is_greedy(shared_coe: Coe, paris: Result) -> None:

@@ -7,23 +7,24 @@ from typing import Annotated
 
 import typer
 
-from coe_cli.core.catalog import Catalog, load_catalog
 from coe_cli.core.model_spec import models_on_disk
-from coe_cli.core.profile import ProfileSet, load_profiles
 from coe_cli.errors import CoeError
-from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.settings import read_catalog, read_profiles
+
+__all__ = ["CatalogFileOption", "ProfileOption", "ProfilesFileOption", "read_catalog", "read_profiles"]
 
 
 def complete_profiles(incomplete: str) -> list[str]:
-    return _complete(incomplete, lambda: load_profiles(profile_paths()).profiles)
+    return _complete(incomplete, lambda: read_profiles().profiles)
 
 
 def complete_experts(incomplete: str) -> list[str]:
-    return _complete(incomplete, lambda: load_catalog(catalog_paths()).experts)
+    return _complete(incomplete, lambda: read_catalog().experts)
 
 
 def complete_models(incomplete: str) -> list[str]:
-    return _complete(incomplete, lambda: {**load_catalog(catalog_paths()).models, **models_on_disk(folders().models)})
+    return _complete(incomplete, lambda: {**read_catalog().models, **models_on_disk(folders().models)})
 
 
 def _complete(incomplete: str, names: object) -> list[str]:
@@ -45,21 +46,3 @@ CatalogFileOption = Annotated[
     Path | None,
     typer.Option("--catalog", help="An experts.yaml of your own; it wins over the shipped one."),
 ]
-
-
-def read_profiles(extra: Path | None) -> ProfileSet:
-    """The profiles in force.
-
-    Raises:
-        ProfileInvalid: a profile file is wrong.
-    """
-    return load_profiles(profile_paths(extra))
-
-
-def read_catalog(extra: Path | None) -> Catalog:
-    """The catalog in force.
-
-    Raises:
-        ProfileInvalid: a catalog file is wrong.
-    """
-    return load_catalog(catalog_paths(extra))

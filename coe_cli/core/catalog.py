@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
-from coe_cli.core.documents import Document, nearest
+from coe_cli.core.names import nearest
 from coe_cli.core.profile import Provider
 from coe_cli.errors import ModelMissing, ProfileInvalid, UsageError
+
+if TYPE_CHECKING:
+    from coe_cli.core.documents import Document
 
 _PositiveInt = Annotated[int, Meta(ge=1, le=2**40)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -114,6 +117,8 @@ def load_catalog(paths: list[Path]) -> Catalog:
     Raises:
         ProfileInvalid: a file is unreadable, breaks the schema, or names a model that is not in the catalog.
     """
+    from coe_cli.core.documents import Document
+
     models: dict[str, ModelEntry] = {}
     experts: dict[str, Expert] = {}
     origin: dict[str, Document] = {}

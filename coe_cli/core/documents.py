@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
+from coe_cli.core.names import did_you_mean
 from coe_cli.errors import ProfileInvalid
 
 _MAX_DEPTH = 64
@@ -160,17 +160,6 @@ class Document:
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 self._refuse_duplicate_keys(item, visited)
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """``"Did you mean `x`?"`` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else ""
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A hint that names the nearest known names, or all of them when none is near."""
-    return did_you_mean(name, known) or (f"Known: {', '.join(sorted(known))}." if known else "None are known.")
 
 
 def _printable(text: str) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from coe_cli.core.documents import Document, nearest
+from coe_cli.core.names import nearest
 from coe_cli.errors import ProfileInvalid
+
+if TYPE_CHECKING:
+    from coe_cli.core.documents import Document
 
 Provider = Literal["dml", "cuda", "cpu"]
 
@@ -130,6 +133,8 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
     Raises:
         ProfileInvalid: a file is unreadable or breaks the schema, or a threshold is out of order.
     """
+    from coe_cli.core.documents import Document
+
     entries: dict[str, _ProfileEntry] = {}
     default = "standard"
     components, thresholds, eviction, auto = VramComponents(), PressureThresholds(), EvictionPolicy(), AutoDetect()

@@ -1,0 +1,16 @@
+"""Names that were almost right."""
+
+from __future__ import annotations
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """``"Did you mean `x`?"`` for the nearest known name, or an empty string."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else ""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint that names the nearest known names, or all of them when none is near."""
+    return did_you_mean(name, known) or (f"Known: {', '.join(sorted(known))}." if known else "None are known.")

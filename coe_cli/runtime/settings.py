@@ -1,0 +1,81 @@
+"""Profiles and catalog as this user has them, with what was read of their files kept for the next start.
+
+Reading the YAML costs more than all else that a listing does. What was read is kept in the cache folder and used again
+while every file is the same by path, size and modification time, and coe is of the same version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from coe_cli import __version__
+from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+
+if TYPE_CHECKING:
+    from coe_cli.core.catalog import Catalog
+    from coe_cli.core.profile import ProfileSet
+
+T = TypeVar("T")
+
+
+def read_profiles(extra: Path | None = None) -> ProfileSet:
+    """The profiles in force; ``extra`` wins over the user's file, that over the shipped one.
+
+    Raises:
+        ProfileInvalid: a profile file is wrong.
+    """
+    from coe_cli.core.profile import ProfileSet, load_profiles
+
+    return _kept("profiles", profile_paths(extra), ProfileSet, load_profiles)
+
+
+def read_catalog(extra: Path | None = None) -> Catalog:
+    """The catalog in force; ``extra`` wins over the user's file, that over the shipped one.
+
+    Raises:
+        ProfileInvalid: a catalog file is wrong.
+    """
+    from coe_cli.core.catalog import Catalog, load_catalog
+
+    return _kept("catalog", catalog_paths(extra), Catalog, load_catalog)
+
+
+def _kept(name: str, paths: list[Path], kind: type[T], load: Callable[[list[Path]], T]) -> T:
+    cache = folders().cache / f"{name}.msgpack"
+    stamp = _stamp(paths)
+    if stamp is not None:
+        with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError):
+            mark, content = msgspec.msgpack.decode(cache.read_bytes(), type=tuple[str, msgspec.Raw])
+            if mark == stamp:
+                return msgspec.msgpack.decode(content, type=kind, dec_hook=_path)
+    value = load(paths)
+    if stamp is not None and stamp == _stamp(paths):
+        content = msgspec.Raw(msgspec.msgpack.encode(value, enc_hook=str))
+        with contextlib.suppress(OSError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            scratch = cache.with_name(f".{cache.name}.{os.getpid()}")
+            scratch.write_bytes(msgspec.msgpack.encode((stamp, content)))
+            scratch.replace(cache)
+    return value
+
+
+def _stamp(paths: list[Path]) -> str | None:
+    """What tells one state of the files from another; None when one of them is not there."""
+    parts = [__version__]
+    try:
+        for path in paths:
+            facts = path.stat()
+            parts.append(f"{path.absolute()}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ino}")
+    except OSError:
+        return None
+    return "\n".join(parts)
+
+
+def _path(kind: type, value: str) -> Path:
+    return Path(value)

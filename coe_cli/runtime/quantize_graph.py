@@ -153,6 +153,9 @@ def _share_embedding(graph: Any, head: str, inputs: list[str], shape: dict[str, 
     if transpose is None:
         return
     table = transpose.output[0]
+    stale = [value for value in graph.value_info if value.name == table]
+    for value in stale:
+        graph.value_info.remove(value)
     columns = shape["K"] * shape["bits"] // 8
     added.append(numpy_helper.from_array(np.array([shape["N"], columns], np.int64), "model.embed_tokens.codes_shape"))
     _become(transpose, "Reshape", [inputs[0], "model.embed_tokens.codes_shape"], {}, domain="")

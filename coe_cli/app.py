@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from coe_cli import __version__
-from coe_cli.commands import ask, models
+from coe_cli.commands import ask, chat, logs, models
 from coe_cli.errors import CoeError, ExitCode, UsageError
 
 app = typer.Typer(
@@ -24,7 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
 app.add_typer(models.app, name="models")
+app.add_typer(logs.app, name="logs")
 
 
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]

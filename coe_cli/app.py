@@ -16,6 +16,8 @@ from coe_cli.errors import CoeError, ExitCode, UsageError
 COMMANDS: dict[str, str] = {
     "ask": "Ask a question and stream the answer.",
     "route": "Which expert would answer, how surely, and whether the question spans several.",
+    "chat": "Converse with an expert; the model keeps what was said.",
+    "logs": "What was asked and answered: list, show, search, remove.",
     "models": "Models: list, fetch, look into, check, remove.",
     "profile": "Hardware profiles: list them, read them, check them.",
     "vram": "Memory, planned before anything is loaded.",

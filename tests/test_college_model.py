@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 GREEDY = Sampling(temperature=0)
 SEEDED = Sampling(temperature=1.0, seed=11)
+TOKENS = 12
 
 
 def with_college(
@@ -69,7 +70,7 @@ async def ask(
     spec: ModelSpec,
     messages: list[tuple[str, str]] | str,
     sampling: Sampling = GREEDY,
-    max_tokens: int = 24,
+    max_tokens: int = TOKENS,
 ) -> tuple[str, int]:
     """The answer, and how many tokens of the prompt were in the cache."""
     chat = [("user", messages)] if isinstance(messages, str) else messages
@@ -166,29 +167,38 @@ def _storm_of_kills(models_dir: Path, seconds: float, clients: int) -> None:
     async def killed(college: College, spec: ModelSpec) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        outcomes = {"right": 0, "error": 0}
+        outcomes = {"right": 0, "error": 0, "killed": 0}
+
+        async def question_and_answer() -> bool:
+            question, number = chance.choice(questions), chance.randrange(len(samplings))
+            try:
+                text, _ = await ask(college, spec, question, samplings[number])
+            except CoeError as error:
+                assert error.exit_code == 7, error
+                outcomes["error"] += 1
+                return False
+            assert text == expected[question, number]
+            outcomes["right"] += 1
+            return True
 
         async def client() -> None:
             while loop.time() < end:
-                question, number = chance.choice(questions), chance.randrange(len(samplings))
-                try:
-                    text, _ = await ask(college, spec, question, samplings[number])
-                except CoeError as error:
-                    assert error.exit_code == 7, error
-                    outcomes["error"] += 1
-                else:
-                    assert text == expected[question, number]
-                    outcomes["right"] += 1
+                await question_and_answer()
 
         async def killer() -> None:
             while loop.time() < end:
-                await asyncio.sleep(chance.uniform(0.5, 3.0))
+                seen = outcomes["right"]
+                while outcomes["right"] == seen and chance.random() < 0.98 and loop.time() < end:
+                    await asyncio.sleep(0.05)  # mostly after an answer, sometimes in mid-load or before a first token
+                await asyncio.sleep(chance.uniform(0.0, 0.5))
                 for pid, _, _ in college.workers().values():
+                    outcomes["killed"] += 1
                     os.kill(pid, signal.SIGKILL)
 
         await asyncio.gather(killer(), *(client() for _ in range(clients)))
-        assert outcomes["right"] > 0
-        print(outcomes, college.snapshot())
+        assert outcomes["killed"] > 0
+        assert all(await asyncio.gather(*(question_and_answer() for _ in range(4)))), "the college goes on"
+        print(outcomes)
 
     with_college(models_dir, unkilled, slots=1)
     with_college(models_dir, killed)

@@ -65,6 +65,13 @@ class AutoDetect(Struct, frozen=True, forbid_unknown_fields=True):
     fallback_profile: str = "standard"
 
 
+class HistorySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether questions and answers are kept, and how many conversations at most."""
+
+    enabled: bool = True
+    max_conversations: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+
+
 class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     vram_budget_mb: _PositiveInt
     max_concurrent_slots: Annotated[int, Meta(ge=1, le=1024)]
@@ -82,6 +89,7 @@ class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
     pressure_thresholds: PressureThresholds | None = None
     eviction_policy: EvictionPolicy | None = None
     auto_detect: AutoDetect | None = None
+    history: HistorySettings | None = None
 
 
 class HardwareProfile(Struct, frozen=True):
@@ -111,6 +119,7 @@ class ProfileSet(Struct, frozen=True):
     profiles: dict[str, HardwareProfile]
     default_profile: str
     paths: tuple[Path, ...]
+    history: HistorySettings = HistorySettings()
 
     def select(self, name: str | None = None) -> HardwareProfile:
         """The profile called ``name``, or the default one.
@@ -138,6 +147,7 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
     entries: dict[str, _ProfileEntry] = {}
     default = "standard"
     components, thresholds, eviction, auto = VramComponents(), PressureThresholds(), EvictionPolicy(), AutoDetect()
+    history = HistorySettings()
     last: Document | None = None
     for path in paths:
         document = last = Document(path)
@@ -149,6 +159,7 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
         thresholds = content.pressure_thresholds or thresholds
         eviction = content.eviction_policy or eviction
         auto = content.auto_detect or auto
+        history = content.history or history
     profiles = {
         name: HardwareProfile(
             name=name,
@@ -164,7 +175,7 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
         for key, name in (("default_profile", default), ("auto_detect.fallback_profile", auto.fallback_profile)):
             if name not in profiles:
                 raise last.error([*key.split(".")], f"no profile is called `{name}`", nearest(name, list(profiles)))
-    return ProfileSet(profiles=profiles, default_profile=default, paths=tuple(paths))
+    return ProfileSet(profiles=profiles, default_profile=default, paths=tuple(paths), history=history)
 
 
 def _check(document: Document, content: _ProfileFile) -> None:

@@ -167,7 +167,7 @@ class College:
             case ev.Load(model=model) | ev.Preload(model=model):
                 worker = ResidentWorker(self._specs[model], self._settings.worker_command)
                 self._workers[model] = worker
-                self._spawn(self._load(model, worker))
+                self._spawn(self._load(model, worker, warm=isinstance(decision, ev.Preload)))
             case ev.Evict(model=model):
                 doomed = self._workers.get(model)
                 if doomed is not None:
@@ -220,7 +220,8 @@ class College:
             self._contexts[spec.name] = context_length
             self._scheduler.add_model(spec.name, cost)
 
-    async def _load(self, model: str, worker: ResidentWorker) -> None:
+    async def _load(self, model: str, worker: ResidentWorker, *, warm: bool) -> None:
+        """``warm``: open the first slot at once; a request that waits opens its own, and need not wait for another."""
         for request in self._requests.values():
             if request.ask.model.name == model:
                 request.events.put_nowait(ce.Loading())
@@ -229,7 +230,7 @@ class College:
         try:
             await worker.load(
                 slots=self._settings.pool.max_concurrent_slots,
-                context_length=self._contexts[model],
+                warm_context_length=self._contexts[model] if warm else None,
                 timeout_s=self._settings.load_timeout_s,
             )
         except CoeError as error:

@@ -55,7 +55,7 @@ class ResidentWorker:
     def alive(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
-    async def load(self, *, slots: int, context_length: int, timeout_s: float) -> None:
+    async def load(self, *, slots: int, warm_context_length: int | None, timeout_s: float) -> None:
         """Start the process and load the model.
 
         Raises:
@@ -91,7 +91,7 @@ class ResidentWorker:
                 provider=self.spec.provider,
                 session_options=default_session_options(self.spec.provider),
                 slots=slots,
-                warm_context_length=context_length,
+                warm_context_length=warm_context_length,
             )
         )
         try:

@@ -1,0 +1,239 @@
+"""The loop of `coe chat`: read a question or a command, answer it, and go on until the input ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.documents import did_you_mean
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.profile import ProfileSet
+from coe_cli.core.scheduler_state import ModelCost, pool_from_profile
+from coe_cli.core.selection import Choice, choose_profile
+from coe_cli.errors import CoeError, UsageError
+from coe_cli.output.answer_sink import AnswerSink
+from coe_cli.output.console import Output
+from coe_cli.output.errors import write_error
+from coe_cli.runtime import college_events as ce
+from coe_cli.runtime import history
+from coe_cli.runtime.answerer import Answerer, CollegeAnswerer
+from coe_cli.runtime.chat_session import ChatSession
+from coe_cli.runtime.college import CollegeSettings
+from coe_cli.runtime.costs import cost_in
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.history_file import Conversation
+from coe_cli.runtime.line_input import QuestionReader
+from coe_cli.runtime.meter import ResidentSetMeter
+from coe_cli.runtime.model_store import install
+from coe_cli.runtime.protocol import Sampling
+
+_COMMANDS = {
+    "expert": "/expert NAME   let this expert answer; without a name, who answers now",
+    "model": "/model NAME    let this model answer",
+    "system": "/system TEXT   a system prompt of your own; without a text, the one in force",
+    "clear": "/clear         forget what was said and begin anew",
+    "stats": "/stats         tokens, speed, and how much was in the cache already",
+    "help": "/help          this list",
+    "exit": "/exit          leave, as Ctrl-D does",
+}
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What the user asked for; None leaves the choice to coe, the profile or the model."""
+
+    model: str | None = None
+    expert: str | None = None
+    profile: str | None = None
+    system: str | None = None
+    resume: bool = False
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    show_thinking: bool = False
+    no_log: bool = False
+
+
+def run_chat(
+    options: ChatOptions,
+    catalog: Catalog,
+    profiles: ProfileSet,
+    output: Output,
+    answerer: Answerer | None = None,
+) -> None:
+    """Talk until the input ends. Without ``answerer`` a college in this process answers.
+
+    Raises:
+        CoeError: the session cannot begin; or, when the questions come from a pipe, one could not be answered.
+    """
+    profiles.select(options.profile)
+    conversation = history.last_conversation(profiles.history) if options.resume else None
+    answerer = answerer or _own_college(profiles, options.profile)
+    logged = history.logging_wanted(profiles.history, no_log=options.no_log)
+    reader = QuestionReader(folders().state / "chat_lines" if logged else None)
+    try:
+        session = ChatSession(
+            answerer,
+            catalog,
+            profiles,
+            lambda choice: _install(choice, catalog, output),
+            profile=options.profile,
+            sampling=Sampling(options.temperature, options.top_p, options.top_k, options.seed),
+            max_tokens=options.max_tokens,
+            no_log=options.no_log,
+        )
+        session.system = options.system
+        notes = _choose(session, options, conversation)
+        if conversation is not None:
+            session.resume(conversation)
+        for note in notes:
+            output.note(note)
+        if reader.interactive:
+            who = f"{session.expert} ({session.model})" if session.expert else session.model
+            output.note(f"{who} answers. /help lists the commands, Ctrl-D leaves.")
+        _Chat(session, reader, output, show_thinking=options.show_thinking).talk()
+    finally:
+        reader.close()
+        answerer.close()
+
+
+class _Chat:
+    def __init__(self, session: ChatSession, reader: QuestionReader, output: Output, *, show_thinking: bool) -> None:
+        self._session = session
+        self._reader = reader
+        self._output = output
+        self._show_thinking = show_thinking
+        self._warned = False
+
+    def talk(self) -> None:
+        while True:
+            try:
+                question = self._reader.read()
+            except KeyboardInterrupt:
+                if not self._reader.interactive:
+                    raise
+                self._output.stderr.write("\n")
+                continue
+            if question is None:
+                if self._reader.interactive:
+                    self._output.stderr.write("\n")
+                return
+            if not question.strip():
+                continue
+            try:
+                name, _, argument = question.strip().removeprefix("/").partition(" ")
+                if question.lstrip().startswith("/") and "/" not in name:
+                    if not self._command(name, argument.strip()):
+                        return
+                else:
+                    self._answer(question)
+            except CoeError as error:
+                if not self._reader.interactive:
+                    raise
+                write_error(self._output.stderr, error, as_json=False)
+
+    def _answer(self, question: str) -> None:
+        sink = AnswerSink(self._output, show_thinking=self._show_thinking)
+        open_line = False
+        events = self._session.ask(question)
+        try:
+            for event in events:
+                if isinstance(event, tuple):
+                    text, is_thought = event
+                    sink.piece(text, is_thinking=is_thought)
+                    open_line = not text.endswith("\n") if not is_thought else open_line
+                elif self._reader.interactive:
+                    self._tell(event)
+        except KeyboardInterrupt:
+            if not self._reader.interactive:
+                raise
+            self._output.stderr.write("\ncoe: stopped\n")
+            open_line = False
+        finally:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+            if open_line:
+                self._output.stdout.write("\n")
+            self._output.stdout.flush()
+        if self._session.log_warning and not self._warned:
+            self._warned = True
+            self._output.note(self._session.log_warning)
+
+    def _tell(self, event: ce.CollegeEvent) -> None:
+        if isinstance(event, ce.Loading):
+            self._output.note(f"loading {self._session.model}")
+        elif isinstance(event, ce.Waiting) and event.ahead:
+            self._output.note(f"waiting ({event.reason}), {event.ahead} ahead")
+        elif isinstance(event, ce.Again):
+            self._output.note(f"asking again: {event.reason}")
+
+    def _command(self, name: str, argument: str) -> bool:
+        """Carry a command out; False to leave.
+
+        Raises:
+            CoeError: it cannot be carried out.
+        """
+        session, note = self._session, self._output.note
+        if name in ("exit", "quit", "bye"):
+            return False
+        if name == "help":
+            for line in _COMMANDS.values():
+                note(line)
+        elif name == "clear":
+            session.clear()
+            note("the conversation begins anew")
+        elif name == "stats":
+            self._stats()
+        elif name == "system":
+            if argument:
+                session.system = argument
+            note(f"system prompt: {session.system or 'none'}")
+        elif name in ("expert", "model"):
+            if argument:
+                notes = session.choose(expert=argument) if name == "expert" else session.choose(model=argument)
+                for text in notes:
+                    note(text)
+            note(f"expert: {session.expert or 'none'}, model: {session.model}")
+        else:
+            raise UsageError(f"there is no command /{name}", did_you_mean(name, list(_COMMANDS)) or "See /help.")
+        return True
+
+    def _stats(self) -> None:
+        stats = self._session.stats
+        rate, first_s = stats.tokens_per_s, stats.last_first_token_s
+        share = f" ({stats.reused_tokens / stats.prompt_tokens:.0%})" if stats.prompt_tokens else ""
+        self._output.note(f"turns {stats.turns}, answers {stats.completion_tokens} tokens")
+        self._output.note(f"prompts {stats.prompt_tokens} tokens, from the cache {stats.reused_tokens}{share}")
+        self._output.note(
+            f"first token {'unknown' if first_s is None else f'{first_s:.2f} s'},"
+            f" speed {'unknown' if rate is None else f'{rate:.1f} tokens/s'}"
+        )
+        self._output.note(f"context {stats.context_tokens} of {stats.context_length} tokens")
+
+
+def _choose(session: ChatSession, options: ChatOptions, conversation: Conversation | None) -> list[str]:
+    """Who answers: whom the user names, else who answered last in the conversation that goes on."""
+    if conversation is not None and options.expert is None and options.model is None:
+        if conversation.expert is not None:
+            return session.choose(expert=conversation.expert)
+        return session.choose(model=conversation.model)
+    return session.choose(expert=options.expert, model=options.model)
+
+
+def _own_college(profiles: ProfileSet, name: str | None) -> CollegeAnswerer:
+    def cost_of(spec: ModelSpec) -> tuple[ModelCost, int]:
+        return cost_in(choose_profile(profiles, name, spec.provider))(spec)
+
+    # The embedded model runs on the CPU: without a profile of its own the budget is the one for that.
+    profile = profiles.select(name) if name is not None else choose_profile(profiles, None, "cpu")
+    return CollegeAnswerer(CollegeSettings(pool_from_profile(profile), cost_of), ResidentSetMeter())
+
+
+def _install(choice: Choice, catalog: Catalog, output: Output) -> ModelSpec:
+    from coe_cli.output.progress_view import ProgressView
+
+    with ProgressView(output, f"fetching {choice.model}, once") as view:
+        return install(choice.model, catalog, folders().models, view)

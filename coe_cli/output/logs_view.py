@@ -1,0 +1,67 @@
+"""Kept conversations as text for people or as JSON."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from coe_cli.output.answer_sink import for_terminal
+from coe_cli.output.console import Output
+from coe_cli.runtime.history_file import Conversation, ConversationRow, Match
+
+LOGS_SCHEMA_VERSION = 1
+_TITLE_WIDTH = 70
+
+
+def write_conversations(output: Output, rows: list[ConversationRow], *, as_json: bool) -> None:
+    """The list, the last one first."""
+    if as_json:
+        output.json({"schema_version": LOGS_SCHEMA_VERSION, "conversations": msgspec.to_builtins(rows)})
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("number", justify="right", no_wrap=True)
+    table.add_column("last asked", no_wrap=True)
+    table.add_column("questions", justify="right", no_wrap=True)
+    table.add_column("answered by", no_wrap=True)
+    table.add_column("first question", overflow="ellipsis", no_wrap=True, max_width=_TITLE_WIDTH)
+    for row in rows:
+        table.add_row(
+            str(row.id),
+            _time(row.updated_at),
+            str(row.questions),
+            Text(for_terminal(row.expert or row.model or "unknown")),
+            Text(for_terminal(row.title)),
+        )
+    output.rich(table)
+
+
+def write_conversation(output: Output, conversation: Conversation, *, as_json: bool) -> None:
+    """Every message with who answered it."""
+    if as_json:
+        value = {"schema_version": LOGS_SCHEMA_VERSION, "conversation": msgspec.to_builtins(conversation)}
+        output.json(value)
+        return
+    for message in conversation.messages:
+        who = message.expert or message.model or "assistant" if message.role == "assistant" else message.role
+        stopped = " (stopped)" if message.finish_reason == "cancelled" else ""
+        output.stdout.write(f"--- {for_terminal(who)}, {_time(message.created_at)}{stopped}\n")
+        content = for_terminal(message.content) if output.stdout.isatty() else message.content
+        output.stdout.write(content.rstrip("\n") + "\n\n")
+
+
+def write_matches(output: Output, matches: list[Match], *, as_json: bool) -> None:
+    """What was found, one line each."""
+    if as_json:
+        output.json({"schema_version": LOGS_SCHEMA_VERSION, "matches": msgspec.to_builtins(matches)})
+        return
+    for match in matches:
+        excerpt = for_terminal(" ".join(match.excerpt.split()))
+        output.stdout.write(f"{match.conversation_id}  {_time(match.created_at)}  {match.role}: {excerpt}\n")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

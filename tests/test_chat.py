@@ -1,0 +1,219 @@
+"""`coe chat` on the real model: in a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import MODEL, Coe, eventually, is_gone, one_line
+
+GREEDY = ("chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "12")
+
+
+def _conversations(coe: Coe) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(coe.run("logs", "list", "--format", "json").check().stdout)[
+        "conversations"
+    ]
+    return found
+
+
+def _messages(coe: Coe, number: str = "") -> list[dict[str, object]]:
+    arguments = ["logs", "show", *([number] if number else []), "--format", "json"]
+    found: list[dict[str, object]] = json.loads(coe.run(*arguments).check().stdout)["conversation"]["messages"]
+    return found
+
+
+# --- in a pipe
+
+
+def test_lines_of_a_pipe_are_one_conversation(coe: Coe) -> None:
+    result = coe.run(*GREEDY, stdin="The capital of France is\nAnd of \\\nItaly?\n/stats\n").check()
+    assert "Paris" in result.stdout
+    assert "turns 2" in result.stderr
+    reused = next(line for line in result.stderr.splitlines() if "from the cache" in line)
+    assert int(reused.split("from the cache ")[1].split()[0]) > 10, "the second turn found the first one's tokens"
+    (row,) = _conversations(coe)
+    assert row["questions"] == 2
+    messages = _messages(coe)
+    assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"]
+    assert messages[2]["content"] == "And of \nItaly?"
+    assert "".join(f"{message['content']}\n" for message in messages[1::2]) == result.stdout
+    assert messages[3]["model"] == MODEL and messages[3]["completion_tokens"]
+    again = coe.run("chat", "-c", "--temperature", "0", "--max-tokens", "12", stdin="/stats\nThanks.\n/stats\n").check()
+    (row,) = _conversations(coe)
+    assert row["questions"] == 3, "-c goes on with it"
+    assert "turns 0" in again.stderr and "turns 1" in again.stderr
+
+
+def test_the_second_answer_is_that_of_a_fresh_run(coe: Coe) -> None:
+    turns = coe.run(*GREEDY, "--no-log", stdin="Name a colour.\nName another one.\n").check().stdout.splitlines()
+    assert len(turns) >= 2
+    coe.run(*GREEDY, stdin="Name a colour.\n").check()
+    second = coe.run("chat", "-c", "--temperature", "0", "--max-tokens", "12", stdin="Name another one.\n").check()
+    assert second.stdout.splitlines() == turns[-len(second.stdout.splitlines()) :]
+
+
+def test_commands(coe: Coe) -> None:
+    script = (
+        '/system Answer in one word.\n/system\nHello\n/clear\n"""\nHello\nagain"""\n/expert\n/help\n/exit\nnot read\n'
+    )
+    result = coe.run(*GREEDY, stdin=script).check()
+    assert result.stderr.count("system prompt: Answer in one word.") == 2
+    assert f"expert: none, model: {MODEL}" in result.stderr
+    for name in ("/expert", "/model", "/system", "/clear", "/stats", "/help", "/exit"):
+        assert name in result.stderr
+    newest, oldest = _conversations(coe)
+    assert (oldest["title"], newest["title"]) == ("Hello", "Hello again")
+    contents = [message["content"] for message in _messages(coe, str(newest["id"]))]
+    assert contents[:2] == ["Answer in one word.", "Hello\nagain"]
+
+
+def test_another_model_and_expert(coe: Coe) -> None:
+    (coe.folder / "models").mkdir()
+    for name in (MODEL, "second"):
+        (coe.folder / "models" / name).symlink_to(coe.models / MODEL)
+    models = {"COE_MODELS_DIR": str(coe.folder / "models")}
+    script = "Hello\n/model second\nHello again\n/expert mathematician\nAnd again\n"
+    result = coe.run(*GREEDY, stdin=script, **models).check()
+    assert "expert: none, model: second" in result.stderr
+    assert "expert: mathematician, model: " in result.stderr
+    answers = [message for message in _messages(coe) if message["role"] == "assistant"]
+    assert [answer["model"] for answer in answers][:2] == [MODEL, "second"]
+    assert answers[2]["expert"] == "mathematician"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("/stat\n", "`stats`"),
+        ("/model nothing\n", "nothing"),
+        ("/expert nothing\n", "nothing"),
+        ("x " * 9000, "tokens"),
+    ],
+)
+def test_an_error_in_a_pipe_ends_it(coe: Coe, script: str, said: str) -> None:
+    result = coe.run(*GREEDY, stdin=script)
+    assert result.code in (2, 4)
+    assert said in one_line(result.stderr)
+    assert result.stdout == ""
+
+
+def test_nothing_to_continue(coe: Coe) -> None:
+    result = coe.run("chat", "-c", stdin="Hi\n")
+    assert result.code == 2
+    assert "no conversation to continue" in one_line(result.stderr)
+
+
+def test_nothing_is_kept_when_it_is_off(coe: Coe) -> None:
+    coe.run(*GREEDY, "--no-log", stdin="Hi\n").check()
+    coe.run(*GREEDY, stdin="Hi\n", COE_NO_LOG="1").check()
+    own = coe.config / "hardware_profiles.yaml"
+    own.write_text("history: {enabled: false}\n")
+    coe.run(*GREEDY, stdin="Hi\n").check()
+    own.unlink()
+    assert not (coe.folder / "state").exists()
+
+
+def test_an_empty_pipe(coe: Coe) -> None:
+    result = coe.run(*GREEDY, stdin="\n  \n").check()
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+# --- on a terminal
+
+
+class Terminal:
+    """coe chat under a pseudo terminal."""
+
+    def __init__(self, coe: Coe, *arguments: str) -> None:
+        import pty
+
+        self.controller, terminal = pty.openpty()
+        self.process: subprocess.Popen[bytes] = coe.start(
+            *arguments, stdin=terminal, stdout=terminal, stderr=terminal, environment={"TERM": "xterm"}
+        )
+        os.close(terminal)
+        self.text = ""
+
+    def wait_for(self, part: str, within_s: float = 90) -> str:
+        """What came up to and with ``part``."""
+        deadline = time.monotonic() + within_s
+        while part not in self.text:
+            assert time.monotonic() < deadline, self.text
+            if select.select([self.controller], [], [], 0.2)[0]:
+                try:
+                    self.text += os.read(self.controller, 4096).decode("utf-8", "replace")
+                except OSError:
+                    break
+        assert part in self.text, self.text
+        before, _, self.text = self.text.partition(part)
+        return before + part
+
+    def type(self, text: str) -> None:
+        os.write(self.controller, text.encode())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
+def test_on_a_terminal(coe: Coe) -> None:
+    chat = Terminal(coe, "chat", "-m", MODEL, "--temperature", "1", "--seed", "5", "--max-tokens", "3000")
+    chat.wait_for("Ctrl-D leaves.")
+    chat.wait_for("> ")
+    chat.type("Tell me a very long story.\n")
+    chat.wait_for("loading")
+    eventually(lambda: len(chat.wait_for(" ")) > 0)
+    for _ in range(12):
+        chat.wait_for(" ")
+    worker = psutil.Process(chat.process.pid).children()[0]
+    os.kill(chat.process.pid, signal.SIGINT)
+    chat.wait_for("coe: stopped")
+    chat.wait_for("> ")
+    chat.type("half a li")
+    os.kill(chat.process.pid, signal.SIGINT)
+    chat.wait_for("> ")
+    chat.type("/stats\n")
+    chat.wait_for("turns 1")
+    chat.wait_for("> ")
+    chat.type("/nonsense\n")
+    chat.wait_for("there is no command /nonsense")
+    chat.wait_for("> ")
+    assert psutil.Process(chat.process.pid).children() == [worker], "Ctrl-C kept the model"
+    chat.type("\x04")
+    chat.process.wait(timeout=30)
+    os.close(chat.controller)
+    assert chat.process.returncode == 0
+    eventually(lambda: is_gone(worker))
+    (question, answer) = _messages(coe)
+    assert question["content"] == "Tell me a very long story."
+    assert answer["finish_reason"] == "cancelled" and answer["content"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
+def test_lines_are_remembered_for_the_next_session(coe: Coe) -> None:
+    pytest.importorskip("readline")
+    chat = Terminal(coe, "chat", "-m", MODEL)
+    chat.wait_for("> ")
+    chat.type("/system Be kind.\n")
+    chat.wait_for("system prompt: Be kind.")
+    chat.type("\x04")
+    chat.process.wait(timeout=30)
+    os.close(chat.controller)
+    lines: Path = coe.folder / "state" / "chat_lines"
+    assert "/system Be kind." in lines.read_text()
+    assert lines.stat().st_mode & 0o077 == 0
+    chat = Terminal(coe, "chat", "-m", MODEL)
+    chat.wait_for("> ")
+    chat.type("\x1b[A")
+    chat.wait_for("/system Be kind.")
+    chat.type("\n")
+    chat.wait_for("system prompt: Be kind.")
+    chat.type("/exit\n")
+    chat.process.wait(timeout=30)
+    os.close(chat.controller)

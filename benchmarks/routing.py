@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--own", action="store_true", help="cross-validate the shipped examples themselves too")
     parser.add_argument("--errors", action="store_true", help="print each wrong decision")
     arguments = parser.parse_args()
     catalog = load_catalog(catalog_paths())
@@ -46,6 +47,23 @@ def main() -> None:
     elapsed_s = time.perf_counter() - start
     print(f"{len(everything)} questions in {elapsed_s:.2f} s: {elapsed_s / len(everything) * 1000:.1f} ms each")
     report("own examples only", everything, decisions, arguments.errors)
+
+    if arguments.own:
+        examples = training_set(catalog)
+        written = [
+            {"text": t, "experts": [examples.roles[r]], "expert": examples.roles[r], "form": "hand"}
+            for t, r in examples.single
+        ] + [
+            {"text": t, "experts": [examples.roles[r] for r in p], "expert": examples.roles[p[0]], "form": "two_domain"}
+            for t, p in examples.double
+        ]
+        bare = TrainingSet(examples.roles, [], examples.terms, [])
+        report(
+            "shipped examples, each judged by those of the other folds",
+            written,
+            cross_validated(shipped, bare, written, 5),
+            False,
+        )
 
     if arguments.folds:
         held_out = cross_validated(shipped, training_set(catalog), everything, arguments.folds)
@@ -79,7 +97,8 @@ def cross_validated(
         weights = train_router(TrainingSet(examples.roles, single, examples.terms, double), embed)
         router = Router(weights)
         for index in np.flatnonzero(fold == held):
-            pieces = router.pieces(everything[index]["text"])
+            whole = router.whole(everything[index]["text"])
+            pieces = [whole, *router.clauses_to_embed(whole, embed([whole])[0])]
             decisions[index] = router.route(pieces, embed(pieces))
     return [decision for decision in decisions if decision is not None]
 

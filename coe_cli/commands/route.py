@@ -52,7 +52,7 @@ def route(
     from coe_cli.runtime.router_cache import open_router
 
     output = Output()
-    from_stdin = question == "-" or (question is None and not sys.stdin.isatty() and not rebuild)
+    from_stdin = question == "-" or (question is None and not _stdin_is_terminal() and not rebuild)
     if question is None and not from_stdin and not rebuild:
         raise UsageError("there is no question", 'Give one: coe route "…", or one a line on stdin: coe route -')
     selected = load_profiles(profile_paths(profiles)).select(profile)
@@ -75,3 +75,7 @@ def route(
 def _lines() -> list[str]:
     """Questions on stdin, one a line; bytes that are not UTF-8 are replaced, an empty line is a question too."""
     return sys.stdin.buffer.read().decode("utf-8", "replace").splitlines()
+
+
+def _stdin_is_terminal() -> bool:
+    return sys.stdin.isatty()

@@ -47,9 +47,10 @@ class Decision(Struct, frozen=True):
 class RouterWeights(Struct, frozen=True):
     """Trained weights, plain arrays.
 
-    ``dense`` [roles + 1, dimension], ``lexical`` [roles + 1, buckets] and ``bias`` [roles + 1] give one logit a role and,
+    ``dense`` [dimension, roles + 1], ``lexical`` [buckets, roles + 1] and ``bias`` [roles + 1] give one logit a role and,
     last, the linear detector's; ``idf`` [buckets]. ``pair_weights``, ``pair_mean`` and ``pair_scale`` [features] and
-    ``pair_bias`` are the two-domain detector over ``pair_features``; ``temperature`` calibrates the roles' logits.
+    ``pair_bias`` are the two-domain detector over ``pair_features``, asked only where the linear one gives ``pair_gate``
+    or more; ``temperature`` calibrates the roles' logits.
     """
 
     roles: tuple[str, ...]
@@ -62,6 +63,7 @@ class RouterWeights(Struct, frozen=True):
     pair_mean: Floats
     pair_scale: Floats
     pair_bias: float
+    pair_gate: float
 
 
 class Router:
@@ -73,14 +75,26 @@ class Router:
         self.multi_from = multi_from
         self._general = weights.roles.index(GENERAL_EXPERT) if GENERAL_EXPERT in weights.roles else None
 
-    def pieces(self, text: str) -> list[str]:
-        """The texts whose vectors ``route`` needs: the question (bounded), then its clauses where it splits."""
-        whole = bounded(text)
+    def whole(self, text: str) -> str:
+        """The text to embed for ``text``: the question, bounded."""
+        return bounded(text)
+
+    def clauses_to_embed(self, whole: str, vector: Array) -> list[str]:
+        """The clauses of ``whole`` whose vectors ``route`` needs too: none, unless the question may span two domains.
+
+        ``vector`` [dimension] is the one of ``whole``.
+        """
         parts = clauses(whole)
-        return [whole, *(parts if len(parts) > 1 else [])]
+        if len(parts) < 2 or not self.weights.pair_weights.size or not whole:
+            return []
+        _, pair_logit = self._probabilities([whole], vector[None])
+        return parts if pair_logit >= self.weights.pair_gate else []
 
     def route(self, pieces: Sequence[str], vectors: Array) -> Decision:
-        """The decision for one question; ``vectors`` [len(pieces), dimension] belong to ``pieces(text)``."""
+        """The decision for one question.
+
+        ``pieces`` is ``whole(text)`` followed by its ``clauses_to_embed``, ``vectors`` [len(pieces), dimension] theirs.
+        """
         import numpy as np
 
         roles = self.weights.roles
@@ -109,10 +123,10 @@ class Router:
         import numpy as np
 
         weights = self.weights
-        logits = vectors.astype(np.float64) @ weights.dense.T.astype(np.float64) + weights.bias
+        logits = (vectors @ weights.dense + weights.bias).astype(np.float64)
         for row, text in enumerate(pieces):
             keys, values = lexical_row(lexical_counts(text), weights.idf)
-            logits[row] += weights.lexical[:, keys].astype(np.float64) @ values
+            logits[row] += values @ weights.lexical[keys].astype(np.float64)
         scaled = logits[:, :-1] / weights.temperature
         scaled -= scaled.max(axis=1, keepdims=True)
         likelihood = np.exp(scaled)
@@ -122,7 +136,7 @@ class Router:
         import numpy as np
 
         weights = self.weights
-        if not weights.pair_weights.size:
+        if not weights.pair_weights.size or pair_logit < weights.pair_gate:
             return 0.0
         seen = np.array(pair_features(whole, parts if len(parts) else None, pair_logit, words, self._general))
         score = float((seen - weights.pair_mean) / weights.pair_scale @ weights.pair_weights + weights.pair_bias)

@@ -21,7 +21,7 @@ LETTER_BUCKETS = 1 << 15
 LEXICAL_SIZE = WORD_BUCKETS + LETTER_BUCKETS
 MAX_CLAUSES = 4
 
-_MAX_CHARS = 1600
+_MAX_CHARS = 1000
 _CLAUSE_CHARS = 600
 _TOKEN = re.compile(r"[\w@#:.+\-]*\w|[^\w\s]")
 _WORD = re.compile(r"\w+")

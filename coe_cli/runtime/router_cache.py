@@ -12,6 +12,7 @@ from pathlib import Path
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.router import Decision, Router, RouterWeights
 from coe_cli.core.router_examples import examples_digest, training_set
+from coe_cli.core.router_features import LEXICAL_SIZE
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.embedder import Embedder, EmbedderInfo, available_provider, embedder_folder, read_info
 from coe_cli.runtime.embedder_sources import EMBEDDED, EMBEDDERS, GPU_DEFAULT
@@ -35,11 +36,19 @@ class QuestionRouter:
 
     def route_many(self, texts: Sequence[str]) -> list[Decision]:
         """The decisions for ``texts``, in their order; their vectors are computed together."""
-        pieces = [self.router.pieces(text) for text in texts]
-        needed = list(dict.fromkeys(piece for some in pieces for piece in some))
-        position = {piece: row for row, piece in enumerate(needed)}
-        vectors = self.embedder.embed(needed)
-        return [self.router.route(some, vectors[[position[piece] for piece in some]]) for some in pieces]
+        import numpy as np
+
+        wholes = [self.router.whole(text) for text in texts]
+        vectors = self.embedder.embed(wholes)
+        clauses = [self.router.clauses_to_embed(*pair) for pair in zip(wholes, vectors, strict=True)]
+        flat = [clause for some in clauses for clause in some]
+        of_clauses = self.embedder.embed(flat) if flat else vectors[:0]
+        decisions, start = [], 0
+        for whole, vector, some in zip(wholes, vectors, clauses, strict=True):
+            of_these = of_clauses[start : start + len(some)]
+            decisions.append(self.router.route([whole, *some], np.vstack([vector[None], of_these])))
+            start += len(some)
+        return decisions
 
 
 def default_embedder(provider: str) -> str:
@@ -134,16 +143,19 @@ def _read(
             if str(stored["digest"]) != digest:
                 return None
             arrays = {name: stored[name] for name in _ARRAYS}
-            temperature, pair_bias = (float(value) for value in stored["scalars"])
+            temperature, pair_bias, pair_gate = (float(value) for value in stored["scalars"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         note(f"warning: the cached router {path} is damaged ({error or type(error).__name__}); training it again")
         return None
-    if arrays["dense"].shape != (len(roles) + 1, dimension) or arrays["lexical"].shape[0] != len(roles) + 1:
+    if arrays["dense"].shape != (dimension, len(roles) + 1) or arrays["lexical"].shape != (
+        LEXICAL_SIZE,
+        len(roles) + 1,
+    ):
         note(f"warning: the cached router {path} is damaged (wrong shape); training it again")
         return None
-    return RouterWeights(roles=roles, temperature=temperature, pair_bias=pair_bias, **arrays)
+    return RouterWeights(roles=roles, temperature=temperature, pair_bias=pair_bias, pair_gate=pair_gate, **arrays)
 
 
 def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str], None]) -> None:
@@ -158,7 +170,7 @@ def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str]
                 np.savez(
                     sink,
                     digest=np.array(digest),
-                    scalars=np.array([weights.temperature, weights.pair_bias]),
+                    scalars=np.array([weights.temperature, weights.pair_bias, weights.pair_gate]),
                     **arrays,
                 )
             Path(scratch).replace(path)

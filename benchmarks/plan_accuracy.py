@@ -238,6 +238,7 @@ def build_model(folder: Path, shape_name: str, provider: str, prune: bool) -> No
 
     import torch
     import transformers
+
     shape = SHAPES[shape_name]
     kind = {"qwen2": "Qwen2", "llama": "Llama"}[shape["kind"]]
     config = getattr(transformers, f"{kind}Config")(

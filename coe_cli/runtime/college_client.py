@@ -28,7 +28,7 @@ _START = f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.
 _START_LOG = "serve-start.log"
 _START_TIMEOUT_S = 60.0
 _PING_TIMEOUT_S = 5.0
-_KILL_AFTER_S = 15.0
+_KILL_AFTER_S = 5.0
 _MAX_LINE_BYTES = 64 * 2**20
 
 _decode_event = msgspec.json.Decoder(ce.WireEvent).decode

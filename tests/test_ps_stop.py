@@ -1,0 +1,186 @@
+"""`coe ps` and `coe stop`: what they say, their JSON, and what is left afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+
+import psutil
+import pytest
+from conftest import MODEL, Coe, eventually, is_gone, one_line, read_some
+from serving import Served, serving
+
+from coe_cli.commands.serve import parse_duration_s
+from coe_cli.errors import UsageError
+
+KEYS = [
+    "schema_version",
+    "pid",
+    "url",
+    "profile",
+    "uptime_s",
+    "models",
+    "pressure",
+    "usage_mb",
+    "pool_mb",
+    "queue_length",
+    "notices",
+]
+MODEL_KEYS = [
+    "name",
+    "pid",
+    "state",
+    "running",
+    "max_slots",
+    "waiting",
+    "context_length",
+    "reserved_mb",
+    "measured_mb",
+    "idle_s",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("300", 300), ("30s", 30), ("5m", 300), ("1h", 3600), ("1.5m", 90), ("0", None), ("never", None), ("-1", None)],
+)
+def test_keep_alive_is_read_as_people_write_it(text: str, seconds: float | None) -> None:
+    assert parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 minutes", "1d", "m", "1e3", "nan"])
+def test_what_is_not_a_time_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_duration_s(text)
+
+
+def test_without_a_college_there_is_a_sentence(coe: Coe) -> None:
+    result = coe.run("ps").check()
+    assert (result.stdout, one_line(result.stderr)[:28]) == ("", "coe: no college is running; ")
+    status = json.loads(coe.run("ps", "--format", "json").check().stdout)
+    assert list(status) == KEYS
+    assert (status["pid"], status["url"], status["models"]) == (None, None, [])
+    assert coe.run("stop").check().stderr == "coe: no college is running\n"
+    assert coe.run("stop", MODEL).code == 4
+    assert not (coe.folder / "state").exists()
+
+
+@pytest.fixture(scope="module")
+def served(shared_coe: Coe) -> object:
+    with serving(shared_coe) as running:
+        yield running
+
+
+def test_json_keys_are_pinned(served: Served) -> None:
+    assert served.chat(max_tokens=2).status == 200
+    status = served.status()
+    assert list(status) == KEYS
+    (model,) = status["models"]
+    assert list(model) == MODEL_KEYS
+    assert list(status["pressure"]) == ["ratio", "level"]
+    assert (model["name"], model["state"], model["context_length"]) == (MODEL, "ready", 4096)
+    assert model["pid"] in [child.pid for child in served.process.children()]
+    assert status["pid"] == served.process.pid and status["profile"] == "embedded"
+    rss_mb = psutil.Process(model["pid"]).memory_info().rss / 2**20
+    assert model["measured_mb"] == pytest.approx(rss_mb, rel=0.1)
+    assert status["usage_mb"] >= model["reserved_mb"] > 0
+
+
+def test_the_table_names_model_and_memory(served: Served) -> None:
+    served.chat(max_tokens=2)
+    text = served.coe.run("ps").check().stdout
+    assert served.url in text and MODEL in text and "0/2" in text and "\x1b" not in text
+
+
+def test_a_running_answer_is_seen(served: Served) -> None:
+    connection = served.connect()
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "A long story."}], "stream": True}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    response.readline()
+    assert served.snapshot()["models"][0]["running"] == 1
+    response.close()
+    connection.close()
+    eventually(lambda: served.snapshot()["models"][0]["running"] == 0)
+
+
+def test_one_model_is_taken_out(served: Served) -> None:
+    served.chat(max_tokens=2)
+    (worker,) = served.process.children()
+    assert "taken out" in served.coe.run("stop", MODEL).check().stderr
+    assert is_gone(worker)
+    assert served.status()["models"] == []
+    assert served.coe.run("stop", MODEL).code == 4
+    assert served.chat(max_tokens=2).json["coe"]["load_s"] > 0
+
+
+def test_a_second_serve_says_that_one_runs(served: Served) -> None:
+    result = served.coe.run("serve").check()
+    assert result.stdout.strip() == served.url
+    assert "already" in result.stderr
+
+
+def test_stop_ends_everything(coe: Coe) -> None:
+    with serving(coe) as served:
+        served.chat(max_tokens=2)
+        processes = [served.process, *served.process.children()]
+        assert coe.run("stop").check().stderr == "coe: the college has ended\n"
+        eventually(lambda: all(is_gone(process) for process in processes), 5)
+
+
+def test_drain_finishes_what_is_being_answered(coe: Coe) -> None:
+    with serving(coe) as served:
+        served.chat(max_tokens=2)
+        answers = []
+        asking = threading.Thread(
+            target=lambda: answers.append(served.chat("Tell a long story.", max_tokens=300, temperature=1, seed=3))
+        )
+        asking.start()
+        eventually(lambda: served.snapshot()["models"][0]["running"] == 1)
+        stopping = coe.start("stop", "--drain")
+        eventually(lambda: served.request("GET", "/healthz").json["status"] == "draining")
+        refused = served.chat(max_tokens=2)
+        assert (refused.status, refused.error["code"]) == (503, "draining")
+        assert int(refused.headers["retry-after"]) >= 1
+        asking.join()
+        assert answers[0].json["usage"]["completion_tokens"] > 100
+        stopping.communicate(timeout=30)
+        assert stopping.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP")
+def test_a_college_that_does_not_answer_is_ended(coe: Coe) -> None:
+    with serving(coe) as served:
+        process = served.process
+        process.suspend()
+        assert "did not answer and was ended" in coe.run("stop").check().stderr
+        assert is_gone(process)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_in_the_foreground_it_says_what_it_does_until_it_is_interrupted(coe: Coe) -> None:
+    process = coe.start("serve", "--foreground")
+    url = read_some(process.stdout, 20).decode().strip()
+    served = Served(coe, url)
+    assert served.chat(max_tokens=2).status == 200
+    assert served.state["pid"] == process.pid
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out == b""
+    assert b"smollm2-135m" in errors and b"Traceback" not in errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_watch_ends_with_the_college(coe: Coe) -> None:
+    with serving(coe):
+        watching = coe.start("ps", "--watch", "--format", "json")
+        line = read_some(watching.stdout, 20)
+        assert list(json.loads(line.splitlines()[0])) == KEYS
+        coe.run("stop").check()
+        _, errors = watching.communicate(timeout=20)
+        assert watching.returncode == 0
+        assert errors == b"coe: the college has ended\n"

@@ -1,0 +1,228 @@
+"""How processes find their college: the state file, its locks, starts at the same moment, stale files, sudden deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+from conftest import Coe, eventually, is_gone
+from serving import Served, end, serving
+
+from coe_cli import __version__
+from coe_cli.errors import CoeError
+from coe_cli.runtime import rendezvous
+from coe_cli.runtime.rendezvous import CollegeState
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and signals")
+
+
+def _state(**changes: object) -> CollegeState:
+    state = CollegeState(
+        pid=os.getpid(),
+        host="127.0.0.1",
+        port=1,
+        token="t" * 43,
+        version="1",
+        started_at=0.0,
+        profile="p",
+        models_dir="m",
+    )
+    return msgspec.structs.replace(state, **changes)
+
+
+def test_a_state_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    rendezvous.write_state(tmp_path, _state(port=4711))
+    assert rendezvous.read_state(tmp_path) == _state(port=4711)
+    assert [path.name for path in tmp_path.iterdir()] == ["college.json"]
+
+
+@posix
+def test_only_the_owner_may_read_the_state(tmp_path: Path) -> None:
+    folder = rendezvous.private_folder(tmp_path / "state")
+    rendezvous.write_state(folder, _state())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "college.json").stat().st_mode) == 0o600
+
+
+@posix
+def test_a_state_folder_that_others_could_read_is_closed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    assert stat.S_IMODE(rendezvous.private_folder(tmp_path).stat().st_mode) == 0o700
+
+
+@posix
+def test_a_state_file_that_others_could_have_read_is_not_trusted(tmp_path: Path) -> None:
+    rendezvous.write_state(tmp_path, _state())
+    (tmp_path / "college.json").chmod(0o644)
+    assert rendezvous.read_state(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1", b"\xff\xfe", b'{"pid": "x"}', b"x" * 100_000])
+def test_a_broken_state_file_is_no_state(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "college.json").write_bytes(content)
+    (tmp_path / "college.json").chmod(0o600)
+    assert rendezvous.read_state(tmp_path) is None
+
+
+def test_a_state_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CoeError) as error:
+        rendezvous.private_folder(tmp_path / "file" / "state")
+    assert "COE_STATE_DIR" in error.value.hint
+
+
+def test_the_college_lock_has_one_holder_and_is_free_when_it_ends(tmp_path: Path) -> None:
+    assert not rendezvous.college_lives(tmp_path)
+    code = (
+        "import sys, pathlib; from coe_cli.runtime import rendezvous;"
+        "lock = rendezvous.hold_college_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None and holder.stdin is not None
+    with holder:
+        assert holder.stdout.readline().strip() == b"held"
+        assert rendezvous.college_lives(tmp_path)
+        assert rendezvous.hold_college_lock(tmp_path) is None
+        holder.kill()
+    assert not rendezvous.college_lives(tmp_path)
+
+
+def test_the_proof_depends_on_token_and_nonce() -> None:
+    assert rendezvous.proof("a", "n") == rendezvous.proof("a", "n")
+    assert len({rendezvous.proof(*pair) for pair in (("a", "n"), ("b", "n"), ("a", "m"))}) == 3
+
+
+def test_two_starts_at_the_same_moment_give_one_college(coe: Coe) -> None:
+    starts = [coe.start("serve") for _ in range(4)]
+    answers = [start.communicate(timeout=100) for start in starts]
+    urls = {out.decode().strip() for out, _ in answers}
+    assert [start.returncode for start in starts] == [0] * 4, answers
+    assert len(urls) == 1
+    served = Served(coe, urls.pop())
+    try:
+        assert served.request("GET", "/healthz").json["version"] == __version__
+        colleges = [p for p in psutil.process_iter() if _serves(p, coe)]
+        assert [p.pid for p in colleges] == [served.state["pid"]]
+    finally:
+        end(served.process)
+
+
+def _serves(process: psutil.Process, coe: Coe) -> bool:
+    try:
+        return (
+            any("serve_process" in part for part in process.cmdline())
+            and process.environ().get("COE_STATE_DIR") == coe.environment["COE_STATE_DIR"]
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.Error:
+        return False
+
+
+def test_a_stale_state_file_is_no_obstacle(coe: Coe) -> None:
+    folder = rendezvous.private_folder(coe.folder / "state")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rendezvous.write_state(folder, _state(port=port))
+    assert "no college is running" in coe.run("ps").check().stderr
+    with serving(coe) as served:
+        assert served.port != port or served.state["token"] != "t" * 43
+
+
+def test_a_stranger_on_the_port_is_not_taken_for_the_college(coe: Coe) -> None:
+    """Something that answers HTTP there but does not know the token is never sent a question."""
+    folder = rendezvous.private_folder(coe.folder / "state")
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        rendezvous.write_state(folder, _state(port=server.getsockname()[1]))
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                heard.append(connection.recv(65_536))
+                body = json.dumps({"status": "ok", "proof": "0" * 64}).encode()
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert "no college is running" in coe.run("ps").check().stderr
+        thread.join()
+    assert b"GET /healthz?nonce=" in heard[0] and b"t" * 43 not in heard[0]
+
+
+@posix
+def test_sigkill_of_the_college_leaves_no_worker_and_no_obstacle(coe: Coe) -> None:
+    with serving(coe) as served:
+        assert served.chat(max_tokens=2).status == 200
+        process = served.process
+        (worker,) = process.children()
+        os.kill(process.pid, signal.SIGKILL)
+        eventually(lambda: is_gone(process) and is_gone(worker), 10)
+        assert "no college is running" in coe.run("ps").check().stderr
+        with serving(coe) as again:
+            assert again.chat(max_tokens=2).status == 200
+
+
+@posix
+def test_sigterm_ends_college_and_workers_and_takes_the_state_away(coe: Coe) -> None:
+    with serving(coe) as served:
+        assert served.chat(max_tokens=2).status == 200
+        process = served.process
+        workers = process.children()
+        os.kill(process.pid, signal.SIGTERM)
+        eventually(lambda: all(is_gone(p) for p in [process, *workers]), 10)
+        assert not (coe.folder / "state" / "college.json").exists()
+
+
+def test_a_college_ends_when_nobody_needs_it(coe: Coe) -> None:
+    served = Served(coe, coe.run("serve", "--keep-alive", "1s").check().stdout.strip())
+    process = served.process
+    assert served.chat(max_tokens=2).status == 200
+    eventually(lambda: is_gone(process), 20)
+    assert not (coe.folder / "state" / "college.json").exists()
+
+
+def test_looking_on_does_not_keep_a_college_alive(coe: Coe) -> None:
+    served = Served(coe, coe.run("serve", "--keep-alive", "1s").check().stdout.strip())
+    process = served.process
+
+    def look() -> bool:
+        try:
+            served.request("GET", "/metrics")
+        except OSError:
+            return is_gone(process)
+        return False
+
+    eventually(look, 20)
+
+
+def test_why_a_college_did_not_start_is_said(coe: Coe) -> None:
+    (coe.config / "hardware_profiles.yaml").write_text("profiles: 3\n")
+    result = coe.run("serve")
+    assert result.code == 3
+    assert "hardware_profiles.yaml" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_address_that_is_taken_is_said(coe: Coe) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = coe.run("serve", "--port", str(taken.getsockname()[1]))
+    assert result.code == 2
+    assert "--port" in result.stderr
+
+
+def test_another_address_needs_a_key(coe: Coe) -> None:
+    result = coe.run("serve", "--host", "0.0.0.0")
+    assert result.code == 2
+    assert "API key" in result.stderr

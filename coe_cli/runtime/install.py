@@ -17,7 +17,7 @@ from coe_cli.core.source_uri import default_name, is_uri, parse_uri
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.canary import forget
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.integrity import check_files, write_manifest
+from coe_cli.runtime.integrity import MANIFEST, check_files, write_manifest
 from coe_cli.runtime.model_store import check_room, open_model, put_in_place, staging_folder, writing
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.sources import Arrival, fetch
@@ -105,8 +105,9 @@ def install_request(
             _check(request, result)
             if result == arrival.path and not as_is:
                 result = _optimized(name, result, staging, on_progress, tell)
-            write_manifest(result, _origin(request, arrival))
+            (result / MANIFEST).unlink(missing_ok=True)
             check_files(name, result)
+            write_manifest(result, _origin(request, arrival))
             put_in_place(result, target)
         except (ModelDamaged, OSError):
             shutil.rmtree(staging, ignore_errors=True)

@@ -188,7 +188,7 @@ def _size_of(folder: Path) -> int:
 
 
 def preflight(requests: list[Request], models_dir: Path, *, force: bool) -> None:
-    """Check the disk for several installs together.
+    """Check the disk for several installs together; a single one checks for itself when it can write at all.
 
     Raises:
         DiskFull: they do not all fit.
@@ -197,5 +197,5 @@ def preflight(requests: list[Request], models_dir: Path, *, force: bool) -> None
     needed_mb = sum(
         request.needed_mb - _size_of(staging_folder(request.name, models_dir)) / BYTES_PER_MB for request in missing
     )
-    if missing:
+    if len(missing) > 1:
         check_room(", ".join(request.name for request in missing), models_dir, needed_mb * BYTES_PER_MB)

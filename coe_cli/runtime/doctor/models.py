@@ -51,13 +51,29 @@ def check_models(
 
 
 def check_residents(models_dir: Path) -> list[Finding]:
-    """Workers that hold models right now."""
+    """The running college, and workers that hold models right now."""
+    from coe_cli.runtime.college_client import find
+
+    findings = []
+    try:
+        client = find()
+        status = client.snapshot() if client is not None else None
+    except CoeError as problem:
+        findings.append(warning("college", problem.message, "coe stop"))
+        status = None
+    if status is not None:
+        findings.append(ok("college", f"runs as process {status.pid} at {status.url}, profile {status.profile}"))
+        if status.pressure is not None and status.pressure.level in ("high", "critical"):
+            findings.append(
+                warning(
+                    "college", f"memory pressure is {status.pressure.level}", "coe stop, then a smaller profile (-p)"
+                )
+            )
     held = resident_models(models_dir)
-    if not held:
-        return [ok("college", "no worker has a model loaded")]
-    return [
+    findings += [
         ok("college", f"{name} is loaded by process {', '.join(map(str, sorted(pids)))}") for name, pids in held.items()
     ]
+    return findings or [ok("college", "none is running and no worker has a model loaded")]
 
 
 def _duplicates(models_dir: Path) -> list[Finding]:

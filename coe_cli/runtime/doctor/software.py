@@ -16,7 +16,7 @@ _PACKAGES = (
     *("onnx-ir", "tokenizers", "transformers", "torch", "sentence-transformers", "huggingface_hub"),
 )
 _INFERENCE = ("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu")
-_WINDOWS_PAIR = "onnxruntime-genai-directml==0.13.1 onnxruntime-directml==1.24.4"
+WINDOWS_PAIR = "onnxruntime-genai-directml==0.13.1 onnxruntime-directml==1.24.4"
 _OLDEST_PYTHON = (3, 11)
 
 
@@ -63,7 +63,7 @@ def check_packages(packages: Mapping[str, str], *, windows: bool) -> list[Findin
             )
     if windows and runtimes and "onnxruntime-genai-directml" not in runtimes:
         findings.append(
-            error("packages", "DirectML is not available: the installed build has none", f"pip install {_WINDOWS_PAIR}")
+            error("packages", "DirectML is not available: the installed build has none", f"pip install {WINDOWS_PAIR}")
         )
     if not windows and "onnxruntime-genai-directml" in runtimes:
         findings.append(error("packages", "DirectML exists on Windows only", "pip install onnxruntime-genai"))
@@ -110,12 +110,12 @@ def check_oga(report: OgaReport, *, windows: bool) -> list[Finding]:
     if not report.dml:
         findings.append(
             error(
-                "directml", "DirectML is not available in this build", f"pip install --force-reinstall {_WINDOWS_PAIR}"
+                "directml", "DirectML is not available in this build", f"pip install --force-reinstall {WINDOWS_PAIR}"
             )
         )
     elif report.directml_path is None:
         findings.append(
-            warning("directml", "no DirectML.dll is loaded yet", f"pip install --force-reinstall {_WINDOWS_PAIR}")
+            warning("directml", "no DirectML.dll is loaded yet", f"pip install --force-reinstall {WINDOWS_PAIR}")
         )
     else:
         where = f"{report.directml_path}, version {report.directml_version or 'unknown'}"
@@ -124,7 +124,7 @@ def check_oga(report: OgaReport, *, windows: bool) -> list[Finding]:
             warning(
                 "directml",
                 f"Windows' own DirectML is loaded: {where}",
-                f"pip install --force-reinstall {_WINDOWS_PAIR}",
+                f"pip install --force-reinstall {WINDOWS_PAIR}",
             )
             if from_windows
             else ok("directml", where)

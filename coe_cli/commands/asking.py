@@ -6,6 +6,8 @@ import os
 import sys
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet
@@ -17,6 +19,7 @@ from coe_cli.runtime import one_shot, protocol, worker_process
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.prompt_length import prompt_tokens
+from coe_cli.runtime.providers import choose_provider, installed_providers
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ def run_ask(
         spec = open_model(choice.model, on_disk[choice.model])
     messages = _messages(options, choice)
     spec, profile = _fit(spec, choice, messages, options, profiles, output)
+    provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
+    if why.startswith("slower:"):
+        output.note(why)
+        spec = structs.replace(spec, provider=provider)
     worker = worker_process.take()
     sink: AnswerSink | None = None
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from coe_cli.core.catalog import Catalog, ModelEntry, Source
 from coe_cli.core.findings import Level
@@ -17,7 +18,7 @@ from coe_cli.core.source_uri import default_name, is_uri, parse_uri
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.canary import forget
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.integrity import check_files, write_manifest
+from coe_cli.runtime.integrity import MANIFEST, check_files, write_manifest
 from coe_cli.runtime.model_store import check_room, open_model, put_in_place, staging_folder, writing
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.sources import Arrival, fetch
@@ -25,6 +26,8 @@ from coe_cli.runtime.sources import Arrival, fetch
 _FP16_COPIES_OF_GGUF = 5
 """Converting needs the source, its weights as fp16 and the result side by side: about five times a 4-bit file."""
 _SPARE = 1.05
+_DECISIVE = ("graph", "config", "external data")
+"""Checks that a model must pass to be installed at all; `coe models verify` makes the others too."""
 
 _one_conversion = threading.Lock()
 
@@ -105,11 +108,16 @@ def install_request(
             _check(request, result)
             if result == arrival.path and not as_is:
                 result = _optimized(name, result, staging, on_progress, tell)
-            write_manifest(result, _origin(request, arrival))
+            (result / MANIFEST).unlink(missing_ok=True)
             check_files(name, result)
+            write_manifest(result, _origin(request, arrival))
             put_in_place(result, target)
         except (ModelDamaged, OSError):
             shutil.rmtree(staging, ignore_errors=True)
+            raise
+        except BaseException:
+            if _size_of(staging) == 0:
+                shutil.rmtree(staging, ignore_errors=True)
             raise
         shutil.rmtree(staging, ignore_errors=True)
         forget(folders().state, name)
@@ -160,12 +168,15 @@ def _check(request: Request, result: Path) -> None:
     from coe_cli.runtime.verify import verify
 
     spec = spec_from_folder(request.name, result)
-    if request.entry is not None and request.entry.format == "gguf" and spec.shape != request.entry.shape:
+    # Builds of one model pad the vocabulary differently, and the folder knows better than the catalog.
+    if request.entry is not None and request.entry.shape != replace(
+        spec.shape, vocab_size=request.entry.shape.vocab_size
+    ):
         raise ModelDamaged(
             f"model `{request.name}` has another shape than the catalog says", "Report it, with `coe --version`."
         )
     for finding in verify(request.name, result, folders().state, run=False):
-        if finding.level is Level.ERROR:
+        if finding.level is Level.ERROR and finding.check in _DECISIVE:
             raise ModelDamaged(
                 f"model `{request.name}` is not sound where it came from: {finding.message}",
                 "Fetch it from another source, or report it to its publisher.",
@@ -177,7 +188,7 @@ def _size_of(folder: Path) -> int:
 
 
 def preflight(requests: list[Request], models_dir: Path, *, force: bool) -> None:
-    """Check the disk for several installs together.
+    """Check the disk for several installs together; a single one checks for itself when it can write at all.
 
     Raises:
         DiskFull: they do not all fit.
@@ -186,5 +197,5 @@ def preflight(requests: list[Request], models_dir: Path, *, force: bool) -> None
     needed_mb = sum(
         request.needed_mb - _size_of(staging_folder(request.name, models_dir)) / BYTES_PER_MB for request in missing
     )
-    if missing:
+    if len(missing) > 1:
         check_room(", ".join(request.name for request in missing), models_dir, needed_mb * BYTES_PER_MB)

@@ -48,7 +48,12 @@ def list_models(catalog: Catalog, models_dir: Path) -> list[ModelRow]:
 
 def duplicates_of(name: str, models_dir: Path) -> list[str]:
     """Other models on disk with the same weights as ``name``."""
-    return duplicate_weights(models_on_disk(models_dir)).get(name, [])
+    return all_duplicates(models_dir).get(name, [])
+
+
+def all_duplicates(models_dir: Path) -> dict[str, list[str]]:
+    """Model → other models on disk with the same weights, for those that have any."""
+    return duplicate_weights(models_on_disk(models_dir))
 
 
 def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str, list[str]]) -> ModelRow:

@@ -12,7 +12,7 @@ from coe_cli.core.selection import Choice
 from coe_cli.core.thinking import ThinkingSplitter
 from coe_cli.errors import DeviceLost, from_code
 from coe_cli.runtime import protocol
-from coe_cli.runtime.providers import default_session_options
+from coe_cli.runtime.providers import default_provider_options, default_session_options
 from coe_cli.runtime.worker_process import WorkerProcess
 
 
@@ -41,7 +41,10 @@ def begin_loading(worker: WorkerProcess, spec: ModelSpec) -> None:
     """Tell the worker to load; it answers when it has, so the caller can go on meanwhile."""
     worker.send(
         protocol.Load(
-            folder=str(spec.folder), provider=spec.provider, session_options=default_session_options(spec.provider)
+            folder=str(spec.folder),
+            provider=spec.provider,
+            session_options=default_session_options(spec.provider),
+            provider_options=default_provider_options(spec.provider),
         )
     )
 

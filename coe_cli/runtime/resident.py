@@ -15,7 +15,7 @@ from typing import IO, Any
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError, DeviceLost, from_code
 from coe_cli.runtime import protocol
-from coe_cli.runtime.providers import default_session_options
+from coe_cli.runtime.providers import default_provider_options, default_session_options
 from coe_cli.runtime.worker_process import worker_command, worker_environment
 
 _STDERR_TAIL_BYTES = 4000
@@ -90,6 +90,7 @@ class ResidentWorker:
                 folder=str(self.spec.folder),
                 provider=self.spec.provider,
                 session_options=default_session_options(self.spec.provider),
+                provider_options=default_provider_options(self.spec.provider),
                 slots=slots,
                 warm_context_length=warm_context_length,
             )

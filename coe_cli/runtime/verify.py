@@ -132,7 +132,7 @@ def _digests(folder: Path, again: str, on_progress: OnProgress) -> Finding:
 def _consistency(spec: ModelSpec, facts: GraphFacts, again: str) -> list[Finding]:
     shape = spec.shape
     pairs = [
-        ("layers", shape.num_hidden_layers, facts.layers),
+        ("layers", shape.num_hidden_layers, facts.layers or None),
         ("KV heads", shape.num_key_value_heads, facts.kv_heads),
         ("head size", shape.head_size, facts.head_size),
         ("vocabulary", shape.vocab_size, facts.vocab_size),

@@ -1,0 +1,40 @@
+"""`coe doctor`: everything that can be wrong with a machine, each finding with what mends it."""
+
+from __future__ import annotations
+
+import sys
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.findings import Finding
+from coe_cli.core.profile import ProfileSet
+from coe_cli.runtime.doctor.devices import check_adapters, check_budget, read_drivers
+from coe_cli.runtime.doctor.models import check_models, check_residents
+from coe_cli.runtime.doctor.places import check_folders, check_reading
+from coe_cli.runtime.doctor.software import check_oga, check_packages, check_system, installed_packages
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.oga_report import read_oga
+from coe_cli.runtime.providers import installed_providers
+
+
+def examine(catalog: Catalog, profiles: ProfileSet, profile: str | None) -> list[Finding]:
+    """Run every check; takes a few seconds, opens no connection and loads no model.
+
+    Raises:
+        ProfileInvalid: no profile is called ``profile``.
+    """
+    from coe_cli.runtime.probe import probe_machine
+
+    windows = sys.platform == "win32"
+    places, machine = folders(), probe_machine()
+    chosen = profiles.select(profile)
+    return [
+        *check_system(),
+        *check_packages(installed_packages(), windows=windows),
+        *check_oga(read_oga(), windows=windows),
+        *check_adapters(machine.adapters, machine.problems, read_drivers()),
+        *check_budget(chosen, profiles, machine.adapters, machine.memory_mb or 0.0),
+        *check_models(catalog, profiles, places.models, installed_providers()),
+        *check_residents(places.models),
+        *check_folders(places),
+        *check_reading(places.models),
+    ]

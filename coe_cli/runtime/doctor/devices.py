@@ -1,0 +1,128 @@
+"""`coe doctor`: graphics adapters, their memory and drivers, and whether the profile fits them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from coe_cli.core.findings import Finding, ok, warning
+from coe_cli.core.profile import HardwareProfile, ProfileSet
+
+_DISPLAY_CLASS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
+
+
+class AdapterFacts(Protocol):
+    """What is known of an adapter; None means unknown."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dedicated_mb(self) -> float | None: ...
+    @property
+    def shared_mb(self) -> float | None: ...
+    @property
+    def used_mb(self) -> float | None: ...
+    @property
+    def luid(self) -> int | None: ...
+
+
+def check_adapters(adapters: Sequence[AdapterFacts], problems: Sequence[str], drivers: Sequence[str]) -> list[Finding]:
+    """Each adapter with its memory, what could not be asked, and the drivers."""
+    findings = []
+    for number, adapter in enumerate(adapters):
+        parts = [
+            _mb(adapter.dedicated_mb, "of its own"),
+            _mb(adapter.shared_mb, "shared"),
+            _mb(adapter.used_mb, "in use"),
+        ]
+        known = ", ".join(part for part in parts if part) or "memory unknown"
+        luid = f", COE_DEVICE=luid:{adapter.luid >> 32}:{adapter.luid & 0xFFFFFFFF}" if adapter.luid is not None else ""
+        findings.append(ok("adapters", f"{number}: {adapter.name}: {known}{luid}"))
+    if not adapters:
+        findings.append(ok("adapters", "no graphics adapter was found: models run on the CPU (coe ask -p embedded)"))
+    findings += [warning("adapters", problem, "Update the graphics driver.") for problem in problems]
+    findings += [ok("driver", driver) for driver in drivers]
+    return findings
+
+
+def check_budget(
+    profile: HardwareProfile, profiles: ProfileSet, adapters: Sequence[AdapterFacts], memory_mb: float
+) -> list[Finding]:
+    """Whether the profile's budget is there: out of memory is most often a profile that is too large."""
+    if profile.provider == "cpu":
+        size_mb, where = memory_mb, "memory"
+    else:
+        sizes = [
+            max(
+                adapter.dedicated_mb,
+                (adapter.shared_mb or 0.0) + adapter.dedicated_mb if adapter.dedicated_mb < 1024 else 0.0,
+            )
+            for adapter in adapters
+            if adapter.dedicated_mb is not None
+        ]
+        if not sizes:
+            fix = "coe ask -p embedded answers on the CPU"
+            return [
+                warning(
+                    "memory", f"profile {profile.name} is for {profile.provider}, and no adapter's size is known", fix
+                )
+            ]
+        size_mb, where = max(sizes), "graphics memory"
+    if profile.vram_budget_mb <= size_mb:
+        return [ok("memory", f"profile {profile.name} plans with {profile.vram_budget_mb} of {size_mb:.0f} MB {where}")]
+    usable = size_mb * profile.auto_detect.safety_margin
+    fitting = [p for p in profiles.profiles.values() if p.provider == profile.provider and p.vram_budget_mb <= usable]
+    best = max(fitting, key=lambda p: p.vram_budget_mb, default=None)
+    return [
+        warning(
+            "memory",
+            f"profile {profile.name} plans with {profile.vram_budget_mb} MB and there are {size_mb:.0f} MB of {where}: "
+            "it will run out",
+            f"Use -p {best.name if best else 'embedded'}, or set COE_PROFILE to it.",
+        )
+    ]
+
+
+def read_drivers() -> list[str]:
+    """Graphics drivers with their versions, from Windows' registry or Linux' /proc and /sys."""
+    return _windows_drivers() if sys.platform == "win32" else _linux_drivers(Path("/"))
+
+
+def _linux_drivers(root: Path) -> list[str]:
+    found = []
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r"Kernel Module\D*([\d.]+)", text):
+            found.append(f"nvidia {match[1]}")
+    except OSError:
+        pass
+    for name in ("amdgpu", "i915", "xe"):
+        if (root / "sys/module" / name).is_dir():
+            version = root / "sys/module" / name / "version"
+            found.append(f"{name} {version.read_text().strip()}" if version.is_file() else f"{name}, the kernel's own")
+    return found
+
+
+def _windows_drivers() -> list[str]:
+    if sys.platform != "win32":
+        return []
+    import winreg
+
+    found = []
+    for number in range(16):
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, rf"{_DISPLAY_CLASS}\{number:04}") as key:
+                name, version, date = (
+                    winreg.QueryValueEx(key, v)[0] for v in ("DriverDesc", "DriverVersion", "DriverDate")
+                )
+                found.append(f"{name}: {version} of {date}")
+        except OSError:
+            continue
+    return found
+
+
+def _mb(value: float | None, what: str) -> str:
+    return "" if value is None else f"{value:.0f} MB {what}"

@@ -1,0 +1,84 @@
+"""`coe doctor`: each model on disk, the provider that it would use and why, duplicates, and workers that hold models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.findings import Finding, error, ok, warning
+from coe_cli.core.model_spec import models_on_disk
+from coe_cli.core.profile import ProfileSet, Provider
+from coe_cli.core.selection import choose_profile
+from coe_cli.errors import CoeError
+from coe_cli.runtime.inventory import all_duplicates
+from coe_cli.runtime.model_store import open_model
+from coe_cli.runtime.optimize import is_optimized
+from coe_cli.runtime.providers import choose_provider
+from coe_cli.runtime.residents import resident_models
+
+
+def check_models(
+    catalog: Catalog, profiles: ProfileSet, models_dir: Path, installed: Collection[Provider]
+) -> list[Finding]:
+    """Findings for every model on disk; no weights are read."""
+    found = models_on_disk(models_dir)
+    if not found:
+        return [warning("models", f"no model is in {models_dir}", f"coe models pull {catalog.default_model}")]
+    findings = []
+    for name, folder in found.items():
+        try:
+            spec = open_model(name, folder)
+            provider, why = choose_provider(
+                name, spec.provider, choose_profile(profiles, None, spec.provider), installed
+            )
+            optimized = is_optimized(spec)
+        except CoeError as problem:
+            findings.append(error("models", problem.message, problem.hint))
+            continue
+        line = f"{name} runs on {provider}: {why}"
+        if why.startswith("slower:"):
+            fix = (
+                "pip install onnxruntime-genai-cuda" if spec.provider == "cuda" else "Run it on Windows, with DirectML."
+            )
+            findings.append(warning("models", line, fix))
+        else:
+            findings.append(ok("models", line))
+        if not optimized:
+            message = f"{name} computes the head for every position of a prompt: more memory, slower prompts"
+            findings.append(warning("models", message, f"coe models optimize {name}"))
+    return [*findings, *_duplicates(models_dir)]
+
+
+def check_residents(models_dir: Path) -> list[Finding]:
+    """The running college, and workers that hold models right now."""
+    from coe_cli.runtime.college_client import find
+
+    findings = []
+    try:
+        client = find()
+        status = client.snapshot() if client is not None else None
+    except CoeError as problem:
+        findings.append(warning("college", problem.message, "coe stop"))
+        status = None
+    if status is not None:
+        findings.append(ok("college", f"runs as process {status.pid} at {status.url}, profile {status.profile}"))
+        if status.pressure is not None and status.pressure.level in ("high", "critical"):
+            findings.append(
+                warning(
+                    "college", f"memory pressure is {status.pressure.level}", "coe stop, then a smaller profile (-p)"
+                )
+            )
+    held = resident_models(models_dir)
+    findings += [
+        ok("college", f"{name} is loaded by process {', '.join(map(str, sorted(pids)))}") for name, pids in held.items()
+    ]
+    return findings or [ok("college", "none is running and no worker has a model loaded")]
+
+
+def _duplicates(models_dir: Path) -> list[Finding]:
+    groups = {tuple(sorted([name, *others])) for name, others in all_duplicates(models_dir).items()}
+    return [
+        warning("duplicates", f"{' and '.join(group)} hold the same weights", f"coe models rm {group[-1]}")
+        for group in sorted(groups)
+    ]

@@ -1,0 +1,72 @@
+"""`coe doctor`: coe's folders, room on their disks, how fast models are read, and what is running."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from coe_cli.core.findings import Finding, error, ok, warning
+from coe_cli.core.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.runtime.folders import Folders
+
+_LOW_DISK_MB = 6000
+"""Room for one 7B INT4 model."""
+_SLOW_MB_S = 200.0
+"""Below this a 5 GB model takes more than 25 s to read."""
+_SAMPLE_BYTES = 32 * BYTES_PER_MB
+
+
+def check_folders(places: Folders) -> list[Finding]:
+    """Each folder can be written, and the models' disk has room for one more."""
+    findings = []
+    for name in ("models", "state", "cache", "config"):
+        path: Path = getattr(places, name)
+        variable = f"COE_{name.upper()}_DIR"
+        parent = path
+        while not parent.exists():
+            parent = parent.parent
+        if path.exists() and not path.is_dir():
+            findings.append(error("folders", f"{name}: {path} is a file", f"Remove it, or set {variable}."))
+        elif not _writable(parent):
+            findings.append(
+                error("folders", f"{name}: {path} cannot be written", f"Make it writable, or set {variable}.")
+            )
+        else:
+            findings.append(ok("folders", f"{name}: {path}{'' if path.exists() else ' (made when it is needed)'}"))
+    there = places.models
+    while not there.exists():
+        there = there.parent
+    free_mb = shutil.disk_usage(there).free / BYTES_PER_MB
+    message = f"{free_mb:.0f} MB free for models"
+    findings.append(
+        ok("disk", message)
+        if free_mb >= _LOW_DISK_MB
+        else warning("disk", f"{message}: too little for another 7B model", "Free some space, or set COE_MODELS_DIR.")
+    )
+    return findings
+
+
+def check_reading(models_dir: Path) -> list[Finding]:
+    """How fast the largest model's weights are read: slow loading is most often a slow disk or a virus scanner."""
+    files = [
+        path for folder in models_on_disk(models_dir).values() for path in folder.glob("*.onnx*") if path.is_file()
+    ]
+    largest = max(files, key=lambda path: path.stat().st_size, default=None)
+    if largest is None or largest.stat().st_size < BYTES_PER_MB:
+        return []
+    begin = time.perf_counter()
+    with largest.open("rb", buffering=0) as file:
+        file.seek(max(0, largest.stat().st_size - _SAMPLE_BYTES))
+        read = len(file.read(_SAMPLE_BYTES))
+    speed = read / BYTES_PER_MB / max(1e-6, time.perf_counter() - begin)
+    message = f"{speed:.0f} MB/s from {largest.parent}"
+    if speed >= _SLOW_MB_S:
+        return [ok("loading", message)]
+    fix = "Move the models to an SSD (COE_MODELS_DIR), and exclude that folder from the virus scanner; see `coe bench`."
+    return [warning("loading", f"models load slowly: {message}", fix)]
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,250 @@
+"""`coe doctor` and device settings: each thing that goes wrong is a finding with the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Coe
+from tiny_model import write_tiny_model
+
+from coe_cli.core.findings import Finding, Level, worst
+from coe_cli.core.machine import Adapter
+from coe_cli.core.profile import load_profiles
+from coe_cli.errors import DeviceLost, UsageError
+from coe_cli.runtime.bundle import redact
+from coe_cli.runtime.doctor import places
+from coe_cli.runtime.doctor.devices import check_adapters, check_budget
+from coe_cli.runtime.doctor.software import check_oga, check_packages
+from coe_cli.runtime.folders import profile_paths
+from coe_cli.runtime.oga_report import OgaReport, read_oga
+from coe_cli.runtime.providers import (
+    DeviceSettings,
+    choose_provider,
+    order_to_try,
+    provider_options,
+    settings_from,
+)
+
+
+def bad(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level is not Level.OK]
+
+
+def test_the_report_has_these_keys_and_a_fix_for_each_problem(coe: Coe) -> None:
+    write_tiny_model(coe.models / "tiny")
+    report = coe("doctor", "--format", "json", "-p", "embedded").json
+    assert report.keys() == {"schema_version", "status", "findings"}
+    assert all(finding.keys() == {"check", "level", "message", "fix"} for finding in report["findings"])
+    checks = {finding["check"] for finding in report["findings"]}
+    assert checks >= {
+        *("system", "python", "packages", "runtime", "adapters", "memory", "models", "college", "folders", "disk"),
+    }
+    assert all(bool(finding["fix"]) == (finding["level"] != "ok") for finding in report["findings"])
+    (runs,) = [f for f in report["findings"] if "tiny runs on cpu" in f["message"]]
+    assert runs["level"] == "ok"
+
+
+def test_its_exit_code_is_1_when_something_is_wrong(coe: Coe) -> None:
+    folder = write_tiny_model(coe.models / "tiny")
+    assert coe("doctor", "-p", "embedded").code == 0
+    (folder / "model.onnx.data").unlink()
+    result = coe("doctor", "-p", "embedded")
+    assert result.code == 1
+    assert "model.onnx.data" in result.stdout and "coe models pull tiny --force" in result.stdout
+
+
+def test_duplicates_unoptimized_models_and_an_empty_folder(coe: Coe) -> None:
+    def messages() -> dict[str, str]:
+        report = coe("doctor", "--format", "json", "-p", "embedded").json
+        return {finding["message"]: finding["fix"] for finding in report["findings"] if finding["level"] == "warning"}
+
+    assert "coe models pull smollm2-135m" in messages().values()
+    folder = write_tiny_model(coe.models / "a")
+    shutil.copytree(folder, coe.models / "b")
+    found = messages()
+    assert found["a and b hold the same weights"] == "coe models rm b"
+    assert "coe models optimize a" in found.values()
+
+
+def test_a_model_for_another_device_says_where_it_will_run(coe: Coe) -> None:
+    path = write_tiny_model(coe.models / "gpu") / "genai_config.json"
+    path.write_text(path.read_text().replace('"provider_options": []', '"provider_options": [{"dml": {}}]'))
+    if sys.platform == "win32":
+        pytest.skip("DirectML is there")
+    assert "slower: gpu was built for dml" in re.sub(r"\s+", " ", coe("doctor").stdout)
+
+
+def test_falling_back_to_the_cpu_is_said_on_stderr_and_answers(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    path = write_tiny_model(coe.models / "gpu") / "genai_config.json"
+    path.write_text(path.read_text().replace('"provider_options": []', '"provider_options": [{"cuda": {}}]'))
+    for _ in range(2):
+        result = coe("ask", "--no-live", "-m", "gpu", "--max-tokens", "3", "hello")
+        assert result.code == 0, result.stderr
+        assert "slower: gpu was built for cuda, which is not installed here, and runs on the CPU" in result.stderr
+
+
+def test_folders_that_are_files_or_full(coe: Coe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coe_cli.runtime.folders import folders
+
+    (tmp_path / "state").write_text("")
+    wrong = bad(places.check_folders(folders()))
+    assert any("is a file" in finding.message and "COE_STATE_DIR" in finding.fix for finding in wrong)
+    monkeypatch.setattr(places, "_LOW_DISK_MB", 10**12)
+    assert any(finding.check == "disk" for finding in bad(places.check_folders(folders())))
+
+
+def test_slow_reading_is_a_warning(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tiny_model(coe.models / "tiny")
+    assert places.check_reading(coe.models) == [], "too small to tell"
+    (folder / "model.onnx.data").write_bytes(bytes(2 * 2**20))
+    for limit, level in ((0.0, Level.OK), (1e12, Level.WARNING)):
+        monkeypatch.setattr(places, "_SLOW_MB_S", limit)
+        (finding,) = places.check_reading(coe.models)
+        assert finding.level is level
+    assert "SSD" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("packages", "windows", "says"),
+    [
+        ({"onnxruntime": "1.24.4"}, False, "ONNX Runtime GenAI is not installed"),
+        ({"onnxruntime-genai": "0.18.0"}, False, "ONNX Runtime is not installed"),
+        (
+            {"onnxruntime-genai": "0.18.0", "onnxruntime": "1.32.0", "onnxruntime-directml": "1.24.4"},
+            True,
+            "overwrite each other",
+        ),
+        ({"onnxruntime-genai": "0.18.0", "onnxruntime": "1.32.0"}, True, "DirectML is not available"),
+        ({"onnxruntime-genai-directml": "0.13.1", "onnxruntime-directml": "1.24.4"}, False, "Windows only"),
+    ],
+)
+def test_package_sets_that_do_not_work(packages: dict[str, str], windows: bool, says: str) -> None:
+    wrong = bad(check_packages(packages, windows=windows))
+    assert any(says in finding.message and "pip" in finding.fix for finding in wrong)
+
+
+def test_what_oga_says_of_itself() -> None:
+    report = read_oga()
+    assert report.problem is None and report.version
+    assert bad(check_oga(report, windows=False)) == []
+    broken = check_oga(OgaReport(problem="DLL load failed"), windows=True)
+    assert worst(broken) is Level.ERROR and "Visual C++" in broken[0].fix
+
+
+@pytest.mark.parametrize(
+    ("report", "level"),
+    [
+        (OgaReport("0.13.1", dml=False), Level.ERROR),
+        (OgaReport("0.13.1", dml=True), Level.WARNING),
+        (OgaReport("0.13.1", dml=True, directml_path="C:\\Windows\\System32\\DirectML.dll"), Level.WARNING),
+        (OgaReport("0.13.1", True, False, "C:\\venv\\onnxruntime\\capi\\DirectML.dll", "1.15.4.0"), Level.OK),
+    ],
+)
+def test_directml_on_windows(report: OgaReport, level: Level) -> None:
+    assert worst(check_oga(report, windows=True)) is level
+
+
+def test_a_profile_that_is_too_large_names_one_that_fits(coe: Coe) -> None:
+    profiles = load_profiles(profile_paths())
+    standard, embedded = profiles.select("standard"), profiles.select("embedded")
+    card = Adapter("A card", "dxgi", dedicated_mb=20_000.0, luid=(3 << 32) | 5)
+    (finding,) = check_budget(standard, profiles, [card], 64_000.0)
+    assert finding.level is Level.WARNING and "-p compact" in finding.fix
+    assert check_budget(profiles.select("compact"), profiles, [card], 64_000.0)[0].level is Level.OK
+    assert check_budget(standard, profiles, [Adapter("?", "pci")], 64_000.0)[0].level is Level.WARNING
+    assert check_budget(embedded, profiles, [], 64_000.0)[0].level is Level.OK
+    integrated = Adapter("On the chip", "dxgi", dedicated_mb=512.0, shared_mb=40_000.0)
+    assert check_budget(standard, profiles, [integrated], 64_000.0)[0].level is Level.OK
+    (seen, *_) = check_adapters([card], [], [])
+    assert "COE_DEVICE=luid:3:5" in seen.message and "20000 MB" in seen.message
+    assert "unknown" in check_adapters([Adapter("?", "pci")], [], [])[0].message
+
+
+def test_the_bundle_has_no_prompts_secrets_or_names(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:pass@mirror.example/")
+    coe.catalog()
+    catalog = coe.folder / "config" / "experts.yaml"
+    expert = "experts:\n  mine:\n    model: smollm2-135m\n    system_prompt: My private prompt\n"
+    catalog.write_text(expert, encoding="utf-8")
+    write_tiny_model(coe.models / "tiny")
+    state = coe.folder / "state"
+    state.mkdir(exist_ok=True)
+    (state / "history.json").write_text("a private question")
+    file = coe.folder / "report.zip"
+    result = coe("doctor", "-p", "embedded", "--bundle", str(file))
+    assert "look into it before you send it" in re.sub(r"\s+", " ", result.stderr)
+    with zipfile.ZipFile(file) as archive:
+        content = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert {"doctor.json", "environment.json", "models/tiny/genai_config.json"} <= content.keys()
+    everything = "\n".join(content.values())
+    for secret in ("hf_abcdefgh", "me:pass", "private", str(Path.home()) + "/"):
+        assert secret not in everything
+    assert json.loads(content["doctor.json"])["findings"]
+    assert coe("doctor", "-p", "embedded", "--bundle", str(coe.folder / "no" / "such" / "x.zip")).code == 1
+
+
+def test_redaction() -> None:
+    text = f"{Path.home()}/models hf_Abc123 https://user:pw@host/x sk-12345"
+    assert redact(text) == "~/models [removed] https://[removed]@host/x [removed]"
+
+
+# Device settings
+
+
+@pytest.mark.parametrize(
+    ("environment", "provider", "options"),
+    [
+        ({}, "dml", {}),
+        ({"COE_DEVICE": "1"}, "dml", {"device_index": "1"}),
+        ({"COE_DEVICE": "luid:0:61166"}, "dml", {"luid": "0:61166"}),
+        ({"COE_DEVICE": "1", "COE_GRAPH_CAPTURE": "0"}, "dml", {"device_index": "1", "enable_graph_capture": "0"}),
+        (
+            {"COE_DEVICE": "2", "COE_CUDA_ARENA": "as_requested"},
+            "cuda",
+            {"device_id": "2", "arena_extend_strategy": "1"},
+        ),
+        ({"COE_DEVICE": "1"}, "cpu", {}),
+    ],
+)
+def test_device_settings(environment: dict[str, str], provider: str, options: dict[str, Any]) -> None:
+    assert provider_options(provider, settings_from(environment)) == options
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"COE_DEVICE": "first"}, {"COE_DEVICE": "luid:1"}, {"COE_CUDA_ARENA": "x"}, {"COE_THREADS": "0"}],
+)
+def test_settings_that_cannot_be_read(environment: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        settings_from(environment)
+
+
+def test_threads_reach_the_cpu_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coe_cli.runtime.providers import default_session_options
+
+    monkeypatch.setenv("COE_THREADS", "3")
+    assert default_session_options("cpu") == {"intra_op_num_threads": 3}
+    assert default_session_options("dml") == {}
+    assert settings_from({}) == DeviceSettings()
+
+
+def test_order_to_try_and_the_choice(coe: Coe) -> None:
+    profiles = load_profiles(profile_paths())
+    standard, embedded = profiles.select("standard"), profiles.select("embedded")
+    assert order_to_try(standard) == ["dml", "cpu"]
+    assert order_to_try(embedded) == ["cpu"]
+    assert choose_provider("m", "dml", standard, ["dml", "cpu"]) == ("dml", "it was built for dml")
+    provider, why = choose_provider("m", "dml", standard, ["cpu"])
+    assert (provider, why.startswith("slower:")) == ("cpu", True)
+    assert choose_provider("m", "cpu", standard, ["dml", "cpu"])[0] == "cpu"
+    with pytest.raises(DeviceLost):
+        choose_provider("m", "dml", standard, [])

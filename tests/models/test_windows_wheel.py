@@ -1,0 +1,83 @@
+"""Every name and option that coe uses with DirectML exists in the packages that Windows installs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from coe_cli.runtime.doctor.software import WINDOWS_PAIR
+
+CALLED = (
+    *("Config", "Model", "Tokenizer", "GeneratorParams", "Generator", "overlay", "clear_providers", "append_provider"),
+    *(
+        "set_provider_option",
+        "set_search_options",
+        "append_tokens",
+        "generate_next_token",
+        "get_next_tokens",
+        "is_done",
+    ),
+    *("apply_chat_template", "create_stream", "encode", "decode", "is_dml_available", "is_cuda_available"),
+)
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the two wheels."""
+    folder = tmp_path_factory.mktemp("wheels")
+    environment = {name: value for name, value in os.environ.items() if name != "PIP_NO_INDEX"}
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "-d",
+        str(folder),
+    ]
+    command += ["--retries", "1", "--timeout", "10", "--platform", "win_amd64", "--python-version", "3.11"]
+    command += ["--only-binary=:all:", *WINDOWS_PAIR.split()]
+    if subprocess.run(command, capture_output=True, env=environment, timeout=250).returncode:
+        pytest.skip("no package index with the Windows wheels")
+    content: dict[str, bytes] = {}
+    for wheel in folder.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.endswith((".dll", ".pyd", ".py", "METADATA"))]
+            content |= {Path(name).name if "METADATA" not in name else name: archive.read(name) for name in names}
+    return content
+
+
+def test_every_call_is_in_the_python_module(wheels: dict[str, bytes]) -> None:
+    module = next(data for name, data in wheels.items() if name.endswith(".pyd") and "genai" in name)
+    assert [name for name in CALLED if name.encode() not in module] == []
+
+
+def test_every_option_is_in_the_library(wheels: dict[str, bytes]) -> None:
+    library = wheels["onnxruntime-genai.dll"]
+    for option in ("dml", "intra_op_num_threads", "max_length", "chunk_size", "random_seed", "do_sample", "luid"):
+        assert option.encode() in library, option
+    # The compiler compares device_index in pieces of eight and four bytes.
+    assert b"device_index" in library or (b"device_i" in library and b"ndex" in library)
+    assert b"ep.dml.enable_graph_capture" in library
+    assert b"DirectML.dll" in library
+
+
+def test_directml_comes_with_the_package(wheels: dict[str, bytes]) -> None:
+    assert wheels["DirectML.dll"][:2] == b"MZ"
+    assert b"ep.dml.enable_graph_capture" in wheels["onnxruntime.dll"]
+
+
+def test_the_pair_goes_together(wheels: dict[str, bytes]) -> None:
+    metadata = next(data.decode() for name, data in wheels.items() if name.endswith("METADATA") and "genai" in name)
+    asked = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: onnxruntime-directml")]
+    from packaging.requirements import Requirement
+
+    (requirement,) = [Requirement(line.removeprefix("Requires-Dist: ")) for line in asked]
+    assert requirement.specifier.contains(WINDOWS_PAIR.rsplit("==", 1)[1])

@@ -34,6 +34,8 @@ from coe_cli.core.onnx_graph import read_graph
 from coe_cli.core.profile import PerSlotEstimate, Provider
 
 ANSWER_TOKENS = 8
+TOKEN_STRIDE = 23
+"""Prompt tokens are so far apart in the vocabulary that each touches its own part of the embedding table."""
 DEFAULT_GRID = (
     "512:16,512:256,1024:16,1024:768,2048:16,2048:1024,2048:1024:256,4096:16,4096:2048,4096:2048:512,"
     "8192:16,8192:256,8192:1024,8192:4096,8192:4096:512"
@@ -185,7 +187,7 @@ def run_child(job: dict[str, Any]) -> dict[str, Any]:
     params.set_search_options(max_length=job["context"], do_sample=False)
     generator = oga.Generator(model, params)
     vocabulary = json.loads((Path(job["folder"]) / "genai_config.json").read_text())["model"]["vocab_size"]
-    generator.append_tokens((numpy.arange(job["prompt"]) * 7 % (vocabulary - 10) + 5).astype(numpy.int32))
+    generator.append_tokens((numpy.arange(job["prompt"]) * TOKEN_STRIDE % (vocabulary - 10) + 5).astype(numpy.int32))
     seen.append(in_use())
     for _ in range(min(ANSWER_TOKENS, job["context"] - job["prompt"])):
         if generator.is_done():

@@ -109,8 +109,8 @@ SMOL_PRUNED = GraphFacts(
     4, True, 1536, 960, 91_459_584, 16_809_984, 28_311_552, 28_311_552, 0, 0, 28_311_552, 21_905_792
 )
 GQA_SHAPE = ModelShape(12, 1024, 16, 2, 64, 65536)
-GQA = GraphFacts(
-    4, False, 4864, 1280, 137_363_456, 34_340_864, 33_554_432, 67_108_864, 4096, 268_435_456, 0, 36_540_416
+GQA_PRUNED = GraphFacts(
+    4, True, 4864, 1280, 137_363_456, 34_340_864, 33_554_432, 67_108_864, 4096, 268_435_456, 0, 36_540_416
 )
 NO_GQA_SHAPE = ModelShape(16, 768, 12, 12, 64, 32000)
 NO_GQA = GraphFacts(
@@ -128,10 +128,10 @@ NO_GQA = GraphFacts(
         (SMOL_SHAPE, SMOL_PRUNED, 512, 256, None, 230),
         (SMOL_SHAPE, SMOL_PRUNED, 4096, 2048, None, 466),
         (SMOL_SHAPE, SMOL_PRUNED, 4096, 2048, 512, 400),
-        (GQA_SHAPE, GQA, 8192, 16, None, 358),
-        (GQA_SHAPE, GQA, 8192, 1024, None, 710),
-        (NO_GQA_SHAPE, NO_GQA, 8192, 1024, None, 989),
-        (NO_GQA_SHAPE, NO_GQA, 4096, 2048, None, 677),
+        (GQA_SHAPE, GQA_PRUNED, 8192, 16, None, 355),
+        (GQA_SHAPE, GQA_PRUNED, 1024, 512, None, 351),
+        (NO_GQA_SHAPE, NO_GQA, 1024, 512, None, 309),
+        (NO_GQA_SHAPE, NO_GQA, 8192, 512, None, 983),
     ],
 )
 def test_cpu_peaks_measured_in_real_processes(

@@ -27,6 +27,10 @@ CPU_PROCESS_BYTES: Final = 32 * BYTES_PER_MB
 CPU_SESSION_BYTES: Final = 29 * BYTES_PER_MB
 """What a session adds whatever the model: code pages of two libraries, thread pool, graph; 26 to 31 MB."""
 
+CPU_FAULT_AROUND_BYTES: Final = 64 * 1024
+"""Linux maps this much of a file around each page that is touched (fault_around_bytes): an embedding row costs as much,
+until the whole table is mapped."""
+
 CUDA_SESSION_BYTES: Final = 424 * BYTES_PER_MB
 """In use after a load beyond the files, 402 to 445 MB: libraries and the arena's first regions."""
 
@@ -228,7 +232,8 @@ def activation_bytes(model: ModelMemory, prompt_tokens: int) -> int:
     """What a prefill of ``prompt_tokens`` adds to weights and cache at its peak; ``chunk_size`` bounds the tokens.
 
     CPU, fp32: three MLP tensors (gate, sigmoid, up), three of the attention (projection, transposed, rotated) and seven
-    of the hidden size lie side by side, since the arena hands a freed block only to tensors that fit it. CUDA, fp16:
+    of the hidden size lie side by side, since the arena hands a freed block only to tensors that fit it; an embedding table in the file is mapped where tokens touch it, apart from each other at worst.
+    CUDA, fp16:
     see ``cuda_growth_bytes``. DirectML, fp16: the tensors that are alive at once in the MLP and the logits, each rounded.
     """
     tokens = min(prompt_tokens, model.chunk_size or prompt_tokens)
@@ -242,7 +247,10 @@ def activation_bytes(model: ModelMemory, prompt_tokens: int) -> int:
             2 * logits_tokens * shape.vocab_size
         )
     hidden_layers = 4 * tokens * (3 * inner + 3 * model.qkv_size + 7 * shape.hidden_size)
-    rows = min(prompt_tokens, shape.vocab_size) * (model.graph.embedding_row_bytes if model.graph is not None else 0)
+    rows = 0
+    if model.graph is not None and model.graph.embedding_row_bytes:
+        window = max(model.graph.embedding_row_bytes, CPU_FAULT_AROUND_BYTES)
+        rows = min(model.graph.embedding_bytes, prompt_tokens * window)
     return hidden_layers + rows + 4 * logits_tokens * shape.vocab_size
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +52,9 @@ class Output:
         """Rows as CSV or Markdown on stdout; None becomes an empty cell."""
         cells = [["" if value is None else str(value) for value in row] for row in rows]
         if table_format is TableFormat.CSV:
+            import csv
+            import io
+
             buffer = io.StringIO()
             writer = csv.writer(buffer, lineterminator="\n")
             writer.writerow(header)

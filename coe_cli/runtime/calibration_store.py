@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import msgspec
@@ -70,6 +69,8 @@ class CalibrationStore:
 
 def model_digest(folder: Path, graph: str = "model.onnx") -> str:
     """A digest that tells models and builds apart without reading weights: configuration, graph, sizes of all files."""
+    import hashlib
+
     digest = hashlib.sha256()
     for path in sorted(file for file in folder.iterdir() if file.name.startswith(graph)):
         digest.update(f"{path.name}:{path.stat().st_size}\n".encode())

@@ -92,7 +92,7 @@ def gather(
                 raise
     measurements = CalibrationStore(where.state).read()
     calibrations = _calibrations(computed, measurements)
-    duplicates = _duplicates(on_disk) if len(wanted) > 1 else {}
+    duplicates = _duplicates({model: on_disk[model] for model in wanted if model in on_disk})
     known = Known(computed, card_mb, duplicates, candidates)
     measured = {name: apply(memory, calibrations.get(name)) for name, memory in computed.items()}
     notes = [measurements.warning] if measurements.warning else []
@@ -158,6 +158,8 @@ def _configured_chunk_size(folder: Path) -> int | None:
 
 
 def _duplicates(on_disk: dict[str, Path]) -> dict[str, list[str]]:
+    if len(on_disk) < 2:
+        return {}
     from coe_cli.runtime.inventory import duplicate_weights
 
     return duplicate_weights(on_disk)

@@ -64,7 +64,7 @@ def run_ask(
         for note in choice.notes:
             output.note(note)
     if choice.install:
-        spec = _install(choice, catalog, output, pull=options.pull)
+        spec = install_chosen(choice, catalog, output, pull=options.pull)
     else:
         spec = open_model(choice.model, on_disk[choice.model])
     messages = _messages(options, choice)
@@ -103,7 +103,12 @@ def _messages(options: AskOptions, choice: Choice) -> list[protocol.ChatMessage]
     return [protocol.ChatMessage("system", system.strip()), *messages] if system.strip() else messages
 
 
-def _install(choice: Choice, catalog: Catalog, output: Output, *, pull: bool) -> ModelSpec:
+def install_chosen(choice: Choice, catalog: Catalog, output: Output, *, pull: bool) -> ModelSpec:
+    """Fetch the embedded model with progress and its size said.
+
+    Raises:
+        ModelMissing: ``pull`` forbids it, or no source gives it.
+    """
     entry = catalog.models[choice.model]
     size_mb = next((source.size_mb for source in entry.sources if source.size_mb), None)
     size = f" ({size_mb:.0f} MB)" if size_mb else ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coe_cli.commands.asking import install_chosen
 from coe_cli.core.catalog import Catalog
-from coe_cli.core.documents import did_you_mean
 from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.names import did_you_mean
 from coe_cli.core.profile import ProfileSet
 from coe_cli.core.scheduler_state import ModelCost, pool_from_profile
-from coe_cli.core.selection import Choice, choose_profile
+from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
@@ -24,7 +25,6 @@ from coe_cli.runtime.folders import folders
 from coe_cli.runtime.history_file import Conversation
 from coe_cli.runtime.line_input import QuestionReader
 from coe_cli.runtime.meter import ResidentSetMeter
-from coe_cli.runtime.model_store import install
 from coe_cli.runtime.protocol import Sampling
 
 _COMMANDS = {
@@ -78,7 +78,7 @@ def run_chat(
             answerer,
             catalog,
             profiles,
-            lambda choice: _install(choice, catalog, output),
+            lambda choice: install_chosen(choice, catalog, output, pull=True),
             profile=options.profile,
             sampling=Sampling(options.temperature, options.top_p, options.top_k, options.seed),
             max_tokens=options.max_tokens,
@@ -230,10 +230,3 @@ def _own_college(profiles: ProfileSet, name: str | None) -> CollegeAnswerer:
     # The embedded model runs on the CPU: without a profile of its own the budget is the one for that.
     profile = profiles.select(name) if name is not None else choose_profile(profiles, None, "cpu")
     return CollegeAnswerer(CollegeSettings(pool_from_profile(profile), cost_of), ResidentSetMeter())
-
-
-def _install(choice: Choice, catalog: Catalog, output: Output) -> ModelSpec:
-    from coe_cli.output.progress_view import ProgressView
-
-    with ProgressView(output, f"fetching {choice.model}, once") as view:
-        return install(choice.model, catalog, folders().models, view)

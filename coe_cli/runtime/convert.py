@@ -19,6 +19,7 @@ from coe_cli.core.profile import Provider
 from coe_cli.core.recipe import Precision, Recipe, describe, recipe_for
 from coe_cli.errors import CoeError, OutOfMemory, UsageError, from_code
 from coe_cli.runtime.checkpoint import copy_side_files, find_source, mend_tokenizer, write_checkpoint
+from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.quantize_graph import quantize_graph
 
 RECORD = "coe_conversion.json"
@@ -32,7 +33,7 @@ _KILLED = (-9, 137)
 _NO_MEMORY_HINT = "Close other programs, or fetch a model that is converted already."
 
 
-def convert(source: Path, output: Path, *, provider: Provider, precision: Precision, on_progress: Progress) -> None:
+def convert(source: Path, output: Path, *, provider: Provider, precision: Precision, on_progress: OnProgress) -> None:
     """Convert ``source`` into the folder ``output`` with the recipe in force, in a child process without a network.
 
     ``output`` should be a fresh temporary folder: what lies there after a failure is not a model. The child is ended when
@@ -72,13 +73,14 @@ def convert(source: Path, output: Path, *, provider: Provider, precision: Precis
             )
 
 
-def _follow(child: subprocess.Popen[str], on_progress: Progress) -> CoeError | None:
+def _follow(child: subprocess.Popen[str], on_progress: OnProgress) -> CoeError | None:
     assert child.stdout is not None
     for line in child.stdout:
         message = json.loads(line)
         if "error" in message:
             return from_code(**message["error"])
-        on_progress(message["stage"], message["fraction"])
+        stage = str(message["stage"])
+        on_progress(Step(f"Converting: {stage}", float(message["fraction"]), 1.0))
     return None
 
 

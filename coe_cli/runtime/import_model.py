@@ -9,6 +9,7 @@ from coe_cli.core.findings import Level
 from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.profile import Provider
+from coe_cli.core.recipe import Precision
 from coe_cli.errors import DoesNotFit, ModelDamaged, UsageError
 from coe_cli.runtime.canary import forget
 from coe_cli.runtime.folders import folders
@@ -51,7 +52,7 @@ def import_model(
     on_progress: OnProgress,
     *,
     provider: Provider,
-    precision: str,
+    precision: Precision,
     force: bool = False,
 ) -> ModelSpec:
     """Convert ``source`` and install it as ``name``; nothing is seen under that name before it is whole and checked.

@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """Run the command line; exits with an ExitCode."""
-    asks = sys.argv[1:2] == ["ask"] and not {"--help", "-h"} & set(sys.argv[2:])
+    asks = sys.argv[1:2] == ["ask"] and not {"--help", "-h"} & set(sys.argv[2:]) and _alone()
     try:
         if asks:
             from coe_cli.runtime import worker_process
@@ -27,6 +27,18 @@ def main() -> None:
         # After an interrupt inside exec(), as dataclasses call it, sys.exit would end by the signal and not with 130.
         os._exit(code)
     sys.exit(code)
+
+
+def _alone() -> bool:
+    """Whether this question is answered by a worker of our own: then it may start while the command line is read."""
+    return "--no-serve" in sys.argv or os.environ.get("COE_NO_SERVE", "").lower() in (
+        "1",
+        "true",
+        "yes",
+        "on",
+        "t",
+        "y",
+    )
 
 
 if __name__ == "__main__":

@@ -57,6 +57,12 @@ def ask(
     show_thinking: Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")] = False,
     no_live: Annotated[bool, typer.Option("--no-live", help="No live view on a terminal.")] = False,
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")] = False,
+    resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
+    no_log: Annotated[bool, typer.Option("--no-log", help="Do not keep this question and its answer.")] = False,
+    no_serve: Annotated[
+        bool,
+        typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no resident college, and leave none behind."),
+    ] = False,
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Give up when nothing happens for so many seconds.")
     ] = 600.0,
@@ -87,6 +93,11 @@ def ask(
             seed=seed,
             pull=not no_pull,
             timeout_s=timeout_s,
+            serve=not no_serve,
+            resume=resume,
+            no_log=no_log,
+            profiles_file=profiles_file,
+            catalog_file=catalog_file,
         ),
         read_catalog(catalog_file),
         read_profiles(profiles_file),

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from coe_cli.core.answer import Answer
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.selection import Choice, choose_model, choose_profile
-from coe_cli.errors import ModelMissing, PromptTooLong
+from coe_cli.errors import CoeError, ModelMissing, PromptTooLong
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, JsonLinesSink, JsonSink
 from coe_cli.output.console import Output
+from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import one_shot, protocol, worker_process
+from coe_cli.runtime.collecting import About, collect
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.prompt_length import prompt_tokens
 from coe_cli.runtime.providers import choose_provider, installed_providers
+
+if TYPE_CHECKING:
+    from coe_cli.runtime.college_client import CollegeClient
+    from coe_cli.runtime.history_file import Conversation
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,11 @@ class AskOptions:
     seed: int | None
     pull: bool
     timeout_s: float
+    serve: bool = True
+    resume: bool = False
+    no_log: bool = False
+    profiles_file: Path | None = None
+    catalog_file: Path | None = None
 
 
 def run_ask(
@@ -57,8 +73,8 @@ def run_ask(
         CoeError: whatever keeps the answer from being given, as one of its kinds.
     """
     profiles.select(options.profile)
-    models_dir = folders().models
-    on_disk = models_on_disk(models_dir)
+    conversation = _conversation(profiles) if options.resume else None
+    on_disk = models_on_disk(folders().models)
     choice = choose_model(catalog, on_disk, expert=options.expert, model=options.model)
     if output_format is AnswerFormat.HUMAN:
         for note in choice.notes:
@@ -67,39 +83,138 @@ def run_ask(
         spec = install_chosen(choice, catalog, output, pull=options.pull)
     else:
         spec = open_model(choice.model, on_disk[choice.model])
-    messages = _messages(options, choice)
+    messages = _messages(options, choice, conversation)
     spec, profile = _fit(spec, choice, messages, options, profiles, output)
+    ask = ce.AskByName(
+        model=spec.name,
+        messages=messages,
+        template=choice.template if spec.name == choice.model else None,
+        max_tokens=options.max_tokens,
+        sampling=protocol.Sampling(options.temperature, options.top_p, options.top_k, options.seed),
+    )
+    events = _events(ask, spec, profile, options, output)
+    with contextlib.closing(events):
+        sink = _sink(output, spec, profile, output_format, extract=extract, show_thinking=show_thinking, live=live)
+        try:
+            about = About(choice.expert, spec.name, spec.provider, profile.name, choice.notes)
+            answer = collect(events, about, sink)
+            sink.finish(answer)
+        finally:
+            sink.close()
+    _keep(answer, options, messages, conversation, profiles, output)
+
+
+def _events(
+    ask: ce.AskByName, spec: ModelSpec, profile: HardwareProfile, options: AskOptions, output: Output
+) -> Generator[ce.CollegeEvent]:
+    """The answer's events, from the resident college or from a worker of our own, which is loading when this returns."""
+    client = _college(profile, options, output) if options.serve else None
+    if client is not None:
+        return _of_college(client, ask, options.timeout_s)
     provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
     if why.startswith("slower:"):
         output.note(why)
         spec = structs.replace(spec, provider=provider)
     worker = worker_process.take()
-    sink: AnswerSink | None = None
     try:
         one_shot.begin_loading(worker, spec)
-        sink = _sink(output, spec, profile, output_format, extract=extract, show_thinking=show_thinking, live=live)
-        question = one_shot.Question(
-            choice=choice,
-            spec=spec,
-            profile=profile.name,
-            messages=messages,
-            context_length=_context_length(spec, profile),
-            max_tokens=options.max_tokens,
-            sampling=protocol.Sampling(options.temperature, options.top_p, options.top_k, options.seed),
-            timeout_s=options.timeout_s,
-        )
-        sink.finish(one_shot.answer(worker, question, sink, one_shot.monotonic))
+    except BaseException:
+        worker.kill()
+        raise
+    return _of_worker(worker, ask, _context_length(spec, profile), options.timeout_s)
+
+
+def _of_college(client: CollegeClient, ask: ce.AskByName, timeout_s: float) -> Generator[ce.CollegeEvent]:
+    with contextlib.closing(client):
+        yield from client.stream_chat(ask, timeout_s)
+
+
+def _of_worker(
+    worker: worker_process.WorkerProcess, ask: ce.AskByName, context_length: int, timeout_s: float
+) -> Generator[ce.CollegeEvent]:
+    try:
+        yield from one_shot.events(worker, ask, context_length, timeout_s)
     finally:
-        if sink is not None:
-            sink.close()
         if os.environ.get("COE_DEBUG"):
             sys.stderr.write(worker.stderr_tail())
         worker.kill()
 
 
-def _messages(options: AskOptions, choice: Choice) -> list[protocol.ChatMessage]:
-    system = options.system if options.system is not None else choice.system_prompt
-    messages = [protocol.ChatMessage("user", options.question)]
+def _college(profile: HardwareProfile, options: AskOptions, output: Output) -> CollegeClient | None:
+    """The resident college, started if there is none; None where it cannot serve this question, and why is said."""
+    from coe_cli.runtime import college_client
+
+    start = college_client.StartOptions(
+        profile=profile.name,
+        profiles_file=str(options.profiles_file.absolute()) if options.profiles_file else None,
+        catalog_file=str(options.catalog_file.absolute()) if options.catalog_file else None,
+    )
+    try:
+        client = college_client.find_or_start(start)
+    except CoeError as error:
+        output.note(f"no college could be started ({error.message}); answering without one")
+        return None
+    other = ""
+    if client.state.models_dir != str(folders().models):
+        other = f"other models ({client.state.models_dir})"
+    elif options.profile is not None and client.state.profile != profile.name:
+        other = f"profile {client.state.profile}"
+    if other:
+        client.close()
+        output.note(f"the running college has {other}; answering without it (`coe stop` ends it)")
+        return None
+    return client
+
+
+def _conversation(profiles: ProfileSet) -> Conversation:
+    from coe_cli.runtime import history
+
+    return history.last_conversation(profiles.history)
+
+
+def _keep(
+    answer: Answer,
+    options: AskOptions,
+    messages: list[protocol.ChatMessage],
+    conversation: Conversation | None,
+    profiles: ProfileSet,
+    output: Output,
+) -> None:
+    """Keep question and answer, if that is wanted; a history that cannot be written costs a note and no more."""
+    from coe_cli.runtime import history
+
+    if not history.logging_wanted(profiles.history, no_log=options.no_log):
+        return
+    from coe_cli.runtime.history_file import Exchange
+
+    exchange = Exchange(
+        question=options.question,
+        answer=answer.answer,
+        model=answer.model,
+        expert=answer.expert,
+        provider=answer.provider,
+        profile=answer.profile,
+        system=next((message.content for message in messages if message.role == "system"), ""),
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.usage.prompt_tokens,
+        completion_tokens=answer.usage.completion_tokens,
+        load_s=answer.timing.load_s,
+        first_token_s=answer.timing.first_token_s,
+        decode_s=answer.timing.decode_s,
+    )
+    _, warning = history.record(
+        exchange, profiles.history, conversation_id=conversation.id if conversation else None, no_log=options.no_log
+    )
+    if warning:
+        output.note(warning)
+
+
+def _messages(options: AskOptions, choice: Choice, conversation: Conversation | None) -> list[protocol.ChatMessage]:
+    earlier = conversation.chat() if conversation is not None else []
+    kept = next((content for role, content in earlier if role == "system"), "")
+    system = options.system if options.system is not None else kept or choice.system_prompt
+    messages = [protocol.ChatMessage(role, content) for role, content in earlier if role != "system"]
+    messages.append(protocol.ChatMessage("user", options.question))
     return [protocol.ChatMessage("system", system.strip()), *messages] if system.strip() else messages
 
 

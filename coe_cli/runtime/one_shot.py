@@ -1,40 +1,15 @@
-"""One question, one worker, one answer: what `coe ask --no-serve` does between the command line and the sink."""
+"""One question to one worker of coe's own: what `coe ask --no-serve` does. Its events are those of a college."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
 
-from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
 from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.selection import Choice
-from coe_cli.core.thinking import ThinkingSplitter
 from coe_cli.errors import DeviceLost, from_code
+from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import protocol
 from coe_cli.runtime.providers import default_provider_options, default_session_options
 from coe_cli.runtime.worker_process import WorkerProcess
-
-
-class Question(NamedTuple):
-    """What to ask of which model; ``context_length`` bounds prompt and answer together."""
-
-    choice: Choice
-    spec: ModelSpec
-    profile: str
-    messages: list[protocol.ChatMessage]
-    context_length: int
-    max_tokens: int | None
-    sampling: protocol.Sampling
-    timeout_s: float
-
-
-class Listener(Protocol):
-    """Hears of an answer while it is made."""
-
-    def phase(self, name: str, worker_pid: int) -> None: ...
-
-    def piece(self, text: str, *, is_thinking: bool) -> None: ...
 
 
 def begin_loading(worker: WorkerProcess, spec: ModelSpec) -> None:
@@ -49,64 +24,43 @@ def begin_loading(worker: WorkerProcess, spec: ModelSpec) -> None:
     )
 
 
-def answer(worker: WorkerProcess, question: Question, listener: Listener, clock: Callable[[], float]) -> Answer:
-    """Ask a worker that is loading; every piece goes to ``listener`` as it comes, and the whole is returned.
+def events(
+    worker: WorkerProcess, ask: ce.AskByName, context_length: int, timeout_s: float
+) -> Iterator[ce.CollegeEvent]:
+    """Events of one answer of a worker that is loading, ending with ``Finished``.
 
     Raises:
         PromptTooLong, ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
     """
-    begin = clock()
-    listener.phase("loading", worker.pid)
-    load_s = _wait_until_loaded(worker, question.timeout_s)
+    yield ce.Loading()
+    load_s = _wait_until_loaded(worker, timeout_s)
     worker.send(
         protocol.Generate(
             request_id=1,
-            messages=question.messages,
-            context_length=question.context_length,
-            max_tokens=question.max_tokens,
-            template=question.choice.template,
-            sampling=question.sampling,
+            messages=ask.messages,
+            context_length=context_length,
+            max_tokens=ask.max_tokens,
+            template=ask.template,
+            sampling=ask.sampling,
         )
     )
-    listener.phase("reading the prompt", worker.pid)
-    splitter = ThinkingSplitter()
-    text: dict[bool, list[str]] = {False: [], True: []}
-
-    def deliver(pieces: list[tuple[str, bool]]) -> None:
-        for piece, is_thinking in pieces:
-            text[is_thinking].append(piece)
-            listener.piece(piece, is_thinking=is_thinking)
-
     while True:
-        message = worker.receive(question.timeout_s)
+        message = worker.receive(timeout_s)
         if isinstance(message, protocol.Token):
-            deliver(list(splitter.feed(message.text)))
+            yield ce.Piece(message.text)
         elif isinstance(message, protocol.Started):
-            splitter = ThinkingSplitter(in_thinking=message.in_thinking)
+            yield ce.Reading(message.prompt_tokens, message.reused_tokens, message.in_thinking, load_s, worker.pid)
         elif isinstance(message, protocol.Failed):
             raise from_code(message.code, message.message, message.hint)
         elif isinstance(message, protocol.Done):
-            deliver(list(splitter.finish()))
-            break
-    return Answer(
-        schema_version=ANSWER_SCHEMA_VERSION,
-        answer="".join(text[False]).strip("\n"),
-        thinking="".join(text[True]).strip(),
-        expert=question.choice.expert,
-        model=question.spec.name,
-        provider=question.spec.provider,
-        profile=question.profile,
-        finish_reason=message.finish_reason,
-        usage=Usage(message.prompt_tokens, message.completion_tokens),
-        timing=Timing(
-            load_s=load_s,
-            first_token_s=message.first_token_s,
-            decode_s=message.decode_s,
-            total_s=clock() - begin,
-            tokens_per_s=tokens_per_s(message.completion_tokens, message.decode_s),
-        ),
-        warnings=list(question.choice.notes),
-    )
+            yield ce.Finished(
+                finish_reason=message.finish_reason,
+                prompt_tokens=message.prompt_tokens,
+                completion_tokens=message.completion_tokens,
+                first_token_s=message.first_token_s,
+                decode_s=message.decode_s,
+            )
+            return
 
 
 def _wait_until_loaded(worker: WorkerProcess, timeout_s: float) -> float:
@@ -121,8 +75,3 @@ def _wait_until_loaded(worker: WorkerProcess, timeout_s: float) -> float:
                 f"the worker speaks protocol {message.protocol_version}, coe speaks {protocol.PROTOCOL_VERSION}",
                 "Two versions of coe-cli are mixed: install it again.",
             )
-
-
-def monotonic() -> float:
-    """Seconds of a clock that never goes back."""
-    return time.monotonic()

@@ -6,9 +6,9 @@ from datetime import datetime
 
 import msgspec
 
+from coe_cli.core.conversations import Conversation, ConversationRow, Match
 from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
-from coe_cli.runtime.history_file import Conversation, ConversationRow, Match
 
 LOGS_SCHEMA_VERSION = 1
 _TITLE_WIDTH = 70

@@ -71,7 +71,7 @@ class CollegeAnswerer:
 
     async def _drive(self, ask: Ask, events: queue.SimpleQueue[CollegeEvent | BaseException | None]) -> None:
         try:
-            async with contextlib.aclosing(self._college.ask(ask)) as answer:  # type: ignore[type-var]
+            async with contextlib.aclosing(self._college.ask(ask)) as answer:
                 async for event in answer:
                     events.put(event)
         except Exception as error:

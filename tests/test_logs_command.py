@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Coe, one_line
 
-from coe_cli.runtime.history_file import Exchange, History
+from coe_cli.core.conversations import Exchange
+from coe_cli.runtime.history_file import History
 
 
 @pytest.fixture

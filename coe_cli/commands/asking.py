@@ -29,8 +29,8 @@ from coe_cli.runtime.prompt_length import prompt_tokens
 from coe_cli.runtime.providers import choose_provider, installed_providers
 
 if TYPE_CHECKING:
+    from coe_cli.core.conversations import Conversation
     from coe_cli.runtime.college_client import CollegeClient
-    from coe_cli.runtime.history_file import Conversation
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _keep(
 
     if not history.logging_wanted(profiles.history, no_log=options.no_log):
         return
-    from coe_cli.runtime.history_file import Exchange
+    from coe_cli.core.conversations import Exchange
 
     exchange = Exchange(
         question=options.question,

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from coe_cli.commands.asking import install_chosen
 from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.conversations import Conversation
 from coe_cli.core.names import did_you_mean
 from coe_cli.core.profile import ProfileSet
-from coe_cli.core.scheduler_state import ModelCost, pool_from_profile
-from coe_cli.core.selection import choose_profile
+from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
@@ -22,9 +21,8 @@ from coe_cli.runtime.chat_session import ChatSession
 from coe_cli.runtime.college import CollegeSettings
 from coe_cli.runtime.costs import cost_in
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.history_file import Conversation
 from coe_cli.runtime.line_input import QuestionReader
-from coe_cli.runtime.meter import ResidentSetMeter
+from coe_cli.runtime.meter import ResidentSetMeter, Unmeasured
 from coe_cli.runtime.protocol import Sampling
 
 _COMMANDS = {
@@ -70,7 +68,7 @@ def run_chat(
     """
     profiles.select(options.profile)
     conversation = history.last_conversation(profiles.history) if options.resume else None
-    answerer = answerer or _own_college(profiles, options.profile)
+    answerer = answerer or _own_college(profiles, options.profile, catalog)
     logged = history.logging_wanted(profiles.history, no_log=options.no_log)
     reader = QuestionReader(folders().state / "chat_lines" if logged else None)
     try:
@@ -223,10 +221,9 @@ def _choose(session: ChatSession, options: ChatOptions, conversation: Conversati
     return session.choose(expert=options.expert, model=options.model)
 
 
-def _own_college(profiles: ProfileSet, name: str | None) -> CollegeAnswerer:
-    def cost_of(spec: ModelSpec) -> tuple[ModelCost, int]:
-        return cost_in(choose_profile(profiles, name, spec.provider))(spec)
+def _own_college(profiles: ProfileSet, name: str | None, catalog: Catalog) -> CollegeAnswerer:
+    from coe_cli.runtime.serve_process import college_profile
 
-    # The embedded model runs on the CPU: without a profile of its own the budget is the one for that.
-    profile = profiles.select(name) if name is not None else choose_profile(profiles, None, "cpu")
-    return CollegeAnswerer(CollegeSettings(pool_from_profile(profile), cost_of), ResidentSetMeter())
+    profile = college_profile(profiles, name, catalog, folders().models)
+    meter = ResidentSetMeter() if profile.provider == "cpu" else Unmeasured()
+    return CollegeAnswerer(CollegeSettings(pool_from_profile(profile), cost_in(profile)), meter)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from coe_cli.core.conversations import Conversation, ConversationRow, Match
 from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
-
-if TYPE_CHECKING:
-    from coe_cli.runtime.history_file import Conversation, ConversationRow, Match
 
 LOGS_SCHEMA_VERSION = 1
 _TITLE_WIDTH = 70

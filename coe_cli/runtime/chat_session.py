@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from coe_cli.core.answer import tokens_per_s
 from coe_cli.core.catalog import Catalog
+from coe_cli.core.conversations import Conversation, Exchange
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.selection import Choice, choose_model, choose_profile
@@ -16,9 +19,9 @@ from coe_cli.runtime import history
 from coe_cli.runtime.answerer import Answerer
 from coe_cli.runtime.costs import slot_context
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.history_file import Conversation, Exchange
 from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.protocol import ChatMessage, Sampling
+from coe_cli.runtime.providers import choose_provider, installed_providers
 
 Install = Callable[[Choice], ModelSpec]
 
@@ -102,9 +105,14 @@ class ChatSession:
         choice = choose_model(self._catalog, on_disk, expert=expert, model=model)
         spec = self._install(choice) if choice.install else open_model(choice.model, on_disk[choice.model])
         profile = choose_profile(self._profiles, self._profile_name, spec.provider)
+        provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
+        notes = list(choice.notes)
+        if why.startswith("slower:"):
+            notes.append(why)
+            spec = structs.replace(spec, provider=provider)
         self._choice, self._spec, self._profile = choice, spec, profile
         self.stats.context_length = slot_context(spec, profile)
-        return choice.notes
+        return notes
 
     def resume(self, conversation: Conversation) -> None:
         """Go on with a conversation of the history."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from coe_cli.core.conversations import Conversation, Exchange
 from coe_cli.core.profile import HistorySettings
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.history_file import Conversation, Exchange, History
+from coe_cli.runtime.history_file import History
 
 
 def history_path() -> Path:

@@ -33,3 +33,13 @@ class ResidentSetMeter:
             return float(psutil.Process(pid).memory_info().rss) / BYTES_PER_MB
         except psutil.Error:
             return None
+
+
+class Unmeasured:
+    """A device whose memory in use cannot be told: what is reserved counts."""
+
+    def used_mb(self, pids: Iterable[int]) -> float | None:
+        return None
+
+    def process_mb(self, pid: int) -> float | None:
+        return None

@@ -35,11 +35,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coe(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("CACHE", "CONFIG", "STATE", "MODELS"):
         monkeypatch.setenv(f"COE_{name}_DIR", str(home / name.lower()))
+    # The shipped catalog would be trained too, each time: these tests replace it by a small one.
+    monkeypatch.setattr("coe_cli.runtime.folders.catalog_paths", lambda extra=None: [home / "experts.yaml"])
     embedder = ["--embedder", str(home / "source" / "model")]
 
     def run(*arguments: str, stdin: str | bytes | None = None, embed: list[str] = embedder) -> Any:
-        options = ["--experts-file", str(home / "experts.yaml"), *embed]
-        return CliRunner().invoke(app, ["route", *arguments, *options], input=stdin)
+        return CliRunner().invoke(app, ["route", *arguments, *embed], input=stdin)
 
     return run
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from coe_cli.output.console import Output
     from coe_cli.runtime.router_cache import QuestionRouter
 
-_CHUNK = 128
+_CHUNK = 512
 _SHOWN_CHARS = 70
 
 

@@ -119,9 +119,7 @@ class Embedder:
         bounded = [self.info.prompt + text[:limit].encode("utf-8", "replace").decode("utf-8") for text in texts]
         encoded = self._tokenizer.encode_batch(bounded)
         vectors = np.empty((len(bounded), self.info.dimension), dtype=np.float32)
-        order = sorted(range(len(bounded)), key=lambda position: len(encoded[position].ids))
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
+        for batch in _batches([len(one.ids) for one in encoded]):
             ids = [encoded[position].ids for position in batch]
             width = max(1, len(ids[-1]))
             tokens = np.full((len(batch), width), self.info.pad_id, dtype=np.int64)
@@ -141,6 +139,18 @@ def available_provider(wanted: str) -> str:
     import onnxruntime
 
     return wanted if _PROVIDERS.get(wanted) in onnxruntime.get_available_providers() else "cpu"
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Positions in batches of like length: at most a fifth of the shortest (and four tokens) is padding."""
+    batches: list[list[int]] = []
+    widest = 0
+    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not batches or len(batches[-1]) >= _BATCH or lengths[position] > widest:
+            batches.append([])
+            widest = lengths[position] * 6 // 5 + 4
+        batches[-1].append(position)
+    return batches
 
 
 def _usable_cores() -> int:

@@ -36,11 +36,19 @@ def train_router(examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors
     The roles are told apart by multinomial logistic regression over the vector and hashed words. Its probabilities for
     questions that it was not fitted on (cross-fitting) set the temperature and train the two-domain detector.
     """
-    import numpy as np
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     if len(examples.roles) == 1:
         return _untrained(examples.roles, embed(["text"]).shape[1])
     data = _Data(examples, embed)
+    # The fits are many small vector operations: on a busy machine a second BLAS thread makes them ten times slower.
+    with threadpool_limits(1, "blas"):
+        return _train(examples, data)
+
+
+def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
+    import numpy as np
+
     general = examples.roles.index(GENERAL_EXPERT) if GENERAL_EXPERT in examples.roles else None
     out_of_fold = np.zeros((len(data.texts), len(examples.roles)))
     features = np.zeros((len(data.texts), 0))

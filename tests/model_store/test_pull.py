@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Coe
-from hub_server import COMMIT, Hub
-from tiny_model import catalog_entry, write_tiny_model
 
 from coe_cli.runtime.integrity import check_files
+from model_store.conftest import Coe
+from model_store.hub_server import COMMIT, Hub
+from model_store.tiny_model import catalog_entry, write_tiny_model
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

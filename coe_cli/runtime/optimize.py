@@ -60,10 +60,10 @@ def optimize(name: str, models_dir: Path, on_progress: OnProgress) -> bool:
     """
     folder, staging = models_dir / name, staging_folder(name, models_dir)
     with writing(name, models_dir, on_progress):
-        if is_optimized(open_model(name, folder)):
-            return False
         manifest = read_manifest(folder)
         try:
+            if is_optimized(open_model(name, folder)):
+                return False
             result = optimized_copy(name, folder, staging / "optimized", on_progress)
             write_manifest(result, manifest["origin"] if manifest else {})
             put_in_place(result, folder)

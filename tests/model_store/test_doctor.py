@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Coe
-from tiny_model import write_tiny_model
 
 from coe_cli.core.findings import Finding, Level, worst
 from coe_cli.core.machine import Adapter
@@ -31,6 +29,8 @@ from coe_cli.runtime.providers import (
     provider_options,
     settings_from,
 )
+from model_store.conftest import Coe
+from model_store.tiny_model import write_tiny_model
 
 
 def bad(findings: list[Finding]) -> list[Finding]:

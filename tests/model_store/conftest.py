@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hub_server import Hub
-from tiny_model import catalog_entry, write_tiny_model
 
 from coe_cli.app import run
+from model_store.hub_server import Hub
+from model_store.tiny_model import catalog_entry, write_tiny_model
 
 
 @dataclass(frozen=True)

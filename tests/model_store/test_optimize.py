@@ -9,9 +9,6 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import Coe
-from hub_server import Hub
-from tiny_model import write_tiny_model
 
 from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.runtime import optimize as optimize_module
@@ -20,6 +17,9 @@ from coe_cli.runtime.graph import read_graph
 from coe_cli.runtime.integrity import check_files, write_manifest
 from coe_cli.runtime.last_position import NotPrunable, write_pruned
 from coe_cli.runtime.optimize import PROMPTS
+from model_store.conftest import Coe
+from model_store.hub_server import Hub
+from model_store.tiny_model import write_tiny_model
 
 
 def positions(folder: Path) -> str | None:

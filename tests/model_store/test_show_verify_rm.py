@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Coe
-from tiny_model import SHAPE, write_tiny_model
 
 from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.runtime.integrity import write_manifest
 from coe_cli.runtime.one_shot import begin_loading
 from coe_cli.runtime.protocol import Hello, Loaded
 from coe_cli.runtime.worker_process import WorkerProcess
+from model_store.conftest import Coe
+from model_store.tiny_model import SHAPE, write_tiny_model
 
 
 @pytest.fixture

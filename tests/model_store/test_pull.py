@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Coe
-from hub_server import COMMIT, Hub
-from tiny_model import catalog_entry, write_tiny_model
 
 from coe_cli.runtime.integrity import check_files
+from model_store.conftest import Coe
+from model_store.hub_server import COMMIT, Hub
+from model_store.tiny_model import catalog_entry, write_tiny_model
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -248,10 +248,23 @@ def test_a_model_that_contradicts_itself_is_refused(coe: Coe, hub: Hub, publishe
     config = json.loads(published["genai_config.json"])
     config["model"]["decoder"]["num_hidden_layers"] = 99
     published["genai_config.json"] = json.dumps(config).encode()
-    result = pull(coe, "tiny")
+    result = pull(coe, "hf:someone/tiny")
     assert result.code == 4
     assert "99 layers, the graph has 2" in result.stderr
     assert_nothing(coe)
+
+
+def test_a_model_of_another_shape_than_the_catalog_says_is_refused(
+    coe: Coe, hub: Hub, published: dict[str, bytes]
+) -> None:
+    entry = catalog_entry("hf:someone/tiny")
+    padded, other = dict(entry["shape"]) | {"vocab_size": 320}, dict(entry["shape"]) | {"num_hidden_layers": 3}  # type: ignore[call-overload]
+    coe.catalog(tiny=entry | {"shape": other})
+    result = pull(coe, "tiny")
+    assert (result.code, "another shape" in result.stderr) == (4, True)
+    assert_nothing(coe)
+    coe.catalog(tiny=entry | {"shape": padded})
+    assert pull(coe, "tiny").code == 0, "builds pad the vocabulary differently"
 
 
 def test_external_data_outside_of_the_model_is_refused(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:

@@ -14,13 +14,13 @@ import gguf
 import numpy as np
 import psutil
 import pytest
-from conftest import Coe
-from tiny_model import write_tiny_model
 
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.integrity import check_files
 from coe_cli.runtime.progress import Step
 from coe_cli.runtime.weights_source import builder_architectures, inspect
+from model_store.conftest import Coe
+from model_store.tiny_model import write_tiny_model
 
 
 def write_gguf(path: Path, architecture: str = "llama", rows: int = 64) -> Path:

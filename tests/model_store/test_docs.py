@@ -1,0 +1,51 @@
+"""The documentation agrees with the application, and the site builds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import typer
+
+from coe_cli.app import build_app
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def test_the_command_reference_is_up_to_date() -> None:
+    spec = spec_from_file_location("make_commands", DOCS / "make_commands.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (DOCS / "commands.md").read_text(encoding="utf-8")
+    assert written == module.reference(), "run: python docs/make_commands.py"
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_every_command_and_option_that_a_page_shows_exists(page: str) -> None:
+    root = typer.main.get_command(build_app())
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for line in re.findall(
+        r"\bcoe ((?:[a-z]+ ?)+[^`\n|#]*)", "\n".join(re.findall(r"`coe [^`]+`|^.*\bcoe [a-z].*$", text, re.M))
+    ):
+        command, words = root, line.split()
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        if command is root:
+            continue
+        known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+        used = {word.split("=")[0] for word in words if re.fullmatch(r"--[a-z][a-z-]+(=.*)?", word)}
+        assert used <= known | {"--help", "--format"}, (page, line)
+
+
+@pytest.mark.skipif(find_spec("material") is None, reason="mkdocs-material is not installed")
+def test_the_site_builds(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "troubleshooting.html").exists()

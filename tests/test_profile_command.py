@@ -16,9 +16,10 @@ from coe_cli.commands import profile as command
 from coe_cli.core.catalog import load_catalog
 from coe_cli.core.machine import Adapter, Machine
 from coe_cli.core.profile import load_profiles
+from coe_cli.core.profile_check import CheckReport
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
-from coe_cli.runtime.profile_report import CheckReport, check
+from coe_cli.runtime.profile_report import check
 
 
 @pytest.fixture(autouse=True)

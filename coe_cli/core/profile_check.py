@@ -38,6 +38,19 @@ class ModelState(Struct, frozen=True):
     fetch_mb: float | None = None
 
 
+class CheckReport(Struct, frozen=True):
+    """``reason`` says why the profile was taken when the machine chose it, else it is empty."""
+
+    profile: HardwareProfile
+    reason: str
+    machine: Machine
+    findings: list[Finding]
+
+    @property
+    def passed(self) -> bool:
+        return all(finding.level != "error" for finding in self.findings)
+
+
 def check_profile(
     profile: HardwareProfile,
     machine: Machine,

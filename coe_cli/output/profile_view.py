@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.profile_check import Finding
+from coe_cli.core.profile_check import CheckReport, Finding
 from coe_cli.output.console import Output, TableFormat
-
-if TYPE_CHECKING:
-    from coe_cli.runtime.profile_report import CheckReport
 
 SCHEMA_VERSION = 1
 LIST_FIELDS = (

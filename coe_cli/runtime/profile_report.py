@@ -7,32 +7,17 @@ import shutil
 import time
 from pathlib import Path
 
-from msgspec import Struct
-
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.machine import Machine, pick_profile
 from coe_cli.core.model_spec import BYTES_PER_MB, find_spec, models_on_disk
 from coe_cli.core.planner import plan
-from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.profile_check import Finding, ModelState, check_profile
+from coe_cli.core.profile import ProfileSet
+from coe_cli.core.profile_check import CheckReport, Finding, ModelState, check_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.integrity import check_files
 from coe_cli.runtime.plan_inputs import PlanRequest, gather
 from coe_cli.runtime.probe import probe_machine, remember
-
-
-class CheckReport(Struct, frozen=True):
-    """``reason`` says why the profile was taken when the machine chose it, else it is empty."""
-
-    profile: HardwareProfile
-    reason: str
-    machine: Machine
-    findings: list[Finding]
-
-    @property
-    def passed(self) -> bool:
-        return all(finding.level != "error" for finding in self.findings)
 
 
 def check(

@@ -26,7 +26,7 @@ class Choice(Struct, frozen=True):
 def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | None, model: str | None) -> Choice:
     """Settle expert and model.
 
-    A model named by the user is taken or refused. Otherwise the expert's own model answers if it is on disk, else its
+    A model named by the user is taken or refused; without an expert it is asked in the general reasoner's words. Otherwise the expert's own model answers if it is on disk, else its
     fallback, else the embedded default, which may have to be installed first.
 
     Raises:
@@ -40,7 +40,8 @@ def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | No
                 raise catalog.unknown_model(model, list(on_disk))
             raise ModelMissing(f"model `{model}` is not on disk", f"Fetch it: coe models pull {model}")
         template = role.template if role is not None and role.model == model else _template_of(catalog, model)
-        system = role.system_prompt if role is not None else ""
+        general = catalog.experts.get(GENERAL_EXPERT)
+        system = role.system_prompt if role is not None else general.system_prompt if general is not None else ""
         return Choice(model, expert, system, template, None, model not in on_disk, [])
     name = expert or GENERAL_EXPERT
     role = catalog.expert(name)

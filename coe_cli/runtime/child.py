@@ -1,0 +1,108 @@
+"""Runs one of our own modules as a child process that reports in JSON lines, so that its memory goes when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from coe_cli.errors import CoeError, OutOfMemory, UsageError, from_code
+
+Message = dict[str, Any]
+
+_KILLED = (-9, 137)
+_NO_MEMORY_HINT = "Close other programs, or choose a smaller model."
+
+
+def run_child(module: str, arguments: Sequence[str], on_message: Callable[[Message], None], *, task: str) -> None:
+    """Run ``python -m module`` without a network and pass on each JSON object that it prints.
+
+    Its stderr is kept for the error message alone. The child is killed when this process is interrupted.
+
+    Raises:
+        CoeError: what the child reported, or its last words; ``task`` names what failed.
+        OutOfMemory: it was killed.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding="utf-8",
+            env=_environment(),
+        )
+        try:
+            error = _follow(child, on_message)
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        if error is not None:
+            raise error
+        if code in _KILLED:
+            raise OutOfMemory(f"the {task} was ended, most likely for want of memory", _NO_MEMORY_HINT)
+        if code != 0:
+            log.seek(0)
+            words = [line.strip() for line in log if line.strip()]
+            raise CoeError(
+                f"the {task} failed: {words[-1] if words else f'exit code {code}'}",
+                f"To see all it prints, run: {' '.join(['python', '-m', module, *arguments])}",
+            )
+
+
+def serve_as_child(work: Callable[[Callable[[Message], None]], None], task: str) -> int:
+    """In the child: do ``work``, which is given a function that sends one message; returns the exit code.
+
+    Whatever else is printed to stdout, by Python or native code, goes to stderr from here on.
+    """
+    channel: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(message: Message) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        work(send)
+        return 0
+    except CoeError as error:
+        failure = error
+    except MemoryError:
+        failure = OutOfMemory(f"the {task} ran out of memory", _NO_MEMORY_HINT)
+    except NotImplementedError as refused:
+        failure = UsageError(f"the {task} refuses this model: {refused}", "Name another source.")
+    send(failure.as_dict())
+    return int(failure.exit_code)
+
+
+def _follow(child: subprocess.Popen[str], on_message: Callable[[Message], None]) -> CoeError | None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        message = json.loads(line)
+        if "error" in message:
+            return from_code(**message["error"])
+        on_message(message)
+    return None
+
+
+def _environment() -> dict[str, str]:
+    package = str(Path(__file__).resolve().parents[2])
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONIOENCODING": "utf-8",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

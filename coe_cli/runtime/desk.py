@@ -10,7 +10,7 @@ from typing import NamedTuple
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.selection import Choice, choose_model
-from coe_cli.errors import ModelMissing, PromptTooLong
+from coe_cli.errors import ModelMissing, PromptTooLong, UsageError
 from coe_cli.runtime import college_events as ce
 from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.prompt_length import prompt_tokens
@@ -88,10 +88,13 @@ class Desk:
 
         Raises:
             ModelMissing, ModelDamaged: there is no such name, or nothing on disk that could answer.
+            UsageError: a raw prompt has nothing but white space.
             PromptTooLong: neither the model nor the expert's fallback has room for the prompt.
         """
         if sum(len(message.content) for message in wish.messages) > MAX_PROMPT_CHARS:
             raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
+        if wish.raw and not any(message.content.strip() for message in wish.messages):
+            raise UsageError("the prompt is empty", "Give it some text.")
         choice = self._choose(wish)
         spec = self.open(choice.model)
         messages, template, notes = wish.messages, choice.template, list(choice.notes)

@@ -71,10 +71,15 @@ class ResponseFormat(BaseModel):
 
     def guidance(self) -> Guidance | None:
         if self.type == "json_object":
-            return Guidance("json_schema", '{"type":"object"}')
+            return _compact({"type": "object"})
         if self.type == "json_schema" and self.json_schema is not None:
-            return Guidance("json_schema", json.dumps(self.json_schema.schema_))
+            return _compact(self.json_schema.schema_)
         return None
+
+
+def _compact(schema: dict[str, Any]) -> Guidance:
+    """A grammar without optional white space, in which small models lose themselves until their tokens run out."""
+    return Guidance("json_schema", json.dumps({"x-guidance": {"whitespace_flexible": False}, **schema}))
 
 
 class _Generation(BaseModel):

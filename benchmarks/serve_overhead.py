@@ -1,0 +1,190 @@
+"""What the college costs beside a bare ONNX Runtime GenAI loop that has its model loaded, alternating.
+
+Rows: tokens a second through /v1 and through coe's own endpoint, time to first token when all is warm (the client is in this
+process), a whole client process to its first token less the start of a process that imports the same, and the time from
+nothing to a healthy college.
+
+Usage: python benchmarks/serve_overhead.py [ROUNDS]   (the embedded model must be there: coe models pull smollm2-135m)
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pairs import HEADER, ROOT, alternate
+
+MODEL = "smollm2-135m"
+PROMPT = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
+MAX_TOKENS = 128
+CONTEXT_LENGTH = 4096
+
+_BARE = f"""
+import json, os, sys, time
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime_genai as oga
+config = oga.Config(sys.argv[1])
+config.overlay(json.dumps({{"model": {{"decoder": {{"session_options": {{"intra_op_num_threads": int(sys.argv[2])}}}}}}}}))
+model = oga.Model(config)
+tokenizer = oga.Tokenizer(model)
+chat = json.dumps([{{"role": "user", "content": {PROMPT!r}}}])
+params = oga.GeneratorParams(model)
+params.set_search_options(max_length={CONTEXT_LENGTH}, do_sample=False)
+generator = oga.Generator(model, params)
+for line in sys.stdin:
+    generator.rewind_to(0)
+    begin = time.perf_counter()
+    ids = tokenizer.encode(tokenizer.apply_chat_template(chat, add_generation_prompt=True))
+    generator.append_tokens(ids)
+    stream, tokens, first_at = tokenizer.create_stream(), 0, 0.0
+    while not generator.is_done() and tokens < int(line):
+        generator.generate_next_token()
+        tokens += 1
+        first_at = first_at or time.perf_counter()
+        os.write(2, stream.decode(generator.get_next_tokens()[0]).encode())
+    elapsed = time.perf_counter() - first_at
+    print(json.dumps([first_at - begin, (tokens - 1) / elapsed if tokens > 1 else 0.0]), flush=True)
+"""
+_CLIENT = """
+import sys
+from coe_cli.runtime import college_events as ce
+from coe_cli.runtime.college_client import find
+from coe_cli.runtime.protocol import ChatMessage, Sampling
+client = find()
+if len(sys.argv) > 1:
+    for event in client.stream_chat(ce.AskByName("smollm2-135m", [ChatMessage("user", sys.argv[1])], max_tokens=1,
+                                    sampling=Sampling(temperature=0))):
+        if isinstance(event, ce.Piece):
+            break
+"""
+
+
+class Bare:
+    """The loop in a process of its own that stays; its model is loaded once and its generator is reused."""
+
+    def __init__(self) -> None:
+        from coe_cli.runtime.folders import folders
+        from coe_cli.runtime.providers import usable_cores
+
+        command = [sys.executable, "-c", _BARE, str(folders().models / MODEL), str(usable_cores())]
+        self._process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True)
+
+    def run(self, tokens: int) -> tuple[float, float]:
+        """Seconds to the first token, and tokens a second after it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{tokens}\n")
+        self._process.stdin.flush()
+        first_s, rate = json.loads(self._process.stdout.readline())
+        return first_s, rate
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def over_http(state: Any, tokens: int) -> tuple[float, float]:
+    """The same of a client of /v1 with streaming. The unlike first word keeps the prompt's cache from being used."""
+    global _number
+    _number += 1
+    body = {
+        "model": MODEL, "stream": True, "max_tokens": tokens, "temperature": 0,
+        "messages": [{"role": "system", "content": f"{_number}"}, {"role": "user", "content": PROMPT}],
+    }  # fmt: skip
+    connection = http.client.HTTPConnection("127.0.0.1", state.port)
+    begin = time.perf_counter()
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    times = []
+    while line := response.readline():
+        if b'"content":"' in line and b'"role"' not in line:
+            times.append(time.perf_counter())
+    connection.close()
+    return times[0] - begin, (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+
+
+def own_endpoint(tokens: int) -> tuple[float, float]:
+    """The same of `coe ask`'s client."""
+    global _number
+    from coe_cli.runtime import college_events as ce
+    from coe_cli.runtime.college_client import find
+    from coe_cli.runtime.protocol import ChatMessage, Sampling
+
+    _number += 1
+    messages = [ChatMessage("system", f"{_number}"), ChatMessage("user", PROMPT)]
+    begin = time.perf_counter()
+    client = find()
+    assert client is not None
+    ask = ce.AskByName(MODEL, messages, max_tokens=tokens, sampling=Sampling(temperature=0))
+    times = [time.perf_counter() for event in client.stream_chat(ask) if isinstance(event, ce.Piece)]
+    return times[0] - begin, (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+
+
+_number = 0
+
+
+def difference_row(name: str, a: Callable[[], float], b: Callable[[], float], rounds: int, limit: str) -> str:
+    pair = alternate(a, b, rounds)
+    extra = [(x - y) * 1000 for x, y in zip(pair.a, pair.b, strict=True)]
+    median_a, median_b = (statistics.median(values) * 1000 for values in (pair.a, pair.b))
+    spread = f"{min(extra):.0f}–{max(extra):.0f} ms"
+    return (
+        f"| {name} | {median_a:.0f} ms | {median_b:.0f} ms | +{statistics.median(extra):.0f} ms | {spread} | {limit} |"
+    )
+
+
+def wall_s(arguments: list[str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["COE_STATE_DIR"] = folder
+        from coe_cli.runtime.college_client import StartOptions, find_or_start, wait_until_gone
+
+        begin = time.perf_counter()
+        client = find_or_start(StartOptions(keep_alive_s=600.0))
+        healthy_s = time.perf_counter() - begin
+        state, bare = client.state, Bare()
+        client.close()
+        try:
+            bare.run(2)
+            over_http(state, 2)
+            print(HEADER)
+            for name, ask in (("/v1, streaming", lambda n: over_http(state, n)), ("own endpoint", own_endpoint)):
+                rate = alternate(lambda ask=ask: ask(MAX_TOKENS)[1], lambda: bare.run(MAX_TOKENS)[1], rounds)
+                print(rate.row(f"{name}, decode", "tokens/s", "≥ 0.97"))
+                print(
+                    difference_row(
+                        f"{name}, first token", lambda ask=ask: ask(2)[0], lambda: bare.run(1)[0], rounds, "≤ 60 ms"
+                    )
+                )
+            print(
+                difference_row(
+                    "client process, first token",
+                    lambda: wall_s(["-c", _CLIENT, PROMPT]),
+                    lambda: wall_s(["-c", _CLIENT]) + bare.run(1)[0],
+                    rounds,
+                    "≤ 60 ms",
+                )
+            )
+            start = wall_s(["-c", "import uvicorn"])
+            print(f"\nfrom nothing to healthy: {healthy_s:.2f} s; a process that imports uvicorn: {start:.2f} s")
+        finally:
+            bare.close()
+            find_or_start().stop()
+            wait_until_gone(20)
+
+
+if __name__ == "__main__":
+    main()

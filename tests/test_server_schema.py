@@ -1,0 +1,77 @@
+"""Whatever the OpenAPI description allows, and much that it does not, is answered without a failure of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from conftest import Coe
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import response_schema_conformance
+from serving import Served, serving
+
+OPERATIONS = {
+    "POST /v1/chat/completions": 40,
+    "POST /v1/completions": 30,
+    "GET /v1/models": 1,
+    "GET /v1/models/{name}": 20,
+    "POST /v1/embeddings": 20,
+}
+"""Every endpoint of the description, with the number of examples."""
+
+
+@pytest.fixture(scope="module")
+def served(shared_coe: Coe) -> Iterator[Served]:
+    with serving(shared_coe) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def description(served: Served) -> dict[str, Any]:
+    return served.request("GET", "/openapi.json").json
+
+
+CASES = [
+    (name, mode) for name in OPERATIONS for mode in ("positive", "negative") if mode == "positive" or "POST" in name
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_no_failure_of_the_server(served: Served, description: dict[str, Any], name: str, mode: str) -> None:
+    method, path = name.split(" ")
+    schema = schemathesis.openapi.from_dict(description)
+    schema.config.update(base_url=served.url)
+    seen: list[int] = []
+
+    @settings(
+        max_examples=OPERATIONS[name], deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(case=schema[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+    def answers(case: schemathesis.Case) -> None:
+        if mode == "positive" and isinstance(case.body, dict):
+            _make_answerable(case.body)
+        response = case.call(timeout=60)
+        seen.append(response.status_code)
+        assert response.status_code < 500 or response.status_code == 501, response.text
+        if "json" in response.headers.get("content-type", ""):
+            case.validate_response(response, checks=[response_schema_conformance])
+
+    answers()
+    if mode == "positive" and "completions" in path:
+        assert 200 in seen
+
+
+def _make_answerable(body: dict[str, Any]) -> None:
+    """A model that is there, and a short answer."""
+    body["model"] = "auto"
+    body["max_tokens"] = 2
+    body.pop("max_completion_tokens", None)
+
+
+def test_the_description_is_complete(description: dict[str, Any]) -> None:
+    found = [f"{method.upper()} {path}" for path, methods in description["paths"].items() for method in methods]
+    assert found == list(OPERATIONS)

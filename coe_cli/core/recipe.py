@@ -63,7 +63,6 @@ _RECIPES: dict[tuple[Provider, Precision], Recipe] = {
     ("cpu", "int4"): Recipe("cpu", "int4", "fp32", _COMMON, _body(_INT4)),
     ("cpu", "int8"): Recipe("cpu", "int8", "fp32", _COMMON, _body(_INT8)),
 }
-_GPU_INT4 = {**_COMMON, "int4_algo_config": "k_quant_mixed", "int4_block_size": "32"}
 
 
 def recipe_for(provider: Provider, precision: Precision) -> Recipe:
@@ -75,10 +74,8 @@ def recipe_for(provider: Provider, precision: Precision) -> Recipe:
     found = _RECIPES.get((provider, precision))
     if found is not None:
         return found
-    if precision == "int4":
-        return Recipe(provider, precision, "int4", _GPU_INT4)
-    if precision == "fp16" and provider != "cpu":
-        return Recipe(provider, precision, "fp16", _COMMON)
+    if provider != "cpu" and precision in ("int4", "fp16"):
+        return Recipe(provider, precision, precision, _COMMON)
     raise UsageError(
         f"there is no {precision} recipe for provider `{provider}`",
         "Choose --precision int4; int8 is for the CPU, fp16 for GPUs.",

@@ -87,8 +87,11 @@ def _run_builder(checkpoint: Path, target: Path, cache: Path, recipe: Recipe) ->
     options = [f"{key}={value}" for key, value in recipe.builder_options.items()]
     arguments = ["-i", checkpoint, "-o", target, "-c", cache, "-p", recipe.builder_precision, "-e", recipe.provider]
     # the module's own command line: the functions behind it take options unchecked, and differently in each version
-    sys.argv = ["builder", *map(str, arguments), "--extra_options", *options]
-    runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
+    own, sys.argv = sys.argv, ["builder", *map(str, arguments), "--extra_options", *options]
+    try:
+        runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = own
 
 
 def main(arguments: list[str]) -> int:

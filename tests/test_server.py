@@ -40,7 +40,7 @@ def client(served: Served) -> openai.OpenAI:
 def test_chat(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=PARIS, temperature=0, max_tokens=24)
     assert "Paris" in (answer.choices[0].message.content or "")
-    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].finish_reason in ("stop", "length")
     assert answer.model == MODEL
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
@@ -61,7 +61,7 @@ def test_a_stream_is_the_same_answer_in_pieces(client: openai.OpenAI) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].choices == [] and whole.usage is not None and chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
@@ -218,11 +218,15 @@ def test_a_conversation_that_continues_keeps_its_cache(served: Served) -> None:
 
 def test_stop_strings_end_it_and_are_not_shown(served: Served) -> None:
     whole = served.chat().json["choices"][0]["message"]["content"]
-    for stop in ("France", ["never said", " is"]):
+    word = whole.split()[3]
+    for stop in (word, ["never said", word]):
         cut = served.chat(stop=stop).json["choices"][0]
-        word = stop if isinstance(stop, str) else stop[-1]
         assert cut["message"]["content"] == whole.split(word)[0]
         assert cut["finish_reason"] == "stop"
+
+
+def test_a_top_k_beyond_the_vocabulary_is_the_whole_of_it(served: Served) -> None:
+    assert served.chat(top_k=10**6, temperature=1, max_tokens=1).status == 200
 
 
 def test_max_tokens_ends_it(served: Served) -> None:

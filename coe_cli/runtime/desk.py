@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.selection import Choice, choose_model
@@ -112,7 +114,7 @@ class Desk:
             messages=messages,
             template=template,
             max_tokens=wish.max_tokens,
-            sampling=wish.sampling,
+            sampling=_within(wish.sampling, spec),
             stop=wish.stop,
             guidance=wish.guidance,
         )
@@ -152,3 +154,10 @@ class Desk:
             f"the prompt has {tokens} tokens and the context of {spec.name} is {context}",
             "Shorten the prompt, or choose a model with a longer context.",
         )
+
+
+def _within(sampling: Sampling, spec: ModelSpec) -> Sampling:
+    """A ``top_k`` of the whole vocabulary in place of a larger one, which the runtime refuses."""
+    if sampling.top_k is None:
+        return sampling
+    return msgspec.structs.replace(sampling, top_k=min(sampling.top_k, spec.shape.vocab_size))

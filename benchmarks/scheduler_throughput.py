@@ -1,6 +1,6 @@
 """How fast the pure scheduler is: requests per second over a simulated pool, no process and no model.
 
-Usage: python benchmarks/scheduler_throughput.py [REQUESTS]
+Usage: python -m benchmarks.scheduler_throughput [REQUESTS]
 """
 
 from __future__ import annotations

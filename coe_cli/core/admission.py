@@ -41,12 +41,14 @@ class Admission(RequestQueues):
         self._next_model = NextModel()
         self._preload_due = False
         self._service_s = 1.0
+        self._settled_s = -math.inf
         self.loads = self.preloads = self.evictions = self.retries = 0
 
     # --- the fixed point after each event
 
     def _settle(self, now_s: float, out: list[Decision]) -> None:
         """Carry on until nothing more can be decided at this moment."""
+        self._settled_s = now_s
         self._refresh(out)
         if self.memory.level is Level.CRITICAL and not self._evicting:
             self._relieve(now_s, out)
@@ -293,7 +295,7 @@ class Admission(RequestQueues):
             if victim is claimant.model:
                 continue
             waiting = victim.head()
-            if waiting is not None and (patient or waiting.key <= claimant.key):
+            if waiting is not None and (patient or (waiting.key, waiting.seq) < (claimant.key, claimant.seq)):
                 continue
             chosen.append(victim)
             if enough(chosen):

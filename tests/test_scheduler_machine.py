@@ -77,7 +77,8 @@ class World(RuleBasedStateMachine):
         keep_alive_s=st.sampled_from([None, 30.0, 300.0]),
         preload=st.booleans(),
         max_queue=st.sampled_from([3, 50]),
-        measures=st.booleans(),
+        measures=st.sampled_from([True, True, False]),
+        resident=st.sets(st.sampled_from(["small", "medium", "large"])),
     )
     def begin(
         self,
@@ -87,6 +88,7 @@ class World(RuleBasedStateMachine):
         preload: bool,
         max_queue: int,
         measures: bool,
+        resident: set[str],
     ) -> None:
         self.config = PoolConfig(
             vram_budget_mb=POOL_MB + 2_000,
@@ -112,6 +114,10 @@ class World(RuleBasedStateMachine):
         self.starts: dict[RequestId, int] = {}
         self.ended: set[RequestId] = set()
         self.lost_by_death: set[RequestId] = set()
+        for name in sorted(resident):
+            self.ask(name, 0, 1)
+            self.answer_everything(0.0)
+        self.now_s += 70
 
     # --- the world's books
 
@@ -370,11 +376,19 @@ class World(RuleBasedStateMachine):
             self.now_s = max(self.now_s, wake_s)
             self.send(Tick())
 
-    @rule(external_mb=st.sampled_from([0.0, 0.0, 500.0, 2_000.0, 6_000.0, 9_400.0]), leak_stays=st.booleans())
+    @rule(external_mb=st.sampled_from([0.0, 500.0, 2_000.0, 6_000.0]), leak_stays=st.booleans())
     def others_use_memory(self, external_mb: float, leak_stays: bool) -> None:
         if self.measures and not self.in_state("loading"):
             self.external_mb = external_mb
             self.leaked_mb *= leak_stays
+            self.send(MeasuredUsage(self.used_mb() or 0.0))
+
+    @precondition(lambda self: len(self.processes) > 1 and not self.in_state("loading"))
+    @rule(used_mb=st.sampled_from([8_900.0, 9_300.0, 9_600.0]))
+    def others_fill_the_card(self, used_mb: float) -> None:
+        now_used_mb = self.used_mb()
+        if now_used_mb is not None:
+            self.external_mb = max(0.0, self.external_mb + used_mb - now_used_mb)
             self.send(MeasuredUsage(self.used_mb() or 0.0))
 
     @rule(step_s=st.sampled_from([0.0, 70.0]))

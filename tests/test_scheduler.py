@@ -218,6 +218,14 @@ def test_no_start_brings_the_pool_to_high_beside_other_work() -> None:
     assert s.snapshot().level == "elevated"
 
 
+def test_no_start_reaches_critical_by_its_own_reservation_even_alone() -> None:
+    s = scheduler({"a": (5000, 1000)})
+    feed(s, 0, Request(1, "a"), Cancelled(1))
+    feed(s, 1, Loaded("a", used_mb=8501))  # resident, no slot opened yet
+    assert kinds(feed(s, 2, Request(2, "a"))) == ["Wait"]
+    assert feed(s, 3, MeasuredUsage(8500)) == [Start(2, "a")]
+
+
 def test_memory_measured_in_mid_load_does_not_make_room() -> None:
     s = scheduler({"a": (1000, 100), "b": (4000, 100)})
     resident(s, "a")

@@ -434,7 +434,7 @@ def test_ten_thousand_steps_in_a_world_that_misbehaves() -> None:
     run_state_machine_as_test(
         World,
         settings=settings(
-            max_examples=450, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
     assert World.steps >= 10_000

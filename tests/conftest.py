@@ -50,6 +50,7 @@ class Coe:
         inherited = os.environ.get("PYTHONPATH", "")
         self.environment |= {
             "COE_MODELS_DIR": str(self.models),
+            "COE_NO_SERVE": "1",
             "COE_CONFIG_DIR": str(self.folder / "config"),
             "COE_STATE_DIR": str(self.folder / "state"),
             "COE_CACHE_DIR": str(self.folder / "cache"),

@@ -41,12 +41,14 @@ class Admission(RequestQueues):
         self._next_model = NextModel()
         self._preload_due = False
         self._service_s = 1.0
+        self._settled_s = -math.inf
         self.loads = self.preloads = self.evictions = self.retries = 0
 
     # --- the fixed point after each event
 
     def _settle(self, now_s: float, out: list[Decision]) -> None:
         """Carry on until nothing more can be decided at this moment."""
+        self._settled_s = now_s
         self._refresh(out)
         if self.memory.level is Level.CRITICAL and not self._evicting:
             self._relieve(now_s, out)
@@ -76,8 +78,12 @@ class Admission(RequestQueues):
         """
         self._claimant = None
         full = self._running >= self.config.max_concurrent_slots
-        if full and (self._evicting or (self._loading is not None and not self._loading.unasked)):
-            return False
+        if full:  # then only a load can be decided
+            if self._evicting or (self._loading is not None and not self._loading.unasked):
+                return False
+            if not any(model.state is ModelState.ABSENT for model in self._queued.values()):
+                return False
+        holding_back_helps: bool | None = None
         heads = [(head.key, head.seq, head) for model in self._queued.values() if (head := model.head())]
         heads.sort()
         for _, _, entry in heads:
@@ -88,14 +94,14 @@ class Admission(RequestQueues):
             if state is ModelState.READY:
                 if full or len(model.active) >= model.max_slots:
                     continue
-                counts = False
                 claimant: RequestEntry | None = self._claimant
                 if claimant is not None:
-                    counts = self._holding_back_helps(claimant, now_s)
-                    if counts and self._overtaken_enough(claimant, now_s):
+                    if holding_back_helps is None:
+                        holding_back_helps = self._holding_back_helps(claimant, now_s)
+                    if holding_back_helps and self._overtaken_enough(claimant, now_s):
                         continue
                 if self._slot_fits(model):
-                    if claimant is not None and counts:
+                    if claimant is not None and holding_back_helps:
                         claimant.overtaken += 1
                     heappop(model.queue)
                     self._left_queue(model)
@@ -116,10 +122,7 @@ class Admission(RequestQueues):
 
     def _slot_fits(self, model: ModelEntry) -> bool:
         new_mb = model.slot_mb if len(model.active) >= model.warm_slots else 0
-        return self.memory.fits(model.slot_mb, new_mb, alone=self._alone())
-
-    def _alone(self) -> bool:
-        return self._running == 0 and self._loading is None
+        return self.memory.fits(model.slot_mb, new_mb, alone=self._running == 0 and self._loading is None)
 
     def _start(self, entry: RequestEntry, now_s: float, out: list[Decision]) -> None:
         model, memory = entry.model, self.memory
@@ -143,7 +146,10 @@ class Admission(RequestQueues):
         model = claimant.model
         if self._evicting or self._loading is not None or now_s < model.not_before_s:
             return False
-        young_mb = sum(m.footprint_mb for m in self._models.values() if m is not model and self._is_young(m, now_s))
+        young_mb = 0
+        for other in self._models.values():
+            if other is not model and self._is_young(other, now_s):
+                young_mb += other.footprint_mb
         if not self.memory.could_fit(model.need_mb + young_mb):
             return False
         if claimant.blocked_since_s == math.inf:
@@ -189,7 +195,7 @@ class Admission(RequestQueues):
             return
         if self._evicting or now_s < model.not_before_s:
             return
-        if self.memory.fits(model.need_mb, model.need_mb, alone=self._alone()):
+        if self.memory.fits(model.need_mb, model.need_mb, alone=self._running == 0 and self._loading is None):
             self._load(model, model.slot_mb, now_s, out)
             self.loads += 1
             out.append(Load(model.name))
@@ -276,7 +282,7 @@ class Admission(RequestQueues):
             return
         if self._evicting or loading is not None:
             return
-        alone = self._alone()
+        alone = self._running == 0 and self._loading is None
         patient = not (self._holding_back_helps(claimant, now_s) and self._overtaken_enough(claimant, now_s))
         chosen: list[ModelEntry] = []
 
@@ -293,7 +299,7 @@ class Admission(RequestQueues):
             if victim is claimant.model:
                 continue
             waiting = victim.head()
-            if waiting is not None and (patient or waiting.key <= claimant.key):
+            if waiting is not None and (patient or (waiting.key, waiting.seq) < (claimant.key, claimant.seq)):
                 continue
             chosen.append(victim)
             if enough(chosen):

@@ -115,6 +115,8 @@ class PoolMemory:
 
     def could_fit(self, need_mb: float) -> bool:
         """Whether ``need_mb`` would fit with all of coe's own models gone, as far as is known now."""
+        if self.measured_mb <= self.footprint_mb and not self.lost_mb:
+            return need_mb <= self.critical_mb
         external_mb = self.external_mb
         if self.level is Level.CRITICAL and external_mb >= self._fall_mb[Level.CRITICAL]:
             return False

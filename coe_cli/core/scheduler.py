@@ -153,21 +153,27 @@ class Scheduler(Admission):
         self._settle(now_s, out)
 
     def next_wakeup_s(self) -> float | None:
-        """When time alone can change something: send a ``Tick`` then. None when only events can."""
-        config, now_s = self.config, self._now_s
+        """When, after the last event, time alone can change something: send a ``Tick`` then, or now if it has passed.
+
+        None when only events can change anything.
+        """
+        config = self.config
         times = [self._delayed[0][0]] if self._delayed else []
+        expiries: list[float] = []
         claimed = self._claimant is not None and self._claimant.state is RequestState.QUEUED
         for model in self._models.values():
             if model.state is ModelState.READY:
                 if claimed and not model.unasked:
                     times.append(model.loaded_s + config.min_resident_s)
                 if config.keep_alive_s is not None and not model.active and not model.waiting:
-                    times.append(self._expires_s(model, config.keep_alive_s))
+                    expiries.append(self._expires_s(model, config.keep_alive_s))
             if model.waiting:
                 times += (model.infeasible_since_s + config.give_up_s, model.not_before_s)
         if claimed and self._claimant is not None:
             times.append(self._claimant.blocked_since_s + config.max_overtake_s)
-        return min((time_s for time_s in times if now_s < time_s < math.inf), default=None)
+        # what had come by the last settling changed all that it could; only a Tick heeds keep_alive
+        expiries += (time_s for time_s in times if self._settled_s < time_s < math.inf)
+        return min(expiries, default=None)
 
     # --- requests
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coe_cli.core.pressure import PoolMemory
+from coe_cli.core.pool_memory import PoolMemory
 from coe_cli.core.profile import PressureThresholds, load_profiles
 from coe_cli.core.scheduler import Scheduler
 from coe_cli.core.scheduler_events import (
@@ -218,12 +218,20 @@ def test_no_start_brings_the_pool_to_high_beside_other_work() -> None:
     assert s.snapshot().level == "elevated"
 
 
-def test_no_start_reaches_critical_by_its_own_reservation_even_alone() -> None:
+def test_a_load_counts_its_first_slot_so_that_its_start_adds_nothing() -> None:
     s = scheduler({"a": (5000, 1000)})
-    feed(s, 0, Request(1, "a"), Cancelled(1))
-    feed(s, 1, Loaded("a", used_mb=8501))  # resident, no slot opened yet
-    assert kinds(feed(s, 2, Request(2, "a"))) == ["Wait"]
-    assert feed(s, 3, MeasuredUsage(8500)) == [Start(2, "a")]
+    feed(s, 0, Request(1, "a"), MeasuredUsage(8500))
+    assert s.snapshot().usage_mb == 8500
+    feed(s, 1, Loaded("a", used_mb=8501))
+    assert s.snapshot().usage_mb == 8501
+    assert s.snapshot().running == 1
+
+
+def test_no_load_reaches_critical_by_its_own_reservation_even_alone() -> None:
+    s = scheduler({"a": (5000, 1000)})
+    feed(s, 0, MeasuredUsage(3501))
+    assert kinds(feed(s, 1, Request(1, "a"))) == ["Wait"]
+    assert feed(s, 2, MeasuredUsage(3500)) == [Load("a")]
 
 
 def test_memory_measured_in_mid_load_does_not_make_room() -> None:
@@ -231,10 +239,10 @@ def test_memory_measured_in_mid_load_does_not_make_room() -> None:
     resident(s, "a")
     feed(s, 1, MeasuredUsage(4800))  # 3700 of it are another program's
     feed(s, 2, Request(1, "b"))
-    assert s.snapshot().usage_mb == 8800
+    assert s.snapshot().usage_mb == 8900
     feed(s, 3, MeasuredUsage(4900))  # the load has only begun
-    assert s.snapshot().usage_mb == 8800
-    feed(s, 4, Loaded("b", used_mb=8750))
+    assert s.snapshot().usage_mb == 8900
+    feed(s, 4, Loaded("b", used_mb=8850))
     assert s.snapshot().usage_mb == 8850
 
 
@@ -687,7 +695,7 @@ def test_drain_admits_nothing_and_serves_what_is_there() -> None:
 def test_the_snapshot_shows_models_slots_memory_and_queue() -> None:
     s = scheduler({"a": (5000, 500), "b": (6000, 500)})
     feed(s, 0, Request(1, "a"), Request(2, "b"))
-    feed(s, 1, Loaded("a", used_mb=5100))
+    feed(s, 1, Loaded("a", used_mb=5600))
     shown = s.snapshot()
     assert shown.models[0] == ModelStatus("a", "ready", 1, 4, 0, 5500, 0.0, None, False)
     assert shown.models[1] == ModelStatus("b", "absent", 0, 4, 1, 0, None, None, False)

@@ -59,6 +59,7 @@ class Process:
     slots: int = 0
     """Generations that hold a reservation; an eviction keeps them until the process is gone."""
     warm: int = 0
+    """Slots that were opened since the load, the first with the load itself; their memory stays until the end."""
 
     def reserved_mb(self, name: str) -> float:
         return COSTS[name].weights_mb + SLOT_MB[name] * (self.slots + self.held)
@@ -199,9 +200,9 @@ class World(RuleBasedStateMachine):
         asked = isinstance(decision, Load)
         if asked:
             assert name in self.waiting.values(), "a load that nobody waits for"
-        self.processes[name] = Process("loading", held=asked, asked=asked, loaded_s=self.now_s)
+        self.processes[name] = Process("loading", held=asked, asked=asked, loaded_s=self.now_s, warm=1)
         if self.measured_mb is not None:
-            self.measured_mb += COSTS[name].weights_mb
+            self.measured_mb += self.processes[name].physical_mb(name)
         limit_mb = CRITICAL_MB if alone and asked else HIGH_MB - 1 if asked else ELEVATED_MB - 1
         assert self.usage_mb() <= limit_mb
         assert alone or not barred

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 QUESTION ?= What is the capital of France?
 OLD_OGA := .oga-0.13.1
+MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_processes.py test_damage.py test_slots.py test_college_model.py)
 
 .PHONY: demo test test-slow test-oga013 lint types imports resolve check clean
 
@@ -24,7 +25,7 @@ test-slow: $(VENV)/developed
 
 ## the tests that drive a model, against the ONNX Runtime GenAI that Windows has
 test-oga013: $(VENV)/developed $(OLD_OGA)/installed
-	PYTHONPATH=$(CURDIR)/$(OLD_OGA) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	PYTHONPATH=$(CURDIR)/$(OLD_OGA) $(BIN)/python -m pytest -m "not slow" $(MODEL_TESTS) $(PYTEST_ARGS)
 
 lint: $(VENV)/developed
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ def build_app(called: str | None = None) -> typer.Typer:
         add_completion=True,
         rich_markup_mode=None,  # Typer's Rich help imports a Markdown parser: help would take three times as long
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 160},
     )
     app.callback()(main)
     for name, summary in COMMANDS.items():

@@ -15,6 +15,7 @@ from coe_cli.core.recipe import recipe_for, session_options
 from coe_cli.errors import CoeError, ModelDamaged, UsageError
 from coe_cli.runtime.checkpoint import find_source, mend_tokenizer, write_checkpoint
 from coe_cli.runtime.convert import RECORD, convert
+from coe_cli.runtime.progress import Step
 from coe_cli.runtime.quantize import quantize_asymmetric, quantize_offset_corrected, quantize_symmetric
 from coe_cli.runtime.quantize_graph import part_of, quantize_graph
 
@@ -33,8 +34,8 @@ def on_q4_1_grid(matrix: np.ndarray) -> np.ndarray:
     return (np.rint((blocks - low) / step) * step + low).astype(np.float32).reshape(matrix.shape)
 
 
-def ignore(stage: str, fraction: float) -> None:
-    del stage, fraction
+def ignore(step: Step) -> None:
+    del step
 
 
 # --- the quantiser
@@ -267,7 +268,7 @@ def test_errors_cross_from_the_child_with_their_kind(tmp_path):
 
 
 def test_interrupt_ends_the_child(tmp_path):
-    def interrupt(stage: str, fraction: float) -> None:
+    def interrupt(step: Step) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -327,14 +328,20 @@ def tiny_model(tmp_path_factory) -> Path:
 def converted(tiny_model, tmp_path_factory) -> tuple[Path, list[tuple[str, float]]]:
     output = tmp_path_factory.mktemp("converted")
     progress: list[tuple[str, float]] = []
-    convert(tiny_model, output, provider="cpu", precision="int4", on_progress=lambda *report: progress.append(report))
+    convert(
+        tiny_model,
+        output,
+        provider="cpu",
+        precision="int4",
+        on_progress=lambda step: progress.append((step.stage, step.done)),
+    )
     return output, progress
 
 
 @pytest.mark.slow
 def test_whole_conversion_reports_progress_and_leaves_only_the_model(converted):
     output, progress = converted
-    assert list(dict(progress)) == ["read", "build", "quantize", "finish"]
+    assert list(dict(progress)) == [f"Converting: {stage}" for stage in ("read", "build", "quantize", "finish")]
     fractions = [fraction for _, fraction in progress]
     assert fractions == sorted(fractions) and fractions[-1] == 1
     assert not [path for path in output.iterdir() if path.name.startswith(".")]

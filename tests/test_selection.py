@@ -56,8 +56,7 @@ def test_choice(
     choice = choose_model(catalog, on_disk, expert=expert, model=model)
     assert (choice.model, choice.expert) == chosen
     assert (choice.fallback, choice.install, len(choice.notes)) == (fallback, install, notes)
-    expected = catalog.experts[chosen[1]].system_prompt if chosen[1] else ""
-    assert choice.system_prompt == expected
+    assert choice.system_prompt == catalog.experts[chosen[1] or "general_reasoner"].system_prompt
 
 
 def test_a_model_without_a_chat_template_keeps_its_plain_one(catalog: Catalog) -> None:

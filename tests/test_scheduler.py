@@ -435,6 +435,13 @@ def test_small_requests_overtake_a_big_one_only_so_often(limits: dict[str, float
     assert feed(s, now_s, Loaded("big")) == [Start("big", "big")]
 
 
+def test_of_two_requests_with_one_key_the_first_to_come_goes_first() -> None:
+    s = scheduler({"a": ModelCost(8500, 100, max_slots=1), "b": (6000, 100)}, min_resident_s=0.0)
+    feed(s, 0, Request(1, "a"), Loaded("a"), Request(2, "b", priority=-1))
+    feed(s, 10, Request(3, "a"))  # the key of 2, and 2 was overtaken long enough
+    assert feed(s, 10, Done(1)) == [Evict("a", "room")]
+
+
 def test_nothing_is_held_back_for_a_model_that_waits_for_a_young_one() -> None:
     s = scheduler({"a": (6000, 100), "b": (6000, 100)}, max_overtakes=0, max_concurrent_slots=1)
     resident(s, "a", at_s=0)

@@ -109,8 +109,11 @@ def test_a_worker_ends_at_the_stop_string(models_dir: Path) -> None:
     """The real model counts; the answer ends before the stop string, however its tokens are cut."""
     worker = WorkerProcess()
     try:
-        worker.send(protocol.Load(str(models_dir / MODEL), "cpu", default_session_options("cpu")))
-        question = [protocol.ChatMessage("user", "The capital of France is")]
+        worker.send(protocol.Load(str(models_dir / MODEL), "cpu", session_options=default_session_options("cpu")))
+        question = [
+            protocol.ChatMessage("system", "You are a helpful assistant. Answer in as few words as it needs."),
+            protocol.ChatMessage("user", "What is the capital of France?"),
+        ]
 
         def ask(request_id: int, stop: list[str]) -> tuple[str, str]:
             worker.send(protocol.Generate(request_id, question, 512, max_tokens=64, stop=stop))

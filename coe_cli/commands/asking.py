@@ -108,13 +108,15 @@ def _events(
     ask: ce.AskByName, spec: ModelSpec, profile: HardwareProfile, options: AskOptions, output: Output
 ) -> Generator[ce.CollegeEvent]:
     """The answer's events, from the resident college or from a worker of our own, which is loading when this returns."""
-    client = _college(profile, options, output) if options.serve else None
-    if client is not None:
-        return _of_college(client, ask, options.timeout_s)
     provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
-    if why.startswith("slower:"):
+    slower = why.startswith("slower:")
+    if slower:
         output.note(why)
         spec = structs.replace(spec, provider=provider)
+    # The college runs each model on the provider that it was built for; elsewhere it needs a worker of its own.
+    client = _college(profile, options, output) if options.serve and not slower else None
+    if client is not None:
+        return _of_college(client, ask, options.timeout_s)
     worker = worker_process.take()
     try:
         one_shot.begin_loading(worker, spec)

@@ -86,7 +86,7 @@ def pull(
 
     A download that broke off goes on where it was. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are heeded.
 
-    Example: coe models pull --all
+    Example: coe models pull smollm2-135m
     """
     from coe_cli.core.selection import models_for
     from coe_cli.output.progress_view import ProgressView

@@ -66,6 +66,7 @@ def coe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     for name in ("models", "config", "state", "cache"):
         monkeypatch.setenv(f"COE_{name.upper()}_DIR", str(tmp_path / name))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("COE_NO_SERVE", "1")
     (tmp_path / "models").mkdir()
     return Coe(tmp_path, capsys)
 

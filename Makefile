@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 QUESTION ?= What is the capital of France?
 OLD_OGA := .oga-0.13.1
-MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_processes.py test_damage.py test_slots.py test_college_model.py)
+MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py)
 
 .PHONY: demo test test-slow test-oga013 lint types imports resolve check clean
 
@@ -25,6 +25,7 @@ test-slow: $(VENV)/developed
 
 ## the tests that drive a model, against the ONNX Runtime GenAI that Windows has
 test-oga013: $(VENV)/developed $(OLD_OGA)/installed
+	$(BIN)/coe models pull smollm2-135m
 	PYTHONPATH=$(CURDIR)/$(OLD_OGA) $(BIN)/python -m pytest -m "not slow" $(MODEL_TESTS) $(PYTEST_ARGS)
 
 lint: $(VENV)/developed

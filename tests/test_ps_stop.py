@@ -146,7 +146,7 @@ def test_drain_finishes_what_is_being_answered(coe: Coe) -> None:
         assert (refused.status, refused.error["code"]) == (503, "draining")
         assert int(refused.headers["retry-after"]) >= 1
         asking.join()
-        assert answers[0].json["usage"]["completion_tokens"] > 100
+        assert answers[0].json["usage"]["completion_tokens"] > 50
         stopping.communicate(timeout=30)
         assert stopping.returncode == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Annotated
 
@@ -74,6 +75,9 @@ def ask(
     The answer goes to stdout and everything else to stderr. Without -e the general reasoner answers; without its model
     on disk the embedded one does, fetched first if need be.
     """
+    for name, value in (("--temperature", temperature), ("--top-p", top_p)):
+        if value is not None and math.isnan(value):
+            raise UsageError(f"{name} is not a number", "See `coe ask --help`.")
     text = join_question(_read_stdin(), question)
     if not text:
         raise UsageError("there is no question", 'Give one as an argument or on stdin: coe ask "…".')

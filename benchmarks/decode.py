@@ -20,7 +20,21 @@ MAX_TOKENS = 256
 
 def coe_rate() -> float:
     """tokens/s as the worker measures it while coe streams them into a pipe."""
-    command = [*COE, "ask", "-m", MODEL, "-s", "", "--temperature", "0", "--max-tokens", str(MAX_TOKENS), "--format"]
+    command = [
+        *COE,
+        "ask",
+        "--no-serve",
+        "--no-log",
+        "-m",
+        MODEL,
+        "-s",
+        "",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        str(MAX_TOKENS),
+        "--format",
+    ]
     result = subprocess.run([*command, "jsonl", PROMPT], capture_output=True, text=True, check=True, cwd=ROOT)
     return float(json.loads(result.stdout.splitlines()[-1])["timing"]["tokens_per_s"])
 

@@ -20,7 +20,7 @@ def main() -> None:
     imports = [sys.executable, "-c", "import typer, rich, rich.table, rich.console"]
     model_dir = str(folders().models / MODEL)
     bare = [sys.executable, str(ROOT / "benchmarks" / "bare_oga.py"), model_dir, PROMPT, "8"]
-    ask = [*COE, "ask", "-m", MODEL, "--max-tokens", "8", "-s", "", PROMPT]
+    ask = [*COE, "ask", "--no-serve", "--no-log", "-m", MODEL, "--max-tokens", "8", "-s", "", PROMPT]
     print(HEADER)
     print(alternate(lambda: wall_s([*COE, "--help"]), lambda: wall_s(imports), rounds).row("--help", "s", "≤ 1.5"))
     print(

@@ -15,7 +15,7 @@ from msgspec import structs
 from coe_cli.core.answer import Answer
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
-from coe_cli.core.profile import HardwareProfile, ProfileSet
+from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
 from coe_cli.core.selection import Choice, choose_model, choose_profile
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, JsonLinesSink, JsonSink
@@ -108,7 +108,9 @@ def _events(
     ask: ce.AskByName, spec: ModelSpec, profile: HardwareProfile, options: AskOptions, output: Output
 ) -> Generator[ce.CollegeEvent]:
     """The answer's events, from the resident college or from a worker of our own, which is loading when this returns."""
-    provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
+    # Listing the installed packages takes longer than all else here, and a model for the CPU has no choice.
+    installed: list[Provider] = ["cpu"] if spec.provider == "cpu" else installed_providers()
+    provider, why = choose_provider(spec.name, spec.provider, profile, installed)
     slower = why.startswith("slower:")
     if slower:
         output.note(why)

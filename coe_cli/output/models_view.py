@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -23,18 +24,12 @@ def write_models(output: Output, rows: list[Any], table_format: TableFormat) -> 
         output.table(header, cells, table_format)
 
 
-def _write_human(output: Output, rows: list[Any]) -> None:
-    from rich.table import Table
+_HEADER = ("model", "disk", "size", "context", "cache/token", "on", "experts")
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    table.add_column("disk", no_wrap=True)
-    for name in ("size", "context", "cache/token"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("on", no_wrap=True)
-    table.add_column("experts", overflow="fold")
-    for row in rows:
-        table.add_row(
+
+def _write_human(output: Output, rows: list[Any]) -> None:
+    cells: list[tuple[str, ...]] = [
+        (
             f"{row.name} (default)" if row.default else row.name,
             "yes" if row.on_disk else "no",
             _or_unknown(row.size_mb, "{:.0f} MB"),
@@ -43,7 +38,12 @@ def _write_human(output: Output, rows: list[Any]) -> None:
             row.provider or "unknown",
             ", ".join(row.experts) or "-",
         )
-    output.rich(table)
+        for row in rows
+    ]
+    if output.stdout.isatty():
+        _write_table(output, cells)
+    else:
+        output.columns(_HEADER, cells)
     for row in rows:
         if row.problem:
             output.note(f"{row.problem}. Fetch it again: coe models pull {row.name} --force")
@@ -57,3 +57,15 @@ def _or_unknown(value: float | int | None, form: str) -> str:
 
 def _cell(value: Any) -> Any:
     return " ".join(value) if isinstance(value, list) else value
+
+
+def _write_table(output: Output, cells: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in _HEADER[:-1]:
+        table.add_column(name, justify="right" if name in ("size", "context", "cache/token") else "left", no_wrap=True)
+    table.add_column(_HEADER[-1], overflow="fold")
+    for line in cells:
+        table.add_row(*line)
+    output.rich(table)

@@ -20,7 +20,11 @@ KV_ELEMENT_BYTES: dict[Provider, int] = {"dml": 2, "cuda": 2, "cpu": 4}
 
 
 class ModelSpec(Struct, frozen=True):
-    """One model's shape and size. ``folder`` is None when only the catalog knows the model."""
+    """One model's shape and size. ``folder`` is None when only the catalog knows the model.
+
+    ``past_key`` (with one ``%d``, the layer) and ``logits`` are the names that its configuration gives the graph's cache
+    inputs and its output.
+    """
 
     name: str
     source: Literal["disk", "catalog"]
@@ -31,6 +35,8 @@ class ModelSpec(Struct, frozen=True):
     folder: Path | None = None
     graph: str = "model.onnx"
     model_type: str = ""
+    past_key: str = "past_key_values.%d.key"
+    logits: str = "logits"
 
     @property
     def has_gqa(self) -> bool:
@@ -101,6 +107,7 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
         folder=folder,
         graph=graph,
         model_type=str(model.get("type", "")),
+        **_graph_names(decoder),
     )
 
 
@@ -128,6 +135,18 @@ def find_spec(name: str, catalog: Catalog, models_dir: Path) -> ModelSpec:
     if name in catalog.models:
         return spec_from_catalog(name, catalog.models[name])
     raise catalog.unknown_model(name, list(folders))
+
+
+def _graph_names(decoder: dict[str, Any]) -> dict[str, str]:
+    inputs, outputs = decoder.get("inputs"), decoder.get("outputs")
+    past = inputs.get("past_key_names") if isinstance(inputs, dict) else None
+    logits = outputs.get("logits") if isinstance(outputs, dict) else None
+    names = {}
+    if isinstance(past, str) and past.count("%d") == 1 and past.count("%") == 1:
+        names["past_key"] = past
+    if isinstance(logits, str):
+        names["logits"] = logits
+    return names
 
 
 def _provider(decoder: dict[str, Any]) -> Provider:

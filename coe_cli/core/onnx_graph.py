@@ -1,43 +1,47 @@
-"""An ONNX graph read straight from the file's protobuf records: what memory arithmetic and file checks need of it.
-
-Only lengths and small fields are looked at: weights are stepped over, and the ``onnx`` package is not imported. Field
-numbers are those of ``onnx.proto3``.
-"""
+"""What an ONNX decoder graph says about itself, read without its weights: for memory arithmetic and for file checks."""
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
-_ELEMENT_BYTES: Final = {
-    1: 4,
-    2: 1,
-    3: 1,
-    4: 2,
-    5: 2,
-    6: 4,
-    7: 8,
-    9: 1,
-    10: 2,
-    11: 8,
-    12: 4,
-    13: 8,
-    16: 2,
-    21: 0.5,
-    22: 0.5,
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.onnx_records import Records, Tensor, Value, graph_records
+from coe_cli.errors import ModelDamaged
+
+_TYPES: Final[dict[int, tuple[str, float]]] = {
+    1: ("float", 4),
+    2: ("uint8", 1),
+    3: ("int8", 1),
+    4: ("uint16", 2),
+    5: ("int16", 2),
+    6: ("int32", 4),
+    7: ("int64", 8),
+    9: ("bool", 1),
+    10: ("float16", 2),
+    11: ("double", 8),
+    12: ("uint32", 4),
+    13: ("uint64", 8),
+    16: ("bfloat16", 2),
+    21: ("uint4", 0.5),
+    22: ("int4", 0.5),
 }
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+"""Name and bytes of an element by its number in ``onnx.proto3``."""
+_TABLE_BYTES: Final = 2**20
+"""A Gather from a matrix of this size looks up embeddings; smaller ones are constants."""
 
 
 class GraphFacts(Struct, frozen=True):
-    """What one decoder graph says about its memory; sizes in bytes, None where the graph does not say.
+    """What one decoder graph says; sizes in bytes, None where the graph does not say.
 
     ``block_bytes`` is 4-byte values, one per quantisation block, of all quantised matrices together; ``folded_bytes``
     are quantised weights that the session copies at load because a Reshape feeds them to the embedding as well.
+    ``weights`` counts the matrices by their format, for example ``{"int4, blocks of 32": 210}``, and ``external`` maps
+    each external data file to the bytes that the graph reads up to.
     """
 
     cache_element_bytes: int | None = None
@@ -52,15 +56,38 @@ class GraphFacts(Struct, frozen=True):
     embedding_bytes: int = 0
     folded_bytes: int = 0
     other_bytes: int = 0
+    layers: int = 0
+    kv_heads: int | None = None
+    head_size: int | None = None
+    vocab_size: int | None = None
+    weights: dict[str, int] = {}
+    external: dict[str, int] = {}
 
 
-def read_graph(path: Path) -> GraphFacts | None:
-    """The facts of the graph in ``path``, or None when it is not a readable ONNX decoder."""
+def read_graph(path: Path, *, past_key: str = "past_key_values.%d.key", logits: str = "logits") -> GraphFacts:
+    """Read the graph in ``path``; ``past_key`` and ``logits`` are the names that ``genai_config.json`` gives them.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not an ONNX graph.
+    """
+    with graph_records(path) as records:
+        return _facts(records, past_key, logits)
+
+
+def graph_of(spec: ModelSpec) -> GraphFacts:
+    """The facts of the graph of a model on disk.
+
+    Raises:
+        ModelDamaged: the graph is missing or cannot be read.
+    """
+    assert spec.folder is not None
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _facts(data)
-    except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError):
-        return None
+        return read_graph(spec.folder / spec.graph, past_key=spec.past_key, logits=spec.logits)
+    except (OSError, ValueError) as error:
+        raise ModelDamaged(
+            f"model `{spec.name}` is damaged: {error}", f"Fetch it again: coe models pull {spec.name} --force"
+        ) from None
 
 
 def external_data_sizes(path: Path) -> dict[str, int]:
@@ -70,205 +97,97 @@ def external_data_sizes(path: Path) -> dict[str, int]:
         OSError: the file cannot be read.
         ValueError: the file is not an ONNX graph.
     """
+    with graph_records(path) as records:
+        return _external(records.initializers())
+
+
+def _external(tensors: Iterable[Tensor]) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            graph = next((span for number, span in _fields(data, 0, len(data)) if number == 7), None)
-            if graph is None or graph[1] < 0:
-                raise ValueError("there is no graph in it")
-            for number, span in _fields(data, *graph):
-                entry = _external_entry(data, *span) if number == 5 else {}
-                if entry:
-                    upto = int(entry.get("offset", 0)) + int(entry.get("length", 0))
-                    sizes[entry["location"]] = max(sizes.get(entry["location"], 0), upto)
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"{path} is not an ONNX graph: {error}") from None
+    for tensor in tensors:
+        if entry := tensor.external:
+            upto = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+            sizes[entry["location"]] = max(sizes.get(entry["location"], 0), upto)
     return sizes
 
 
-def _external_entry(data: Any, start: int, end: int) -> dict[str, str]:
-    """Keys and values (13) of a TensorProto whose data_location (14) is EXTERNAL; else nothing."""
-    entry: dict[str, str] = {}
-    external = False
-    for number, span in _fields(data, start, end):
-        if number == 14:
-            external = span == (1, -1)
-        elif number == 13:
-            pair = {key: _text(data, inner) for key, inner in _fields(data, *span) if inner[1] >= 0}
-            entry[pair.get(1, "")] = pair.get(2, "")
-    return entry if external and "location" in entry else {}
-
-
-def _facts(data: mmap.mmap) -> GraphFacts | None:
-    graph = next((span for number, span in _fields(data, 0, len(data)) if number == 7), None)
-    if graph is None:
-        return None
-    initializers: dict[str, float] = {}
-    row_bytes: dict[str, int] = {}
-    cache: int | None = None
-    prunes: bool | None = None
+def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
+    tensors = list(records.initializers())
+    sizes = {tensor.name: _size_of(tensor) for tensor in tensors}
+    rows = {t.name: int(sizes[t.name] // t.dims[0]) for t in tensors if len(t.dims) == 2 and t.dims[0]}
+    inputs = {value.name: value for value in records.inputs()}
+    output = next((value for value in records.outputs() if value.name == logits), None)
+    caches = _caches(inputs, past_key)
+    cache = next(iter(caches), None) or next(
+        (value for name, value in inputs.items() if name.startswith("past_")), None
+    )
     matrices: list[tuple[int, int, int, int]] = []
     quantized: set[str] = set()
-    embeddings: set[str] = set()
+    gathered: set[str] = set()
     reshaped: set[str] = set()
-    qkv: int | None = None
-    for number, (start, end) in _fields(data, *graph):
-        if number == 1:
-            inputs, operator, span = _node(data, start, end)
-            if operator == "MatMulNBits":
-                numbers = _integer_attributes(data, *span)
-                matrices.append((numbers["K"], numbers["N"], numbers.get("bits", 4), numbers.get("block_size", 32)))
-                quantized.add(inputs[1])
-                if qkv is None and "qkv" in inputs[1]:
-                    qkv = numbers["N"]
-            elif operator == "Gather":
-                embeddings.add(inputs[0])
-            elif operator == "Reshape":
-                reshaped.add(inputs[0])
-        elif number == 5:
-            name, dims, kind = _tensor(data, start, end)
-            size = float(_ELEMENT_BYTES.get(kind, 4))
-            for dim in dims:
-                size *= dim
-            initializers[name] = size
-            row_bytes[name] = int(size // dims[0]) if len(dims) == 2 and dims[0] else 0
-        elif number == 11 and cache is None:
-            name, kind, _ = _value(data, start, end)
-            if name.startswith("past_key_values.") or name.startswith("past_"):
-                cache = int(_ELEMENT_BYTES.get(kind, 0)) or None
-        elif number == 12:
-            name, _, dims_out = _value(data, start, end)
-            if name == "logits" and len(dims_out) == 3:
-                prunes = dims_out[1] == 1
-    tables = {name for name in embeddings if row_bytes.get(name) and initializers[name] >= 2**20}
-    known = [size for name, size in initializers.items() if name not in quantized and name not in tables]
-    sizes = [k * n * bits // 8 for k, n, bits, _ in matrices]
+    formats: Counter[str] = Counter()
+    types = {tensor.name: _type_name(tensor.element_type) for tensor in tensors}
+    qkv = attention_heads = None
+    for operator, names, numbers in records.nodes():
+        if operator == "MatMulNBits":
+            k, n, bits, block = numbers["K"], numbers["N"], numbers.get("bits", 4), numbers.get("block_size", 32)
+            matrices.append((k, n, bits, block))
+            quantized.add(names[1])
+            formats[f"int{bits}, blocks of {block}"] += 1
+            if qkv is None and "qkv" in names[1]:
+                qkv = n
+        elif operator in ("MatMul", "Gemm"):
+            formats.update(types[name] for name in names if name in types)
+        elif operator == "Gather":
+            gathered.add(names[0])
+        elif operator == "Reshape":
+            reshaped.add(names[0])
+        elif operator == "GroupQueryAttention" and attention_heads is None:
+            attention_heads = numbers.get("kv_num_heads")
+    tables = {name for name in gathered if rows.get(name) and sizes[name] >= _TABLE_BYTES}
+    known = [size for name, size in sizes.items() if name not in quantized and name not in tables]
+    quantized_sizes = [k * n * bits // 8 for k, n, bits, _ in matrices]
     hidden = matrices[0][0] if matrices else 0
     return GraphFacts(
-        cache_element_bytes=cache,
-        prunes_logits=prunes,
+        cache_element_bytes=int(_TYPES.get(cache.element_type, ("", 0))[1]) or None if cache else None,
+        prunes_logits=output.dims[1] == 1 if output and len(output.dims) == 3 else None,
         intermediate_size=max((k for k, n, _, _ in matrices if n == hidden), default=None),
         qkv_size=qkv,
-        quantized_bytes=sum(sizes),
+        quantized_bytes=sum(quantized_sizes),
         block_bytes=sum(4 * n * -(-k // block) for k, n, _, block in matrices),
-        largest_quantized_bytes=max(sizes, default=0),
+        largest_quantized_bytes=max(quantized_sizes, default=0),
         largest_matrix_elements=max((k * n for k, n, _, _ in matrices), default=0),
-        embedding_row_bytes=max((row_bytes[name] for name in tables), default=0),
-        embedding_bytes=round(sum(initializers[name] for name in tables)),
-        folded_bytes=round(sum(initializers.get(name, 0) for name in reshaped & quantized)),
+        embedding_row_bytes=max((rows[name] for name in tables), default=0),
+        embedding_bytes=round(sum(sizes[name] for name in tables)),
+        folded_bytes=round(sum(sizes.get(name, 0) for name in reshaped & quantized)),
         other_bytes=round(sum(known)),
+        layers=len(caches),
+        kv_heads=_dim(caches[0] if caches else None, 1) or attention_heads,
+        head_size=_dim(caches[0] if caches else None, 3),
+        vocab_size=_dim(output, 2),
+        weights=dict(formats),
+        external=_external(tensors),
     )
 
 
-def _varint(data: Any, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("not a protobuf number")
-
-
-def _fields(data: Any, position: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Field number and span of every length-delimited field; a number is given as ``(value, -1)``."""
-    if end < 0:
-        raise ValueError("a number stands where a record should")
-    while position < end:
-        key, position = _varint(data, position)
-        wire = key & 7
-        if key >> 3 == 0:
-            raise ValueError("not a protobuf record")
-        if wire == _LENGTH:
-            length, position = _varint(data, position)
-            if position + length > end:
-                raise ValueError("a record ends beyond its parent")
-            yield key >> 3, (position, position + length)
-            position += length
-        elif wire == _VARINT:
-            value, position = _varint(data, position)
-            yield key >> 3, (value, -1)
-        elif wire in (_FIXED64, _FIXED32):
-            position += 8 if wire == _FIXED64 else 4
-        else:
-            raise ValueError("not a protobuf record")
-        if position > end:
-            raise ValueError("a record ends beyond its parent")
-
-
-def _text(data: Any, span: tuple[int, int]) -> str:
-    return bytes(data[span[0] : span[1]]).decode("utf-8")
-
-
-def _node(data: Any, start: int, end: int) -> tuple[list[str], str, tuple[int, int]]:
-    """Inputs (1) and operator (4) of a NodeProto, and its span for the attributes."""
-    inputs: list[str] = []
-    operator = ""
-    for number, span in _fields(data, start, end):
-        if number == 1:
-            inputs.append(_text(data, span))
-        elif number == 4:
-            operator = _text(data, span)
-    return inputs, operator, (start, end)
-
-
-def _integer_attributes(data: Any, start: int, end: int) -> dict[str, int]:
-    """Attributes (5) of a NodeProto that hold a number: name (1), i (3)."""
-    found: dict[str, int] = {}
-    for number, span in _fields(data, start, end):
-        if number == 5:
-            name, value = "", None
-            for inner, inner_span in _fields(data, *span):
-                if inner == 1:
-                    name = _text(data, inner_span)
-                elif inner == 3:
-                    value = inner_span[0]
-            if value is not None:
-                found[name] = value
+def _caches(inputs: dict[str, Value], past_key: str) -> list[Value]:
+    """The key cache of each layer, by the name that the configuration gives them."""
+    found: list[Value] = []
+    while (name := past_key % len(found)) in inputs:
+        found.append(inputs[name])
     return found
 
 
-def _tensor(data: Any, start: int, end: int) -> tuple[str, list[int], int]:
-    """Name (8), dims (1, packed or not) and data type (2) of a TensorProto."""
-    name, kind = "", 0
-    dims: list[int] = []
-    for number, span in _fields(data, start, end):
-        if number == 1:
-            if span[1] < 0:
-                dims.append(span[0])
-            else:
-                position = span[0]
-                while position < span[1]:
-                    value, position = _varint(data, position)
-                    dims.append(value)
-        elif number == 2:
-            kind = span[0]
-        elif number == 8:
-            name = _text(data, span)
-    return name, dims, kind
+def _size_of(tensor: Tensor) -> float:
+    size = float(_TYPES.get(tensor.element_type, ("", 4))[1])
+    for dim in tensor.dims:
+        size *= dim
+    return size
 
 
-def _value(data: Any, start: int, end: int) -> tuple[str, int, list[int | None]]:
-    """Name (1), element type and dims (None where symbolic) of a ValueInfoProto: type (2) → tensor_type (1)."""
-    name, kind = "", 0
-    dims: list[int | None] = []
-    for number, span in _fields(data, start, end):
-        if number == 1:
-            name = _text(data, span)
-        elif number == 2:
-            for type_number, type_span in _fields(data, *span):
-                if type_number != 1:
-                    continue
-                for tensor_number, tensor_span in _fields(data, *type_span):
-                    if tensor_number == 1:
-                        kind = tensor_span[0]
-                    elif tensor_number == 2:
-                        dims = [_dim(data, *s) for n, s in _fields(data, *tensor_span) if n == 1]
-    return name, kind, dims
+def _type_name(element_type: int) -> str:
+    return _TYPES[element_type][0] if element_type in _TYPES else f"type {element_type}"
 
 
-def _dim(data: Any, start: int, end: int) -> int | None:
-    return next((span[0] for number, span in _fields(data, start, end) if number == 1), None)
+def _dim(value: Value | None, axis: int) -> int | None:
+    found = value.dims[axis] if value is not None and axis < len(value.dims) else None
+    return found if found is not None and found > 0 else None

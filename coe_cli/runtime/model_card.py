@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from msgspec import Struct
 
 from coe_cli.core.catalog import Catalog, ModelShape
-from coe_cli.core.model_spec import BYTES_PER_MB, GENAI_CONFIG, KV_ELEMENT_BYTES, ModelSpec, find_spec
+from coe_cli.core.model_spec import BYTES_PER_MB, KV_ELEMENT_BYTES, ModelSpec, find_spec
+from coe_cli.core.onnx_graph import GraphFacts, graph_of
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.errors import ModelDamaged
-from coe_cli.runtime.graph import GraphFacts, graph_names, read_graph
 from coe_cli.runtime.integrity import read_manifest
 from coe_cli.runtime.inventory import duplicates_of
 from coe_cli.runtime.prompt_length import chat_template
 
 MODEL_SCHEMA_VERSION = 1
-_ELEMENT_BYTES = {"float": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+_HEAD_POSITIONS = {True: "last", False: "all", None: None}
 
 
 class FileFacts(Struct, frozen=True):
@@ -69,7 +67,7 @@ def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir
     """
     spec = find_spec(name, catalog, models_dir)
     entry = catalog.models.get(name)
-    facts = _graph(spec)
+    facts = graph_of(spec) if spec.folder else None
     manifest = (read_manifest(spec.folder) if spec.folder else None) or {"files": {}, "origin": {}}
     origin = manifest.get("origin") or {}
     return ModelCard(
@@ -88,7 +86,7 @@ def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir
         attention=_attention(spec.shape),
         weights_mb=round(spec.weights_bytes / BYTES_PER_MB, 3),
         weight_formats=facts.weights if facts else None,
-        head_positions=facts.logits_positions if facts else None,
+        head_positions=_HEAD_POSITIONS[facts.prunes_logits] if facts else None,
         chat_template=chat_template(spec.folder) is not None if spec.folder else None,
         cache=_cache(spec, facts, profile),
         duplicate_of=duplicates_of(name, models_dir),
@@ -96,23 +94,9 @@ def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir
     )
 
 
-def _graph(spec: ModelSpec) -> GraphFacts | None:
-    if spec.folder is None:
-        return None
-    config = json.loads((spec.folder / GENAI_CONFIG).read_text(encoding="utf-8"))
-    past_key, logits = graph_names(config)
-    try:
-        return read_graph(spec.folder / spec.graph, past_key=past_key, logits=logits)
-    except ValueError as error:
-        raise ModelDamaged(
-            f"model `{spec.name}` is damaged: {error}", f"Fetch it again: coe models pull {spec.name} --force"
-        ) from None
-
-
 def _cache(spec: ModelSpec, facts: GraphFacts | None, profile: HardwareProfile) -> CacheFigures:
-    kv_type = facts.kv_type if facts else None
-    element_bytes = _ELEMENT_BYTES.get(kv_type or "", KV_ELEMENT_BYTES[spec.provider])
-    per_token = spec.kv_bytes_per_token(element_bytes)
+    stored = facts.cache_element_bytes if facts else None
+    per_token = spec.kv_bytes_per_token(stored or KV_ELEMENT_BYTES[spec.provider])
     context = min(profile.context_length, spec.context_length)
     return CacheFigures(profile.name, context, per_token, round(per_token * context / BYTES_PER_MB, 1))
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
-from coe_cli.errors import CoeError, ModelDamaged
+from coe_cli.core.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.onnx_graph import graph_of
+from coe_cli.errors import CoeError
 from coe_cli.runtime.continuation import continue_prompts
-from coe_cli.runtime.graph import graph_names, read_graph
 from coe_cli.runtime.integrity import MANIFEST, read_manifest, write_manifest
 from coe_cli.runtime.last_position import NotPrunable, write_pruned
 from coe_cli.runtime.model_store import check_room, open_model, put_in_place, staging_folder, writing
@@ -80,13 +78,7 @@ def is_optimized(spec: ModelSpec) -> bool:
     Raises:
         ModelDamaged: the graph cannot be read.
     """
-    assert spec.folder is not None
-    config: dict[str, Any] = json.loads((spec.folder / GENAI_CONFIG).read_text(encoding="utf-8"))
-    past_key, logits = graph_names(config)
-    try:
-        return read_graph(spec.folder / spec.graph, past_key=past_key, logits=logits).logits_positions == "last"
-    except ValueError as error:
-        raise ModelDamaged(str(error), f"Fetch it again: coe models pull {spec.name} --force") from None
+    return graph_of(spec).prunes_logits is True
 
 
 def optimized_copy(name: str, folder: Path, target: Path, on_progress: OnProgress) -> Path:
@@ -99,11 +91,10 @@ def optimized_copy(name: str, folder: Path, target: Path, on_progress: OnProgres
     """
     on_progress(Step("Optimizing the graph", 0, None))
     spec = spec_from_folder(name, folder)
-    config: dict[str, Any] = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     try:
-        write_pruned(folder / spec.graph, target / spec.graph, graph_names(config)[1])
+        write_pruned(folder / spec.graph, target / spec.graph, spec.logits)
     except NotPrunable as error:
         raise NotOptimized(f"`{name}` stays as it is: {error}", "It works as it came.") from None
     for path in sorted(folder.rglob("*")):

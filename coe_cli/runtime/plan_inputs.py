@@ -18,10 +18,10 @@ from coe_cli.core.model_spec import (
     spec_from_catalog,
     spec_from_folder,
 )
-from coe_cli.core.onnx_graph import read_graph
+from coe_cli.core.onnx_graph import GraphFacts, graph_of
 from coe_cli.core.profile import HardwareProfile, Provider
 from coe_cli.core.scenario import Known, Scenario, role_of, working_set
-from coe_cli.errors import CoeError, UsageError
+from coe_cli.errors import CoeError, ModelDamaged, UsageError
 from coe_cli.runtime.calibration_store import CalibrationStore, Measurements, model_digest
 from coe_cli.runtime.folders import Folders
 
@@ -108,9 +108,17 @@ def memory_of(spec: ModelSpec, provider: Provider, catalog: Catalog, chunk_size:
     return ModelMemory(
         spec,
         provider,
-        graph=read_graph(spec.folder / spec.graph),
+        graph=_graph(spec),
         chunk_size=chunk_size or _configured_chunk_size(spec.folder),
     )
+
+
+def _graph(spec: ModelSpec) -> GraphFacts | None:
+    """What the graph says, or None where it cannot be read: a plan then counts with the shape alone."""
+    try:
+        return graph_of(spec)
+    except ModelDamaged:
+        return None
 
 
 def _answering(catalog: Catalog, on_disk: dict[str, Path], provider: Provider, *, explicit: bool) -> dict[str, str]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
+from coe_cli.core.onnx_graph import GraphFacts, read_graph
 from coe_cli.errors import CoeError, ModelDamaged
 from coe_cli.runtime import canary
-from coe_cli.runtime.graph import GraphFacts, graph_names, read_graph
 from coe_cli.runtime.integrity import read_manifest, sha256_of
 from coe_cli.runtime.progress import OnProgress, Step, ignore
 
@@ -36,9 +35,7 @@ def verify(
     again = f"coe models pull {name} --force"
     try:
         spec = spec_from_folder(name, folder)
-        config = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))
-        past_key, logits = graph_names(config)
-        facts = read_graph(folder / spec.graph, past_key=past_key, logits=logits)
+        facts = read_graph(folder / spec.graph, past_key=spec.past_key, logits=spec.logits)
     except CoeError as problem:
         return [error("config", problem.message, problem.hint)]
     except (OSError, ValueError) as problem:

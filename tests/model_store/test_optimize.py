@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from coe_cli.core.model_spec import spec_from_folder
+from coe_cli.core.onnx_graph import read_graph
 from coe_cli.runtime import optimize as optimize_module
 from coe_cli.runtime.continuation import continue_prompts
-from coe_cli.runtime.graph import read_graph
 from coe_cli.runtime.integrity import check_files, write_manifest
 from coe_cli.runtime.last_position import NotPrunable, write_pruned
 from coe_cli.runtime.optimize import PROMPTS
@@ -23,7 +23,7 @@ from model_store.tiny_model import write_tiny_model
 
 
 def positions(folder: Path) -> str | None:
-    return read_graph(folder / "model.onnx").logits_positions
+    return {True: "last", False: "all"}.get(read_graph(folder / "model.onnx").prunes_logits)
 
 
 def test_a_model_is_optimized_and_says_the_same(coe: Coe) -> None:

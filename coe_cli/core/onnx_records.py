@@ -1,0 +1,198 @@
+"""Records of an ONNX file, read straight from its protobuf: nodes, tensors, values. Weights are stepped over.
+
+The ``onnx`` package takes longer to import than all of ``coe vram plan``. Field numbers are those of ``onnx.proto3``.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+Span = tuple[int, int]
+"""Begin and end of a record in the file; a number is given as ``(value, -1)``."""
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_EXTERNAL: Final = 1
+
+
+class Node(NamedTuple):
+    """A NodeProto; ``numbers`` are its attributes that hold an integer."""
+
+    operator: str
+    inputs: list[str]
+    numbers: dict[str, int]
+
+
+class Tensor(NamedTuple):
+    """A TensorProto without its data. ``external`` has its location, offset and length, where it lies in another file."""
+
+    name: str
+    dims: list[int]
+    element_type: int
+    external: dict[str, str]
+
+
+class Value(NamedTuple):
+    """A ValueInfoProto; a dimension that has a name and no number is None."""
+
+    name: str
+    element_type: int
+    dims: list[int | None]
+
+
+class Records(NamedTuple):
+    """One graph, as the spans of its records by field number; they are read when they are asked for."""
+
+    data: Any
+    spans: dict[int, list[Span]]
+
+    def nodes(self) -> Iterator[Node]:
+        return (_node(self.data, span) for span in self.spans.get(1, ()))
+
+    def initializers(self) -> Iterator[Tensor]:
+        return (_tensor(self.data, span) for span in self.spans.get(5, ()))
+
+    def inputs(self) -> Iterator[Value]:
+        return (_value(self.data, span) for span in self.spans.get(11, ()))
+
+    def outputs(self) -> Iterator[Value]:
+        return (_value(self.data, span) for span in self.spans.get(12, ()))
+
+
+@contextmanager
+def graph_records(path: Path) -> Iterator[Records]:
+    """The records of the graph in ``path``, for as long as the context lasts.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not an ONNX graph; also out of the context, while its records are read.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            graph = next((span for number, span in _fields(data, (0, len(data))) if number == 7), None)
+            if graph is None or graph[1] < 0:
+                raise ValueError("there is no graph in it")
+            spans: dict[int, list[Span]] = {}
+            for number, span in _fields(data, graph):
+                spans.setdefault(number, []).append(span)
+            yield Records(data, spans)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is not an ONNX graph: {error}") from None
+
+
+def _varint(data: Any, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("not a protobuf number")
+
+
+def _fields(data: Any, span: Span) -> Iterator[tuple[int, Span]]:
+    """Field number and span of every length-delimited field and number of a record."""
+    position, end = span
+    if end < 0:
+        raise ValueError("a number stands where a record should")
+    while position < end:
+        key, position = _varint(data, position)
+        wire = key & 7
+        if key >> 3 == 0:
+            raise ValueError("not a protobuf record")
+        if wire == _LENGTH:
+            length, position = _varint(data, position)
+            if position + length > end:
+                raise ValueError("a record ends beyond its parent")
+            yield key >> 3, (position, position + length)
+            position += length
+        elif wire == _VARINT:
+            value, position = _varint(data, position)
+            yield key >> 3, (value, -1)
+        elif wire in (_FIXED64, _FIXED32):
+            position += 8 if wire == _FIXED64 else 4
+        else:
+            raise ValueError("not a protobuf record")
+        if position > end:
+            raise ValueError("a record ends beyond its parent")
+
+
+def _text(data: Any, span: Span) -> str:
+    return bytes(data[span[0] : span[1]]).decode("utf-8")
+
+
+def _node(data: Any, span: Span) -> Node:
+    """Inputs (1), operator (4) and attributes (5: name 1, i 3) of a NodeProto."""
+    inputs: list[str] = []
+    operator = ""
+    numbers: dict[str, int] = {}
+    for number, field in _fields(data, span):
+        if number == 1:
+            inputs.append(_text(data, field))
+        elif number == 4:
+            operator = _text(data, field)
+        elif number == 5:
+            name, value = "", None
+            for inner, inner_field in _fields(data, field):
+                if inner == 1:
+                    name = _text(data, inner_field)
+                elif inner == 3:
+                    value = inner_field[0]
+            if value is not None:
+                numbers[name] = value
+    return Node(operator, inputs, numbers)
+
+
+def _tensor(data: Any, span: Span) -> Tensor:
+    """Dims (1, packed or not), data type (2), name (8), external data (13) and where the data lies (14) of a TensorProto."""
+    name, element_type, is_external = "", 0, False
+    dims: list[int] = []
+    entry: dict[str, str] = {}
+    for number, field in _fields(data, span):
+        if number == 1:
+            if field[1] < 0:
+                dims.append(field[0])
+            else:
+                position = field[0]
+                while position < field[1]:
+                    value, position = _varint(data, position)
+                    dims.append(value)
+        elif number == 2:
+            element_type = field[0]
+        elif number == 8:
+            name = _text(data, field)
+        elif number == 13:
+            pair = {key: _text(data, inner) for key, inner in _fields(data, field) if inner[1] >= 0}
+            entry[pair.get(1, "")] = pair.get(2, "")
+        elif number == 14:
+            is_external = field == (_EXTERNAL, -1)
+    return Tensor(name, dims, element_type, entry if is_external and "location" in entry else {})
+
+
+def _value(data: Any, span: Span) -> Value:
+    """Name (1) and type (2) of a ValueInfoProto; tensor_type (1) has the element type (1) and the shape (2)."""
+    name, element_type = "", 0
+    dims: list[int | None] = []
+    for number, field in _fields(data, span):
+        if number == 1:
+            name = _text(data, field)
+        elif number == 2:
+            for type_number, type_field in _fields(data, field):
+                if type_number != 1:
+                    continue
+                for tensor_number, tensor_field in _fields(data, type_field):
+                    if tensor_number == 1:
+                        element_type = tensor_field[0]
+                    elif tensor_number == 2:
+                        dims = [_dim(data, inner) for key, inner in _fields(data, tensor_field) if key == 1]
+    return Value(name, element_type, dims)
+
+
+def _dim(data: Any, span: Span) -> int | None:
+    return next((field[0] for number, field in _fields(data, span) if number == 1), None)

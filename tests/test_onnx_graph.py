@@ -10,7 +10,7 @@ from conftest import MODEL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.onnx_graph import external_data_sizes
+from coe_cli.core.onnx_graph import external_data_sizes, read_graph
 
 
 def _by_onnx(graph: Path) -> dict[str, int]:
@@ -24,6 +24,9 @@ def _by_onnx(graph: Path) -> dict[str, int]:
 
 
 def test_the_real_model(models_dir: Path) -> None:
+    facts = read_graph(models_dir / MODEL / "model.onnx")
+    assert (facts.layers, facts.kv_heads, facts.vocab_size) == (30, 3, 49152)
+    assert (facts.intermediate_size, facts.qkv_size, facts.cache_element_bytes) == (1536, 960, 4)
     sizes = external_data_sizes(models_dir / MODEL / "model.onnx")
     assert sizes == _by_onnx(models_dir / MODEL / "model.onnx")
     assert 0 < sizes["model.onnx.data"] <= (models_dir / MODEL / "model.onnx.data").stat().st_size

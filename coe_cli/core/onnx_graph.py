@@ -126,7 +126,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
     reshaped: set[str] = set()
     formats: Counter[str] = Counter()
     types = {tensor.name: _type_name(tensor.element_type) for tensor in tensors}
-    qkv = attention_heads = None
+    qkv = intermediate = attention_heads = None
     for operator, names, numbers in records.nodes():
         if operator == "MatMulNBits":
             k, n, bits, block = numbers["K"], numbers["N"], numbers.get("bits", 4), numbers.get("block_size", 32)
@@ -135,6 +135,8 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
             formats[f"int{bits}, blocks of {block}"] += 1
             if qkv is None and "qkv" in names[1]:
                 qkv = n
+            if intermediate is None and ".up_proj." in names[1]:
+                intermediate = n
         elif operator in ("MatMul", "Gemm"):
             formats.update(types[name] for name in names if name in types)
         elif operator == "Gather":
@@ -150,7 +152,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
     return GraphFacts(
         cache_element_bytes=int(_TYPES.get(cache.element_type, ("", 0))[1]) or None if cache else None,
         prunes_logits=output.dims[1] == 1 if output and len(output.dims) == 3 else None,
-        intermediate_size=max((k for k, n, _, _ in matrices if n == hidden), default=None),
+        intermediate_size=intermediate or max((k for k, n, _, _ in matrices if n == hidden), default=None),
         qkv_size=qkv,
         quantized_bytes=sum(quantized_sizes),
         block_bytes=sum(4 * n * -(-k // block) for k, n, _, block in matrices),

@@ -77,6 +77,7 @@ class Generation:
         self._slot: Slot | None = None
         self._generator: Any = None
         self._completion_tokens = 0
+        self._token_at_s: list[float] = []
         self._stops = StopStrings(message.stop)
 
     def prepare(self) -> protocol.Started:
@@ -85,8 +86,9 @@ class Generation:
         Raises:
             PromptTooLong: prompt and one token of answer do not fit ``context_length``.
         """
-        text = self._model.render(self._message)
-        self._prompt_ids = [int(token) for token in self._model.encode(text)]
+        given = self._message.prompt_ids
+        text = "" if given else self._model.render(self._message)
+        self._prompt_ids = given or [int(token) for token in self._model.encode(text)]
         prompt_tokens, context = len(self._prompt_ids), self._message.context_length
         if prompt_tokens >= context:
             raise PromptTooLong(
@@ -120,6 +122,8 @@ class Generation:
         self._completion_tokens += 1
         if self._completion_tokens == 1:
             self._first_token_at = time.perf_counter()
+        if self._message.measured:
+            self._token_at_s.append(time.perf_counter())
         if self._generator.is_done():
             context_full = len(self._prompt_ids) + self._completion_tokens >= self._message.context_length
             self.finish_reason = "length" if context_full else "stop"
@@ -139,6 +143,7 @@ class Generation:
             completion_tokens=self._completion_tokens,
             first_token_s=self._first_token_at - self._begin,
             decode_s=time.perf_counter() - self._first_token_at,
+            token_at_s=self._token_at_s,
         )
 
     def _decode(self) -> str:
@@ -158,6 +163,8 @@ class Generation:
             options.update({key: value for key, value in named.items() if value is not None})
         if sampling.seed is not None:
             options["random_seed"] = sampling.seed
+        if self._message.measured:
+            options["min_length"] = self._message.context_length  # no end-of-sequence before that
         return options
 
     def _before_stop(self, text: str) -> str:

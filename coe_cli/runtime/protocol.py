@@ -64,7 +64,9 @@ class Guidance(Struct, frozen=True):
 class Generate(Message, frozen=True):
     """Answer ``messages``, through the model's chat template or through ``template`` ({system}, {question}).
 
-    ``context_length`` bounds prompt and answer together, in tokens; ``max_tokens`` bounds the answer.
+    ``context_length`` bounds prompt and answer together, in tokens; ``max_tokens`` bounds the answer. ``prompt_ids`` stand in
+    place of messages, token ids as they are. A ``measured`` answer goes on to ``max_tokens`` whatever the model says, and
+    ``Done`` tells when each token came.
     """
 
     request_id: int
@@ -75,6 +77,8 @@ class Generate(Message, frozen=True):
     sampling: Sampling = Sampling()
     stop: list[str] = []
     guidance: Guidance | None = None
+    prompt_ids: list[int] = []
+    measured: bool = False
 
 
 class Cancel(Message, frozen=True):
@@ -117,7 +121,10 @@ class Token(Message, frozen=True):
 
 
 class Done(Message, frozen=True):
-    """The end of an answer. Times are seconds in the worker: to the first token, and for all tokens after it."""
+    """The end of an answer. Times are seconds in the worker: to the first token, and for all tokens after it.
+
+    ``token_at_s``: the instant of each token on the worker's own clock, if the answer was ``measured``.
+    """
 
     request_id: int
     finish_reason: FinishReason
@@ -125,6 +132,7 @@ class Done(Message, frozen=True):
     completion_tokens: int
     first_token_s: float
     decode_s: float
+    token_at_s: list[float] = []
 
 
 class Failed(Message, frozen=True):

@@ -206,3 +206,21 @@ def one_line(text: str) -> str:
     assert text.endswith("\n") and text.count("\n") == 1, text
     assert "Traceback" not in text
     return text.rstrip("\n")
+
+
+@pytest.fixture(scope="session")
+def routing_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``model``: a small sentence-transformers model; ``cache``: its export, and a router for the shipped catalog."""
+    from routing_fixtures import build_sentence_transformer, prepare_routing
+
+    home = tmp_path_factory.mktemp("routing")
+    prepare_routing(home / "cache", build_sentence_transformer(home))
+    return home
+
+
+@pytest.fixture
+def routing_coe(coe: Coe, routing_home: Path) -> Coe:
+    """``coe`` with a prepared router."""
+    shutil.copytree(routing_home / "cache", coe.folder / "cache")
+    coe.environment |= {"COE_EMBEDDER": str(routing_home / "model")}
+    return coe

@@ -104,3 +104,14 @@ def write_catalog(path: Path, examples: dict[str, list[str]]) -> Path:
     }
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+def prepare_routing(cache: Path, source: Path) -> None:
+    """Fill ``cache`` with the export of ``source`` and a router trained on the shipped examples."""
+    from coe_cli.core.catalog import load_catalog
+    from coe_cli.runtime.folders import Folders
+    from coe_cli.runtime.router_cache import open_router
+
+    shipped = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
+    where = Folders(models=cache, config=cache, state=cache, cache=cache)
+    open_router(load_catalog([shipped]), where, lambda _: None, embedder=str(source))

@@ -22,6 +22,7 @@ from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, from_co
 from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import rendezvous
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.route_messages import RouteAnswer, RouteRequest
 
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 _START = f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.serve_process import main; main()"
@@ -176,6 +177,15 @@ class CollegeClient:
             DeviceLost: the college has gone.
         """
         return msgspec.json.decode(self._whole("GET", "/coe/snapshot"), type=CollegeStatus)
+
+    def route(self, request: RouteRequest) -> RouteAnswer:
+        """Decisions for questions by the college's own router.
+
+        Raises:
+            CoeError: it has none prepared, or one for other examples or another embedder.
+            DeviceLost: the college has gone.
+        """
+        return msgspec.json.decode(self._whole("POST", "/coe/route", request), type=RouteAnswer)
 
     def unload(self, model: str) -> ModelLine:
         """Take a model out as soon as it is idle; returns how it was.

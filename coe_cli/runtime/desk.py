@@ -17,6 +17,7 @@ from coe_cli.runtime import college_events as ce
 from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.prompt_length import prompt_tokens
 from coe_cli.runtime.protocol import ChatMessage, Guidance, Sampling
+from coe_cli.runtime.shared_router import SharedRouter
 
 AUTO = "auto"
 RAW_TEMPLATE = "{question}"
@@ -52,11 +53,14 @@ def route_auto(text: str) -> str:
 class Desk:
     """Settles each request against the catalog and the models on disk, as they are at that moment.
 
-    ``context_of`` gives the context length of a model's slots.
+    ``context_of`` gives the context length of a model's slots, ``router`` the expert for a question (from any thread).
     """
 
-    def __init__(self, catalog: Catalog, models_dir: Path, context_of: Callable[[ModelSpec], int]) -> None:
+    def __init__(
+        self, catalog: Catalog, models_dir: Path, context_of: Callable[[ModelSpec], int], router: SharedRouter
+    ) -> None:
         self.catalog = catalog
+        self.router = router
         self.models_dir = models_dir
         self._context_of = context_of
         self._opened: dict[str, tuple[int, ModelSpec]] = {}

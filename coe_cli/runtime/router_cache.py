@@ -24,11 +24,20 @@ _ARRAYS = ("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair
 
 
 class QuestionRouter:
-    """An embedder and the router that was trained on its vectors."""
+    """An embedder and the router that was trained on its vectors; both may be used by several threads at once."""
 
-    def __init__(self, embedder: Embedder, router: Router) -> None:
+    def __init__(self, embedder: Embedder, router: Router, path: Path | None = None) -> None:
         self.embedder = embedder
         self.router = router
+        self._path = path
+
+    def stamp(self) -> tuple[int, int]:
+        """Time and size of the file that the router was read from: others mean that it was trained again."""
+        try:
+            status = self._path.stat() if self._path is not None else None
+        except OSError:
+            status = None
+        return (status.st_mtime_ns, status.st_size) if status is not None else (0, 0)
 
     def route(self, text: str) -> Decision:
         """The decision for one question."""
@@ -73,14 +82,15 @@ def open_router(
     provider: str = "cpu",
     rebuild: bool = False,
     fetch: bool = True,
+    train: bool = True,
 ) -> QuestionRouter:
     """The router for ``catalog``, from the cache where it holds one for these examples and this embedder.
 
     ``note`` is told, in single lines, what is fetched, exported or trained. ``rebuild`` trains again in any case and
-    exports a damaged embedder again; ``fetch=False`` refuses to download.
+    exports a damaged embedder again; ``fetch=False`` refuses to download, ``train=False`` to train.
 
     Raises:
-        ModelMissing: the embedder is not prepared and may not or cannot be fetched.
+        ModelMissing: the embedder is not prepared and may not or cannot be fetched, or the router is not trained.
         ModelDamaged: the embedder is damaged.
         ProfileInvalid: the examples file is not valid.
     """
@@ -95,12 +105,14 @@ def open_router(
     path, digest = _cache_path(loaded.info, where), _digest(catalog, loaded.info)
     weights = None if rebuild else _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
     if weights is None:
+        if not train:
+            raise ModelMissing("the router is not trained on these examples", "Prepare it: coe route --rebuild.")
         from coe_cli.runtime.router_training import train_router
 
         note("training the router on its examples, once")
         weights = train_router(training_set(catalog), loaded.embed)
         _write(path, digest, weights, note)
-    return QuestionRouter(loaded, Router(weights))
+    return QuestionRouter(loaded, Router(weights), path)
 
 
 def _open_embedder(

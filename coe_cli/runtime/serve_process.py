@@ -37,6 +37,7 @@ from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.guard import is_loopback
 from coe_cli.runtime.meter import Meter, ResidentSetMeter
 from coe_cli.runtime.server import ACCESS_LOG, PROMPT_LOG, Server
+from coe_cli.runtime.shared_router import SharedRouter
 
 DEFAULT_KEEP_ALIVE_S = 300.0
 API_KEY_VARIABLE = "COE_API_KEY"
@@ -114,9 +115,9 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
                 profile=profile.name,
                 models_dir=str(where.models),
             )
-            job = _Process(
-                options, state, listener, profile, Desk(catalog, where.models, _context_in(profile)), api_key
-            )
+            router = SharedRouter(catalog, where, profile.provider)
+            desk = Desk(catalog, where.models, _context_in(profile), router)
+            job = _Process(options, state, listener, profile, desk, api_key)
             asyncio.run(job.run(folder, on_ready, observer))
     finally:
         rendezvous.remove_state(folder)

@@ -28,6 +28,7 @@ from coe_cli.runtime.desk import Desk
 from coe_cli.runtime.guard import Guard, Headers, read_body, replay
 from coe_cli.runtime.http_errors import HttpError
 from coe_cli.runtime.rendezvous import CollegeState, proof
+from coe_cli.runtime.route_messages import RouteRequest
 from coe_cli.runtime.streaming import Receive, Send, send_error, send_json, until_client_goes
 
 ACCESS_LOG = logging.getLogger("coe.access")
@@ -37,7 +38,7 @@ _encode = msgspec.json.Encoder().encode
 _MAX_NONCE = 128
 _COUNTED_PATHS = {
     "/healthz", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings",
-    "/coe/ask", "/coe/snapshot", "/coe/stop", "/coe/unload",
+    "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
 }  # fmt: skip
 
 
@@ -179,7 +180,7 @@ class Server:
             _allow(method, "GET")
             await send_json(send, 200, self.status())
             return
-        if path not in ("/coe/ask", "/coe/stop", "/coe/unload"):
+        if path not in ("/coe/ask", "/coe/route", "/coe/stop", "/coe/unload"):
             raise HttpError(404, "there is nothing here", code="not_found")
         _allow(method, "POST")
         body = await read_body(receive, headers)
@@ -188,6 +189,13 @@ class Server:
             if self._log_prompts:
                 PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
             await until_client_goes(receive, lambda: self._ask(wish, send))
+        elif path == "/coe/route":
+            request = _decode(body, RouteRequest)
+            loaded = list(self.college.workers())
+            routed = await asyncio.to_thread(self.desk.router.answer, request, loaded)
+            if routed is None:
+                raise HttpError(409, "this college routes by other examples", code="other_examples")
+            await send_json(send, 200, routed)
         elif path == "/coe/stop":
             await send_json(send, 202, {"pid": self.state.pid})
             self._stop(_decode(body or b"{}", _StopOptions).drain)

@@ -1,0 +1,108 @@
+"""The router of a long-lived process: one for all threads, never a download; the college's door to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import Coe
+from serving import serving
+
+from coe_cli.core.catalog import load_catalog
+from coe_cli.core.router_examples import examples_digest
+from coe_cli.errors import ModelMissing
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.route_messages import RouteRequest
+from coe_cli.runtime.router_cache import open_router
+from coe_cli.runtime.shared_router import SharedRouter
+
+SHIPPED = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
+QUESTIONS = [
+    "Write a SELECT that counts orders",
+    "Is this clause in my contract binding?",
+    "Solve x^2 - 5x + 6 = 0",
+    "",
+    "Center a div with CSS grid",
+]
+
+
+@pytest.fixture
+def where(tmp_path: Path, routing_home: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
+    monkeypatch.setenv("COE_EMBEDDER", str(routing_home / "model"))
+    shutil.copytree(routing_home / "cache", tmp_path / "cache")
+    return Folders(models=tmp_path, config=tmp_path, state=tmp_path, cache=tmp_path / "cache")
+
+
+def test_threads_get_the_decisions_of_a_single_one(where: Folders) -> None:
+    alone = open_router(load_catalog([SHIPPED]), where, lambda _: None)
+    expected = [alone.route(question) for question in QUESTIONS]
+    shared = SharedRouter(load_catalog([SHIPPED]), where)
+    with ThreadPoolExecutor(8) as threads:
+        for decisions in threads.map(lambda _: [shared.route(question) for question in QUESTIONS], range(24)):
+            assert decisions == expected
+
+
+def test_what_is_not_prepared_is_refused_without_making_it(where: Folders) -> None:
+    shutil.rmtree(where.cache / "router")
+    shared = SharedRouter(load_catalog([SHIPPED]), where)
+    with pytest.raises(ModelMissing, match="not trained"):
+        shared.route("hello")
+    assert not (where.cache / "router").exists()
+    shutil.rmtree(where.cache / "embedders")
+    with pytest.raises(ModelMissing, match="not prepared"):
+        shared.route("hello")
+
+
+def test_a_router_that_was_trained_again_is_read_again(where: Folders) -> None:
+    shared = SharedRouter(load_catalog([SHIPPED]), where)
+    shared.route("hello")
+    first = shared._opened
+    shared.route("hello")
+    assert shared._opened is first
+    path = next((where.cache / "router").glob("*.npz"))
+    copy = path.with_suffix(".copy")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
+    shared.route("hello")
+    assert shared._opened is not first
+
+
+def test_other_examples_or_another_embedder_are_not_answered_for(where: Folders) -> None:
+    catalog = load_catalog([SHIPPED])
+    shared = SharedRouter(catalog, where)
+    digest = examples_digest(catalog)
+    answer = shared.answer(RouteRequest(QUESTIONS, digest), ["m"])
+    assert answer is not None
+    assert answer.loaded_models == ["m"]
+    assert answer.decisions == shared.route_many(QUESTIONS)
+    assert shared.answer(RouteRequest(QUESTIONS, "0" * 64), []) is None
+    assert shared.answer(RouteRequest(QUESTIONS, digest, "bge-m3"), []) is None
+
+
+def test_the_college_routes_for_those_who_know_its_token(routing_coe: Coe) -> None:
+    with serving(routing_coe) as served:
+        body = {"texts": QUESTIONS, "digest": examples_digest(load_catalog([SHIPPED]))}
+        bearer = f"Bearer {served.state['token']}"
+        response = served.request("POST", "/coe/route", body, authorization=bearer)
+        assert response.status == 200, response.body
+        assert list(response.json) == ["decisions", "latency_ms", "embedder", "loaded_models"]
+        names = [decision["experts"][0]["name"] for decision in response.json["decisions"]]
+        assert len(names) == len(QUESTIONS)
+        assert set(names) <= set(load_catalog([SHIPPED]).experts)
+        assert served.request("POST", "/coe/route", body).status == 401
+        assert served.request("GET", "/coe/route", authorization=bearer).status == 405
+        assert served.request("POST", "/coe/route", {"texts": 1}, authorization=bearer).status == 400
+        other = served.request("POST", "/coe/route", body | {"digest": "x"}, authorization=bearer)
+        assert other.status == 409
+        assert other.error["code"] == "other_examples"
+
+
+def test_a_college_without_a_router_says_how_to_prepare_one(coe: Coe) -> None:
+    with serving(coe) as served:
+        body = {"texts": ["hello"], "digest": examples_digest(load_catalog([SHIPPED]))}
+        response = served.request("POST", "/coe/route", body, authorization=f"Bearer {served.state['token']}")
+        assert response.status == 404
+        assert "coe route --rebuild" in json.dumps(response.json)

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -181,6 +182,19 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
         ids = list(pool.map(write, range(24)))
     with History(tmp_path / "h.db") as file:
         assert len(set(ids)) == 24 == len(file.conversations(100))
+
+
+def test_many_open_a_new_file_at_the_same_moment(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def write(path: Path) -> int:
+        together.wait()
+        with History(path) as file:
+            return file.record(exchange("a question"))
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(30):
+            assert len(set(pool.map(write, [tmp_path / f"{number}.db"] * 8))) == 8
 
 
 # --- whether it is kept

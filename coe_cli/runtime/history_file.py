@@ -17,6 +17,7 @@ MAX_BYTES = 256 * 2**20
 """The file is kept below this; the oldest conversations go first."""
 
 _LOCK_WAIT_S = 5.0
+_LOCK_LOOK_S = 0.01
 _MIGRATIONS = (
     """
     CREATE TABLE conversations (
@@ -76,7 +77,7 @@ class History:
             _create_private(path)
             self._db = sqlite3.connect(path, timeout=_LOCK_WAIT_S, isolation_level=None)
             try:
-                self._db.execute("PRAGMA journal_mode = WAL")
+                self._use_write_ahead_log()
                 self._db.execute("PRAGMA foreign_keys = ON")
                 self._db.execute("PRAGMA secure_delete = ON")
                 self._migrate()
@@ -93,6 +94,18 @@ class History:
 
     def close(self) -> None:
         self._db.close()
+
+    def _use_write_ahead_log(self) -> None:
+        """SQLite does not wait for its lock when two connections change the journal mode of one file at once."""
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOCK_LOOK_S)
 
     # --- writing
 

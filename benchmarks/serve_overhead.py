@@ -152,10 +152,11 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     with tempfile.TemporaryDirectory() as folder:
         os.environ["COE_STATE_DIR"] = folder
-        from coe_cli.runtime.college_client import StartOptions, find_or_start, wait_until_gone
+        from coe_cli.runtime.college_client import find_or_start, wait_until_gone
+        from coe_cli.runtime.serve_options import ServeOptions
 
         begin = time.perf_counter()
-        client = find_or_start(StartOptions(keep_alive_s=600.0))
+        client = find_or_start(ServeOptions(keep_alive="10m"))
         healthy_s = time.perf_counter() - begin
         state, bare = client.state, Bare()
         client.close()

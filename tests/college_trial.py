@@ -89,7 +89,13 @@ class Trial:
         self._count = 0
 
     async def ask(
-        self, model: str = "one", *, tokens: int = 8, seed: int | None = None, prompt: str | None = None
+        self,
+        model: str = "one",
+        *,
+        tokens: int = 8,
+        seed: int | None = None,
+        prompt: str | None = None,
+        whole: bool = False,
     ) -> Outcome:
         self._count += 1
         outcome = Outcome(prompt or f"question {self._count}", seed, tokens)
@@ -98,6 +104,7 @@ class Trial:
             [ChatMessage("user", outcome.prompt)],
             max_tokens=tokens,
             sampling=Sampling(seed=seed),
+            whole=whole,
         )
         try:
             async for event in self.college.ask(request):

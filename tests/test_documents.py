@@ -47,6 +47,20 @@ def test_shipped_profiles() -> None:
     assert (auto.enabled, auto.safety_margin, auto.fallback_profile) == (True, 0.90, "standard")
 
 
+def test_keep_alive_of_a_profile_or_of_all(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "keep_alive: 90s\n"
+        "profiles:\n"
+        "  a: {vram_budget_mb: 9000, max_concurrent_slots: 1, context_length: 4096, keep_alive: never}\n"
+        "  b: {vram_budget_mb: 9000, max_concurrent_slots: 1, context_length: 4096, keep_alive: 2.5}\n"
+        "  c: {vram_budget_mb: 9000, max_concurrent_slots: 1, context_length: 4096}\n"
+    )
+    assert load_profiles([PROFILES]).select().keep_alive_s == 300.0
+    profiles = load_profiles([PROFILES, mine])
+    assert [profiles.select(name).keep_alive_s for name in ("a", "b", "c", "standard")] == [None, 2.5, 90.0, 90.0]
+
+
 def test_shipped_experts() -> None:
     catalog = load_catalog([CATALOG])
     deepseek, coder = "DeepSeek-R1-Distill-Qwen-7B-DML", "Qwen2.5-Coder-7B-DML"
@@ -154,6 +168,14 @@ MISTAKES_IN_PROFILES: list[tuple[str, int, str]] = [
         "auto_detect.fallback_profile: no profile is called `standrad`",
     ),
     ("eviction_policy:\n  target: smallest\n", 2, "eviction_policy.target: invalid enum value"),
+    ("keep_alive: soon\n", 1, "keep_alive: `soon` is not a time"),
+    ("keep_alive: .nan\n", 1, "keep_alive: `nan` is not a time"),
+    ("keep_alive: [5m]\n", 1, "keep_alive: "),
+    (
+        "profiles:\n  a: {vram_budget_mb: 1, max_concurrent_slots: 1, context_length: 16, keep_alive: 1 day}\n",
+        2,
+        "profiles.a.keep_alive: `1 day` is not a time",
+    ),
     ("profiles: {}\nprofiles: {}\n", 2, "profiles: the key is written twice"),
     ("profiles:\n  a: {context_length: 1, context_length: 2}\n", 2, "context_length: the key is written twice"),
     ("- profiles\n", 1, "the file: expected keys and values"),

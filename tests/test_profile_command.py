@@ -140,7 +140,7 @@ def test_an_invalid_file_is_profile_invalid(tmp_path: Path) -> None:
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8)
 keys = st.sampled_from(
-    ["profiles", "default_profile", "vram_components", "pressure_thresholds", "auto_detect", "eviction_policy", "standard",
+    ["profiles", "default_profile", "vram_components", "pressure_thresholds", "auto_detect", "eviction_policy", "standard", "keep_alive",
      "vram_budget_mb", "max_concurrent_slots", "context_length", "provider", "elevated", "total", "fixed_overhead"]
 )  # fmt: skip
 documents = st.recursive(

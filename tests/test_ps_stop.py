@@ -13,8 +13,7 @@ import pytest
 from conftest import MODEL, Coe, eventually, is_gone, one_line, read_some
 from serving import Served, serving
 
-from coe_cli.commands.serve import parse_duration_s
-from coe_cli.errors import UsageError
+from coe_cli.core.duration import parse_duration_s
 
 KEYS = [
     "schema_version",
@@ -53,7 +52,7 @@ def test_keep_alive_is_read_as_people_write_it(text: str, seconds: float | None)
 
 @pytest.mark.parametrize("text", ["", "soon", "5 minutes", "1d", "m", "1e3", "nan"])
 def test_what_is_not_a_time_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(ValueError, match="is not a time"):
         parse_duration_s(text)
 
 

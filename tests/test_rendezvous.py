@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -192,6 +193,16 @@ def test_a_college_ends_when_nobody_needs_it(coe: Coe) -> None:
     assert served.chat(max_tokens=2).status == 200
     eventually(lambda: is_gone(process), 20)
     assert not (coe.folder / "state" / "college.json").exists()
+
+
+def test_keep_alive_comes_from_the_profile_unless_the_flag_says_otherwise(coe: Coe) -> None:
+    (coe.config / "hardware_profiles.yaml").write_text("keep_alive: 1s\n")
+    served = Served(coe, coe.run("serve").check().stdout.strip())
+    process = served.process
+    eventually(lambda: is_gone(process), 20)
+    with serving(coe) as kept:  # ten minutes by the flag
+        time.sleep(2)
+        assert kept.chat(max_tokens=2).status == 200
 
 
 def test_looking_on_does_not_keep_a_college_alive(coe: Coe) -> None:

@@ -505,6 +505,49 @@ def test_a_damaged_model_is_not_loaded_twice() -> None:
     assert refusal.code == "model_damaged"
 
 
+def test_a_load_killed_from_outside_costs_those_who_wait_nothing() -> None:
+    s = scheduler({"a": (5000, 500)}, retry_delay_s=2.0, give_up_s=30.0)
+    feed(s, 0, Request(1, "a"), Request(2, "a"))
+    for at_s in (1, 4, 7, 10):
+        assert feed(s, at_s, LoadFailed("a", "device_lost", "killed by signal 9", killed=True)) == []
+        assert feed(s, at_s + 2, Tick()) == [Load("a")]
+    assert feed(s, 13, Loaded("a")) == [Start(1, "a"), Start(2, "a")]
+
+
+def test_a_resident_model_killed_before_it_starts_anything_is_loaded_again_too() -> None:
+    s = scheduler({"a": (5000, 500)}, retry_delay_s=1.0)
+    feed(s, 0, Request(1, "a"))
+    feed(s, 1, LoadFailed("a", "device_lost", killed=True))
+    assert feed(s, 2, Tick()) == [Load("a")]
+    assert feed(s, 3, Loaded("a")) == [Start(1, "a")]
+    assert kinds(feed(s, 4, WorkerDied("a", killed=True))) == ["Retry", "Load"]
+    assert feed(s, 5, WorkerDied("a", killed=True)) == []
+    assert feed(s, 6, Tick()) == [Load("a")]
+    assert feed(s, 7, Loaded("a")) == [Start(1, "a", 2)]
+
+
+def test_loads_that_are_killed_for_long_end_in_a_refusal() -> None:
+    s = scheduler({"a": (5000, 500)}, retry_delay_s=5.0, give_up_s=30.0)
+    feed(s, 0, Request(1, "a"), Request(2, "a"))
+    at_s, loads = 1.0, 1
+    while not (out := feed(s, at_s, LoadFailed("a", "device_lost", "killed by signal 9", killed=True))):
+        loads += kinds(feed(s, at_s + 5, Tick())).count("Load")
+        at_s += 6
+        assert at_s < 60
+    assert [(r.request_id, r.code) for r in out if isinstance(r, Refuse)] == [(1, "device_lost"), (2, "device_lost")]
+    assert at_s >= 31 and loads == 6
+    assert kinds(feed(s, at_s, Request(3, "a"))) == ["Load", "Wait"], "who asks later has a chance of their own"
+
+
+def test_a_load_that_fails_by_itself_keeps_its_one_retry_among_kills() -> None:
+    s = scheduler({"a": (5000, 500)}, retry_delay_s=1.0)
+    feed(s, 0, Request(1, "a"))
+    for at_s, killed in ((1, True), (3, False), (5, True)):
+        assert feed(s, at_s, LoadFailed("a", "device_lost", killed=killed)) == []
+        assert feed(s, at_s + 1, Tick()) == [Load("a")]
+    assert kinds(feed(s, 7, LoadFailed("a", "device_lost"))) == ["Refuse"]
+
+
 def test_a_dead_worker_is_replaced_and_its_requests_are_retried_once() -> None:
     s = scheduler({"a": (2000, 100)})
     resident(s, "a")

@@ -319,20 +319,21 @@ class World(RuleBasedStateMachine):
         self.send(Loaded(name, self.used_mb()))
 
     @precondition(lambda self: self.in_state("loading"))
-    @rule(code=st.sampled_from(["out_of_memory", "device_lost", "timed_out", "model_damaged"]))
+    @rule(code=st.sampled_from(["out_of_memory", "device_lost", "timed_out", "model_damaged", "killed"]))
     def load_fails(self, code: str) -> None:
         (name,) = self.in_state("loading")
         del self.processes[name]
-        self.send(LoadFailed(name, code, used_mb=self.used_mb()))
+        killed = code == "killed"
+        self.send(LoadFailed(name, "device_lost" if killed else code, used_mb=self.used_mb(), killed=killed))
 
     @precondition(lambda self: self.in_state("ready", "loading"))
-    @rule(pick=st.integers(0, 1_000))
-    def die(self, pick: int) -> None:
+    @rule(pick=st.integers(0, 1_000), killed=st.booleans())
+    def die(self, pick: int, killed: bool) -> None:
         alive = self.in_state("ready", "loading")
         name = alive[pick % len(alive)]
         self.lost_by_death = self.take_off(name)
         del self.processes[name]
-        self.send(WorkerDied(name, used_mb=self.used_mb()))
+        self.send(WorkerDied(name, used_mb=self.used_mb(), killed=killed))
 
     @precondition(lambda self: self.in_state("evicting"))
     @rule(pick=st.integers(0, 1_000), back=st.sampled_from([1.0, 1.0, 0.6, 0.0]))

@@ -147,8 +147,9 @@ def _of_worker(
 def _college(profile: HardwareProfile, options: AskOptions, output: Output) -> CollegeClient | None:
     """The resident college, started if there is none; None where it cannot serve this question, and why is said."""
     from coe_cli.runtime import college_client
+    from coe_cli.runtime.serve_options import ServeOptions
 
-    start = college_client.StartOptions(
+    start = ServeOptions(
         profile=profile.name,
         profiles_file=str(options.profiles_file.absolute()) if options.profiles_file else None,
         catalog_file=str(options.catalog_file.absolute()) if options.catalog_file else None,

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Annotated
 
 import typer
 
 from coe_cli.commands.options import CatalogFileOption, ProfileOption, ProfilesFileOption
+from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.errors import UsageError
 from coe_cli.output.console import Output
-
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
-
-
-def parse_duration_s(text: str) -> float | None:
-    """`300`, `30s`, `5m`, `1h` in seconds; None for `0`, `never` and negative numbers.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    lowered = text.strip().lower()
-    if lowered in ("never", "0") or re.fullmatch(r"-\d+[smh]?", lowered):
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", lowered)
-    if match is None:
-        raise UsageError(f"`{text}` is not a time", "Write 300, 30s, 5m, 1h or never.")
-    return float(match[1]) * _UNITS[match[2]] or None
 
 
 def serve(
@@ -37,8 +20,12 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay here and show what it does.")] = False,
     keep_alive: Annotated[
-        str, typer.Option(help="End after so long without requests: 300, 30s, 5m, 1h; 0 or never: do not end.")
-    ] = "5m",
+        str | None,
+        typer.Option(
+            help="End after so long without requests: 300, 30s, 5m, 1h; 0 or never: do not end. "
+            "Without it the profile's keep_alive, which is 5m as shipped."
+        ),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option(help="Key that clients must send (better in the variable).", envvar="COE_API_KEY")
     ] = None,
@@ -51,9 +38,14 @@ def serve(
 
     Example: coe serve --port 8080 --keep-alive never
     """
-    from coe_cli.runtime.college_client import StartOptions, find, find_or_start
+    from coe_cli.runtime.college_client import find, find_or_start
+    from coe_cli.runtime.serve_options import ServeOptions
 
-    keep_alive_s = parse_duration_s(keep_alive)
+    if keep_alive is not None:
+        try:
+            parse_duration_s(keep_alive)
+        except ValueError as error:
+            raise UsageError(str(error), HOW_TO_WRITE) from None
     output = Output()
     running = find()
     if running is not None:
@@ -62,10 +54,10 @@ def serve(
         return
     if api_key:
         os.environ["COE_API_KEY"] = api_key
-    options = StartOptions(
+    options = ServeOptions(
         host=host,
         port=port,
-        keep_alive_s=keep_alive_s,
+        keep_alive=keep_alive,
         profile=profile,
         profiles_file=str(profiles_file.absolute()) if profiles_file else None,
         catalog_file=str(catalog_file.absolute()) if catalog_file else None,
@@ -76,8 +68,7 @@ def serve(
         output.stdout.write(find_or_start(options).state.url + "\n")
         return
     from coe_cli.output.college_view import foreground_view
-    from coe_cli.runtime.serve_process import ServeOptions
     from coe_cli.runtime.serve_process import serve as run
 
     with foreground_view(output) as view:
-        run(ServeOptions(**{name: getattr(options, name) for name in options.__struct_fields__}), view.ready, view.show)
+        run(options, view.ready, view.show)

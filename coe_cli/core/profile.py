@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.core.names import nearest
 from coe_cli.errors import ProfileInvalid
 
@@ -21,6 +22,10 @@ _PositiveInt = Annotated[int, Meta(ge=1, le=2**40)]
 _NonNegativeInt = Annotated[int, Meta(ge=0, le=2**40)]
 _Fraction = Annotated[float, Meta(gt=0, le=1)]
 _Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+_Duration = float | str
+"""Seconds, or text as in ``core.duration``."""
+
+DEFAULT_KEEP_ALIVE_S = 300.0
 
 
 class FixedOverhead(Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +83,7 @@ class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     context_length: Annotated[int, Meta(ge=16, le=2**24)]
     provider: Provider = "dml"
     preload_enabled: bool = False
+    keep_alive: _Duration | None = None
     description: str = ""
     notes: str = ""
 
@@ -90,6 +96,7 @@ class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
     eviction_policy: EvictionPolicy | None = None
     auto_detect: AutoDetect | None = None
     history: HistorySettings | None = None
+    keep_alive: _Duration | None = None
 
 
 class HardwareProfile(Struct, frozen=True):
@@ -107,6 +114,8 @@ class HardwareProfile(Struct, frozen=True):
     pressure_thresholds: PressureThresholds
     eviction_policy: EvictionPolicy
     auto_detect: AutoDetect
+    keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
+    """A college without requests for so long ends; None keeps it."""
 
     @property
     def fixed_mb(self) -> int:
@@ -148,6 +157,8 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
     default = "standard"
     components, thresholds, eviction, auto = VramComponents(), PressureThresholds(), EvictionPolicy(), AutoDetect()
     history = HistorySettings()
+    shared_keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
+    keep_alive_s: dict[str, float | None] = {}
     last: Document | None = None
     for path in paths:
         document = last = Document(path)
@@ -160,6 +171,12 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
         eviction = content.eviction_policy or eviction
         auto = content.auto_detect or auto
         history = content.history or history
+        if content.keep_alive is not None:
+            shared_keep_alive_s = _seconds(document, ["keep_alive"], content.keep_alive)
+        for name, entry in content.profiles.items():
+            keep_alive_s.pop(name, None)
+            if entry.keep_alive is not None:
+                keep_alive_s[name] = _seconds(document, ["profiles", name, "keep_alive"], entry.keep_alive)
     profiles = {
         name: HardwareProfile(
             name=name,
@@ -167,7 +184,8 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
             pressure_thresholds=thresholds,
             eviction_policy=eviction,
             auto_detect=auto,
-            **{field: getattr(entry, field) for field in _ProfileEntry.__struct_fields__},
+            keep_alive_s=keep_alive_s.get(name, shared_keep_alive_s),
+            **{field: getattr(entry, field) for field in _ProfileEntry.__struct_fields__ if field != "keep_alive"},
         )
         for name, entry in entries.items()
     }
@@ -176,6 +194,13 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
             if name not in profiles:
                 raise last.error([*key.split(".")], f"no profile is called `{name}`", nearest(name, list(profiles)))
     return ProfileSet(profiles=profiles, default_profile=default, paths=tuple(paths), history=history)
+
+
+def _seconds(document: Document, key_path: list[str | int], value: _Duration) -> float | None:
+    try:
+        return parse_duration_s(value if isinstance(value, str) else f"{value:f}".rstrip("0").rstrip("."))
+    except ValueError as error:
+        raise document.error(key_path, str(error), HOW_TO_WRITE) from None
 
 
 def _check(document: Document, content: _ProfileFile) -> None:

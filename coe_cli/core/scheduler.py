@@ -298,7 +298,7 @@ class Scheduler(Admission):
             return
         model.preload_failed = model.preload_failed or model.unasked
         self._removed(model, event.used_mb)
-        self._setback(model, event.code, event.message, now_s, out)
+        self._setback(model, event.code, event.message, now_s, out, killed=event.killed)
 
     def _on_worker_died(self, event: WorkerDied, now_s: float, out: list[Decision]) -> None:
         model = self._models.get(event.model)
@@ -313,7 +313,7 @@ class Scheduler(Admission):
             model.preload_failed = model.preload_failed or model.unasked
         self._removed(model, event.used_mb)
         if not had_active:
-            self._setback(model, event.code, text, now_s, out)
+            self._setback(model, event.code, text, now_s, out, killed=event.killed)
         for entry in entries:
             if entry.delivered or entry.deaths >= 1:
                 hint = "Ask again; `coe doctor` tells what is wrong if it happens often."
@@ -342,26 +342,6 @@ class Scheduler(Admission):
                 f" {shortfall_mb:.0f} MB are kept out of the budget"
             )
             out.append(Notice("shortfall", text))
-
-    def _measure(self, used_mb: float, out: list[Decision]) -> None:
-        self.memory.measure(used_mb)
-        if self.memory.lost_mb and self._loading is None and not self._evicting:
-            back_mb = self.memory.settle_lost(used_mb)
-            if back_mb:
-                out.append(Notice("reclaimed", f"{back_mb:.0f} MB of evicted models are back"))
-
-    def _expires_s(self, model: ModelEntry, keep_alive_s: float) -> float:
-        expires_s = model.idle_since_s + keep_alive_s
-        return expires_s if model.unasked else max(expires_s, model.loaded_s + self.config.min_resident_s)
-
-    def _unload_expired(self, now_s: float, out: list[Decision]) -> None:
-        keep_alive_s = self.config.keep_alive_s
-        if keep_alive_s is None:
-            return
-        for model in self._models.values():
-            idle = model.state is ModelState.READY and not model.active and not model.waiting
-            if idle and now_s >= self._expires_s(model, keep_alive_s):
-                self._evict(model, "idle", now_s, out)
 
     # --- what it looks like
 

@@ -27,12 +27,16 @@ class Loaded(Struct, frozen=True, gc=False):
 
 
 class LoadFailed(Struct, frozen=True, gc=False):
-    """The model did not load and its process is gone. ``code`` is an error code of ``coe_cli.errors``."""
+    """The model did not load and its process is gone. ``code`` is an error code of ``coe_cli.errors``.
+
+    ``killed``: somebody else ended the process, which says nothing about the model.
+    """
 
     model: str
     code: str = "out_of_memory"
     message: str = ""
     used_mb: float | None = None
+    killed: bool = False
 
 
 class Tokens(Struct, frozen=True, gc=False):
@@ -55,12 +59,13 @@ class Cancelled(Struct, frozen=True, gc=False):
 
 
 class WorkerDied(Struct, frozen=True, gc=False):
-    """The model's process ended by itself, lost its device or was killed by the watchdog."""
+    """The model's process ended by itself, lost its device or was ended by the watchdog; ``killed`` as in ``LoadFailed``."""
 
     model: str
     code: str = "device_lost"
     message: str = ""
     used_mb: float | None = None
+    killed: bool = False
 
 
 class Evicted(Struct, frozen=True, gc=False):

@@ -32,7 +32,7 @@ class PoolConfig(Struct, frozen=True):
     max_overtakes: int = 16
     max_overtake_s: float = 10.0
     give_up_s: float = 30.0
-    """A request is refused when memory that is not coe's has kept its model out for this long."""
+    """A request is refused when memory that is not coe's, or whoever kills its loads, has kept its model out for so long."""
     max_evictions: int = 3
     """So often may a running request be evicted and started again."""
     shortfall_tolerance_mb: float = 64.0
@@ -132,6 +132,7 @@ class ModelEntry:
         "preload_failed",
         "queue",
         "reserved_mb",
+        "setback_since_s",
         "setbacks",
         "slot_mb",
         "state",
@@ -165,9 +166,14 @@ class ModelEntry:
         self.idle_since_s = 0.0
         self.not_before_s = -math.inf
         self.setbacks = 0
-        """Loads since the last start that led to nothing."""
+        """Loads since the last start that led to nothing by themselves."""
+        self.setback_since_s = math.inf
+        """When the first of them did, or one that was killed from outside."""
         self.preload_failed = False
         self.infeasible_since_s = math.inf
+
+    def forget_setbacks(self) -> None:
+        self.setbacks, self.setback_since_s = 0, math.inf
 
     @property
     def need_mb(self) -> int:

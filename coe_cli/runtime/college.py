@@ -21,7 +21,7 @@ from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, from_code
 from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import protocol
 from coe_cli.runtime.meter import Meter
-from coe_cli.runtime.resident import ResidentWorker
+from coe_cli.runtime.resident import KilledFromOutside, ResidentWorker
 
 _RECLAIM_WAIT_S = 2.0
 _RECLAIM_LOOK_S = 0.02
@@ -47,6 +47,7 @@ class _Request:
     events: asyncio.Queue[ce.CollegeEvent | CoeError] = field(default_factory=asyncio.Queue)
     load_s: float | None = None
     delivered: bool = False
+    held_back: list[str] = field(default_factory=list)
 
 
 class College:
@@ -179,8 +180,10 @@ class College:
                 self._workers[model].send(protocol.Cancel(int(request_id)))
             case ev.Wait():
                 self._inform(decision.request_id, ce.Waiting(decision.reason, decision.ahead))
-            case ev.Retry():
-                self._inform(decision.request_id, ce.Again(decision.reason))
+            case ev.Retry(request_id=request_id):
+                if (request := self._requests.get(int(request_id))) is not None:
+                    request.held_back.clear()
+                self._inform(request_id, ce.Again(decision.reason))
             case ev.Refuse():
                 self._refuse(decision)
             case ev.Notice(message=message):
@@ -239,7 +242,8 @@ class College:
             worker.ending = True
             await worker.end()
             if self._forget(model, worker):
-                self._tell(ev.LoadFailed(model, error.code, error.message, self._used_mb()))
+                killed = isinstance(error, KilledFromOutside)
+                self._tell(ev.LoadFailed(model, error.code, error.message, self._used_mb(), killed))
             return
         if worker.ending:
             return
@@ -274,7 +278,8 @@ class College:
     async def _replace(self, model: str, worker: ResidentWorker, error: CoeError) -> None:
         await worker.end()
         if self._forget(model, worker):
-            self._tell(ev.WorkerDied(model, error.code, error.message, self._used_mb()))
+            killed = isinstance(error, KilledFromOutside)
+            self._tell(ev.WorkerDied(model, error.code, error.message, self._used_mb(), killed))
 
     def _forget(self, model: str, worker: ResidentWorker) -> bool:
         """Strike the worker off; False if an eviction has done so meanwhile."""
@@ -314,7 +319,9 @@ class College:
         match message:
             case protocol.Token(request_id=request_id, text=text):
                 request = self._requests.get(request_id)
-                if request is not None:
+                if request is not None and request.ask.whole:
+                    request.held_back.append(text)
+                elif request is not None:
                     if not request.delivered:
                         request.delivered = True
                         self._tell(ev.Tokens(request_id))
@@ -332,6 +339,9 @@ class College:
                     request.events.put_nowait(reading)
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
+                request = self._requests.get(request_id)
+                if request is not None and request.held_back:
+                    request.events.put_nowait(ce.Piece("".join(request.held_back)))
                 self._end(
                     request_id,
                     ce.Finished(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from coe_cli.core.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, from_code
@@ -23,6 +22,7 @@ from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import rendezvous
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.route_messages import RouteAnswer, RouteRequest
+from coe_cli.runtime.serve_options import ServeOptions
 
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 _START = f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.serve_process import main; main()"
@@ -33,19 +33,6 @@ _KILL_AFTER_S = 5.0
 _MAX_LINE_BYTES = 64 * 2**20
 
 _decode_event = msgspec.json.Decoder(ce.WireEvent).decode
-
-
-class StartOptions(Struct, frozen=True):
-    """How to start a college; None leaves the server's own default. The fields are those of ``ServeOptions``."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    keep_alive_s: float | None = 300.0
-    profile: str | None = None
-    profiles_file: str | None = None
-    catalog_file: str | None = None
-    log_prompts: bool = False
-    prepare_api: bool = False
 
 
 def find() -> CollegeClient | None:
@@ -60,7 +47,7 @@ def find() -> CollegeClient | None:
     return None
 
 
-def find_or_start(options: StartOptions | None = None, timeout_s: float = _START_TIMEOUT_S) -> CollegeClient:
+def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START_TIMEOUT_S) -> CollegeClient:
     """The college of this user, started and detached if none runs; two calls at the same moment give one college.
 
     Raises:
@@ -76,7 +63,7 @@ def find_or_start(options: StartOptions | None = None, timeout_s: float = _START
         client = find()
         if client is not None:
             return client
-        process = _start_detached(folder, options or StartOptions())
+        process = _start_detached(folder, options or ServeOptions())
         while time.monotonic() < deadline:
             code = process.poll()
             client = find()
@@ -88,7 +75,7 @@ def find_or_start(options: StartOptions | None = None, timeout_s: float = _START
     raise TimedOut(f"the college did not start within {timeout_s:g} s", f"See {folder / _START_LOG}.")
 
 
-def _start_detached(folder: Path, options: StartOptions) -> subprocess.Popen[bytes]:
+def _start_detached(folder: Path, options: ServeOptions) -> subprocess.Popen[bytes]:
     flags: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         # CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW: a console of its own without a window, which workers inherit.

@@ -11,7 +11,10 @@ from coe_cli.runtime.protocol import ChatMessage, FinishReason, Guidance, Sampli
 
 
 class Ask(Struct, frozen=True):
-    """A request to one model. ``template`` is for models without a chat template."""
+    """A request to one model. ``template`` is for models without a chat template.
+
+    ``whole``: nothing of the answer is handed on before its end, so that it can start again however far it was.
+    """
 
     model: ModelSpec
     messages: list[ChatMessage]
@@ -21,6 +24,7 @@ class Ask(Struct, frozen=True):
     stop: list[str] = []
     guidance: Guidance | None = None
     priority: int = 0
+    whole: bool = False
 
 
 class Waiting(Struct, frozen=True, tag=True):
@@ -92,3 +96,4 @@ class AskByName(Struct, frozen=True):
     stop: list[str] = []
     guidance: Guidance | None = None
     priority: int = 0
+    whole: bool = False

@@ -23,8 +23,17 @@ _EXIT_WAIT_S = 10.0
 _EXIT_LOOK_S = 0.2
 _DRAIN_S = 0.5
 
+_OUTSIDE_SIGNALS = {
+    getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)
+}
+"""Signals that a process does not give itself when it crashes."""
+
 OnMessage = Callable[[protocol.FromWorker], None]
 OnExit = Callable[[], None]
+
+
+class KilledFromOutside(DeviceLost):
+    """The worker was ended by somebody else: by hand, or by the system when it ran out of memory."""
 
 
 class ResidentWorker:
@@ -42,6 +51,7 @@ class ResidentWorker:
         self._started = asyncio.Event()
         self._loaded: asyncio.Future[protocol.Loaded] | None = None
         self._killed = False
+        self._ended_by_itself = False
         self._broken: DeviceLost | None = None
         self._reader: asyncio.Task[None] | None = None
         self.on_message: OnMessage = lambda message: None
@@ -134,11 +144,11 @@ class ResidentWorker:
             else:
                 os.killpg(self.pid, signal.SIGKILL)
 
-    async def _gone(self) -> None:
-        """Wait until the process has ended, whoever holds its channel open; no longer than ``_EXIT_WAIT_S``."""
+    async def _gone(self, within_s: float = _EXIT_WAIT_S) -> None:
+        """Wait until the process has ended, whoever holds its channel open; no longer than ``within_s``."""
         assert self._process is not None
         wait = asyncio.ensure_future(self._process.wait())
-        deadline = time.monotonic() + _EXIT_WAIT_S
+        deadline = time.monotonic() + within_s
         while self.alive and time.monotonic() < deadline:
             await asyncio.wait([wait], timeout=_EXIT_LOOK_S)
         wait.cancel()
@@ -150,7 +160,8 @@ class ResidentWorker:
         code = self._process.returncode if self._process is not None else None
         how = "is gone" if code is None else f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         tail = self.stderr_tail().strip().splitlines()
-        return DeviceLost(
+        outside = self._ended_by_itself and code is not None and -code in _OUTSIDE_SIGNALS
+        return (KilledFromOutside if outside else DeviceLost)(
             f"the worker of `{self.spec.name}` {how}" + (f": {tail[-1]}" if tail else ""), "Run it again."
         )
 
@@ -178,6 +189,9 @@ class ResidentWorker:
                     f"the worker of `{self.spec.name}` wrote something else than the protocol ({problem})",
                     "Run it again.",
                 )
+            if isinstance(problem, asyncio.IncompleteReadError):
+                await self._gone(_DRAIN_S)  # the channel's end is seen before that of the process
+            self._ended_by_itself = not self.alive
             self._kill()
             await self._gone()
             await asyncio.wait([reading], timeout=_DRAIN_S)

@@ -19,11 +19,11 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
 from coe_cli import __version__
 from coe_cli.core.catalog import Catalog, load_catalog
 from coe_cli.core.college_status import CollegeStatus
+from coe_cli.core.duration import parse_duration_s
 from coe_cli.core.model_spec import models_on_disk, spec_from_folder
 from coe_cli.core.profile import HardwareProfile, ProfileSet, load_profiles
 from coe_cli.core.scheduler_state import pool_from_profile
@@ -36,32 +36,16 @@ from coe_cli.runtime.desk import Desk
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.guard import is_loopback
 from coe_cli.runtime.meter import Meter, ResidentSetMeter
+from coe_cli.runtime.serve_options import ServeOptions
 from coe_cli.runtime.server import ACCESS_LOG, PROMPT_LOG, Server
 from coe_cli.runtime.shared_router import SharedRouter
 
-DEFAULT_KEEP_ALIVE_S = 300.0
 API_KEY_VARIABLE = "COE_API_KEY"
 _LOG_BYTES = 1_000_000
 _DRAIN_S = 2.0
 _VIEW_EVERY_S = 0.5
 
 Observer = Callable[[CollegeStatus], None]
-
-
-class ServeOptions(Struct, frozen=True):
-    """How to serve. ``port`` 0 takes a free one; ``keep_alive_s`` None never ends; the API key is in the environment.
-
-    ``prepare_api`` imports the HTTP API at the start instead of at its first use.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
-    profile: str | None = None
-    profiles_file: str | None = None
-    catalog_file: str | None = None
-    log_prompts: bool = False
-    prepare_api: bool = False
 
 
 class AlreadyRunning(CoeError):
@@ -226,7 +210,8 @@ class _Process:
             await self._server.openai()
 
     async def _end_when_idle(self) -> None:
-        keep_alive_s = self._options.keep_alive_s
+        wished = self._options.keep_alive
+        keep_alive_s = self._profile.keep_alive_s if wished is None else parse_duration_s(wished)
         if keep_alive_s is None:
             return
         while self._server.idle_s < keep_alive_s:

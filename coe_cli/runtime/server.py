@@ -221,6 +221,7 @@ class Server:
                 stop=wish.stop,
                 guidance=wish.guidance,
                 priority=wish.priority,
+                whole=wish.whole,
             )
             async with contextlib.aclosing(self.college.ask(ask)) as events:
                 async for event in events:

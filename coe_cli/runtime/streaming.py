@@ -119,6 +119,8 @@ class HttpAnswer:
         stream: bool,
         include_usage: bool = False,
     ) -> None:
+        if not stream:
+            prepared = prepared._replace(ask=msgspec.structs.replace(prepared.ask, whole=True))
         self._college, self._prepared, self._shape = college, prepared, shape
         self._stream, self._include_usage = stream, include_usage
         self._id = shape.prefix + secrets.token_hex(12)

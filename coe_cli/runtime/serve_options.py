@@ -1,0 +1,22 @@
+"""How a college is to be started; what starts it and what runs it share these."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class ServeOptions(Struct, frozen=True):
+    """How to serve. ``port`` 0 takes a free one; the API key is in the environment.
+
+    ``keep_alive`` is a time as in ``core.duration``; None leaves it to the profile, as ``profile`` None leaves the profile to
+    the college. ``prepare_api`` imports the HTTP API at the start instead of at its first use.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    keep_alive: str | None = None
+    profile: str | None = None
+    profiles_file: str | None = None
+    catalog_file: str | None = None
+    log_prompts: bool = False
+    prepare_api: bool = False

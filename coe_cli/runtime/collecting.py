@@ -30,56 +30,86 @@ class Listener(Protocol):
     def piece(self, text: str, *, is_thinking: bool) -> None: ...
 
 
+class Collector:
+    """Takes the events of one answer one by one; times are seconds of ``clock``."""
+
+    def __init__(
+        self, about: About, listener: Listener | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._about, self._listener, self._clock = about, listener, clock
+        self._begin = clock()
+        self._splitter = ThinkingSplitter()
+        self._load_s: float | None = None
+        self._text: dict[bool, list[str]] = {False: [], True: []}
+
+    def feed(self, event: ce.CollegeEvent) -> Answer | None:
+        """Take one event in and pass it on to the listener; the whole answer with the last one."""
+        if isinstance(event, ce.Piece):
+            self._deliver(self._splitter.feed(event.text))
+        elif isinstance(event, ce.Finished):
+            self._deliver(self._splitter.finish())
+            return self._whole(event)
+        elif isinstance(event, ce.Reading):
+            self._splitter = ThinkingSplitter(in_thinking=event.in_thinking)
+            self._load_s = event.load_s
+            self._phase("reading the prompt", event.worker_pid)
+        elif isinstance(event, ce.Loading):
+            self._phase("loading")
+        elif isinstance(event, ce.Waiting):
+            self._phase(f"waiting ({event.reason}, {event.ahead} ahead)")
+        else:
+            self._phase(f"starting again ({event.reason})")
+        return None
+
+    def _phase(self, name: str, worker_pid: int = 0) -> None:
+        if self._listener is not None:
+            self._listener.phase(name, worker_pid)
+
+    def _deliver(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            self._text[piece.is_thinking].append(piece.text)
+            if self._listener is not None:
+                self._listener.piece(piece.text, is_thinking=piece.is_thinking)
+
+    def _whole(self, event: ce.Finished) -> Answer:
+        about = self._about
+        return Answer(
+            schema_version=ANSWER_SCHEMA_VERSION,
+            answer="".join(self._text[False]).strip("\n"),
+            thinking="".join(self._text[True]).strip(),
+            expert=about.expert,
+            model=about.model,
+            provider=about.provider,
+            profile=about.profile,
+            finish_reason=event.finish_reason,
+            usage=Usage(event.prompt_tokens, event.completion_tokens),
+            timing=Timing(
+                load_s=self._load_s,
+                first_token_s=event.first_token_s,
+                decode_s=event.decode_s,
+                total_s=self._clock() - self._begin,
+                tokens_per_s=tokens_per_s(event.completion_tokens, event.decode_s),
+            ),
+            warnings=list(about.notes),
+        )
+
+
 def collect(
     events: Iterable[ce.CollegeEvent], about: About, listener: Listener, clock: Callable[[], float] = time.monotonic
 ) -> Answer:
-    """Pass every piece to ``listener`` and return the whole answer; times are seconds of ``clock``.
+    """Pass every piece to ``listener`` and return the whole answer.
 
     Raises:
         CoeError: what ``events`` raises; DeviceLost when they end too early.
     """
-    begin = clock()
-    splitter = ThinkingSplitter()
-    load_s: float | None = None
-    text: dict[bool, list[str]] = {False: [], True: []}
-
-    def deliver(pieces: list[Piece]) -> None:
-        for piece in pieces:
-            text[piece.is_thinking].append(piece.text)
-            listener.piece(piece.text, is_thinking=piece.is_thinking)
-
+    collector = Collector(about, listener, clock)
     for event in events:
-        if isinstance(event, ce.Piece):
-            deliver(splitter.feed(event.text))
-        elif isinstance(event, ce.Reading):
-            splitter = ThinkingSplitter(in_thinking=event.in_thinking)
-            load_s = event.load_s
-            listener.phase("reading the prompt", event.worker_pid)
-        elif isinstance(event, ce.Loading):
-            listener.phase("loading", 0)
-        elif isinstance(event, ce.Waiting):
-            listener.phase(f"waiting ({event.reason}, {event.ahead} ahead)", 0)
-        elif isinstance(event, ce.Again):
-            listener.phase(f"starting again ({event.reason})", 0)
-        else:
-            deliver(splitter.finish())
-            return Answer(
-                schema_version=ANSWER_SCHEMA_VERSION,
-                answer="".join(text[False]).strip("\n"),
-                thinking="".join(text[True]).strip(),
-                expert=about.expert,
-                model=about.model,
-                provider=about.provider,
-                profile=about.profile,
-                finish_reason=event.finish_reason,
-                usage=Usage(event.prompt_tokens, event.completion_tokens),
-                timing=Timing(
-                    load_s=load_s,
-                    first_token_s=event.first_token_s,
-                    decode_s=event.decode_s,
-                    total_s=clock() - begin,
-                    tokens_per_s=tokens_per_s(event.completion_tokens, event.decode_s),
-                ),
-                warnings=list(about.notes),
-            )
-    raise DeviceLost("the answer broke off without a word why", "Ask again.")
+        answer = collector.feed(event)
+        if answer is not None:
+            return answer
+    raise broken_off()
+
+
+def broken_off() -> DeviceLost:
+    """The error for events that end without ``Finished``."""
+    return DeviceLost("the answer broke off without a word why", "Ask again.")

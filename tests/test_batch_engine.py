@@ -1,0 +1,134 @@
+"""The local engine on real processes that misbehave: whole answers, retries, order, stopping, and nothing left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
+from conftest import REPOSITORY, eventually
+from faulty_worker import expected
+
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.runtime import college_events as ce
+from coe_cli.runtime.batch_engine import PreparedRow, RowResult
+from coe_cli.runtime.batch_local import LocalEngine
+from coe_cli.runtime.college import CollegeSettings
+from coe_cli.runtime.protocol import ChatMessage, Sampling
+
+
+class Rows:
+    """A source of so many rows for each model; it remembers in which order they were taken."""
+
+    def __init__(self, folder: Path, counts: dict[str, int]) -> None:
+        self._folder = folder
+        self._waiting = {model: list(range(count)) for model, count in counts.items()}
+        self.taken: list[str] = []
+        self.prompts: dict[int, str] = {}
+
+    def remaining(self) -> Mapping[str, int]:
+        return {model: len(rows) for model, rows in self._waiting.items() if rows}
+
+    def spec(self, model: str) -> ModelSpec:
+        return spec_of(model, self._folder)
+
+    def take(self, model: str) -> PreparedRow | RowResult | None:
+        if not self._waiting[model]:
+            return None
+        prompt = f"{model} {self._waiting[model].pop(0)}"
+        self.taken.append(model)
+        line = len(self.taken)
+        self.prompts[line] = prompt
+        ask = ce.Ask(self.spec(model), [ChatMessage("user", prompt)], max_tokens=4, sampling=Sampling(seed=line))
+        return PreparedRow(line, ask, expert="e")
+
+    def right(self, result: RowResult) -> bool:
+        return result.answer is not None and result.answer.answer == expected(self.prompts[result.line], result.line, 4)
+
+
+@contextmanager
+def engine(
+    folder: Path, faults: dict[str, list[dict[str, Any]]] | None = None, *, retries: int = 2, **pool: Any
+) -> Iterator[LocalEngine]:
+    (folder / "faults.json").write_text(json.dumps(faults or {}))
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    command = [sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)]
+    cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4)
+    settings = CollegeSettings(msgspec.structs.replace(POOL, **pool), lambda spec: (cost, 1024), worker_command=command)
+    made = LocalEngine(settings, FakeMeter(), profile="p", retries=retries)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_every_row_has_its_answer_and_each_model_one_load(tmp_path: Path) -> None:
+    """Four models in a budget for two; the slots' room is for one model's rows at a time."""
+    rows = Rows(tmp_path, {"a": 5, "b": 30, "c": 20, "d": 10})
+    with engine(tmp_path, vram_budget_mb=2 * WEIGHTS_MB + 6 * SLOT_MB) as running:
+        results = list(running.run(rows))
+        status = eventually(lambda: s if (s := running.status()).loads == 4 else None)
+    assert Counter(result.line for result in results) == Counter(range(1, 66))
+    assert all(rows.right(result) for result in results)
+    assert rows.taken == ["b"] * 30 + ["c"] * 20 + ["d"] * 10 + ["a"] * 5
+    assert {len(list(tmp_path.glob(f"{model}.start-*"))) for model in "abcd"} == {1}
+    assert status.completion_tokens == 65 * 4
+    assert results[0].answer is not None and results[0].answer.expert == "e"
+
+
+def test_a_row_whose_worker_dies_in_mid_answer_is_tried_again(tmp_path: Path) -> None:
+    """The college does not repeat what it has delivered; a batch may, for nobody has seen it."""
+    rows = Rows(tmp_path, {"a": 6})
+    with engine(tmp_path, {"a": [{"answer": "crash", "after": 7}, {}]}) as running:
+        results = list(running.run(rows))
+    assert len(results) == 6 and all(rows.right(result) for result in results)
+    assert max(result.attempts for result in results) == 2
+
+
+def test_without_retries_the_failure_is_the_rows_own(tmp_path: Path) -> None:
+    rows = Rows(tmp_path, {"a": 6})
+    with engine(tmp_path, {"a": [{"answer": "crash", "after": 7}, {}]}, retries=0) as running:
+        results = list(running.run(rows))
+    failed = [result for result in results if result.failure is not None]
+    assert len(results) == 6 and 1 <= len(failed) <= 4
+    assert {result.failure.code for result in failed if result.failure} == {"device_lost"}
+    assert all(rows.right(result) for result in results if result not in failed)
+
+
+def test_a_model_that_cannot_be_loaded_costs_only_its_own_rows(tmp_path: Path) -> None:
+    rows = Rows(tmp_path, {"bad": 3, "good": 4})
+    with engine(tmp_path, {"bad": [{"load": "damaged"}]}) as running:
+        results = list(running.run(rows))
+    failed = [result for result in results if result.failure is not None]
+    assert {result.model for result in failed} == {"bad"} and len(failed) == 3
+    assert {(result.failure.code, result.attempts) for result in failed if result.failure} == {("model_damaged", 1)}
+    assert sum(rows.right(result) for result in results) == 4
+
+
+def test_stop_lets_the_running_rows_end_and_takes_no_more(tmp_path: Path) -> None:
+    rows = Rows(tmp_path, {"a": 500})
+    with engine(tmp_path, {"a": [{"step_s": 0.01}]}) as running:
+        results = []
+        for result in running.run(rows):
+            results.append(result)
+            if len(results) == 3:
+                running.stop()
+    assert len(results) == len(rows.taken) <= 3 + 5
+    assert all(rows.right(result) for result in results)
+
+
+def test_close_drops_what_is_running(tmp_path: Path) -> None:
+    rows = Rows(tmp_path, {"a": 500})
+    with engine(tmp_path, {"a": [{"answer": "hang", "after": 18}]}) as running:
+        iterator = running.run(rows)
+        assert next(iterator).answer is not None
+    left = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left)

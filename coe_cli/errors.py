@@ -79,6 +79,12 @@ class DoesNotFit(CoeError):
     code = "does_not_fit"
 
 
+class DiskFull(DoesNotFit):
+    """The disk has no room for what is to be written."""
+
+    code = "disk_full"
+
+
 class OutOfMemory(CoeError):
     """The device or the machine ran out of memory."""
 
@@ -127,6 +133,7 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
         ModelMissing,
         ModelDamaged,
         DoesNotFit,
+        DiskFull,
         OutOfMemory,
         DeviceLost,
         Busy,

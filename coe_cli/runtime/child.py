@@ -1,4 +1,7 @@
-"""Runs one of our own modules as a child process that reports in JSON lines, so that its memory goes when it ends."""
+"""Runs one of our own modules as a child process that reports in JSON lines, so that its memory goes when it ends.
+
+The child ends with its parent, however that ends: it holds the other end of a pipe.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from coe_cli.errors import CoeError, OutOfMemory, UsageError, from_code
+from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
+from coe_cli.runtime.source_errors import is_full
 
 Message = dict[str, Any]
 
@@ -20,19 +25,20 @@ _NO_MEMORY_HINT = "Close other programs, or choose a smaller model."
 
 
 def run_child(module: str, arguments: Sequence[str], on_message: Callable[[Message], None], *, task: str) -> None:
-    """Run ``python -m module`` without a network and pass on each JSON object that it prints.
+    """Run ``python -m module`` with the Hugging Face libraries offline and pass on each JSON object that it prints.
 
-    Its stderr is kept for the error message alone. The child is killed when this process is interrupted.
+    Its stderr is kept for the error message alone. The child is killed when this process is interrupted, and ends
+    itself when this process is killed.
 
     Raises:
         CoeError: what the child reported, or its last words; ``task`` names what failed.
         OutOfMemory: it was killed.
     """
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-P", "-m", module, *arguments]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             encoding="utf-8",
@@ -45,6 +51,8 @@ def run_child(module: str, arguments: Sequence[str], on_message: Callable[[Messa
             child.kill()
             child.wait()
             raise
+        finally:
+            _close(child)
         if error is not None:
             raise error
         if code in _KILLED:
@@ -66,6 +74,8 @@ def serve_as_child(work: Callable[[Callable[[Message], None]], None], task: str)
     channel: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
     def send(message: Message) -> None:
         channel.write(json.dumps(message) + "\n")
         channel.flush()
@@ -77,10 +87,27 @@ def serve_as_child(work: Callable[[Callable[[Message], None]], None], task: str)
         failure = error
     except MemoryError:
         failure = OutOfMemory(f"the {task} ran out of memory", _NO_MEMORY_HINT)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        failure = DiskFull(f"the disk ran full during the {task}", "Free some space, and run it again.")
     except NotImplementedError as refused:
         failure = UsageError(f"the {task} refuses this model: {refused}", "Name another source.")
     send(failure.as_dict())
     return int(failure.exit_code)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of stdin, a pipe to which the parent writes nothing, and end this process at once."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _close(child: subprocess.Popen[str]) -> None:
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            stream.close()
 
 
 def _follow(child: subprocess.Popen[str], on_message: Callable[[Message], None]) -> CoeError | None:

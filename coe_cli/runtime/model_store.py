@@ -14,10 +14,10 @@ from pathlib import Path
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
-from coe_cli.errors import ModelMissing
+from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.runtime.integrity import check_files
 from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.source_errors import DiskFull
+from coe_cli.runtime.source_errors import is_full
 
 _MORE_ROOM = "Free some space, or set COE_MODELS_DIR to a folder on a larger disk."
 
@@ -81,8 +81,9 @@ def writing(name: str, models_dir: Path, on_progress: OnProgress) -> Iterator[No
                 shutil.rmtree(old, ignore_errors=True)
             yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"the disk of {models_dir} is full", _MORE_ROOM) from error
+        if is_full(error):
+            what = "takes no file so large" if error.errno == errno.EFBIG else "is full"
+            raise DiskFull(f"the disk of {models_dir} {what}", _MORE_ROOM) from error
         raise ModelMissing(
             f"model `{name}` cannot be written to {models_dir}: {error.strerror or error}",
             "Make the folder writable, or set COE_MODELS_DIR to another one.",

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import errno
 
-from coe_cli.errors import CoeError, DoesNotFit
+from coe_cli.errors import CoeError
 
-_OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_THIS_MACHINE = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 class SourceFailed(CoeError):
     """One source did not give the model; the next one may."""
 
 
-class DiskFull(DoesNotFit):
-    """The disk has no room for the model."""
-
-    code = "disk_full"
-
-
 def is_local(error: BaseException) -> bool:
     """Whether ``error`` is this machine's (a full disk, a folder that cannot be written) and not the source's."""
     return isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, a quota, or the file system's largest file is reached (FAT32: 4 GB)."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def first_line(error: BaseException) -> str:

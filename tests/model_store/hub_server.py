@@ -1,7 +1,8 @@
-"""A small Hugging Face hub on loopback that can be told to misbehave."""
+"""A small Hugging Face hub and package index on loopback that can be told to misbehave."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -20,9 +21,12 @@ _LARGE_BYTES = 8192
 
 @dataclass
 class Hub:
-    """Repositories by name, each a dict of path to content; the other fields are its vices."""
+    """Repositories by name, each a dict of path to content, and wheels by file name; the other fields are its vices."""
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    wheels: dict[str, bytes] = field(default_factory=dict)
+    wheel_password: str | None = None  # what the index and its wheels ask for
+    has_ranges: bool = True
     drop_after: dict[str, list[int]] = field(
         default_factory=dict
     )  # path → bytes after which the next replies break off
@@ -89,8 +93,36 @@ class _Handler(BaseHTTPRequestHandler):
             self._listing(match[1])
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[3], with_body=with_body)
+        elif match := re.fullmatch(r"/simple/([^/]+)/", path):
+            self._index(match[1])
+        elif match := re.fullmatch(r"/wheels/(.+)", path):
+            self._wheel(match[1], with_body=with_body)
         else:
             self._head(404, {"Content-Length": "0"})
+
+    def _index(self, project: str) -> None:
+        """A page of the simple repository API (PEP 503), with digests."""
+        names = [name for name in self.hub.wheels if name.split("-")[0].replace("_", "-") == project]
+        if not names:
+            self._head(404, {"Content-Length": "0"})
+            return
+        digests = {name: hashlib.sha256(self.hub.wheels[name]).hexdigest() for name in names}
+        links = "".join(f'<a href="/wheels/{name}#sha256={digests[name]}">{name}</a>' for name in names)
+        body = f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
+        self._head(200, {"Content-Type": "text/html", "Content-Length": str(len(body))})
+        self.wfile.write(body)
+
+    def _wheel(self, name: str, *, with_body: bool) -> None:
+        if name not in self.hub.wheels:
+            self._head(404, {"Content-Length": "0"})
+            return
+        wanted = self.hub.wheel_password
+        if wanted is not None and not base64.b64decode(self.headers.get("Authorization", "")[6:]).endswith(
+            f":{wanted}".encode()
+        ):
+            self._head(401, {"WWW-Authenticate": 'Basic realm="wheels"', "Content-Length": "0"})
+            return
+        self._content(name, self.hub.tampered.get(name, self.hub.wheels[name]), {}, with_body=with_body)
 
     def _listing(self, repository: str) -> None:
         files = self.hub.repositories.get(repository)
@@ -121,15 +153,26 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = self.hub.tampered.get(path, listed)
         etag = hashlib.sha256(listed).hexdigest() if len(listed) > _LARGE_BYTES else hashlib.sha1(listed).hexdigest()
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        status, begin = 200, 0
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked and with_body:
-            status, begin = 206, int(asked[1])
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        self._head(status, headers | {"Content-Length": str(len(content) - begin)})
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        self._content(path, content, headers, with_body=with_body)
+
+    def _content(self, path: str, content: bytes, headers: dict[str, str], *, with_body: bool) -> None:
+        """All of a file, or the range of it that is asked for."""
+        status, begin, end = 200, 0, len(content)
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if self.hub.has_ranges:
+            headers = headers | {"Accept-Ranges": "bytes"}
+        if asked and with_body and self.hub.has_ranges:
+            status = 206
+            begin = int(asked[1]) if asked[1] else max(0, len(content) - int(asked[2]))
+            end = min(len(content), int(asked[2]) + 1) if asked[1] and asked[2] else len(content)
+            if begin >= len(content):
+                self._head(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
+                return
+            headers |= {"Content-Range": f"bytes {begin}-{end - 1}/{len(content)}"}
+        self._head(status, headers | {"Content-Length": str(end - begin)})
         if with_body:
-            self._send(path, content[begin:])
+            self._send(path, content[begin:end])
 
     def _send(self, path: str, body: bytes) -> None:
         drops = self.hub.drop_after.get(path)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-import zipfile
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -145,52 +141,6 @@ def test_all_models_together_must_fit(coe: Coe, hub: Hub, monkeypatch: pytest.Mo
     assert result.code == 5
     assert "law-LLM-DML, BioMistral-7B-DML, sqlcoder-7b-2-DML needs 15750 MB" in result.stderr
     assert hub.requests == []
-
-
-def test_a_disk_that_runs_full_says_so_and_is_given_back(coe: Coe, small_disk: Path, tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "source")
-    (model / "extra.bin").write_bytes(bytes(400_000))
-    for name in ("needed.bin", "more.bin"):
-        (small_disk / name).write_bytes(bytes(100_000))
-    archive = tmp_path / "model.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in model.iterdir():
-            packed.write(path, f"model/{path.name}")
-    result = pull(coe, f"file:{archive}")
-    assert result.code == 5
-    assert "full" in result.stderr and "Free some space" in result.stderr
-    assert [path.name for path in small_disk.iterdir() if path.suffix != ".lock"] == [
-        "needed.bin",
-        "more.bin",
-    ] or not any(path.name.startswith(".partial") for path in small_disk.iterdir())
-
-
-@pytest.fixture
-def small_disk(coe: Coe) -> Iterator[Path]:
-    """The models folder on a file system of 500 kB."""
-    yield from mounted(coe.models, "size=500k")
-
-
-@pytest.fixture
-def read_only_disk(coe: Coe) -> Iterator[Path]:
-    """The models folder on a read-only file system."""
-    yield from mounted(coe.models, "size=500k,ro")
-
-
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    mount = ["mount", "-t", "tmpfs", "-o", options, "coe-test", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_read_only_models_folder(coe: Coe, published: dict[str, bytes], read_only_disk: Path) -> None:
-    result = pull(coe, "tiny")
-    assert result.code == 4
-    assert "cannot be written" in result.stderr and "COE_MODELS_DIR" in result.stderr
 
 
 def test_a_models_folder_that_is_a_file(coe: Coe, published: dict[str, bytes]) -> None:
@@ -363,81 +313,6 @@ def test_profile_means_the_models_of_its_device(coe: Coe, hub: Hub, tmp_path: Pa
 def test_nothing_named_is_a_usage_error(coe: Coe) -> None:
     assert pull(coe).code == 2
     assert pull(coe, "no-such-model").code == 4
-
-
-# Archives
-
-
-def archive_of(kind: str, members: dict[str, bytes], path: Path, link: str | None = None) -> Path:
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w") as packed:
-            for name, content in members.items():
-                packed.writestr(name, content)
-            if link:
-                info = zipfile.ZipInfo(link)
-                info.external_attr = 0o120777 << 16
-                packed.writestr(info, "/etc/passwd")
-        return path
-    with tarfile.open(path, "w:gz") as rolled:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            rolled.addfile(entry, io.BytesIO(content))
-        if link:
-            entry = tarfile.TarInfo(link)
-            entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            rolled.addfile(entry)
-    return path
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-@pytest.mark.parametrize("below", ["", "model/"])
-def test_an_archive_of_a_model(coe: Coe, tmp_path: Path, kind: str, below: str) -> None:
-    files = files_of(write_tiny_model(tmp_path / "source"))
-    archive = archive_of(kind, {below + name: data for name, data in files.items()}, tmp_path / "tiny.zip")
-    result = pull(coe, f"file:{archive}")
-    assert result.code == 0, result.stderr
-    assert_installed(coe, files)
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-@pytest.mark.parametrize("name", ["../evil", "/tmp/coe-evil", "a/../../evil", "..\\evil", "C:\\evil"])
-def test_members_that_climb_out(coe: Coe, tmp_path: Path, kind: str, name: str) -> None:
-    files = files_of(write_tiny_model(tmp_path / "source"))
-    result = pull(coe, f"file:{archive_of(kind, {**files, name: b'evil'}, tmp_path / 'tiny.zip')}")
-    assert result.code == 4
-    assert "outside of its archive" in result.stderr or "has no genai_config.json" in result.stderr
-    assert not list(tmp_path.rglob("*evil*"))
-    assert not Path("/tmp/coe-evil").exists()
-    assert_nothing(coe)
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_links_in_archives(coe: Coe, tmp_path: Path, kind: str) -> None:
-    files = files_of(write_tiny_model(tmp_path / "source"))
-    result = pull(coe, f"file:{archive_of(kind, files, tmp_path / 'tiny.zip', link='secret.json')}")
-    assert result.code == 4
-    assert "has a link" in result.stderr
-    assert_nothing(coe)
-
-
-def test_a_folder_inside_a_wheel(coe: Coe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    files = files_of(write_tiny_model(tmp_path / "source"))
-    members = {f"tiny_models/one/{name}": data for name, data in files.items()}
-    info = "tiny_models-1.0.dist-info"
-    members |= {
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-models\nVersion: 1.0\n",
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": b"",
-    }
-    archive_of("zip", members, wheels / "tiny_models-1.0-py3-none-any.whl")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    result = pull(coe, "pypi:tiny-models==1.0/tiny_models/one")
-    assert result.code == 0, result.stderr
-    assert_installed(coe, files, "one")
-    assert "has no file or folder" in pull(coe, "pypi:tiny-models/tiny_models/two").stderr
 
 
 # Real processes: killed, and two at once

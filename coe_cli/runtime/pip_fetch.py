@@ -62,7 +62,9 @@ def _find(requirement: str) -> tuple[Any, Any]:
     wanted = Requirement(requirement)
     best = finder.find_best_candidate(wanted.name, _specifier(str(wanted.specifier))).best_candidate
     if best is None:
-        raise SourceFailed(f"pip finds no wheel of it: pip download --no-deps {requirement} says more")
+        raise SourceFailed(
+            f"is not reachable through pip, which finds no wheel of it (pip download --no-deps {requirement} says more)"
+        )
     return best.link, session
 
 

@@ -171,5 +171,5 @@ def test_an_index_that_is_not_there(coe: Coe, index: Hub, monkeypatch: pytest.Mo
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple/")
     result = pull(coe, ADDRESS)
     assert result.code == 4
-    assert "pip finds no wheel of it" in result.stderr
+    assert "is not reachable through pip" in result.stderr
     assert coe.left_over == []

@@ -120,7 +120,7 @@ def show(
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
-    """One model in full: shape, attention, weights, chat template, cache at the profile's context, files, licence.
+    """One model in full: shape, attention, weights, chat template, plan at the profile's context, measurements, files.
 
     Example: coe models show smollm2-135m --format json | jq .cache
     """
@@ -130,7 +130,7 @@ def show(
     from coe_cli.runtime.model_card import model_card
 
     chosen = read_profiles(profiles_file).select(profile)
-    card = model_card(name, read_catalog(catalog_file), chosen, folders().models)
+    card = model_card(name, read_catalog(catalog_file), chosen, folders().models, folders().state)
     if report_format is ReportFormat.JSON:
         Output().json(msgspec.to_builtins(card))
     else:

@@ -12,7 +12,7 @@ def write_card(output: Output, card: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shape, cache = card.shape, card.cache
+    shape, cache, plan = card.shape, card.cache, card.plan
     formats = ", ".join(f"{count} × {kind}" for kind, count in (card.weight_formats or {}).items())
     head = {"last": "on the last position only", "all": f"on every position (coe models optimize {card.name})"}
     rows = [
@@ -38,6 +38,12 @@ def write_card(output: Output, card: Any) -> None:
             f"{cache.kv_bytes_per_token} bytes a token, {cache.kv_mb:.0f} MB for {cache.context_length} tokens "
             f"(profile {cache.profile})",
         ),
+        (
+            "plan",
+            f"{plan.weights_mb:.0f} MB weights + {plan.kv_mb:.0f} MB cache + {plan.activation_mb:.0f} MB prefill = "
+            f"{plan.total_mb:.0f} MB with one slot on {plan.provider}",
+        ),
+        ("measured", _measured(card.calibration)),
         ("same weights as", ", ".join(card.duplicate_of) or "no other model"),
     ]
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -54,3 +60,18 @@ def write_card(output: Output, card: Any) -> None:
         for file in card.files:
             files.add_row(Text(file.name), f"{file.size_mb:.1f} MB", file.sha256 or "not recorded")
         output.rich(files)
+
+
+def _measured(found: Any) -> str:
+    """What real runs measured, and how far the plan was off."""
+    if found is None:
+        return "no run is recorded yet"
+    parts = []
+    if found.load_mb is not None:
+        parts.append(f"{found.load_mb:.0f} MB after a load")
+    if found.slot_ratio is not None:
+        parts.append(f"slots {found.slot_ratio:.2f} × the plan's")
+    if found.error is not None:
+        parts.append(f"the plan without it is off by {found.error:+.1%}")
+    where = f"{found.measurements} measurements, the newest of {found.newest_at[:10]}, OGA {found.runtime_version}"
+    return f"{', '.join(parts)} ({where}, {found.adapter})"

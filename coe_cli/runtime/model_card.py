@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from msgspec import Struct
 
+from coe_cli.core.calibration import Calibration, apply
 from coe_cli.core.catalog import Catalog, ModelShape
-from coe_cli.core.model_spec import BYTES_PER_MB, KV_ELEMENT_BYTES, ModelSpec, find_spec
-from coe_cli.core.onnx_graph import GraphFacts, graph_of
+from coe_cli.core.footprint import ExactAccounting, ModelMemory
+from coe_cli.core.model_spec import BYTES_PER_MB, find_spec
+from coe_cli.core.onnx_graph import graph_of
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.runtime.calibration_store import CalibrationStore
 from coe_cli.runtime.integrity import read_manifest
 from coe_cli.runtime.inventory import duplicates_of
+from coe_cli.runtime.plan_inputs import calibration_of, memory_of
 from coe_cli.runtime.prompt_length import chat_template
 
 MODEL_SCHEMA_VERSION = 1
@@ -31,6 +36,33 @@ class CacheFigures(Struct, frozen=True):
     context_length: int
     kv_bytes_per_token: int
     kv_mb: float
+
+
+class PlanFigures(Struct, frozen=True):
+    """What `coe vram plan` counts for the model with one slot, on the provider that it was built for; MB of 2²⁰ bytes."""
+
+    profile: str
+    provider: str
+    context_length: int
+    weights_mb: float
+    kv_mb: float
+    activation_mb: float
+    total_mb: float
+
+
+class CalibrationFigures(Struct, frozen=True):
+    """What real runs measured: MB after a load, slots as a multiple of the plan's, and predicted ÷ measured − 1.
+
+    None is not measured yet; ``newest_at`` is ISO 8601 in UTC.
+    """
+
+    load_mb: float | None
+    slot_ratio: float | None
+    error: float | None
+    measurements: int
+    newest_at: str
+    runtime_version: str
+    adapter: str
 
 
 class ModelCard(Struct, frozen=True):
@@ -54,12 +86,14 @@ class ModelCard(Struct, frozen=True):
     head_positions: str | None
     chat_template: bool | None
     cache: CacheFigures
+    plan: PlanFigures
+    calibration: CalibrationFigures | None
     duplicate_of: list[str]
     files: list[FileFacts]
 
 
-def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir: Path) -> ModelCard:
-    """Read what the catalog, the configuration, the graph and the manifest say of ``name``.
+def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir: Path, state_dir: Path) -> ModelCard:
+    """Read what the catalog, the configuration, the graph, the manifest and earlier runs say of ``name``.
 
     Raises:
         ModelMissing: nobody knows the name.
@@ -68,6 +102,8 @@ def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir
     spec = find_spec(name, catalog, models_dir)
     entry = catalog.models.get(name)
     facts = graph_of(spec) if spec.folder else None
+    computed = memory_of(spec, spec.provider, catalog)
+    calibration = calibration_of(computed, CalibrationStore(state_dir).read())
     manifest = (read_manifest(spec.folder) if spec.folder else None) or {"files": {}, "origin": {}}
     origin = manifest.get("origin") or {}
     return ModelCard(
@@ -88,17 +124,42 @@ def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir
         weight_formats=facts.weights if facts else None,
         head_positions=_HEAD_POSITIONS[facts.prunes_logits] if facts else None,
         chat_template=chat_template(spec.folder) is not None if spec.folder else None,
-        cache=_cache(spec, facts, profile),
+        cache=_cache(computed, profile),
+        plan=_plan(apply(computed, calibration), profile),
+        calibration=_calibration(calibration),
         duplicate_of=duplicates_of(name, models_dir),
         files=_files(spec.folder, manifest["files"]) if spec.folder else [],
     )
 
 
-def _cache(spec: ModelSpec, facts: GraphFacts | None, profile: HardwareProfile) -> CacheFigures:
-    stored = facts.cache_element_bytes if facts else None
-    per_token = spec.kv_bytes_per_token(stored or KV_ELEMENT_BYTES[spec.provider])
-    context = min(profile.context_length, spec.context_length)
+def _cache(memory: ModelMemory, profile: HardwareProfile) -> CacheFigures:
+    per_token = memory.spec.kv_bytes_per_token(memory.element_bytes)
+    context = min(profile.context_length, memory.spec.context_length)
     return CacheFigures(profile.name, context, per_token, round(per_token * context / BYTES_PER_MB, 1))
+
+
+def _plan(memory: ModelMemory, profile: HardwareProfile) -> PlanFigures:
+    context = min(profile.context_length, memory.spec.context_length)
+    counting = ExactAccounting()
+    slot = counting.slot(memory, context)
+    sizes = (counting.weights_bytes(memory), slot.kv_bytes, slot.activation_bytes)
+    weights_mb, kv_mb, activation_mb = (round(size / BYTES_PER_MB, 1) for size in sizes)
+    total_mb = round(sum(sizes) / BYTES_PER_MB, 1)
+    return PlanFigures(profile.name, memory.provider, context, weights_mb, kv_mb, activation_mb, total_mb)
+
+
+def _calibration(found: Calibration | None) -> CalibrationFigures | None:
+    if found is None:
+        return None
+    return CalibrationFigures(
+        load_mb=round(found.load_bytes / BYTES_PER_MB, 1) if found.load_bytes is not None else None,
+        slot_ratio=round(found.slot_ratio, 4) if found.slot_ratio is not None else None,
+        error=round(found.error, 4) if found.error is not None else None,
+        measurements=found.records,
+        newest_at=datetime.fromtimestamp(found.newest_at_s, UTC).isoformat(timespec="seconds"),
+        runtime_version=found.key.runtime_version,
+        adapter=found.key.adapter,
+    )
 
 
 def _attention(shape: ModelShape) -> str:

@@ -121,6 +121,14 @@ def _graph(spec: ModelSpec) -> GraphFacts | None:
         return None
 
 
+def calibration_of(memory: ModelMemory, measurements: Measurements) -> Calibration | None:
+    """What real runs of a model on disk measured on its provider, or None where there was none."""
+    folder = memory.spec.folder
+    if folder is None or not measurements.calibrations:
+        return None
+    return find(measurements.calibrations, model_digest(folder, memory.spec.graph), memory.provider)
+
+
 def _answering(catalog: Catalog, on_disk: dict[str, Path], provider: Provider, *, explicit: bool) -> dict[str, str]:
     """The model that answers for each expert: its own, or on a CPU profile its fallback when its own is for a GPU.
 
@@ -145,16 +153,8 @@ def _built_for(model: str, catalog: Catalog, on_disk: dict[str, Path]) -> Provid
 
 
 def _calibrations(models: dict[str, ModelMemory], measurements: Measurements) -> dict[str, Calibration]:
-    if not measurements.calibrations:
-        return {}
-    found = {}
-    for name, memory in models.items():
-        if memory.spec.folder is not None:
-            digest = model_digest(memory.spec.folder, memory.spec.graph)
-            calibration = find(measurements.calibrations, digest, memory.provider)
-            if calibration is not None:
-                found[name] = calibration
-    return found
+    found = {name: calibration_of(memory, measurements) for name, memory in models.items()}
+    return {name: calibration for name, calibration in found.items() if calibration is not None}
 
 
 def _configured_chunk_size(folder: Path) -> int | None:

@@ -47,6 +47,11 @@ def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
     assert len(files["model.onnx.data"]["sha256"]) == 64
     assert files["coe_manifest.json"]["sha256"] is None
     assert 0.03 < card.pop("weights_mb") < 0.06
+    plan = card.pop("plan")
+    assert plan.keys() == {
+        *("profile", "provider", "context_length", "weights_mb", "kv_mb", "activation_mb", "total_mb"),
+    }
+    assert plan["total_mb"] == pytest.approx(plan["weights_mb"] + plan["kv_mb"] + plan["activation_mb"], abs=0.2)
     assert card == {
         "schema_version": 1,
         "name": "tiny",
@@ -64,8 +69,46 @@ def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
         "head_positions": "all",
         "chat_template": True,
         "cache": {"profile": "embedded", "context_length": 512, "kv_bytes_per_token": 128, "kv_mb": 0.1},
+        "calibration": None,
         "duplicate_of": [],
     }
+
+
+def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path) -> None:
+    from coe_cli.core.calibration import CalibrationRecord
+    from coe_cli.runtime.calibration_store import CalibrationStore, model_digest
+
+    key = {
+        "model_digest": model_digest(tiny),
+        "provider": "cpu",
+        "runtime_version": "0.18.0",
+        "adapter": "cpu",
+    }
+    before = coe("models", "show", "tiny", "--format", "json", "-p", "embedded").json
+    assert before["calibration"] is None
+    assert "no run is recorded yet" in coe("models", "show", "tiny").stdout
+    store = CalibrationStore(coe.folder / "state")
+    mb = 2**20
+    for kind, predicted, measured in (("load", 100 * mb, 80 * mb), ("generation", 10 * mb, 20 * mb)):
+        store.record(
+            CalibrationRecord(
+                **key, kind=kind, predicted_bytes=predicted, measured_bytes=measured, at_s=1_700_000_000.0
+            )
+        )
+    card = coe("models", "show", "tiny", "--format", "json", "-p", "embedded").json
+    assert card["calibration"] == {
+        "load_mb": 80.0,
+        "slot_ratio": 2.0,
+        "error": pytest.approx((100 / 80 + 10 / 20) / 2 - 1),
+        "measurements": 2,
+        "newest_at": "2023-11-14T22:13:20+00:00",
+        "runtime_version": "0.18.0",
+        "adapter": "cpu",
+    }
+    assert card["plan"]["weights_mb"] == 80.0
+    slot = ("kv_mb", "activation_mb")
+    assert sum(card["plan"][k] for k in slot) == pytest.approx(2 * sum(before["plan"][k] for k in slot), abs=0.2)
+    assert "80 MB after a load, slots 2.00 × the plan's" in " ".join(coe("models", "show", "tiny").stdout.split())
 
 
 def test_show_of_a_model_that_is_not_on_disk(coe: Coe) -> None:

@@ -67,7 +67,7 @@ class Outcome:
         return sum(isinstance(event, kind) for event in self.events)
 
 
-def spec_of(name: str, folder: Path) -> ModelSpec:
+def spec_of(name: str, folder: Path, weights_mb: int = WEIGHTS_MB) -> ModelSpec:
     shape = ModelShape(
         num_hidden_layers=1,
         hidden_size=64,
@@ -76,7 +76,7 @@ def spec_of(name: str, folder: Path) -> ModelSpec:
         head_size=64,
         vocab_size=100,
     )
-    return ModelSpec(name, "disk", "cpu", 4096, shape, WEIGHTS_MB * 2**20, folder / name)
+    return ModelSpec(name, "disk", "cpu", 4096, shape, weights_mb * 2**20, folder / name)
 
 
 class Trial:
@@ -86,6 +86,8 @@ class Trial:
         self.college = college
         self.meter = meter
         self._folder = folder
+        self.changed: dict[str, int] = {}
+        """Models whose weights now have another size, in MB."""
         self._count = 0
 
     async def ask(
@@ -100,7 +102,7 @@ class Trial:
         self._count += 1
         outcome = Outcome(prompt or f"question {self._count}", seed, tokens)
         request = ce.Ask(
-            spec_of(model, self._folder),
+            spec_of(model, self._folder, self.changed.get(model, WEIGHTS_MB)),
             [ChatMessage("user", outcome.prompt)],
             max_tokens=tokens,
             sampling=Sampling(seed=seed),
@@ -152,10 +154,9 @@ async def trial(
     folder.mkdir(exist_ok=True)
     (folder / "faults.json").write_text(json.dumps(faults or {}))
     os.environ["PYTHONPATH"] = str(REPOSITORY)
-    cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4)
     settings = CollegeSettings(
         pool=msgspec.structs.replace(POOL, **pool),
-        cost_of=lambda spec: (cost, 1024),
+        cost_of=lambda spec: (ModelCost(spec.weights_bytes / 2**20, SLOT_MB, max_slots=4), 1024),
         load_timeout_s=load_timeout_s,
         watchdog_s=watchdog_s,
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],

@@ -150,7 +150,7 @@ def test_auto_answers_and_says_who_stood_in(served: Served) -> None:
     answer = served.chat(model="auto")
     coe = answer.json["coe"]
     assert (coe["expert"], coe["model"]) == ("general_reasoner", MODEL)
-    assert "not on disk" in answer.headers["x-coe-note"] and coe["notes"] == [answer.headers["x-coe-note"]]
+    assert "not on disk" in coe["notes"][-1] and " | ".join(coe["notes"]) == answer.headers["x-coe-note"]
     stream = served.chat(model="auto", stream=True)
     assert stream.headers["x-coe-note"] == answer.headers["x-coe-note"]
     assert stream.chunks[0]["coe"]["notes"] == coe["notes"]

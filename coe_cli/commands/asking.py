@@ -17,7 +17,7 @@ from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
 from coe_cli.core.selection import Choice, choose_model, choose_profile
-from coe_cli.errors import CoeError, ModelMissing, PromptTooLong
+from coe_cli.errors import ModelMissing, PromptTooLong
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, JsonLinesSink, JsonSink
 from coe_cli.output.console import Output
 from coe_cli.runtime import college_events as ce
@@ -111,12 +111,10 @@ def _events(
     # Listing the installed packages takes longer than all else here, and a model for the CPU has no choice.
     installed: list[Provider] = ["cpu"] if spec.provider == "cpu" else installed_providers()
     provider, why = choose_provider(spec.name, spec.provider, profile, installed)
-    slower = why.startswith("slower:")
-    if slower:
+    if why.startswith("slower:"):
         output.note(why)
         spec = structs.replace(spec, provider=provider)
-    # The college runs each model on the provider that it was built for; elsewhere it needs a worker of its own.
-    client = _college(profile, options, output) if options.serve and not slower else None
+    client = _college(options, output) if options.serve else None  # which gives the model the same provider
     if client is not None:
         return _of_college(client, ask, options.timeout_s)
     worker = worker_process.take()
@@ -144,30 +142,20 @@ def _of_worker(
         worker.kill()
 
 
-def _college(profile: HardwareProfile, options: AskOptions, output: Output) -> CollegeClient | None:
+def _college(options: AskOptions, output: Output) -> CollegeClient | None:
     """The resident college, started if there is none; None where it cannot serve this question, and why is said."""
     from coe_cli.runtime import college_client
     from coe_cli.runtime.serve_options import ServeOptions
 
-    start = ServeOptions(
-        profile=profile.name,
-        profiles_file=str(options.profiles_file.absolute()) if options.profiles_file else None,
-        catalog_file=str(options.catalog_file.absolute()) if options.catalog_file else None,
+    client, why_not = college_client.reach(
+        ServeOptions(
+            profile=options.profile,
+            profiles_file=str(options.profiles_file.absolute()) if options.profiles_file else None,
+            catalog_file=str(options.catalog_file.absolute()) if options.catalog_file else None,
+        )
     )
-    try:
-        client = college_client.find_or_start(start)
-    except CoeError as error:
-        output.note(f"no college could be started ({error.message}); answering without one")
-        return None
-    other = ""
-    if client.state.models_dir != str(folders().models):
-        other = f"other models ({client.state.models_dir})"
-    elif options.profile is not None and client.state.profile != profile.name:
-        other = f"profile {client.state.profile}"
-    if other:
-        client.close()
-        output.note(f"the running college has {other}; answering without it (`coe stop` ends it)")
-        return None
+    if client is None:
+        output.note(f"{why_not}; answering without it")
     return client
 
 

@@ -37,6 +37,10 @@ def chat(
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Repeat sampled answers.")] = None,
     show_thinking: Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")] = False,
     no_log: Annotated[bool, typer.Option("--no-log", help="Keep nothing of it for `coe logs`.")] = False,
+    no_serve: Annotated[
+        bool,
+        typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no resident college, and leave none behind."),
+    ] = False,
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
@@ -63,6 +67,9 @@ def chat(
             seed=seed,
             show_thinking=show_thinking,
             no_log=no_log,
+            serve=not no_serve,
+            profiles_file=profiles_file,
+            catalog_file=catalog_file,
         ),
         read_catalog(catalog_file),
         read_profiles(profiles_file),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from coe_cli.commands.asking import install_chosen
 from coe_cli.core.catalog import Catalog
@@ -16,7 +17,7 @@ from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import history
-from coe_cli.runtime.answerer import Answerer, CollegeAnswerer
+from coe_cli.runtime.answerer import Answerer, CollegeAnswerer, ResidentAnswerer
 from coe_cli.runtime.chat_session import ChatSession
 from coe_cli.runtime.college import CollegeSettings
 from coe_cli.runtime.costs import cost_in
@@ -24,6 +25,7 @@ from coe_cli.runtime.folders import folders
 from coe_cli.runtime.line_input import QuestionReader
 from coe_cli.runtime.meter import ResidentSetMeter, Unmeasured
 from coe_cli.runtime.protocol import Sampling
+from coe_cli.runtime.serve_options import ServeOptions
 
 _COMMANDS = {
     "expert": "/expert NAME   let this expert answer; without a name, who answers now",
@@ -52,6 +54,9 @@ class ChatOptions:
     seed: int | None = None
     show_thinking: bool = False
     no_log: bool = False
+    serve: bool = True
+    profiles_file: Path | None = None
+    catalog_file: Path | None = None
 
 
 def run_chat(
@@ -61,14 +66,14 @@ def run_chat(
     output: Output,
     answerer: Answerer | None = None,
 ) -> None:
-    """Talk until the input ends. Without ``answerer`` a college in this process answers.
+    """Talk until the input ends. Without ``answerer`` the resident college answers, or one in this process.
 
     Raises:
         CoeError: the session cannot begin; or, when the questions come from a pipe, one could not be answered.
     """
     profiles.select(options.profile)
     conversation = history.last_conversation(profiles.history) if options.resume else None
-    answerer = answerer or _own_college(profiles, options.profile, catalog)
+    answerer = answerer or _answerer(options, catalog, profiles, output)
     logged = history.logging_wanted(profiles.history, no_log=options.no_log)
     reader = QuestionReader(folders().state / "chat_lines" if logged else None)
     try:
@@ -221,9 +226,19 @@ def _choose(session: ChatSession, options: ChatOptions, conversation: Conversati
     return session.choose(expert=options.expert, model=options.model)
 
 
-def _own_college(profiles: ProfileSet, name: str | None, catalog: Catalog) -> CollegeAnswerer:
-    from coe_cli.runtime.serve_process import college_profile
+def _answerer(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, output: Output) -> Answerer:
+    def own_college() -> CollegeAnswerer:
+        from coe_cli.runtime.serve_process import college_profile
 
-    profile = college_profile(profiles, name, catalog, folders().models)
-    meter = ResidentSetMeter() if profile.provider == "cpu" else Unmeasured()
-    return CollegeAnswerer(CollegeSettings(pool_from_profile(profile), cost_in(profile)), meter)
+        profile = college_profile(profiles, options.profile, catalog, folders().models)
+        meter = ResidentSetMeter() if profile.provider == "cpu" else Unmeasured()
+        return CollegeAnswerer(CollegeSettings(pool_from_profile(profile), cost_in(profile)), meter)
+
+    if not options.serve:
+        return own_college()
+    start = ServeOptions(
+        profile=options.profile,
+        profiles_file=str(options.profiles_file.absolute()) if options.profiles_file else None,
+        catalog_file=str(options.catalog_file.absolute()) if options.catalog_file else None,
+    )
+    return ResidentAnswerer(start, own_college, output.note)

@@ -93,10 +93,16 @@ class Scheduler(Admission):
         self._now_s = -math.inf
         self._seq = 0
 
-    def add_model(self, name: str, cost: ModelCost) -> None:
-        """Make a model known that was installed after the start; a known one keeps its cost."""
-        if name not in self._models:
+    def set_cost(self, name: str, cost: ModelCost) -> bool:
+        """Make a model known, or change what one costs that takes no memory now; False where it takes some."""
+        model = self._models.get(name)
+        if model is None:
             self._models[name] = ModelEntry(name, cost)
+        elif model.state in (ModelState.LOADING, ModelState.READY):
+            return False
+        else:
+            model.set_cost(cost)
+        return True
 
     @property
     def drained(self) -> bool:

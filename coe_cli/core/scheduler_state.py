@@ -145,10 +145,7 @@ class ModelEntry:
 
     def __init__(self, name: str, cost: ModelCost) -> None:
         self.name = name
-        self.weights_mb = math.ceil(cost.weights_mb)
-        self.slot_mb = math.ceil(cost.kv_mb + cost.activation_mb)
-        self.load_s = max(cost.load_s, 1e-3)
-        self.max_slots = cost.max_slots
+        self.set_cost(cost)
         self.state = ModelState.ABSENT
         self.active: dict[RequestId, RequestEntry] = {}
         self.queue: list[tuple[float, int, RequestEntry]] = []
@@ -171,6 +168,13 @@ class ModelEntry:
         """When the first of them did, or one that was killed from outside."""
         self.preload_failed = False
         self.infeasible_since_s = math.inf
+
+    def set_cost(self, cost: ModelCost) -> None:
+        """For a model without memory: what it holds is counted with the costs of its load."""
+        self.weights_mb = math.ceil(cost.weights_mb)
+        self.slot_mb = math.ceil(cost.kv_mb + cost.activation_mb)
+        self.load_s = max(cost.load_s, 1e-3)
+        self.max_slots = cost.max_slots
 
     def forget_setbacks(self) -> None:
         self.setbacks, self.setback_since_s = 0, math.inf

@@ -1,4 +1,4 @@
-"""Who answers a conversation: a college in this process, or anything else that gives the same events."""
+"""Who answers a conversation: the resident college, one in this process, or anything that gives the same events."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from coe_cli.runtime.college import College, CollegeSettings
-from coe_cli.runtime.college_events import Ask, CollegeEvent
+from coe_cli.runtime.college_client import reach
+from coe_cli.runtime.college_events import Ask, AskByName, CollegeEvent
 from coe_cli.runtime.meter import Meter
+from coe_cli.runtime.serve_options import ServeOptions
 
 _LOOK_UP_S = 0.2
 
@@ -30,6 +32,41 @@ class Answerer(Protocol):
     def close(self) -> None:
         """Give back what it holds."""
         ...
+
+
+class ResidentAnswerer:
+    """The resident college, found or started anew for each answer, since it may have ended meanwhile.
+
+    Where there can be none, ``instead`` makes another answerer, once, and ``note`` is told why.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        instead: Callable[[], Answerer],
+        note: Callable[[str], None],
+        timeout_s: float | None = None,
+    ) -> None:
+        self._options, self._instead, self._note, self._timeout_s = options, instead, note, timeout_s
+        self._other: Answerer | None = None
+
+    def answer(self, ask: Ask) -> Iterator[CollegeEvent]:
+        """See ``Answerer.answer``."""
+        client, why_not = (None, "") if self._other is not None else reach(self._options)
+        if client is None:
+            if self._other is None:
+                self._note(f"{why_not}; answering without it")
+                self._other = self._instead()
+            yield from self._other.answer(ask)
+            return
+        fields = {name: getattr(ask, name) for name in AskByName.__struct_fields__ if name != "model"}
+        with contextlib.closing(client):
+            yield from client.stream_chat(AskByName(model=ask.model.name, **fields), self._timeout_s)
+
+    def close(self) -> None:
+        """End what stood in for the college; the college stays."""
+        if self._other is not None:
+            self._other.close()
 
 
 class CollegeAnswerer:

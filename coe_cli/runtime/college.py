@@ -11,7 +11,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from coe_cli.core import scheduler_events as ev
 from coe_cli.core.model_spec import ModelSpec
@@ -20,6 +20,7 @@ from coe_cli.core.scheduler_state import ModelCost, PoolConfig, Snapshot
 from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, from_code
 from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import protocol
+from coe_cli.runtime.college_requests import OpenRequest, Tally
 from coe_cli.runtime.meter import Meter
 from coe_cli.runtime.resident import KilledFromOutside, ResidentWorker
 
@@ -39,17 +40,6 @@ class CollegeSettings:
     worker_command: list[str] | None = None
 
 
-@dataclass
-class _Request:
-    """A request between ``ask`` and its end."""
-
-    ask: ce.Ask
-    events: asyncio.Queue[ce.CollegeEvent | CoeError] = field(default_factory=asyncio.Queue)
-    load_s: float | None = None
-    delivered: bool = False
-    held_back: list[str] = field(default_factory=list)
-
-
 class College:
     """Resident models behind one budget. Use inside a running loop; ``close`` ends every worker."""
 
@@ -61,7 +51,7 @@ class College:
         self._specs: dict[str, ModelSpec] = {}
         self._contexts: dict[str, int] = {}
         self._workers: dict[str, ResidentWorker] = {}
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, OpenRequest] = {}
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._decisions: deque[ev.Decision] = deque()
@@ -71,9 +61,7 @@ class College:
         self._housekeeper: asyncio.Task[None] | None = None
         self.notices: deque[str] = deque(maxlen=50)
         self.active_at = clock()
-        self.answers = 0
-        self.failures = 0
-        self.completion_tokens = 0
+        self.tally = Tally()
 
     # --- what one asks of it
 
@@ -87,20 +75,18 @@ class College:
             raise _stopped()
         self._start_housekeeping()
         self._know(ask.model)
-        request_id, request = next(self._ids), _Request(ask)
+        request_id, request = next(self._ids), OpenRequest(ask)
         self._requests[request_id] = request
         self.active_at = self._clock()
         try:
             self._tell(ev.Request(request_id, ask.model.name, ask.priority))
             while True:
                 event = await request.events.get()
+                self.tally.count(event)
                 if isinstance(event, CoeError):
-                    self.failures += 1
                     raise event
                 yield event
                 if isinstance(event, ce.Finished):
-                    self.answers += 1
-                    self.completion_tokens += event.completion_tokens
                     return
         finally:
             self.active_at = self._clock()
@@ -182,8 +168,7 @@ class College:
                 self._inform(decision.request_id, ce.Waiting(decision.reason, decision.ahead))
             case ev.Retry(request_id=request_id):
                 if (request := self._requests.get(int(request_id))) is not None:
-                    request.held_back.clear()
-                self._inform(request_id, ce.Again(decision.reason))
+                    request.again(decision.reason)
             case ev.Refuse():
                 self._refuse(decision)
             case ev.Notice(message=message):
@@ -206,7 +191,7 @@ class College:
     def _end(self, request_id: ev.RequestId, outcome: ce.Finished | CoeError) -> None:
         request = self._requests.pop(int(request_id), None)
         if request is not None:
-            request.events.put_nowait(outcome)
+            request.end(outcome)
 
     def _refuse(self, decision: ev.Refuse) -> None:
         error = from_code(decision.code, decision.message, decision.hint)
@@ -217,11 +202,15 @@ class College:
     # --- models
 
     def _know(self, spec: ModelSpec) -> None:
-        if spec.name not in self._specs:
-            cost, context_length = self._settings.cost_of(spec)
+        """Take in what a model is. One whose files have become others is loaded anew as soon as it is idle."""
+        if self._specs.get(spec.name) == spec:
+            return
+        if spec.name in self._specs:
+            self._tell(ev.Unload(spec.name))
+        cost, context_length = self._settings.cost_of(spec)
+        if self._scheduler.set_cost(spec.name, cost):
             self._specs[spec.name] = spec
             self._contexts[spec.name] = context_length
-            self._scheduler.add_model(spec.name, cost)
 
     async def _load(self, model: str, worker: ResidentWorker, *, warm: bool) -> None:
         """``warm``: open the first slot at once; a request that waits opens its own, and need not wait for another."""
@@ -319,13 +308,8 @@ class College:
         match message:
             case protocol.Token(request_id=request_id, text=text):
                 request = self._requests.get(request_id)
-                if request is not None and request.ask.whole:
-                    request.held_back.append(text)
-                elif request is not None:
-                    if not request.delivered:
-                        request.delivered = True
-                        self._tell(ev.Tokens(request_id))
-                    request.events.put_nowait(ce.Piece(text))
+                if request is not None and request.piece(text):
+                    self._tell(ev.Tokens(request_id))
             case protocol.Started(request_id=request_id):
                 request = self._requests.get(request_id)
                 if request is not None:
@@ -339,9 +323,6 @@ class College:
                     request.events.put_nowait(reading)
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
-                request = self._requests.get(request_id)
-                if request is not None and request.held_back:
-                    request.events.put_nowait(ce.Piece("".join(request.held_back)))
                 self._end(
                     request_id,
                     ce.Finished(

@@ -23,6 +23,7 @@ from coe_cli.runtime import rendezvous
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.route_messages import RouteAnswer, RouteRequest
 from coe_cli.runtime.serve_options import ServeOptions
+from coe_cli.runtime.settings import settings_digest
 
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 _START = f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.serve_process import main; main()"
@@ -73,6 +74,26 @@ def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START
                 raise _why_not(folder, code)
             time.sleep(0.01)
     raise TimedOut(f"the college did not start within {timeout_s:g} s", f"See {folder / _START_LOG}.")
+
+
+def reach(options: ServeOptions) -> tuple[CollegeClient | None, str]:
+    """The college that serves with these settings, started if none runs; or None, and why there is no such college."""
+    try:
+        client = find_or_start(options)
+    except CoeError as error:
+        return None, f"no college could be started ({error.message})"
+    state, other = client.state, ""
+    files = (None if name is None else Path(name) for name in (options.profiles_file, options.catalog_file))
+    if state.models_dir != str(folders().models):
+        other = f"other models ({state.models_dir})"
+    elif options.profile is not None and state.profile != options.profile:
+        other = f"profile {state.profile}"
+    elif state.settings != settings_digest(*files):
+        other = "profiles or a catalog that have changed since"
+    if not other:
+        return client, ""
+    client.close()
+    return None, f"the running college has {other} (`coe stop` ends it)"
 
 
 def _start_detached(folder: Path, options: ServeOptions) -> subprocess.Popen[bytes]:
@@ -137,7 +158,14 @@ class CollegeClient:
         """
         try:
             response = self._request("POST", "/coe/ask", msgspec.json.encode(ask), timeout_s)
+            silent_s = 0
             while line := response.readline(_MAX_LINE_BYTES):
+                if line == b"\n":  # comes each second; counted, since the reader itself may have paused
+                    silent_s += 1
+                    if timeout_s is not None and silent_s > timeout_s:
+                        raise TimeoutError
+                    continue
+                silent_s = 0
                 event = _decode_event(line)
                 if isinstance(event, ce.Broken):
                     error = from_code(event.code, event.message, event.hint)

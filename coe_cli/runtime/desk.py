@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +10,15 @@ import msgspec
 
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
+from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.selection import Choice, choose_model
-from coe_cli.errors import ModelMissing, PromptTooLong, UsageError
+from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.runtime import college_events as ce
+from coe_cli.runtime.costs import slot_context
 from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.prompt_length import prompt_tokens
 from coe_cli.runtime.protocol import ChatMessage, Guidance, Sampling
+from coe_cli.runtime.providers import choose_provider, installed_providers
 from coe_cli.runtime.shared_router import SharedRouter
 
 AUTO = "auto"
@@ -45,25 +47,18 @@ class Prepared(NamedTuple):
     notes: list[str]
 
 
-def route_auto(text: str) -> str:
-    """The expert for a question that names none."""
-    return GENERAL_EXPERT
-
-
 class Desk:
     """Settles each request against the catalog and the models on disk, as they are at that moment.
 
-    ``context_of`` gives the context length of a model's slots, ``router`` the expert for a question (from any thread).
+    ``router`` gives the expert for a question, from any thread.
     """
 
-    def __init__(
-        self, catalog: Catalog, models_dir: Path, context_of: Callable[[ModelSpec], int], router: SharedRouter
-    ) -> None:
+    def __init__(self, catalog: Catalog, models_dir: Path, profile: HardwareProfile, router: SharedRouter) -> None:
         self.catalog = catalog
         self.router = router
         self.models_dir = models_dir
-        self._context_of = context_of
-        self._opened: dict[str, tuple[int, ModelSpec]] = {}
+        self._profile = profile
+        self._opened: dict[str, tuple[int, ModelSpec, str]] = {}
 
     def names(self) -> list[tuple[str, int]]:
         """Every name that ``prepare`` takes, with the time (seconds since 1970) of its model's folder."""
@@ -74,20 +69,31 @@ class Desk:
         return list({AUTO: newest, **times, **experts}.items())
 
     def open(self, name: str) -> ModelSpec:
-        """The spec of a model on disk; its files are checked again when its configuration has changed.
+        """The spec of a model on disk, on the provider that it gets here; looked at again when its files have changed.
 
         Raises:
             ModelMissing: it is not there.
             ModelDamaged: its files are not whole.
+            DeviceLost: no provider for it is installed.
         """
+        return self._open(name)[0]
+
+    def _open(self, name: str) -> tuple[ModelSpec, str]:
+        """The spec, and a note for the user if the model does not run where it was built for."""
         folder = self.models_dir / name
         if name not in models_on_disk(self.models_dir):
             raise ModelMissing(f"model `{name}` is not on disk", f"Fetch it: coe models pull {name}")
         changed = (folder / GENAI_CONFIG).stat().st_mtime_ns
         known = self._opened.get(name)
         if known is None or known[0] != changed:
-            known = self._opened[name] = (changed, open_model(name, folder))
-        return known[1]
+            spec = open_model(name, folder)
+            note = ""
+            if spec.provider != "cpu":
+                provider, why = choose_provider(name, spec.provider, self._profile, installed_providers())
+                spec = msgspec.structs.replace(spec, provider=provider)
+                note = why if why.startswith("slower:") else ""
+            known = self._opened[name] = (changed, spec, note)
+        return known[1:]
 
     async def prepare(self, wish: Wish) -> Prepared:
         """Settle expert, model, system prompt and room.
@@ -101,9 +107,11 @@ class Desk:
             raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
         if wish.raw and not any(message.content.strip() for message in wish.messages):
             raise UsageError("the prompt is empty", "Give it some text.")
-        choice = self._choose(wish)
-        spec = self.open(choice.model)
-        messages, template, notes = wish.messages, choice.template, list(choice.notes)
+        name, notes = await self._route(wish.messages) if wish.name == AUTO else (wish.name, [])
+        choice = self._choose(name)
+        spec, slower = self._open(choice.model)
+        messages, template = wish.messages, choice.template
+        notes += [*choice.notes, slower] if slower else choice.notes
         if wish.raw:
             template = RAW_TEMPLATE
         elif choice.system_prompt.strip() and not any(message.role == "system" for message in messages):
@@ -124,12 +132,17 @@ class Desk:
         )
         return Prepared(ask, choice.expert, notes)
 
-    def _choose(self, wish: Wish) -> Choice:
+    async def _route(self, messages: list[ChatMessage]) -> tuple[str, list[str]]:
+        """The expert for the last question, and what is to be said about the choice."""
+        question = next((m.content for m in reversed(messages) if m.role == "user"), "")
+        try:
+            decision = await asyncio.to_thread(self.router.route, question)
+        except CoeError as error:
+            return GENERAL_EXPERT, [f"{error.message}, so {GENERAL_EXPERT} answers ({error.hint.rstrip('.')})"]
+        return decision.experts[0].name, []
+
+    def _choose(self, name: str) -> Choice:
         on_disk = models_on_disk(self.models_dir)
-        name = wish.name
-        if name == AUTO:
-            question = next((m.content for m in reversed(wish.messages) if m.role == "user"), "")
-            name = route_auto(question)
         if name in self.catalog.experts:
             choice = choose_model(self.catalog, on_disk, expert=name, model=None)
         else:
@@ -141,14 +154,14 @@ class Desk:
     async def _too_many_tokens(self, spec: ModelSpec, messages: list[ChatMessage], template: str | None) -> int | None:
         """Tokens of the prompt if the model has no room for them, else None."""
         assert spec.folder is not None
-        context = self._context_of(spec)
+        context = slot_context(spec, self._profile)
         tokens = await asyncio.to_thread(prompt_tokens, spec.folder, messages, template, context)
         return tokens if tokens is not None and tokens >= context else None
 
     async def _fallback(
         self, spec: ModelSpec, tokens: int, choice: Choice, messages: list[ChatMessage]
     ) -> tuple[ModelSpec, str]:
-        context = self._context_of(spec)
+        context = slot_context(spec, self._profile)
         if choice.fallback is not None:
             other = self.open(choice.fallback)
             if await self._too_many_tokens(other, messages, None) is None:

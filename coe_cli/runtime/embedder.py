@@ -115,10 +115,8 @@ class Embedder:
         """
         import numpy as np
 
-        limit = self.info.max_tokens * _CHARS_PER_TOKEN
-        bounded = [self.info.prompt + text[:limit].encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encoded = self._tokenizer.encode_batch(bounded)
-        vectors = np.empty((len(bounded), self.info.dimension), dtype=np.float32)
+        encoded = self._tokenizer.encode_batch(self._bounded(texts))
+        vectors = np.empty((len(encoded), self.info.dimension), dtype=np.float32)
         for batch in _batches([len(one.ids) for one in encoded]):
             ids = [encoded[position].ids for position in batch]
             width = max(1, len(ids[-1]))
@@ -129,6 +127,14 @@ class Embedder:
                 mask[row, : len(sequence)] = 1
             (vectors[batch],) = self._session.run(None, {"input_ids": tokens, "attention_mask": mask})
         return vectors
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text as ``embed`` sees it, its cut and the prompt included."""
+        return [len(encoded.ids) for encoded in self._tokenizer.encode_batch(self._bounded(texts))]
+
+    def _bounded(self, texts: Sequence[str]) -> list[str]:
+        limit = self.info.max_tokens * _CHARS_PER_TOKEN
+        return [self.info.prompt + text[:limit].encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 def available_provider(wanted: str) -> str:

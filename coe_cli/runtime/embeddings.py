@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import base64 as base64_module
+import contextlib
 import functools
-import importlib
-import threading
 from pathlib import Path
 from typing import Any
 
-from coe_cli.errors import ModelMissing
+from coe_cli.errors import CoeError, ModelMissing
 from coe_cli.runtime.desk import AUTO
+from coe_cli.runtime.embedder import Embedder
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.http_errors import HttpError
+from coe_cli.runtime.shared_router import SharedRouter
 
-_one_at_a_time = threading.Lock()
 
-
-def embed(name: str, texts: list[str], *, base64: bool) -> dict[str, Any]:
-    """OpenAI's embedding list for ``texts``. Runs in a thread: the first call loads the embedder.
-
-    ``usage`` counts 0 tokens, because the embedder does not report them.
+def embed(name: str, texts: list[str], router: SharedRouter, *, base64: bool) -> dict[str, Any]:
+    """OpenAI's embedding list for ``texts``, from the router's own embedder where that is the one. Runs in a thread.
 
     Raises:
-        HttpError: this installation has no embedder, or no export of it is prepared (501).
-        ModelMissing: it has no embedder of that name.
+        HttpError: no embedder is prepared (501).
+        ModelMissing: there is none of that name.
         ModelDamaged: it cannot be loaded.
     """
-    with _one_at_a_time:
-        embedder = _load(_folder(name))
-        vectors = embedder.embed(texts)
+    embedder = _embedder(name, router)
+    vectors, tokens = embedder.embed(texts), sum(embedder.token_counts(texts))
     data = [
         {
             "object": "embedding",
@@ -40,8 +36,16 @@ def embed(name: str, texts: list[str], *, base64: bool) -> dict[str, Any]:
         }
         for index, vector in enumerate(vectors)
     ]
-    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": embedder.info.name, "usage": usage}
+
+
+def _embedder(name: str, router: SharedRouter) -> Embedder:
+    with contextlib.suppress(CoeError):
+        embedder = router.embedder()
+        if name in (AUTO, embedder.info.name):
+            return embedder
+    return _load(_folder(name))
 
 
 def _folder(name: str) -> Path:
@@ -59,11 +63,5 @@ def _folder(name: str) -> Path:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(folder: Path) -> Any:
-    try:
-        module = importlib.import_module("coe_cli.runtime.embedder")
-    except ImportError as error:
-        raise HttpError(
-            501, f"this installation has no embedder: {error}", "Install coe-cli again.", code="no_embedder"
-        ) from None
-    return module.Embedder(folder)
+def _load(folder: Path) -> Embedder:
+    return Embedder(folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 from coe_cli.core.college_status import CollegeStatus
 from coe_cli.core.scheduler_state import Snapshot
+from coe_cli.runtime.college_requests import Tally
 
 _MB = 2**20
 
@@ -16,10 +17,7 @@ def prometheus_text(
     status: CollegeStatus,
     snapshot: Snapshot,
     responses: Counter[tuple[str, int]],
-    *,
-    answers: int,
-    failures: int,
-    completion_tokens: int,
+    tally: Tally,
 ) -> bytes:
     """All metrics; ``responses`` counts by path and status."""
     from prometheus_client import CollectorRegistry, generate_latest
@@ -48,9 +46,11 @@ def prometheus_text(
             yield gauge("queue_length", "Requests that wait", snapshot.queue_length)
             yield gauge("running", "Answers in progress", snapshot.running)
             yield gauge("slots", "Answers that may be in progress at once", snapshot.max_concurrent_slots)
-            yield counter("answers", "Complete answers", answers)
-            yield counter("failures", "Requests that ended with an error", failures)
-            yield counter("completion_tokens", "Tokens of complete answers", completion_tokens)
+            yield counter("answers", "Complete answers", tally.answers)
+            yield counter("failures", "Requests that ended with an error", tally.failures)
+            yield counter("prompt_tokens", "Tokens of the prompts of complete answers", tally.prompt_tokens)
+            yield counter("reused_prompt_tokens", "Prompt tokens found in a cache", tally.reused_prompt_tokens)
+            yield counter("completion_tokens", "Tokens of complete answers", tally.completion_tokens)
             yield counter("model_loads", "Models loaded on request", snapshot.loads)
             yield counter("model_preloads", "Models loaded ahead", snapshot.preloads)
             yield counter("model_evictions", "Models taken out", snapshot.evictions)

@@ -125,7 +125,9 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
     async def embeddings(request: api.EmbeddingRequest) -> Response:
         """Vectors of length 1, from the embedder that routes questions."""
         texts = [request.input] if isinstance(request.input, str) else request.input
-        answer = await asyncio.to_thread(embed, request.model, texts, base64=request.encoding_format == "base64")
+        answer = await asyncio.to_thread(
+            embed, request.model, texts, desk.router, base64=request.encoding_format == "base64"
+        )
         return Response(_encode(answer), media_type="application/json")
 
     return app

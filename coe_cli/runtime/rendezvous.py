@@ -28,7 +28,10 @@ _PROBE_S = 2.0
 
 
 class CollegeState(Struct, frozen=True):
-    """Where the college is. ``token`` opens its private endpoints; ``started_at`` is in seconds since 1970."""
+    """Where the college is. ``token`` opens its private endpoints; ``started_at`` is in seconds since 1970.
+
+    ``settings`` is ``settings_digest`` of the profiles and the catalog that it has read.
+    """
 
     pid: int
     host: str
@@ -38,6 +41,7 @@ class CollegeState(Struct, frozen=True):
     started_at: float
     profile: str
     models_dir: str
+    settings: str = ""
     state_version: int = STATE_VERSION
 
     @property

@@ -31,13 +31,14 @@ from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError
 from coe_cli.runtime import rendezvous
 from coe_cli.runtime.college import College, CollegeSettings
-from coe_cli.runtime.costs import cost_in, slot_context
+from coe_cli.runtime.costs import cost_in
 from coe_cli.runtime.desk import Desk
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.guard import is_loopback
 from coe_cli.runtime.meter import Meter, ResidentSetMeter
 from coe_cli.runtime.serve_options import ServeOptions
 from coe_cli.runtime.server import ACCESS_LOG, PROMPT_LOG, Server
+from coe_cli.runtime.settings import settings_digest
 from coe_cli.runtime.shared_router import SharedRouter
 
 API_KEY_VARIABLE = "COE_API_KEY"
@@ -78,8 +79,10 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
             f"{options.host} can be reached from other machines, so it needs an API key",
             f"Set {API_KEY_VARIABLE}, or give --api-key, or stay on 127.0.0.1.",
         )
-    profiles = load_profiles(profile_paths(_path(options.profiles_file)))
-    catalog = load_catalog(catalog_paths(_path(options.catalog_file)))
+    files = _path(options.profiles_file), _path(options.catalog_file)
+    settings = settings_digest(*files)
+    profiles = load_profiles(profile_paths(files[0]))
+    catalog = load_catalog(catalog_paths(files[1]))
     where = folders()
     profile = college_profile(profiles, options.profile, catalog, where.models)
     folder = rendezvous.private_folder(where.state)
@@ -98,9 +101,10 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
                 started_at=time.time(),
                 profile=profile.name,
                 models_dir=str(where.models),
+                settings=settings,
             )
             router = SharedRouter(catalog, where, profile.provider)
-            desk = Desk(catalog, where.models, _context_in(profile), router)
+            desk = Desk(catalog, where.models, profile, router)
             job = _Process(options, state, listener, profile, desk, api_key)
             asyncio.run(job.run(folder, on_ready, observer))
     finally:
@@ -208,6 +212,8 @@ class _Process:
         on_ready(self._state.url)
         if self._options.prepare_api:
             await self._server.openai()
+            with contextlib.suppress(CoeError):  # where none is prepared, `auto` says so when it is asked for
+                await asyncio.to_thread(self._desk.router.route, "warm up")
 
     async def _end_when_idle(self) -> None:
         wished = self._options.keep_alive
@@ -230,10 +236,6 @@ class _Process:
         else:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self.stop, False)
-
-
-def _context_in(profile: HardwareProfile) -> Callable[..., int]:
-    return lambda spec: slot_context(spec, profile)
 
 
 def _path(name: str | None) -> Path | None:

@@ -36,6 +36,7 @@ PROMPT_LOG = logging.getLogger("coe.prompts")
 
 _encode = msgspec.json.Encoder().encode
 _MAX_NONCE = 128
+_BEAT_S = 1.0
 _COUNTED_PATHS = {
     "/healthz", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings",
     "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
@@ -160,15 +161,8 @@ class Server:
     async def _metrics(self, send: Send) -> None:
         from coe_cli.runtime.metrics import prometheus_text
 
-        college, snapshot = self.college, self.college.snapshot()
-        body = prometheus_text(
-            self.status(snapshot),
-            snapshot,
-            self._responses,
-            answers=college.answers,
-            failures=college.failures,
-            completion_tokens=college.completion_tokens,
-        )
+        snapshot = self.college.snapshot()
+        body = prometheus_text(self.status(snapshot), snapshot, self._responses, self.college.tally)
         headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -208,9 +202,16 @@ class Server:
             await send_json(send, 202, line)
 
     async def _ask(self, wish: ce.AskByName, send: Send) -> None:
-        """Events of one answer, one JSON object a line, errors among them."""
+        """Events of one answer, one JSON object a line, errors among them; an empty line each second."""
         headers = [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        heartbeat = asyncio.create_task(_beat(send))
+        try:
+            await self._send_events(wish, send)
+        finally:
+            heartbeat.cancel()
+
+    async def _send_events(self, wish: ce.AskByName, send: Send) -> None:
         try:
             ask = ce.Ask(
                 model=self.desk.open(wish.model),
@@ -273,6 +274,13 @@ class Server:
         while True:
             yield self.status()
             await asyncio.sleep(interval_s)
+
+
+async def _beat(send: Send) -> None:
+    """Empty lines, which wake a client that waits: on Windows a wait without an end does not see Ctrl-C."""
+    while True:
+        await asyncio.sleep(_BEAT_S)
+        await send({"type": "http.response.body", "body": b"\n", "more_body": True})
 
 
 def _build(college: College, desk: Desk) -> Any:

@@ -46,6 +46,19 @@ def read_catalog(extra: Path | None = None) -> Catalog:
     return _kept("catalog", catalog_paths(extra), Catalog, load_catalog)
 
 
+def settings_digest(profiles_file: Path | None, catalog_file: Path | None) -> str:
+    """What tells one content of all profile and catalog files in force from another; '' where one cannot be read."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    try:
+        for path in (*profile_paths(profiles_file), *catalog_paths(catalog_file)):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
 def _kept(name: str, paths: list[Path], kind: type[T], load: Callable[[list[Path]], T]) -> T:
     cache = folders().cache / f"{name}.msgpack"
     stamp = _stamp(paths)

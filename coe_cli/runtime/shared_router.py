@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.router import Decision
 from coe_cli.core.router_examples import examples_digest
+from coe_cli.runtime.embedder import Embedder
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.route_messages import RouteAnswer, RouteRequest
 from coe_cli.runtime.router_cache import QuestionRouter, open_router
@@ -41,6 +42,14 @@ class SharedRouter:
             ModelMissing: see ``route``.
         """
         return self._router(examples_digest(self._catalog)).route_many(texts)
+
+    def embedder(self) -> Embedder:
+        """The embedder that the router asks, loaded.
+
+        Raises:
+            ModelMissing: see ``route``.
+        """
+        return self._router(examples_digest(self._catalog)).embedder
 
     def answer(self, request: RouteRequest, loaded_models: list[str]) -> RouteAnswer | None:
         """What another process asks, or None where it has other examples or another embedder than this one.

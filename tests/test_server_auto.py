@@ -1,0 +1,127 @@
+"""`model: auto` and /v1/embeddings over HTTP: the same router and the same embedder as `coe route`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from conftest import MODEL, REPOSITORY, Coe
+from serving import Served, serving
+
+from coe_cli.core.catalog import load_catalog
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.profile import load_profiles
+from coe_cli.errors import DeviceLost, ProfileInvalid
+from coe_cli.runtime import desk as desk_module
+from coe_cli.runtime.desk import AUTO, Desk, Wish
+from coe_cli.runtime.embedder import Embedder, embedder_folder
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.protocol import ChatMessage
+from coe_cli.runtime.router_cache import open_router
+from coe_cli.runtime.shared_router import SharedRouter
+
+SHIPPED = REPOSITORY / "profiles"
+QUESTIONS = [
+    "Write a SELECT that counts the orders of each customer",
+    "Is this clause in my employment contract binding?",
+    "Solve x^2 - 5x + 6 = 0",
+    "Center a div with CSS grid",
+    "How do I parse JSON in Python?",
+    "",
+]
+
+
+def at(cache: Path, **folders: Path) -> Folders:
+    return Folders(**{"models": cache, "config": cache, "state": cache, "cache": cache} | folders)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, routing_home: Path) -> Iterator[Served]:
+    import shutil
+
+    coe = Coe(tmp_path_factory.mktemp("auto"), models_dir)
+    shutil.copytree(routing_home / "cache", coe.folder / "cache")
+    coe.environment |= {"COE_EMBEDDER": str(routing_home / "model")}
+    with serving(coe) as running:
+        yield running
+
+
+def test_auto_asks_the_expert_that_the_router_names(
+    served: Served, routing_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COE_EMBEDDER", str(routing_home / "model"))
+    router = open_router(load_catalog([SHIPPED / "experts.yaml"]), at(routing_home / "cache"), lambda _: None)
+    expected = [router.route(question).experts[0].name for question in QUESTIONS]
+    answered = [served.chat(question, model=AUTO, max_tokens=1).json["coe"]["expert"] for question in QUESTIONS]
+    assert answered == expected
+    assert len(set(expected)) > 2, "the questions are for several experts"
+    earlier = [{"role": "user", "content": QUESTIONS[3]}, {"role": "assistant", "content": "With place-items."}]
+    last = served.chat(model=AUTO, max_tokens=1, messages=[*earlier, {"role": "user", "content": QUESTIONS[0]}])
+    assert last.json["coe"]["expert"] == expected[0], "the last question decides"
+
+
+def test_embeddings_are_those_of_the_router(served: Served, routing_home: Path) -> None:
+    texts = ["Write a query", "", "contract law " * 200]
+    embedder = Embedder(embedder_folder(str(routing_home / "model"), at(served.coe.folder / "cache")))
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    for name in (AUTO, embedder.info.name):
+        answer = client.embeddings.create(model=name, input=texts)
+        assert np.allclose([item.embedding for item in answer.data], embedder.embed(texts), atol=1e-6)
+        assert [item.index for item in answer.data] == [0, 1, 2]
+        assert answer.usage.prompt_tokens == sum(embedder.token_counts(texts)) > 64
+    as_numbers = client.embeddings.create(model=AUTO, input="Write a query", encoding_format="float")
+    assert np.allclose(as_numbers.data[0].embedding, embedder.embed(texts[:1])[0], atol=1e-6)
+    with pytest.raises(openai.NotFoundError, match="no embedder is called"):
+        client.embeddings.create(model="text-embedding-3-small", input="x")
+
+
+def test_without_a_router_the_general_expert_answers_and_says_so(tmp_path: Path, models_dir: Path) -> None:
+    import asyncio
+
+    catalog = load_catalog([SHIPPED / "experts.yaml"])
+    profile = load_profiles([SHIPPED / "hardware_profiles.yaml"]).select("embedded")
+    where = at(tmp_path, models=models_dir)
+    desk = Desk(catalog, models_dir, profile, SharedRouter(catalog, where))
+    wish = Wish(AUTO, [ChatMessage("user", QUESTIONS[0])])
+    prepared = asyncio.run(desk.prepare(wish))
+    assert prepared.expert == "general_reasoner"
+    assert "coe route --rebuild" in prepared.notes[0]
+
+    class Broken(SharedRouter):
+        def route(self, text: str) -> object:  # type: ignore[override]
+            raise ProfileInvalid("routing_examples.yaml:3: no such role", "Mend it.")
+
+    desk.router = Broken(catalog, where)
+    prepared = asyncio.run(desk.prepare(wish))
+    assert prepared.expert == "general_reasoner" and "no such role" in prepared.notes[0]
+
+
+def test_a_model_built_for_another_device_runs_slower_and_says_so(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    import msgspec
+
+    catalog = load_catalog([SHIPPED / "experts.yaml"])
+    profile = load_profiles([SHIPPED / "hardware_profiles.yaml"]).select("standard")
+    real_open = desk_module.open_model
+
+    def open_for_dml(name: str, folder: Path) -> ModelSpec:
+        return msgspec.structs.replace(real_open(name, folder), provider="dml")
+
+    monkeypatch.setattr(desk_module, "open_model", open_for_dml)
+    wish = Wish(MODEL, [ChatMessage("user", "Hi")])
+    for installed, provider, said in ((["dml", "cpu"], "dml", ""), (["cpu"], "cpu", "slower: ")):
+        monkeypatch.setattr(desk_module, "installed_providers", lambda installed=installed: installed)
+        desk = Desk(catalog, models_dir, profile, SharedRouter(catalog, at(models_dir)))
+        prepared = asyncio.run(desk.prepare(wish))
+        assert prepared.ask.model.provider == provider
+        assert "".join(prepared.notes).startswith(said) and bool(prepared.notes) == bool(said)
+        assert desk.open(MODEL).provider == provider
+    monkeypatch.setattr(desk_module, "installed_providers", list)
+    with pytest.raises(DeviceLost, match="dml is not installed"):
+        Desk(catalog, models_dir, profile, SharedRouter(catalog, at(models_dir))).open(MODEL)

@@ -41,8 +41,8 @@ imports: $(VENV)/developed
 ## the dependency ranges resolve on Windows and Linux
 resolve: $(VENV)/developed
 	for version in 3.11 3.12 3.13; do \
-	  $(BIN)/uv pip compile -q pyproject.toml --python-platform windows --python-version $$version -o /dev/null && \
-	  $(BIN)/uv pip compile -q pyproject.toml --extra cuda --python-platform linux --python-version $$version -o /dev/null && \
+	  $(BIN)/uv pip compile -q pyproject.toml --extra fleet --extra ray --python-platform windows --python-version $$version -o /dev/null && \
+	  $(BIN)/uv pip compile -q pyproject.toml --extra cuda --extra fleet --extra ray --python-platform linux --python-version $$version -o /dev/null && \
 	  echo "resolves on Windows and Linux for Python $$version" || exit 1; \
 	done
 

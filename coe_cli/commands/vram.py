@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from coe_cli.commands.options import (
     read_catalog,
     read_profiles,
 )
-from coe_cli.errors import ExitCode
+from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, TableFormat
 
 app = typer.Typer(help="Memory, planned before anything is loaded.", no_args_is_help=True)
@@ -64,13 +65,40 @@ def plan(
     compare: Annotated[bool, typer.Option("--compare", help="All three side by side, and what was measured.")] = False,
     solve: Annotated[Unknown | None, typer.Option("--solve", help="Ask for the largest or smallest that fits.")] = None,
     table_format: Annotated[TableFormat, typer.Option("--format", help="How the plan is written.")] = TableFormat.HUMAN,
+    fleet: Annotated[
+        Path | None,
+        typer.Option("--fleet", metavar="FLEET.yaml", help="Plan many machines: which models where, waiting times."),
+    ] = None,
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
     """Slots, weights, KV cache and headroom of a profile; exit 0 when it fits, 5 when it does not.
 
     Example: coe vram plan --profile compact --experts python_backend,sql_query --solve context
+
+    With --fleet it plans machines, demand and target of a file: exit 0 when the target is met, 5 when it is not.
+
+    Example: coe vram plan --fleet FLEET.yaml --format json
     """
+    if fleet is not None:
+        given = {
+            "--experts": experts,
+            "--context": context,
+            "--slots": slots,
+            "--vram-mb": vram_mb,
+            "--provider": provider,
+            "--chunk-size": chunk_size,
+            "--solve": solve,
+            "--compare": compare or None,
+        }
+        _plan_fleet(
+            fleet,
+            [name for name, value in given.items() if value is not None],
+            table_format,
+            profiles_file,
+            catalog_file,
+        )
+        return
     from coe_cli.output.plan_view import write_plan
     from coe_cli.runtime.folders import folders
     from coe_cli.runtime.plan_inputs import PlanRequest
@@ -99,4 +127,22 @@ def plan(
         output.note(note)
     write_plan(output, result.plan, table_format, result.compare)
     if not result.plan.fits:
+        raise typer.Exit(ExitCode.DOES_NOT_FIT)
+
+
+def _plan_fleet(
+    path: Path, given: list[str], table_format: TableFormat, profiles_file: Path | None, catalog_file: Path | None
+) -> None:
+    from coe_cli.output.fleet_view import write_fleet
+    from coe_cli.output.progress_view import ProgressView
+    from coe_cli.runtime.fleet_plan import plan_fleet
+    from coe_cli.runtime.folders import folders
+
+    if given:
+        raise UsageError(f"{', '.join(given)} cannot go with --fleet", f"Write it into {path}, for each kind of node.")
+    output = Output()
+    with ProgressView(output, f"planning the fleet of {path}") as progress:
+        report = plan_fleet(path, read_profiles(profiles_file), read_catalog(catalog_file), folders(), progress)
+    write_fleet(output, report, table_format)
+    if not report.fits:
         raise typer.Exit(ExitCode.DOES_NOT_FIT)

@@ -66,7 +66,7 @@ def gather(
             raise UsageError(f"{name} {number} is below {least}", f"Give {name} a number of {least} or more.")
     provider = request.provider or profile.provider
     on_disk = models_on_disk(where.models)
-    answering = _answering(catalog, on_disk, provider, explicit=request.provider is not None)
+    answering = answering_models(catalog, on_disk, provider, explicit=request.provider is not None)
     if request.experts is not None:
         if not request.experts:
             raise UsageError("--experts names no expert", "Give names, separated by commas: see `coe models list`.")
@@ -129,7 +129,9 @@ def calibration_of(memory: ModelMemory, measurements: Measurements) -> Calibrati
     return find(measurements.calibrations, model_digest(folder, memory.spec.graph), memory.provider)
 
 
-def _answering(catalog: Catalog, on_disk: dict[str, Path], provider: Provider, *, explicit: bool) -> dict[str, str]:
+def answering_models(
+    catalog: Catalog, on_disk: dict[str, Path], provider: Provider, *, explicit: bool
+) -> dict[str, str]:
     """The model that answers for each expert: its own, or on a CPU profile its fallback when its own is for a GPU.
 
     A provider that was asked for by name is a what-if: every expert keeps its own model.

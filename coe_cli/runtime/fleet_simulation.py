@@ -1,0 +1,146 @@
+"""Simulate a whole placement: every node of it, on all cores of this machine. The same seed gives the same figures."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from msgspec import Struct
+
+from coe_cli.core.fleet_problem import Group, Problem
+from coe_cli.core.fleet_simulation import SimulatedNode, Stream, jobs, simulate
+
+LEAST_PER_NODE = 500
+"""With fewer requests a node than this, fewer nodes of a group are simulated, for longer."""
+_ALONE_BELOW = 20_000
+"""Requests that are simulated before other processes would have started."""
+_CHUNKS_PER_CORE = 8
+
+OnPart = Callable[[float], None]
+
+
+class Samples(Struct):
+    """What the simulated nodes of one group met with. Arrays in seconds, inf for a refused request; equal lengths."""
+
+    nodes: int
+    kinds: array[int]
+    waiting_s: array[float]
+    first_token_s: array[float]
+    latency_s: array[float]
+    loads: int
+    busy_s: float
+    span_s: float
+    """Simulated seconds of all nodes together."""
+
+    @classmethod
+    def empty(cls) -> Samples:
+        return cls(0, array("i"), array("d"), array("d"), array("d"), 0, 0.0, 0.0)
+
+    def add(self, other: Samples) -> None:
+        self.nodes += other.nodes
+        for field in ("kinds", "waiting_s", "first_token_s", "latency_s"):
+            getattr(self, field).extend(getattr(other, field))
+        self.loads += other.loads
+        self.busy_s += other.busy_s
+        self.span_s += other.span_s
+
+
+class _Work(Struct):
+    """Some nodes of one group, by their numbers."""
+
+    group: int
+    node: SimulatedNode
+    streams: tuple[Stream, ...]
+    numbers: list[int]
+    span_s: float
+    warm_up: float
+    spread: float
+    seed: int
+
+
+def simulate_fleet(
+    problem: Problem,
+    groups: Sequence[Group],
+    *,
+    requests: int,
+    warm_up: float,
+    seed: int,
+    cores: int | None = None,
+    on_part: OnPart = lambda part: None,
+) -> list[Samples]:
+    """About ``requests`` requests in all, shared out as the placement says; samples of each group, in its order.
+
+    ``on_part`` hears how much is done, from 0 to 1.
+    """
+    cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    works = _works(problem, groups, requests, warm_up, seed, cores)
+    parts: list[list[tuple[int, Samples]]] = [[] for _ in groups]
+    expected = [sum(s.per_s for s in work.streams) * work.span_s * len(work.numbers) for work in works]
+    whole, done = sum(expected) or 1.0, 0.0
+    if cores == 1 or requests < _ALONE_BELOW:
+        for index, work in enumerate(works):
+            parts[work.group].append((index, _simulate(work)))
+            done += expected[index]
+            on_part(done / whole)
+    else:
+        with ProcessPoolExecutor(max_workers=cores) as pool:
+            futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
+            try:
+                for future in as_completed(futures):
+                    index = futures[future]
+                    parts[works[index].group].append((index, future.result()))
+                    done += expected[index]
+                    on_part(done / whole)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    merged = []
+    for found in parts:
+        total = Samples.empty()
+        for _, samples in sorted(found, key=lambda item: item[0]):
+            total.add(samples)
+        merged.append(total)
+    return merged
+
+
+def _works(
+    problem: Problem, groups: Sequence[Group], requests: int, warm_up: float, seed: int, cores: int
+) -> list[_Work]:
+    works = []
+    fleet_per_s = problem.total_per_s()
+    for index, group in enumerate(groups):
+        node, streams = problem.simulated(group)
+        node_per_s = sum(stream.per_s for stream in streams)
+        group_requests = requests * node_per_s * group.count / fleet_per_s
+        count = max(1, min(group.count, math.floor(group_requests / LEAST_PER_NODE)))
+        span_s = group_requests / count / node_per_s
+        size = max(1, math.ceil(count / (cores * _CHUNKS_PER_CORE)))
+        for start in range(0, count, size):
+            numbers = list(range(start, min(start + size, count)))
+            works.append(_Work(index, node, streams, numbers, span_s, warm_up, problem.spread, seed))
+    return works
+
+
+def _simulate(work: _Work) -> Samples:
+    total = Samples.empty()
+    for number in work.numbers:
+        rng = random.Random(f"{work.seed}/{work.group}/{number}")
+        arrivals = jobs(work.streams, work.span_s, work.spread, rng)
+        result = simulate(work.node, arrivals, work.warm_up * work.span_s)
+        total.add(
+            Samples(
+                1,
+                result.kinds,
+                result.waiting_s,
+                result.first_token_s,
+                result.latency_s,
+                result.loads,
+                result.busy_s,
+                result.span_s,
+            )
+        )
+    return total

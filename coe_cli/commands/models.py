@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -102,14 +103,9 @@ def pull(
     if not wanted:
         raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
     requests = [request_for(name, catalog, models_dir) for name in wanted]
-    ready: list[str] = []
-    try:
-        with ProgressView(output, f"fetching {', '.join(request.name for request in requests)}") as view:
-            progress_of = view.of if len(requests) > 1 else lambda name: view
-            fetch(requests, models_dir, progress_of, ready.append, force=force, as_is=as_is)
-    finally:
-        for line in ready:
-            output.note(line)
+    with ProgressView(output, f"fetching {', '.join(request.name for request in requests)}") as view:
+        progress_of = view.row if len(requests) > 1 else lambda name: nullcontext(view)
+        fetch(requests, models_dir, progress_of, view.note, force=force, as_is=as_is)
 
 
 @app.command("show")

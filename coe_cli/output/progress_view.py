@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -21,26 +22,30 @@ class StepLike(Protocol):
 
 
 class ProgressView:
-    """Use as a context manager and call it with each step; ``of`` gives each of several works a bar of its own."""
+    """Use as a context manager and call it with each step; ``row`` gives each of several works a bar of its own."""
 
     def __init__(self, output: Output, title: str) -> None:
         self._output, self._title = output, title
         self._stages: dict[str, str] = {}
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
+        self._escape: Callable[[str], str] = str
 
     def __enter__(self) -> Self:
         if self._output.stderr.isatty():
-            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.markup import escape
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+            from rich.table import Column
 
+            self._escape = escape
             self._progress = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                BarColumn(bar_width=12),
                 _amount_column(),
-                TimeElapsedColumn(),
                 console=self._output.console(on_stderr=True),
                 transient=True,
+                expand=True,
             )
             self._progress.start()
         else:
@@ -50,12 +55,24 @@ class ProgressView:
     def __call__(self, step: StepLike) -> None:
         self._show("", step)
 
-    def of(self, name: str) -> Callable[[StepLike], None]:
+    @contextmanager
+    def row(self, name: str) -> Iterator[Callable[[StepLike], None]]:
         """The same for one of several works that go on together; ``name`` stands before its stages."""
-        return lambda step: self._show(name, step)
+        try:
+            yield lambda step: self._show(name, step)
+        finally:
+            if self._progress is not None and name in self._tasks:
+                self._progress.remove_task(self._tasks.pop(name))
+
+    def note(self, message: str) -> None:
+        """One line on stderr, above the bars."""
+        if self._progress is None:
+            self._output.note(message)
+        else:
+            self._progress.console.print(f"coe: {message}", markup=False, soft_wrap=True)
 
     def _show(self, name: str, step: StepLike) -> None:
-        text = f"{name}: {step.stage}" if name else step.stage
+        text = f"{name}: {step.stage[:1].lower()}{step.stage[1:]}" if name else step.stage
         if self._progress is None:
             if self._stages.get(name) != step.stage:
                 size = f" ({step.total / 2**20:.0f} MB)" if step.is_bytes and step.total else ""
@@ -65,7 +82,7 @@ class ProgressView:
         if self._stages.get(name) != step.stage:
             if name in self._tasks:
                 self._progress.remove_task(self._tasks[name])
-            self._tasks[name] = self._progress.add_task(text, total=step.total, is_bytes=step.is_bytes)
+            self._tasks[name] = self._progress.add_task(self._escape(text), total=step.total, is_bytes=step.is_bytes)
             self._stages[name] = step.stage
         self._progress.update(self._tasks[name], completed=step.done, total=step.total)
 
@@ -87,14 +104,20 @@ def amount(
     if speed:
         parts.append(f"{speed / 2**20:.1f} MB/s")
         if left_s is not None and total and done < total:
-            minutes, seconds = divmod(round(left_s), 60)
-            hours, minutes = divmod(minutes, 60)
-            parts.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
+            parts.append(f"{clock(left_s)} left")
     return " · ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: "0:09", "1:08:16"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _amount_column() -> Any:
     from rich.progress import ProgressColumn, Task
+    from rich.table import Column
     from rich.text import Text
 
     class AmountColumn(ProgressColumn):
@@ -106,6 +129,6 @@ def _amount_column() -> Any:
                 speed=task.speed,
                 left_s=task.time_remaining,
             )
-            return Text(text)
+            return Text(text or clock(task.elapsed or 0.0))
 
-    return AmountColumn()
+    return AmountColumn(table_column=Column(no_wrap=True, justify="right"))

@@ -14,6 +14,7 @@ from coe_cli.runtime.integrity import MANIFEST, read_manifest, write_manifest
 from coe_cli.runtime.last_position import NotPrunable, write_pruned
 from coe_cli.runtime.model_store import check_room, open_model, put_in_place, staging_folder, writing
 from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.providers import installed_providers
 
 ORIGINAL_GRAPH = "original_graph.pb"
 _TOKENS = 4
@@ -91,6 +92,8 @@ def optimized_copy(name: str, folder: Path, target: Path, on_progress: OnProgres
     """
     on_progress(Step("Optimizing the graph", 0, None))
     spec = spec_from_folder(name, folder)
+    if spec.provider not in installed_providers():
+        raise _unproved(name, f"it was built for {spec.provider}, which is not installed")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     try:
@@ -114,16 +117,20 @@ def _prove(original: ModelSpec, rewritten: ModelSpec, on_progress: OnProgress) -
         try:
             answers.append(continue_prompts(spec, PROMPTS, max_tokens=_TOKENS)[1])
         except CoeError as error:
-            raise NotOptimized(
-                f"`{original.name}` stays as it is, since the optimized graph cannot be proved here: {error.message}",
-                f"Run `coe models optimize {original.name}` on a machine that can load it.",
-            ) from error
+            raise _unproved(original.name, error.message) from error
     for prompt, wanted, got in zip(PROMPTS, *answers, strict=True):
         if wanted != got:
             raise NotOptimized(
                 f"`{original.name}` stays as it is: after {prompt[:40]!r} the optimized graph says {got} instead of {wanted}",
                 "Report it, with `coe doctor --bundle FILE.zip`.",
             )
+
+
+def _unproved(name: str, reason: str) -> NotOptimized:
+    return NotOptimized(
+        f"`{name}` stays as it is, since an optimized graph cannot be proved here: {reason}",
+        f"Run `coe models optimize {name}` on a machine that can load it.",
+    )
 
 
 def _link(name: str, source: Path, target: Path) -> None:

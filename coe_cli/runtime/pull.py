@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -17,17 +18,17 @@ _AT_ONCE = 2
 def pull(
     requests: list[Request],
     models_dir: Path,
-    progress_of: Callable[[str], OnProgress],
+    progress_of: Callable[[str], AbstractContextManager[OnProgress]],
     tell: Callable[[str], None],
     *,
     force: bool = False,
     as_is: bool = False,
 ) -> None:
-    """Install ``requests``; ``tell`` is given a line for each model that is ready.
+    """Install ``requests``; ``tell`` is given a line for each model that is ready, and for each that failed of several.
 
     Raises:
         DiskFull: they do not all fit; nothing was fetched.
-        CoeError: of the first model that failed, when all others are done; with several, the message names them all.
+        CoeError: of the first model that failed, when all others are done; of several its message names them all.
     """
     requests = list({request.name: request for request in requests}.values())
     preflight(requests, models_dir, force=force)
@@ -35,9 +36,12 @@ def pull(
 
     def install_one(request: Request) -> None:
         try:
-            spec = install_request(request, models_dir, progress_of(request.name), force=force, as_is=as_is, tell=tell)
+            with progress_of(request.name) as on_progress:
+                spec = install_request(request, models_dir, on_progress, force=force, as_is=as_is, tell=tell)
         except CoeError as error:
             failures[request.name] = error
+            if len(requests) > 1:
+                tell(error.message)
         else:
             tell(f"{spec.name} is ready in {spec.folder}")
 
@@ -47,6 +51,7 @@ def pull(
         in_parallel([partial(install_one, request) for request in requests], _AT_ONCE)
     if failures:
         first = next(failures[request.name] for request in requests if request.name in failures)
-        if len(failures) > 1:
-            first.message = "; ".join(error.message for error in failures.values())
+        if len(requests) > 1:
+            names = ", ".join(request.name for request in requests if request.name in failures)
+            first.message = f"{len(failures)} of {len(requests)} models are not installed: {names}"
         raise first

@@ -126,6 +126,17 @@ def test_a_model_that_cannot_be_loaded_here_is_left_alone(coe: Coe) -> None:
     assert positions(folder) == "all"
 
 
+def test_a_model_that_cannot_be_run_is_left_alone(coe: Coe) -> None:
+    folder = write_tiny_model(coe.models / "tiny")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "tokenizer.json"}
+    (folder / "tokenizer.json").write_text("{}")
+    result = coe("models", "optimize", "tiny")
+    assert result.code == 1
+    assert "cannot be proved here" in result.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
+    assert coe.left_over == []
+
+
 def test_pull_optimizes_and_as_is_does_not(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
     assert coe("models", "pull", "tiny").code == 0
     folder = coe.models / "tiny"

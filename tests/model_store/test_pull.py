@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from coe_cli.core.catalog import load_catalog
 from coe_cli.runtime.integrity import check_files
 from model_store.conftest import Coe
 from model_store.hub_server import COMMIT, Hub
 from model_store.tiny_model import catalog_entry, write_tiny_model
+
+SHIPPED = Path(__file__).parents[2] / "profiles"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -287,6 +290,7 @@ def test_several_models_and_one_that_fails(coe: Coe, hub: Hub, tmp_path: Path) -
     result = pull(coe, "a", "b", "c", "a")
     assert result.code == 4
     assert "model `b` could not be fetched" in result.stderr
+    assert "1 of 3 models are not installed: b" in result.stderr
     for name in "ac":
         assert_installed_beside(coe, name)
         assert f"{name} is ready" in result.stderr
@@ -294,6 +298,44 @@ def test_several_models_and_one_that_fails(coe: Coe, hub: Hub, tmp_path: Path) -
 
 def assert_installed_beside(coe: Coe, name: str) -> None:
     check_files(name, coe.models / name)
+
+
+SIX = (
+    "DeepSeek-R1-Distill-Qwen-7B",
+    "Qwen2.5-Coder-7B",
+    "Qwen2.5-Math-7B",
+    "BioMistral-7B",
+    "sqlcoder-7b-2",
+    "law-LLM",
+)
+
+
+@pytest.mark.parametrize("options", [("--all",), ("-p", "standard"), tuple(f"{name}-DML" for name in SIX)])
+def test_the_six_specialists_come_from_their_repositories(
+    coe: Coe, hub: Hub, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """The shipped catalog's own sources; only the shapes are those of the tiny models that the hub has in their place."""
+    shipped = load_catalog([SHIPPED / "experts.yaml"]).models
+    entries = {}
+    for number, name in enumerate(SIX):
+        entry = shipped[f"{name}-DML"]
+        assert [source.uri for source in entry.sources] == [f"hf:JThomas-CoE/{name}-INT4-DML"]
+        folder = write_tiny_model(tmp_path / name, seed=number)
+        config = folder / "genai_config.json"
+        config.write_text(config.read_text().replace('"provider_options": []', '"provider_options": [{"dml": {}}]'))
+        hub.add_folder(f"JThomas-CoE/{name}-INT4-DML", folder)
+        entries[f"{name}-DML"] = catalog_entry(entry.sources[0].uri, provider="dml")
+    hub.add_folder("someone/tiny", write_tiny_model(tmp_path / "small"))
+    coe.catalog(**entries, **{"smollm2-135m": catalog_entry("hf:someone/tiny")})
+    result = coe("models", "pull", *options)
+    assert result.code == 0, result.stderr
+    for number, name in enumerate(SIX):
+        check_files(f"{name}-DML", coe.models / f"{name}-DML")
+        data = (coe.models / f"{name}-DML" / "model.onnx.data").read_bytes()
+        assert data == (tmp_path / name / "model.onnx.data").read_bytes(), number
+        assert f"{name}-DML is ready" in result.stderr
+    assert (coe.models / "smollm2-135m").exists() == (options == ("--all",))
+    assert coe.left_over == []
 
 
 def test_profile_means_the_models_of_its_device(coe: Coe, hub: Hub, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, fo
     if workers and not force:
         raise ModelResident(
             f"model `{name}` is in use by process {', '.join(map(str, workers))}",
-            f"Stop it first (coe stop), or: coe models rm {name} --force",
+            f"Take it out first (coe stop {name}), or: coe models rm {name} --force",
         )
     try:
         with model_lock(models_dir, name, ignore):

@@ -265,6 +265,22 @@ def test_a_name_is_never_a_path(coe: Coe, tiny: Path, name: str) -> None:
     assert tiny.exists()
 
 
+def test_rm_asks_the_running_college(coe: Coe, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COE_NO_SERVE")
+    monkeypatch.setattr("sys.stdin", None)
+    try:
+        assert coe("serve", "--keep-alive", "2m").code == 0
+        assert coe("ask", "--no-live", "-m", "tiny", "--max-tokens", "2", "hello").code == 0
+        refused = coe("models", "rm", "tiny")
+        assert (refused.code, tiny.exists()) == (1, True)
+        assert "coe stop tiny" in refused.stderr and "--force" in refused.stderr
+        assert coe("stop", "tiny").code == 0
+        assert coe("models", "rm", "tiny").code == 0
+    finally:
+        coe("stop")
+    assert not tiny.exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows itself refuses to remove a mapped file")
 def test_rm_refuses_while_a_worker_holds_the_model(coe: Coe, tiny: Path) -> None:
     worker = WorkerProcess()

@@ -17,6 +17,8 @@ from coe_cli.runtime.optimize import is_optimized
 from coe_cli.runtime.providers import choose_provider
 from coe_cli.runtime.residents import resident_models
 
+_CUDA_BUILD = "pip uninstall -y onnxruntime onnxruntime-genai && pip install onnxruntime-gpu onnxruntime-genai-cuda (NVIDIA cards)"
+
 
 def check_models(
     catalog: Catalog, profiles: ProfileSet, models_dir: Path, installed: Collection[Provider]
@@ -38,9 +40,7 @@ def check_models(
             continue
         line = f"{name} runs on {provider}: {why}"
         if why.startswith("slower:"):
-            fix = (
-                "pip install onnxruntime-genai-cuda" if spec.provider == "cuda" else "Run it on Windows, with DirectML."
-            )
+            fix = _CUDA_BUILD if spec.provider == "cuda" else "Run it on Windows, with DirectML."
             findings.append(warning("models", line, fix))
         else:
             findings.append(ok("models", line))

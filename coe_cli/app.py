@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "models": "Models: list, fetch, look into, check, remove.",
     "profile": "Hardware profiles: list them, read them, check them.",
     "vram": "Memory, planned before anything is loaded.",
+    "bench": "Measure models on this machine: load, first token, prefill, decode, memory, swap.",
     "serve": "Keep models resident between questions and serve them over HTTP.",
     "ps": "What is resident: models, memory, slots, pressure.",
     "stop": "Stop the college, or take one model out of it.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,13 @@ from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.settings import read_catalog, read_profiles
 
-__all__ = ["CatalogFileOption", "ProfileOption", "ProfilesFileOption", "read_catalog", "read_profiles"]
+__all__ = ["CatalogFileOption", "ProfileOption", "ProfilesFileOption", "ProviderName", "read_catalog", "read_profiles"]
+
+
+class ProviderName(StrEnum):
+    DML = "dml"
+    CUDA = "cuda"
+    CPU = "cpu"
 
 
 def complete_profiles(incomplete: str) -> list[str]:

@@ -12,6 +12,7 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
+    ProviderName,
     complete_experts,
     read_catalog,
     read_profiles,
@@ -20,12 +21,6 @@ from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, TableFormat
 
 app = typer.Typer(help="Memory, planned before anything is loaded.", no_args_is_help=True)
-
-
-class ProviderName(StrEnum):
-    DML = "dml"
-    CUDA = "cuda"
-    CPU = "cpu"
 
 
 class AccountingChoice(StrEnum):

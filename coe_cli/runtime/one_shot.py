@@ -12,12 +12,13 @@ from coe_cli.runtime.providers import default_provider_options, default_session_
 from coe_cli.runtime.worker_process import WorkerProcess
 
 
-def begin_loading(worker: WorkerProcess, spec: ModelSpec) -> None:
+def begin_loading(worker: WorkerProcess, spec: ModelSpec, slots: int = 1) -> None:
     """Tell the worker to load; it answers when it has, so the caller can go on meanwhile."""
     worker.send(
         protocol.Load(
             folder=str(spec.folder),
             provider=spec.provider,
+            slots=slots,
             session_options=default_session_options(spec.provider),
             provider_options=default_provider_options(spec.provider),
         )
@@ -33,7 +34,7 @@ def events(
         PromptTooLong, ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
     """
     yield ce.Loading()
-    load_s = _wait_until_loaded(worker, timeout_s)
+    load_s = wait_until_loaded(worker, timeout_s)
     worker.send(
         protocol.Generate(
             request_id=1,
@@ -63,7 +64,12 @@ def events(
             return
 
 
-def _wait_until_loaded(worker: WorkerProcess, timeout_s: float) -> float:
+def wait_until_loaded(worker: WorkerProcess, timeout_s: float) -> float:
+    """Seconds of the load as the worker measured them.
+
+    Raises:
+        CoeError: what the worker says, or how it ended; TimedOut after ``timeout_s`` without a word.
+    """
     while True:
         message = worker.receive(timeout_s)
         if isinstance(message, protocol.Loaded):

@@ -1,0 +1,59 @@
+"""The machine and the versions that a benchmark's figures belong to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from coe_cli import __version__
+from coe_cli.core.bench_rows import BenchMachine
+from coe_cli.runtime.doctor.software import installed_packages
+from coe_cli.runtime.probe import probe_machine
+from coe_cli.runtime.providers import settings_from, usable_cores
+
+_PACKAGES = ("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu")
+
+
+def read_machine(bandwidth_gb_per_s: dict[str, float | None]) -> BenchMachine:
+    """Processor, memory and graphics adapters; ``threads`` is what workers run with on the CPU."""
+    import psutil
+
+    machine = probe_machine()
+    cores = usable_cores()
+    return BenchMachine(
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=cpu_name(),
+        cores=psutil.cpu_count(logical=False) or os.cpu_count() or cores,
+        threads=settings_from().threads or cores,
+        memory_mb=None if machine.memory_mb is None else round(machine.memory_mb),
+        adapters=[adapter.name for adapter in machine.adapters],
+        bandwidth_gb_per_s={name: None if b is None else round(b, 2) for name, b in bandwidth_gb_per_s.items()},
+    )
+
+
+def read_versions() -> dict[str, str]:
+    """Versions that speed hangs on."""
+    found = {name: v for name, v in installed_packages().items() if name.startswith(("onnxruntime-genai", *_PACKAGES))}
+    return {"coe": __version__, "python": platform.python_version(), "system": platform.release(), **found}
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker writes it, or the architecture."""
+    name = ""
+    with contextlib.suppress(OSError):
+        if sys.platform == "win32":
+            import winreg
+
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
+                name = str(winreg.QueryValueEx(key, "ProcessorNameString")[0])
+        elif sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            name = subprocess.run(command, capture_output=True, text=True).stdout
+        else:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            name = next((line.partition(":")[2] for line in lines if line.startswith("model name")), "")
+    return " ".join(name.split()) or platform.processor() or platform.machine()

@@ -7,7 +7,7 @@ QUESTION ?= What is the capital of France?
 OLD_OGA := .oga-0.13.1
 MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py)
 
-.PHONY: demo test test-slow test-oga013 lint types imports resolve check clean
+.PHONY: demo test test-slow test-oga013 lint types imports resolve docs check clean
 
 ## install, fetch and convert the embedded model, ask a question
 demo: $(VENV)/installed
@@ -46,7 +46,11 @@ resolve: $(VENV)/developed
 	  echo "resolves on Windows and Linux for Python $$version" || exit 1; \
 	done
 
-check: lint types imports resolve
+## the documentation as a site, in site/
+docs: $(VENV)/developed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
+check: lint types imports resolve docs
 
 clean:
 	rm -rf $(VENV) $(OLD_OGA) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,16 +19,33 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 
-def test_the_command_reference_is_up_to_date() -> None:
-    spec = spec_from_file_location("make_commands", DOCS / "make_commands.py")
+def script(name: str) -> Any:
+    """A script of docs/ as a module."""
+    spec = spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_reference_is_up_to_date() -> None:
+    module = script("make_commands")
     written = (DOCS / "commands.md").read_text(encoding="utf-8")
     assert written == module.reference(), "run: python docs/make_commands.py"
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals")
+def test_the_picture_is_made_of_a_real_screen() -> None:
+    module = script("make_screen")
+    text = module.terminal_output(module.COMMAND, module.COLUMNS)
+    assert "\x1b[" in text, "in colour"
+    svg = module.picture(text, "title", module.COLUMNS)
+    assert "headroom" in svg and "pressure" in svg
+    assert "@font-face" not in svg, "nothing is fetched by who looks at it"
+    assert "headroom" in module.TARGET.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))])
 def test_every_command_and_option_that_a_page_shows_exists(page: str) -> None:
     root = typer.main.get_command(build_app())
     text = (DOCS / page).read_text(encoding="utf-8")

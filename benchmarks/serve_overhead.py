@@ -9,7 +9,6 @@ Usage: python benchmarks/serve_overhead.py [ROUNDS]   (the embedded model must b
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import statistics
@@ -18,12 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
 
+from http_stream import PROMPT, stream_chat
 from pairs import HEADER, ROOT, alternate
 
 MODEL = "smollm2-135m"
-PROMPT = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
 MAX_TOKENS = 96
 CONTEXT_LENGTH = 4096
 
@@ -92,24 +90,10 @@ class Bare:
         self._process.wait()
 
 
-def over_http(state: Any, tokens: int) -> tuple[float, float]:
-    """The same of a client of /v1 with streaming. The unlike first word keeps the prompt's cache from being used."""
-    global _number
-    _number += 1
-    body = {
-        "model": MODEL, "stream": True, "max_tokens": tokens, "temperature": 0,
-        "messages": [{"role": "system", "content": f"{_number}"}, {"role": "user", "content": PROMPT}],
-    }  # fmt: skip
-    connection = http.client.HTTPConnection("127.0.0.1", state.port)
-    begin = time.perf_counter()
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    times = []
-    while line := response.readline():
-        if b'"content":"' in line and b'"role"' not in line:
-            times.append(time.perf_counter())
-    connection.close()
-    return times[0] - begin, (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+def over_http(port: int, tokens: int) -> tuple[float, float]:
+    """The same of a client of /v1 with streaming."""
+    stream = stream_chat(port, MODEL, tokens)
+    return stream.first_s, stream.rate
 
 
 def own_endpoint(tokens: int) -> tuple[float, float]:
@@ -162,9 +146,9 @@ def main() -> None:
         client.close()
         try:
             bare.run(2)
-            over_http(state, 2)
+            over_http(state.port, 2)
             print(HEADER)
-            for name, ask in (("/v1, streaming", lambda n: over_http(state, n)), ("own endpoint", own_endpoint)):
+            for name, ask in (("/v1, streaming", lambda n: over_http(state.port, n)), ("own endpoint", own_endpoint)):
                 rate = alternate(lambda ask=ask: ask(MAX_TOKENS)[1], lambda: bare.run(MAX_TOKENS)[1], rounds)
                 print(rate.row(f"{name}, decode", "tokens/s", "≥ 0.97"))
                 print(

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from conftest import MODEL, Coe, eventually, is_gone, one_line
 
+LONG = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
 GREEDY = ("chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "12")
 
 
@@ -166,7 +167,7 @@ def test_on_a_terminal(coe: Coe) -> None:
     chat = Terminal(coe, "chat", "-m", MODEL, "--temperature", "1", "--seed", "5", "--max-tokens", "3000")
     chat.wait_for("Ctrl-D leaves.")
     chat.wait_for("> ")
-    chat.type("Tell me a very long story.\n")
+    chat.type(f"{LONG}\n")
     chat.wait_for("loading")
     eventually(lambda: len(chat.wait_for(" ")) > 0)
     for _ in range(12):
@@ -193,7 +194,7 @@ def test_on_a_terminal(coe: Coe) -> None:
     assert chat.process.returncode == 0
     eventually(lambda: is_gone(worker))
     (_, question, answer) = _messages(coe)
-    assert question["content"] == "Tell me a very long story."
+    assert question["content"] == LONG
     assert answer["finish_reason"] == "cancelled" and answer["content"]
 
 

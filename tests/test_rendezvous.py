@@ -22,6 +22,7 @@ from serving import Served, end, serving
 from coe_cli import __version__
 from coe_cli.errors import CoeError
 from coe_cli.runtime import rendezvous
+from coe_cli.runtime.college_client import find
 from coe_cli.runtime.rendezvous import CollegeState
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and signals")
@@ -193,6 +194,17 @@ def test_a_college_ends_when_nobody_needs_it(coe: Coe) -> None:
     assert served.chat(max_tokens=2).status == 200
     eventually(lambda: is_gone(process), 20)
     assert not (coe.folder / "state" / "college.json").exists()
+
+
+def test_a_client_that_was_silent_for_long_is_still_heard(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COE_STATE_DIR", coe.environment["COE_STATE_DIR"])
+    with serving(coe) as served:
+        client = find()
+        assert client is not None
+        assert client.snapshot().pid == served.state["pid"]
+        time.sleep(6)  # the server closes a silent connection after five seconds
+        assert client.snapshot().pid == served.state["pid"]
+        client.close()
 
 
 def test_keep_alive_comes_from_the_profile_unless_the_flag_says_otherwise(coe: Coe) -> None:

@@ -364,8 +364,8 @@ def test_a_model_that_is_known_but_not_on_disk_says_how_to_get_it(served: Served
 
 def test_embeddings_answer_or_say_why_not(served: Served) -> None:
     answer = served.request("POST", "/v1/embeddings", {"model": "auto", "input": ["a", "b"]})
-    assert answer.status == 501
-    assert answer.error["code"] == "no_embedder"
+    assert answer.status == 404
+    assert answer.error["code"] == "no_embedder" and "coe route --rebuild" in answer.error["message"]
 
 
 # --- figures

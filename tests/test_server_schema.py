@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +25,11 @@ OPERATIONS = {
 
 
 @pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> Iterator[Served]:
-    with serving(shared_coe) as running:
+def served(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, routing_home: Path) -> Iterator[Served]:
+    coe = Coe(tmp_path_factory.mktemp("schema"), models_dir)
+    shutil.copytree(routing_home / "cache", coe.folder / "cache")
+    coe.environment |= {"COE_EMBEDDER": str(routing_home / "model")}
+    with serving(coe) as running:
         yield running
 
 
@@ -38,16 +43,18 @@ CASES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize(("name", "mode"), CASES)
-def test_no_failure_of_the_server(served: Served, description: dict[str, Any], name: str, mode: str) -> None:
+def test_no_failure_of_the_server(
+    served: Served, description: dict[str, Any], name: str, mode: str, share: float
+) -> None:
     method, path = name.split(" ")
     schema = schemathesis.openapi.from_dict(description)
     schema.config.update(base_url=served.url)
     seen: list[int] = []
 
     @settings(
-        max_examples=OPERATIONS[name], deadline=None, derandomize=True, database=None,
+        max_examples=max(1, round(share * OPERATIONS[name])), deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=schema[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
@@ -56,12 +63,12 @@ def test_no_failure_of_the_server(served: Served, description: dict[str, Any], n
             _make_answerable(case.body)
         response = case.call(timeout=60)
         seen.append(response.status_code)
-        assert response.status_code < 500 or response.status_code == 501, response.text
+        assert response.status_code < 500, response.text
         if "json" in response.headers.get("content-type", ""):
             case.validate_response(response, checks=[response_schema_conformance])
 
     answers()
-    if mode == "positive" and "completions" in path:
+    if mode == "positive" and "completions" in path and share == 1:
         assert 200 in seen
 
 

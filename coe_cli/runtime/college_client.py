@@ -31,6 +31,7 @@ _START_LOG = "serve-start.log"
 _START_TIMEOUT_S = 60.0
 _PING_TIMEOUT_S = 5.0
 _KILL_AFTER_S = 5.0
+_FRESH_S = 2.0
 _MAX_LINE_BYTES = 64 * 2**20
 
 _decode_event = msgspec.json.Decoder(ce.WireEvent).decode
@@ -133,6 +134,7 @@ class CollegeClient:
     def __init__(self, state: rendezvous.CollegeState) -> None:
         self.state = state
         self._connection = http.client.HTTPConnection(state.connect_host, state.port, timeout=_PING_TIMEOUT_S)
+        self._used_at = time.monotonic()
         host = f"[{state.connect_host}]" if ":" in state.connect_host else state.connect_host
         self._headers = {"Authorization": f"Bearer {state.token}", "Host": f"{host}:{state.port}"}
 
@@ -231,8 +233,11 @@ class CollegeClient:
             raise self._gone() from None
 
     def _request(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> http.client.HTTPResponse:
+        if self._connection.sock is not None and time.monotonic() - self._used_at > _FRESH_S:
+            self._connection.close()  # the server may be closing it at this very moment
         if self._connection.sock is None:
             self._connection.connect()
+        self._used_at = time.monotonic()
         self._connection.sock.settimeout(timeout_s)
         self._connection.request(method, path, body, self._headers)
         response = self._connection.getresponse()

@@ -20,7 +20,7 @@ def embed(name: str, texts: list[str], router: SharedRouter, *, base64: bool) ->
     """OpenAI's embedding list for ``texts``, from the router's own embedder where that is the one. Runs in a thread.
 
     Raises:
-        HttpError: no embedder is prepared (501).
+        HttpError: no embedder is prepared (404).
         ModelMissing: there is none of that name.
         ModelDamaged: it cannot be loaded.
     """
@@ -53,7 +53,7 @@ def _folder(name: str) -> Path:
     prepared = {path.name: path for path in sorted(root.iterdir())} if root.is_dir() else {}
     prepared = {key: path for key, path in prepared.items() if (path / "embedder.json").is_file()}
     if not prepared:
-        raise HttpError(501, "no embedder is prepared", "Prepare it: coe route --rebuild.", code="no_embedder")
+        raise HttpError(404, "no embedder is prepared", "Prepare it: coe route --rebuild.", code="no_embedder")
     if name == AUTO:
         return next(iter(prepared.values()))
     for key, path in prepared.items():

@@ -29,7 +29,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "No such model, or it is not on disk",
         413: "The body is too large",
         429: "The queue is full; see Retry-After",
-        501: "Not available in this installation",
         503: "The server is ending, or memory has run out; see Retry-After",
         504: "The model took too long to load",
     }.items()

@@ -1,21 +1,23 @@
-"""How well questions are routed, and how fast: `python benchmarks/routing.py DATA` with dev.jsonl and dev_multi.jsonl in DATA.
+"""How well questions are routed: `python benchmarks/routing.py [DATA]` with dev.jsonl and dev_multi.jsonl in DATA.
 
-Two estimates are printed. "own examples only" trains on the shipped examples and tests on the whole development set.
-"with development folds" adds four fifths of the set to the training and tests on the fifth that was left out, five times;
-temperature and two-domain detector are fitted inside each training part (nested cross-validation).
+The shipped router, trained on the shipped examples alone, is judged by the unseen questions of `data/routing_unseen.tsv`,
+by the development set where DATA names it, and by both without the marks of their sources. With --folds, four fifths of
+the development set are added to the training and the fifth that was left out is judged, five times; temperature and
+two-domain detector are fitted inside each training part (nested cross-validation). With --own the shipped examples are
+judged by each other in the same way.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from routing_data import HAND_FORMS, development, unseen, without_marks
 
 from coe_cli.core.catalog import GENERAL_EXPERT, load_catalog
 from coe_cli.core.router import Decision, Router
@@ -27,26 +29,26 @@ from coe_cli.runtime.router_training import train_router
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--unseen", default="ab", help="parts of the unseen questions to judge by, such as a or ab")
+    parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--own", action="store_true", help="cross-validate the shipped examples themselves too")
     parser.add_argument("--errors", action="store_true", help="print each wrong decision")
     arguments = parser.parse_args()
     catalog = load_catalog(catalog_paths())
     shipped = open_router(catalog, folders(), print)
-    questions = [json.loads(line) for line in (arguments.data / "dev.jsonl").open(encoding="utf-8")]
-    multi = [json.loads(line) for line in (arguments.data / "dev_multi.jsonl").open(encoding="utf-8")]
-    for question in questions:
-        question["experts"] = [question["expert"]]
-    for question in multi:
-        question.update(experts=question.get("experts", [question["expert"]]), form=question["kind"])
-    everything = [*questions, *multi]
-
-    start = time.perf_counter()
-    decisions = shipped.route_many([question["text"] for question in everything])
-    elapsed_s = time.perf_counter() - start
-    print(f"{len(everything)} questions in {elapsed_s:.2f} s: {elapsed_s / len(everything) * 1000:.1f} ms each")
-    report("own examples only", everything, decisions, arguments.errors)
+    sets = {f"unseen questions, part {part}": unseen(part) for part in arguments.unseen}
+    everything = development(arguments.data) if arguments.data else []
+    if everything:
+        sets["development questions"] = everything
+    for title, questions in sets.items():
+        report(title, questions, routed(shipped, questions), arguments.errors)
+        bare = without_marks(questions)
+        before = {question["text"]: decision for question, decision in zip(questions, routed(shipped, questions))}
+        marked = [q for q in questions if without_marks([q])]
+        after = accuracy(list(zip(bare, routed(shipped, bare), strict=True)))
+        whole = accuracy([(q, before[q["text"]]) for q in marked])
+        print(f"marks of the source  top-1 {whole:.4f} with, {after:.4f} without, of {len(bare)} that have any")
 
     if arguments.own:
         examples = training_set(catalog)
@@ -65,9 +67,13 @@ def main() -> None:
             False,
         )
 
-    if arguments.folds:
+    if arguments.folds and everything:
         held_out = cross_validated(shipped, training_set(catalog), everything, arguments.folds)
         report(f"with development folds ({arguments.folds})", everything, held_out, arguments.errors)
+
+
+def routed(router: QuestionRouter, questions: list[dict[str, Any]]) -> list[Decision]:
+    return router.route_many([question["text"] for question in questions])
 
 
 def cross_validated(
@@ -107,7 +113,7 @@ def report(title: str, everything: list[dict[str, Any]], decisions: list[Decisio
     print(f"\n== {title}")
     pairs = list(zip(everything, decisions, strict=True))
     single = [(q, d) for q, d in pairs if q["form"] not in ("two_domain", "trivial")]
-    hand = [(q, d) for q, d in single if q["form"] == "hand"]
+    hand = [(q, d) for q, d in single if q["form"] in HAND_FORMS]
     alone = [(q, d) for q, d in pairs if q["form"] != "two_domain"]
     print(f"top-1 (ranking)      {accuracy(single):.4f} of {len(single)}")
     print(f"top-1 (chosen first) {sum(d.experts[0].name == q['expert'] for q, d in single) / len(single):.4f}")

@@ -1,0 +1,63 @@
+"""Questions to judge the router by, and the same questions without the marks of where they come from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+UNSEEN = Path(__file__).parent / "data" / "routing_unseen.tsv"
+HAND_FORMS = {"hand", "bare", "long", "code", "looks_two", "smalltalk", "trivia", "task"}
+"""Forms of questions in nobody's format but the asker's."""
+
+_MARKS = [
+    re.compile(r"^Write a SQL query:\s*", re.IGNORECASE),
+    re.compile(r"^In our [\w ]+ database:\s*", re.IGNORECASE),
+    re.compile(r"^Write a Python function \w+\.\s*"),
+    re.compile(r"^\s*(?:from|import) .*\n", re.MULTILINE),
+    re.compile(r"^\s*def \w+\(.*\).*:\s*\n", re.MULTILINE),
+    re.compile(r"^\s*>>> .*(?:\n\s*[^\s>].*)?", re.MULTILINE),
+    re.compile(r'"""|\'\'\''),
+    re.compile(r"^(?:Is this hearsay\?|How strong is this trademark\?|What does this clause mean:)\s*"),
+    re.compile(r"^(?:Does th(?:e|is) (?:clause|text)|Is this a|May (?:it|the recipient))[^?]*\?\s*"),
+]
+
+
+def development(folder: Path) -> list[dict[str, Any]]:
+    """``dev.jsonl`` and ``dev_multi.jsonl``: ``text``, ``experts`` (one or two), ``expert`` (the first), ``form``."""
+    questions = []
+    for name in ("dev.jsonl", "dev_multi.jsonl"):
+        for line in (folder / name).read_text(encoding="utf-8").splitlines():
+            question = json.loads(line)
+            experts = question.get("experts", [question["expert"]])
+            form = question.get("form") or question["kind"]
+            questions.append({"text": question["text"], "experts": experts, "expert": experts[0], "form": form})
+    return questions
+
+
+def unseen(part: str) -> list[dict[str, Any]]:
+    """The questions of one part (``a`` or ``b``) of ``UNSEEN``, in the same shape."""
+    questions = []
+    for line in UNSEEN.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        its_part, experts, form, text = line.split("\t")
+        if its_part == part:
+            names = experts.split("+")
+            questions.append(
+                {"text": text.replace("\\n", "\n"), "experts": names, "expert": names[0], "form": form}
+            )
+    return questions
+
+
+def without_marks(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The questions that have marks of their source, without them: prefixes, signatures, doctests, stock questions."""
+    bare = []
+    for question in questions:
+        text = question["text"]
+        for mark in _MARKS:
+            text = mark.sub("", text)
+        if text.strip() and text != question["text"]:
+            bare.append({**question, "text": text.strip()})
+    return bare

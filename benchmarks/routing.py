@@ -44,7 +44,9 @@ def main() -> None:
     for title, questions in sets.items():
         report(title, questions, routed(shipped, questions), arguments.errors)
         bare = without_marks(questions)
-        before = {question["text"]: decision for question, decision in zip(questions, routed(shipped, questions))}
+        before = {
+            question["text"]: decision for question, decision in zip(questions, routed(shipped, questions), strict=True)
+        }
         marked = [q for q in questions if without_marks([q])]
         after = accuracy(list(zip(bare, routed(shipped, bare), strict=True)))
         whole = accuracy([(q, before[q["text"]]) for q in marked])

@@ -45,9 +45,7 @@ def unseen(part: str) -> list[dict[str, Any]]:
         its_part, experts, form, text = line.split("\t")
         if its_part == part:
             names = experts.split("+")
-            questions.append(
-                {"text": text.replace("\\n", "\n"), "experts": names, "expert": names[0], "form": form}
-            )
+            questions.append({"text": text.replace("\\n", "\n"), "experts": names, "expert": names[0], "form": form})
     return questions
 
 

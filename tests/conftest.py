@@ -51,6 +51,7 @@ class Coe:
         self.environment |= {
             "COE_MODELS_DIR": str(self.models),
             "COE_NO_SERVE": "1",
+            "COE_NO_ROUTE": "1",
             "COE_CONFIG_DIR": str(self.folder / "config"),
             "COE_STATE_DIR": str(self.folder / "state"),
             "COE_CACHE_DIR": str(self.folder / "cache"),
@@ -220,7 +221,7 @@ def routing_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def routing_coe(coe: Coe, routing_home: Path) -> Coe:
-    """``coe`` with a prepared router."""
+    """``coe`` with a prepared router, which routes."""
     shutil.copytree(routing_home / "cache", coe.folder / "cache")
-    coe.environment |= {"COE_EMBEDDER": str(routing_home / "model")}
+    coe.environment |= {"COE_EMBEDDER": str(routing_home / "model"), "COE_NO_ROUTE": "0"}
     return coe

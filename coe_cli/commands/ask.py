@@ -30,6 +30,8 @@ cat error.log | coe ask "What went wrong here?"
 
 coe ask -e python_backend -x "A function that merges two sorted lists" > merge.py
 
+coe ask --experts sql_query,python_backend "Weekly sign-ups as SQL, and a plot of them"
+
 coe ask --format json --seed 7 --temperature 0.8 "Name a colour" | jq -r .answer
 """
 
@@ -56,6 +58,25 @@ def ask(
     ),
     extract: Annotated[bool, typer.Option("--extract", "-x", help="Only the answer's last code block.")] = False,
     show_thinking: Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say first who answers and why, as `coe route` does, on stderr.")
+    ] = False,
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            "--experts", help="How many experts answer together, or which: 2, a,b or auto (the router's choice)."
+        ),
+    ] = None,
+    no_synthesis: Annotated[
+        bool, typer.Option("--no-synthesis", help="Drafts of several experts under headings, not made into one answer.")
+    ] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="One expert's draft, which the general reasoner then improves.")
+    ] = False,
+    no_route: Annotated[
+        bool,
+        typer.Option("--no-route", envvar="COE_NO_ROUTE", help="Without -e and -m the general reasoner answers."),
+    ] = False,
     no_live: Annotated[bool, typer.Option("--no-live", help="No live view on a terminal.")] = False,
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")] = False,
     resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
@@ -72,8 +93,9 @@ def ask(
 ) -> None:
     """Ask a question and stream the answer.
 
-    The answer goes to stdout and everything else to stderr. Without -e the general reasoner answers; without its model
-    on disk the embedded one does, fetched first if need be.
+    The answer goes to stdout and everything else to stderr. Without -e and -m the question is routed to the expert that
+    it suits, or to two experts whose drafts the general reasoner joins. An expert whose model is not on disk is stood in
+    for by the embedded one, which is fetched first if need be.
     """
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         if value is not None and math.isnan(value):
@@ -81,7 +103,8 @@ def ask(
     text = join_question(_read_stdin(), question)
     if not text:
         raise UsageError("there is no question", 'Give one as an argument or on stdin: coe ask "…".')
-    from coe_cli.commands.asking import AskOptions, run_ask
+    from coe_cli.commands.ask_steps import AskOptions, View
+    from coe_cli.commands.asking import run_ask
 
     run_ask(
         AskOptions(
@@ -100,16 +123,18 @@ def ask(
             serve=not no_serve,
             resume=resume,
             no_log=no_log,
+            route=not no_route,
+            explain=explain,
+            experts=experts,
+            synthesis=not no_synthesis,
+            refine=refine,
             profiles_file=profiles_file,
             catalog_file=catalog_file,
         ),
         read_catalog(catalog_file),
         read_profiles(profiles_file),
         Output(),
-        output_format=output_format,
-        extract=extract,
-        show_thinking=show_thinking,
-        live=not no_live,
+        View(output_format, extract, show_thinking, live=not no_live),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe_cli.commands.asking import install_chosen
+from coe_cli.commands.ask_steps import install_chosen
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.conversations import Conversation
 from coe_cli.core.names import did_you_mean

@@ -77,6 +77,19 @@ class HistorySettings(Struct, frozen=True, forbid_unknown_fields=True):
     max_conversations: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
 
 
+class RoutingSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How `coe ask` chooses when the user names neither expert nor model.
+
+    ``enabled`` false leaves every such question to the general reasoner. ``prefer_resident`` takes the runner-up where it
+    is about as likely and only its model is loaded. ``two_experts`` asks both experts of a question that spans two
+    domains; without it the likelier one answers alone.
+    """
+
+    enabled: bool = True
+    prefer_resident: bool = True
+    two_experts: bool = True
+
+
 class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     vram_budget_mb: _PositiveInt
     max_concurrent_slots: Annotated[int, Meta(ge=1, le=1024)]
@@ -96,6 +109,7 @@ class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
     eviction_policy: EvictionPolicy | None = None
     auto_detect: AutoDetect | None = None
     history: HistorySettings | None = None
+    routing: RoutingSettings | None = None
     keep_alive: _Duration | None = None
 
 
@@ -129,6 +143,7 @@ class ProfileSet(Struct, frozen=True):
     default_profile: str
     paths: tuple[Path, ...]
     history: HistorySettings = HistorySettings()
+    routing: RoutingSettings = RoutingSettings()
 
     def select(self, name: str | None = None) -> HardwareProfile:
         """The profile called ``name``, or the default one.
@@ -156,7 +171,7 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
     entries: dict[str, _ProfileEntry] = {}
     default = "standard"
     components, thresholds, eviction, auto = VramComponents(), PressureThresholds(), EvictionPolicy(), AutoDetect()
-    history = HistorySettings()
+    history, routing = HistorySettings(), RoutingSettings()
     shared_keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
     keep_alive_s: dict[str, float | None] = {}
     last: Document | None = None
@@ -171,6 +186,7 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
         eviction = content.eviction_policy or eviction
         auto = content.auto_detect or auto
         history = content.history or history
+        routing = content.routing or routing
         if content.keep_alive is not None:
             shared_keep_alive_s = _seconds(document, ["keep_alive"], content.keep_alive)
         for name, entry in content.profiles.items():
@@ -193,7 +209,7 @@ def load_profiles(paths: list[Path]) -> ProfileSet:
         for key, name in (("default_profile", default), ("auto_detect.fallback_profile", auto.fallback_profile)):
             if name not in profiles:
                 raise last.error([*key.split(".")], f"no profile is called `{name}`", nearest(name, list(profiles)))
-    return ProfileSet(profiles=profiles, default_profile=default, paths=tuple(paths), history=history)
+    return ProfileSet(profiles=profiles, default_profile=default, paths=tuple(paths), history=history, routing=routing)
 
 
 def _seconds(document: Document, key_path: list[str | int], value: _Duration) -> float | None:

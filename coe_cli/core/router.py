@@ -32,7 +32,8 @@ class Decision(Struct, frozen=True):
 
     ``experts`` are the chosen ones, best first: one, or two when ``kind`` is ``multi``. ``ranking`` has every role.
     ``margin`` is the lead of the first over the second, in probability; ``multi_probability`` says how likely the
-    question spans two domains. ``unsure``: no role is likely enough, so the general one answers.
+    question spans two domains. ``unsure``: no role is likely enough, so the general one answers. ``parts`` has, for a
+    question of two domains that can be split, each chosen expert's part of it.
     """
 
     experts: list[Scored]
@@ -42,6 +43,7 @@ class Decision(Struct, frozen=True):
     ranking: list[Scored]
     multi_probability: float = 0.0
     preferred_resident: bool = False
+    parts: dict[str, str] = {}
 
 
 class RouterWeights(Struct, frozen=True):
@@ -112,7 +114,8 @@ class Router:
         pair = self._pair(whole, probabilities[1:])
         if both >= self.multi_from and pair is not None:
             chosen = [Scored(roles[i], round(float(whole[i]), 6)) for i in pair]
-            return Decision(chosen, "multi", False, margin, ranking, both)
+            parts = self._split(pair, pieces[1:], probabilities[1:])
+            return Decision(chosen, "multi", False, margin, ranking, both, parts=parts)
         if ranking[0].probability < self.unsure_below and self._general is not None:
             general = [Scored(roles[self._general], round(float(whole[self._general]), 6))]
             return Decision(general, "general", True, margin, ranking, both)
@@ -151,6 +154,13 @@ class Router:
             evidence[self._general] *= 0.5
         order = np.argsort(-evidence, kind="stable")
         return (int(order[0]), int(order[1])) if len(order) > 1 else None
+
+    def _split(self, pair: tuple[int, int], clauses: Sequence[str], probabilities: Floats) -> dict[str, str]:
+        """Each role's clauses, or nothing where one of the two would get none."""
+        mine: dict[int, list[str]] = {role: [] for role in pair}
+        for clause, likely in zip(clauses, probabilities, strict=True):
+            mine[pair[0] if likely[pair[0]] >= likely[pair[1]] else pair[1]].append(clause)
+        return {self.weights.roles[role]: " ".join(some) for role, some in mine.items()} if all(mine.values()) else {}
 
     def _nothing_asked(self) -> Decision:
         roles = self.weights.roles

@@ -66,23 +66,27 @@ class AnswerSink:
 
 
 class JsonSink(AnswerSink):
-    """One JSON object when the answer is complete."""
+    """One JSON object when the answer is complete, with ``routing`` in it where that is wanted."""
+
+    def __init__(self, output: Output, routing: dict[str, Any] | None = None) -> None:
+        super().__init__(output)
+        self._more = {} if routing is None else {"routing": routing}
 
     def piece(self, text: str, *, is_thinking: bool) -> None:
         pass
 
     def finish(self, answer: Answer) -> None:
-        self._output.json(msgspec.to_builtins(answer))
+        self._output.json({**msgspec.to_builtins(answer), **self._more})
 
 
-class JsonLinesSink(AnswerSink):
+class JsonLinesSink(JsonSink):
     """One JSON object a line: ``{"type": "token"|"thinking", "text"}`` and at the end ``{"type": "answer", …}``."""
 
     def piece(self, text: str, *, is_thinking: bool) -> None:
         self._line({"type": "thinking" if is_thinking else "token", "text": text})
 
     def finish(self, answer: Answer) -> None:
-        self._line({"type": "answer", **msgspec.to_builtins(answer)})
+        self._line({"type": "answer", **msgspec.to_builtins(answer), **self._more})
 
     def _line(self, value: dict[str, Any]) -> None:
         self._output.stdout.write(msgspec.json.encode(value).decode() + "\n")

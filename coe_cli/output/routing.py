@@ -20,12 +20,24 @@ _SHOWN_CHARS = 70
 
 def decision_as_dict(text: str, decision: Decision, latency_ms: float) -> dict[str, Any]:
     """The contract of ``coe route --format jsonl``."""
+    return {"text": text, **_decision(decision), "latency_ms": round(latency_ms, 2)}
+
+
+def routing_as_dict(decision: Decision, latency_ms: float) -> dict[str, Any]:
+    """``routing`` in the JSON of ``coe ask --explain``."""
     return {
-        "text": text,
+        **_decision(decision),
+        "latency_ms": round(latency_ms, 2),
+        "preferred_resident": decision.preferred_resident,
+        "parts": decision.parts,
+    }
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    return {
         "experts": [{"name": expert.name, "probability": round(expert.probability, 4)} for expert in decision.experts],
         "kind": decision.kind,
         "unsure": decision.unsure,
-        "latency_ms": round(latency_ms, 2),
     }
 
 
@@ -38,10 +50,13 @@ def describe(decision: Decision) -> str:
         best = decision.ranking[0]
         guess = f"; nearest: {best.name} {best.probability:.0%}" if best.name != decision.experts[0].name else ""
         return f"{decision.experts[0].name} (unsure{guess})"
-    resident = ", its model is resident" if decision.preferred_resident else ""
-    other = next((expert for expert in decision.ranking if expert.name != decision.experts[0].name), None)
+    first = decision.experts[0]
+    if decision.preferred_resident:
+        better = decision.ranking[0]
+        return f"{named}, taken because its model is loaded; {better.name} {better.probability:.0%} is as likely"
+    other = next((expert for expert in decision.ranking if expert.name != first.name), None)
     then = f", then {other.name} {other.probability:.0%}" if other and other.probability >= 0.05 else ""
-    return f"{named}{then}{resident}"
+    return f"{named}{then}"
 
 
 def write_decisions(output: Output, router: QuestionRouter, texts: Iterable[str], output_format: str) -> None:

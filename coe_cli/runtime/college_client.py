@@ -7,6 +7,7 @@ import http.client
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -223,6 +224,13 @@ class CollegeClient:
 
     def close(self) -> None:
         self._connection.close()
+
+    def abort(self) -> None:
+        """Break the connection off, from any thread: whoever waits on it is woken by an error."""
+        sock = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _whole(self, method: str, path: str, value: object = None) -> bytes:
         try:

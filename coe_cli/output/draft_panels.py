@@ -1,0 +1,163 @@
+"""Drafts while they are written: one panel an expert on a terminal, one line a finished draft elsewhere, JSON lines."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from coe_cli.core.synthesis import Draft
+from coe_cli.output.answer_sink import AnswerFormat, for_terminal
+from coe_cli.output.console import Output
+
+_FRAMES_PER_S = 6
+_LEAST_WIDTH = 36
+_LEAST_LINES = 3
+_KEPT_CHARS = 4000
+
+
+class DraftLines:
+    """Each draft's end as a line on stderr, or as a JSON line on stdout where those are wanted."""
+
+    def __init__(self, output: Output, output_format: AnswerFormat) -> None:
+        self._output, self._format = output, output_format
+
+    def phase(self, number: int, name: str, worker_pid: int) -> None:
+        """Nothing is shown of a draft before its end."""
+
+    def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
+        """Nothing is shown of a draft before its end."""
+
+    def done(self, number: int, draft: Draft) -> None:
+        """Say that a draft is there, or why not."""
+        if self._format is AnswerFormat.JSONL:
+            line = {"type": "draft", **msgspec.to_builtins(draft)}
+            self._output.stdout.write(msgspec.json.encode(line).decode() + "\n")
+            self._output.stdout.flush()
+        elif self._format is AnswerFormat.HUMAN:
+            self._output.note(summary(draft))
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class DraftPanels(DraftLines):
+    """A panel for each expert, side by side where there is room; gone at the end, when each draft's line is written."""
+
+    def __init__(self, output: Output, experts: Sequence[tuple[str, str]]) -> None:
+        """``experts`` are names and models, in the order of the jobs."""
+        super().__init__(output, AnswerFormat.HUMAN)
+        from rich.live import Live
+
+        self._panels = [_Panel(expert, model) for expert, model in experts]
+        self._lock = threading.Lock()
+        self._console = output.console(on_stderr=True)
+        self._lines: list[str] = []
+        self._live = Live(
+            get_renderable=self._view,
+            console=self._console,
+            refresh_per_second=_FRAMES_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def phase(self, number: int, name: str, worker_pid: int) -> None:
+        """The panel says what is being done."""
+        with self._lock:
+            self._panels[number].phase = name
+
+    def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
+        """The text grows in the panel; thoughts only change what the panel says is being done."""
+        with self._lock:
+            self._panels[number].add(text, is_thinking=is_thinking)
+
+    def done(self, number: int, draft: Draft) -> None:
+        """The panel stays until the last draft is there."""
+        with self._lock:
+            self._panels[number].end(draft)
+        self._lines.append(summary(draft))
+
+    def close(self) -> None:
+        """Take the panels away and leave a line for each draft."""
+        if self._live.is_started:
+            self._live.stop()
+            for line in self._lines:
+                self._output.note(line)
+
+    def _view(self) -> Any:
+        from rich.table import Table
+
+        width, height = self._console.size
+        columns = max(1, min(len(self._panels), width // _LEAST_WIDTH))
+        rows = -(-len(self._panels) // columns)
+        lines = max(_LEAST_LINES, (height - 1) // rows - 2)
+        grid = Table.grid(expand=True)
+        for _ in range(columns):
+            grid.add_column(ratio=1)
+        with self._lock:
+            shown = [panel.view(width // columns - 4, lines) for panel in self._panels]
+        for start in range(0, len(shown), columns):
+            row = shown[start : start + columns]
+            grid.add_row(*row, *[""] * (columns - len(row)))
+        return grid
+
+
+class _Panel:
+    """One expert's text so far, and what it is doing."""
+
+    def __init__(self, expert: str, model: str) -> None:
+        self._expert, self._model = expert, model
+        self.phase = "starting"
+        self._text, self._style = "", "cyan"
+        self._tokens = 0
+        self._begin = self._first_at = time.monotonic()
+        self._end: float | None = None
+
+    def add(self, text: str, *, is_thinking: bool) -> None:
+        self._tokens += 1
+        if self._tokens == 1:
+            self._first_at = time.monotonic()
+        self.phase = "thinking" if is_thinking else "writing"
+        if not is_thinking:
+            self._text = (self._text + for_terminal(text))[-_KEPT_CHARS:]
+
+    def end(self, draft: Draft) -> None:
+        self._end = time.monotonic()
+        self.phase, self._style = ("done", "green") if draft.error is None else ("failed", "red")
+        if draft.error is not None:
+            self._text = for_terminal(draft.error.message)
+
+    def view(self, width: int, lines: int) -> Any:
+        """The panel with the last ``lines`` lines of the text, ``width`` cells wide."""
+        from rich.cells import chop_cells
+        from rich.panel import Panel
+        from rich.text import Text
+
+        rows = [row for line in self._text.split("\n") for row in (chop_cells(line, max(1, width)) or [""])]
+        rows = rows[-lines:] + [""] * (lines - len(rows))
+        now = self._end or time.monotonic()
+        parts = [f"{now - self._begin:.0f} s", f"{self._tokens} tokens"]
+        if self._tokens > 1 and now > self._first_at:
+            parts.append(f"{(self._tokens - 1) / (now - self._first_at):.0f}/s")
+        return Panel(
+            Text("\n".join(rows), no_wrap=True, overflow="crop"),
+            title=Text.assemble((self._expert, "bold"), " ", (self._model, "dim")),
+            subtitle=Text.assemble((self.phase, self._style), " · ", " · ".join(parts)),
+            title_align="left",
+            subtitle_align="left",
+        )
+
+
+def summary(draft: Draft) -> str:
+    """A draft in one line."""
+    if draft.error is not None:
+        return f"{draft.expert} ({draft.model}) failed: {draft.error.message}; going on without it"
+    assert draft.usage is not None
+    assert draft.timing is not None
+    tokens = draft.usage.completion_tokens
+    return f"{draft.expert} ({draft.model}): {tokens} tokens in {draft.timing.total_s:.1f} s"

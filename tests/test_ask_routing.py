@@ -1,0 +1,138 @@
+"""`coe ask` without -e and -m: the question is routed, what it says of that, and that routing never costs an answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODEL, Coe, Result, one_line
+from serving import serving
+
+SQL = "Write a SELECT statement that counts the rows of the table orders, grouped by customer"
+LEGAL = "Is this indemnification clause of my contract enforceable?"
+JOINT = "Write the SQL for weekly signups and a Python plot of it"
+
+
+def answer(result: Result) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(result.check().stdout)
+    return value
+
+
+def ask(coe: Coe, *arguments: str, **environment: str) -> Result:
+    return coe.run("ask", "--max-tokens", "2", *arguments, **environment)
+
+
+def test_a_question_goes_to_its_expert_and_stderr_stays_clean_in_json(routing_coe: Coe) -> None:
+    result = ask(routing_coe, "--format", "json", SQL)
+    assert result.stderr == ""
+    assert answer(result)["expert"] == "sql_query"
+    assert "routing" not in answer(result)
+    assert answer(ask(routing_coe, "--format", "json", LEGAL))["expert"] == "legal_contracts"
+
+
+def test_explain_says_what_route_says_before_the_answer(routing_coe: Coe) -> None:
+    routed = routing_coe.run("route", SQL).check().stdout.strip()
+    told = ask(routing_coe, "--explain", SQL).check()
+    first = told.stderr.splitlines()[0]
+    assert first.startswith(f"coe: {routed} · routed by coe itself in ")
+    assert "routed" not in told.stdout
+    as_json = answer(ask(routing_coe, "--explain", "--format", "json", SQL))["routing"]
+    line = json.loads(routing_coe.run("route", "--format", "jsonl", SQL).check().stdout)
+    assert list(as_json) == ["experts", "kind", "unsure", "latency_ms", "preferred_resident", "parts"]
+    assert {key: as_json[key] for key in ("experts", "kind", "unsure")} == {
+        key: line[key] for key in ("experts", "kind", "unsure")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expert", "says"),
+    [
+        (("-m", MODEL), None, f"not routed: {MODEL} was named"),
+        (("-e", "math_expert"), "math_expert", "not routed: math_expert was named"),
+        (("--no-route",), "general_reasoner", "not routed: routing is off"),
+    ],
+)
+def test_who_is_named_is_not_routed(
+    routing_coe: Coe, arguments: tuple[str, ...], expert: str | None, says: str
+) -> None:
+    result = ask(routing_coe, *arguments, "--explain", "--format", "json", SQL)
+    assert answer(result)["expert"] == expert
+    assert says in one_line(result.stderr)
+
+
+def test_a_profile_key_turns_routing_off(routing_coe: Coe) -> None:
+    (routing_coe.config / "hardware_profiles.yaml").write_text("routing: {enabled: false}\n")
+    assert answer(ask(routing_coe, "--format", "json", SQL))["expert"] == "general_reasoner"
+
+
+def test_two_domains_are_asked_together_unless_the_profile_says_no(routing_coe: Coe) -> None:
+    both = answer(ask(routing_coe, "--format", "json", JOINT))
+    asked = [draft["expert"] for draft in both["drafts"]]
+    assert sorted(asked) == ["python_backend", "sql_query"]
+    (routing_coe.config / "hardware_profiles.yaml").write_text("routing: {two_experts: false}\n")
+    alone = answer(ask(routing_coe, "--format", "json", JOINT))
+    assert (alone["expert"], "drafts" in alone) == (asked[0], False)
+
+
+def test_an_unsure_route_says_so(routing_coe: Coe) -> None:
+    candidates = [
+        "zxqv",
+        "hmm the thing with it",
+        "42",
+        "ζ",
+        "and then?",
+        "clause table fever",
+        "colourless green ideas",
+    ]
+    routed = routing_coe.run("route", "-", "--format", "jsonl", stdin="\n".join(candidates)).check().stdout
+    unsure = [line["text"] for line in map(json.loads, routed.splitlines()) if line["unsure"]]
+    assert unsure, "one of these leaves the router unsure"
+    result = ask(routing_coe, unsure[0]).check()
+    assert "general_reasoner (unsure" in result.stderr.splitlines()[0]
+    assert result.stdout
+
+
+def test_without_a_router_and_a_network_the_general_reasoner_answers(coe: Coe) -> None:
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "PIP_NO_INDEX": "1",
+        "COE_NO_ROUTE": "0",
+        "COE_EMBEDDER": "no-such-owner/no-such-model",
+    }
+    first = ask(coe, SQL, **offline).check()
+    (note,) = [line for line in first.stderr.splitlines() if "general_reasoner answers (coe route" in line]
+    assert "routing could not be prepared" in note
+    begin = time.monotonic()
+    second = ask(coe, SQL, **offline).check()
+    assert time.monotonic() - begin < 60
+    assert "a while ago" in second.stderr, "it is not tried again at every question"
+    assert answer(ask(coe, "--format", "json", SQL, **offline))["expert"] == "general_reasoner"
+    refused = ask(coe, "--no-pull", SQL, **offline).check()
+    assert "--no-pull forbids" in refused.stderr
+
+
+def test_a_broken_router_costs_a_note_and_no_answer(routing_coe: Coe, routing_home: Path) -> None:
+    """The export is damaged and its source is gone."""
+    (tokenizer,) = (routing_coe.folder / "cache" / "embedders").glob("*/tokenizer.json")
+    gone = "nowhere/to-be-found"
+    tokenizer.parent.rename(tokenizer.parents[1] / "nowhere-to-be-found")
+    (tokenizer.parents[1] / "nowhere-to-be-found" / "tokenizer.json").write_text("{")
+    result = ask(routing_coe, SQL, COE_EMBEDDER=gone, HF_HUB_OFFLINE="1", PIP_NO_INDEX="1").check()
+    assert "general_reasoner answers" in result.stderr
+    assert result.stdout
+
+
+def test_the_running_college_routes(routing_coe: Coe) -> None:
+    with serving(routing_coe):
+        told = ask(routing_coe, "--explain", SQL, COE_NO_SERVE="0").check()
+        assert "routed by the running college in" in told.stderr.splitlines()[0]
+        assert answer(ask(routing_coe, "--format", "json", LEGAL, COE_NO_SERVE="0"))["expert"] == "legal_contracts"
+
+
+def test_a_follow_up_stays_with_its_expert(routing_coe: Coe) -> None:
+    first = answer(ask(routing_coe, "--format", "json", LEGAL))
+    second = answer(ask(routing_coe, "--format", "json", "-c", SQL))
+    assert first["expert"] == second["expert"] == "legal_contracts"

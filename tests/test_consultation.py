@@ -1,0 +1,139 @@
+"""Several experts asked at once, with workers that misbehave: one failing is not the end of the others."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
+from conftest import REPOSITORY, eventually, is_gone
+from faulty_worker import expected
+
+from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.core.synthesis import Draft
+from coe_cli.errors import ModelMissing
+from coe_cli.runtime import college_events as ce
+from coe_cli.runtime.answerer import CollegeAnswerer
+from coe_cli.runtime.collecting import About
+from coe_cli.runtime.college import CollegeSettings
+from coe_cli.runtime.consultation import Job, OwnSource, consult
+from coe_cli.runtime.protocol import ChatMessage
+
+
+class Notes:
+    """A board that remembers."""
+
+    def __init__(self) -> None:
+        self.times: dict[int, list[float]] = {}
+        self.text: dict[int, str] = {}
+        self.ended: list[int] = []
+
+    def phase(self, number: int, name: str, worker_pid: int) -> None:
+        pass
+
+    def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
+        self.times.setdefault(number, []).append(time.monotonic())
+        self.text[number] = self.text.get(number, "") + text
+
+    def done(self, number: int, draft: Draft) -> None:
+        self.ended.append(number)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    sources: list[OwnSource] = []
+
+    def make(faults: dict[str, list[dict[str, Any]]] | None = None, **settings: Any) -> OwnSource:
+        (tmp_path / "faults.json").write_text(json.dumps(faults or {}))
+        os.environ["PYTHONPATH"] = str(REPOSITORY)
+        college = CollegeSettings(
+            pool=POOL,
+            cost_of=lambda spec: (ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4), 1024),
+            load_timeout_s=30.0,
+            watchdog_s=settings.get("watchdog_s", 30.0),
+            worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(tmp_path)],
+        )
+        sources.append(OwnSource(CollegeAnswerer(college, FakeMeter())))
+        return sources[-1]
+
+    yield make
+    for source in sources:
+        source.close()
+
+
+def job(folder: Path, expert: str, model: str, tokens: int = 8, problem: Any = None) -> Job:
+    about = About(expert, model, "cpu", "embedded", [])
+    ask = ce.AskByName(model, [ChatMessage("user", f"ask {expert}")], max_tokens=tokens)
+    return Job(about, spec_of(model, folder), ask, problem)
+
+
+def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> None:
+    board = Notes()
+    jobs = [job(tmp_path, name, "one", tokens=30) for name in ("a", "b", "c")]
+    drafts = consult(jobs, start({"one": [{"step_s": 0.01}]}), board)
+    assert [draft.expert for draft in drafts] == ["a", "b", "c"]
+    for number, draft in enumerate(drafts):
+        assert draft.error is None
+        assert draft.answer == expected(f"ask {draft.expert}", None, 30).strip("\n")
+        assert board.text[number].strip() == draft.answer.strip()
+        assert draft.usage is not None and draft.usage.completion_tokens == 30
+        assert draft.timing is not None and draft.timing.total_s > 0
+    firsts, lasts = [t[0] for t in board.times.values()], [t[-1] for t in board.times.values()]
+    assert max(firsts) < min(lasts), "all had begun before one had ended"
+    assert sorted(board.ended) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ({"load": "damaged"}, "model_damaged"),
+        ({"load": "oom"}, "out_of_memory"),
+        ({"answer": "crash", "after": 2}, "device_lost"),
+        ({"answer": "garbage", "after": 2}, "device_lost"),
+    ],
+)
+def test_one_that_fails_says_why_and_the_others_go_on(
+    start: Any, tmp_path: Path, fault: dict[str, Any], code: str
+) -> None:
+    jobs = [job(tmp_path, "good", "one"), job(tmp_path, "bad", "two"), job(tmp_path, "fine", "one")]
+    drafts = consult(jobs, start({"two": [fault]}), Notes())
+    assert [draft.error is None for draft in drafts] == [True, False, True]
+    error = drafts[1].error
+    assert error is not None and error.code == code and error.message
+    assert (drafts[1].answer, drafts[1].usage, drafts[1].timing) == ("", None, None)
+    assert drafts[0].answer == expected("ask good", None, 8).strip("\n")
+
+
+def test_one_that_cannot_even_be_asked_fails_alone(start: Any, tmp_path: Path) -> None:
+    missing = ModelMissing("it is not there", "Fetch it.")
+    drafts = consult([job(tmp_path, "gone", "two", problem=missing), job(tmp_path, "good", "one")], start(), Notes())
+    assert drafts[0].error is not None
+    assert (drafts[0].error.code, drafts[0].error.hint) == ("model_missing", "Fetch it.")
+    assert drafts[1].error is None
+
+
+def test_an_interrupt_ends_all_of_them(start: Any, tmp_path: Path) -> None:
+    board = Notes()
+    jobs = [job(tmp_path, name, "one", tokens=10_000) for name in ("a", "b")]
+
+    def interrupt() -> None:
+        while len(board.times) < 2:
+            time.sleep(0.01)
+        _thread.interrupt_main()
+
+    source = start({"one": [{"step_s": 0.01}]})
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        consult(jobs, source, board)
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert pids
+    eventually(lambda: all(not psutil.pid_exists(pid) or is_gone(psutil.Process(pid)) for pid in pids), 10)

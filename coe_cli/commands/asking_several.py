@@ -54,6 +54,7 @@ from coe_cli.runtime.folders import folders
 from coe_cli.runtime.meter import ResidentSetMeter, Unmeasured
 from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.prompt_length import prompt_tokens
+from coe_cli.runtime.providers import choose_provider, installed_providers
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation

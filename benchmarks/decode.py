@@ -49,7 +49,7 @@ def bare_rate() -> float:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     print(HEADER)
-    print(alternate(coe_rate, bare_rate, rounds).row("ask, decode", "tokens/s", "≥ 0.97"))
+    print(alternate(coe_rate, bare_rate, rounds).row("`ask`, decode", "tokens/s", "≥ 0.97"))
 
 
 if __name__ == "__main__":

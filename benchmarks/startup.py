@@ -1,4 +1,4 @@
-"""What starting coe costs: `--help`, `models list` and the way to the first token, each beside a bare script.
+"""What starting coe costs: `--help`, `models list`, `vram plan` and the way to the first token, each beside a bare script.
 
 Usage: python benchmarks/startup.py [ROUNDS]   (the embedded model must be there: coe models pull smollm2-135m)
 """
@@ -18,18 +18,20 @@ PROMPT = "Name three colours."
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     imports = [sys.executable, "-c", "import typer, rich, rich.table, rich.console"]
+    imports_yaml = [sys.executable, "-c", "import typer, rich, rich.table, rich.console, yaml"]
     model_dir = str(folders().models / MODEL)
     bare = [sys.executable, str(ROOT / "benchmarks" / "bare_oga.py"), model_dir, PROMPT, "8"]
     ask = [*COE, "ask", "--no-serve", "--no-log", "-m", MODEL, "--max-tokens", "8", "-s", "", PROMPT]
     print(HEADER)
-    print(alternate(lambda: wall_s([*COE, "--help"]), lambda: wall_s(imports), rounds).row("--help", "s", "≤ 1.5"))
-    print(
-        alternate(lambda: wall_s([*COE, "models", "list"]), lambda: wall_s(imports), rounds).row(
-            "models list", "s", "≤ 1.5"
-        )
-    )
+    for name, arguments, beside in (
+        ("--help", ["--help"], imports),
+        ("models list", ["models", "list"], imports),
+        ("vram plan", ["vram", "plan"], imports_yaml),
+    ):
+        pair = alternate(lambda a=arguments: wall_s([*COE, *a]), lambda b=beside: wall_s(b), rounds)
+        print(pair.row(f"`{name}`", "s", "≤ 1.5"))
     pair = alternate(lambda: first_byte_s(ask), lambda: first_byte_s(bare), rounds)
-    print(pair.row("ask, start to first token", "s", "≤ 1.25"))
+    print(pair.row("`ask`, start to first token", "s", "≤ 1.25"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -24,9 +25,14 @@ WIDTH, HEIGHT = 100, 30
 
 
 class Terminal:
-    """A process on a pseudo-terminal, and the screen that its output draws."""
+    """A process on a pseudo-terminal, and the screen that its output draws.
 
-    def __init__(self, coe: Coe, *arguments: str, stdout: int | None = None, **environment: str) -> None:
+    When ``interrupt_at`` has been seen, Ctrl-C is typed, which the terminal echoes, and its signal sent.
+    """
+
+    def __init__(
+        self, coe: Coe, *arguments: str, stdout: int | None = None, interrupt_at: str | None = None, **environment: str
+    ) -> None:
         parent, child = pty.openpty()
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
         environment = {"TERM": "xterm-256color", **environment}
@@ -38,6 +44,10 @@ class Terminal:
         try:
             while part := os.read(parent, 65536):
                 data += part
+                if interrupt_at is not None and interrupt_at.encode() in data:
+                    interrupt_at = None
+                    os.write(parent, b"\x03")
+                    process.send_signal(signal.SIGINT)
         except OSError:  # Linux ends a terminal that nobody writes to with EIO
             pass
         os.close(parent)
@@ -114,3 +124,13 @@ def test_help_on_a_terminal_is_plain(coe: Coe) -> None:
     raw = Terminal(coe, "--help").raw
     assert "Commands:" in raw
     assert "\x1b[" not in raw
+
+
+def test_an_interrupted_benchmark_leaves_only_its_rows(coe: Coe) -> None:
+    """The echo of ^C at the end of a full line would wrap, and the bar above it would stay."""
+    options = ("--prompt-tokens", "16,2000", "--gen-tokens", "4", "-r", "1", "--warm-up", "0")
+    terminal = Terminal(coe, "bench", MODEL, *options, interrupt_at="prompt 2000")
+    assert terminal.code == 130
+    assert "━" in terminal.seen and not any("━" in line for line in terminal.screen)
+    rows = [line for line in terminal.screen if "█" in line]
+    assert len(rows) == 1 and rows[0].split()[0] == "16"

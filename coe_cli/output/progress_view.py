@@ -38,12 +38,13 @@ class ProgressView:
             from rich.table import Column
 
             self._escape = escape
-            self._progress = Progress(
+            console = self._output.console(on_stderr=True)
+            self._progress = _with_room(Progress, console)(
                 SpinnerColumn(),
                 TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
                 BarColumn(bar_width=12),
                 _amount_column(),
-                console=self._output.console(on_stderr=True),
+                console=console,
                 transient=True,
                 expand=True,
             )
@@ -113,6 +114,18 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _with_room(progress: type[Any], console: Any) -> Any:
+    """The class ``progress`` with the last columns of the terminal left free: an echoed ^C would wrap and leave the bar behind."""
+    from rich.constrain import Constrain
+
+    class Bars(progress):  # type: ignore[misc]
+        def get_renderables(self) -> Iterator[Any]:
+            for table in super().get_renderables():
+                yield Constrain(table, console.width - len("^C") - 1)
+
+    return Bars
 
 
 def _amount_column() -> Any:

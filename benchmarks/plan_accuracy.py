@@ -1,10 +1,11 @@
 """The plan's memory figures against real processes: predicted and measured peak for each context and prompt.
 
 Every row is a fresh process that loads one model, makes a generator for the whole context, reads one prompt and writes
-a few tokens. On the CPU the figure is the peak resident set less what the process holds after importing OGA; on CUDA it
-is the device memory in use less the bare CUDA context (nothing else may use the card meanwhile). No calibration is read.
+a few tokens, with the session options of coe's workers. On the CPU the figure is the peak resident set less what the
+process holds after importing OGA; on CUDA it is the device memory in use less the bare CUDA context (nothing else may use
+the card meanwhile). No calibration is read.
 
-    python benchmarks/plan_accuracy.py build /tmp/m --shape small-gqa [--provider cuda] [--prune]
+    python benchmarks/random_models.py small-gqa --all /tmp/all --pruned /tmp/pruned [--provider cuda]
     python benchmarks/plan_accuracy.py measure NAME=FOLDER [NAME=FOLDER ...] [--provider cuda] [--grid 8192:16,8192:1024:512] \
         [--results rows.jsonl]
     python benchmarks/plan_accuracy.py table rows.jsonl [...]
@@ -22,6 +23,7 @@ from typing import Any
 
 from coe_cli.core.footprint import (
     CPU_PROCESS_BYTES,
+    CUDA_CONTEXT_BYTES,
     FormulaAccounting,
     ModelMemory,
     activation_bytes,
@@ -32,6 +34,7 @@ from coe_cli.core.footprint import (
 from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.core.onnx_graph import read_graph
 from coe_cli.core.profile import PerSlotEstimate, Provider
+from coe_cli.runtime.providers import configure, default_session_options
 
 ANSWER_TOKENS = 8
 TOKEN_STRIDE = 23
@@ -40,54 +43,11 @@ DEFAULT_GRID = (
     "512:16,512:256,1024:16,1024:768,2048:16,2048:1024,2048:1024:256,4096:16,4096:2048,4096:2048:512,"
     "8192:16,8192:256,8192:1024,8192:4096,8192:4096:512"
 )
-SHAPES: dict[str, dict[str, Any]] = {
-    "deepseek-r1-distill-qwen-7b": {
-        "kind": "qwen2",
-        "vocab": 152064,
-        "hidden": 3584,
-        "inner": 18944,
-        "layers": 28,
-        "heads": 28,
-        "kv_heads": 4,
-    },
-    "sqlcoder-7b-2": {
-        "kind": "llama",
-        "vocab": 32016,
-        "hidden": 4096,
-        "inner": 11008,
-        "layers": 32,
-        "heads": 32,
-        "kv_heads": 32,
-    },
-    "small-gqa": {
-        "kind": "qwen2",
-        "vocab": 65536,
-        "hidden": 1024,
-        "inner": 4864,
-        "layers": 12,
-        "heads": 16,
-        "kv_heads": 2,
-    },
-    "small-no-gqa": {
-        "kind": "llama",
-        "vocab": 32000,
-        "hidden": 768,
-        "inner": 2048,
-        "layers": 16,
-        "heads": 12,
-        "kv_heads": 12,
-    },
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="make a model with random weights in one of the shapes")
-    build.add_argument("folder", type=Path)
-    build.add_argument("--shape", choices=SHAPES, required=True)
-    build.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
-    build.add_argument("--prune", action="store_true", help="build with prune_lm_head=true")
     measure = commands.add_parser("measure", help="run the grid, one process a row, and write JSON lines")
     measure.add_argument("models", nargs="+", metavar="NAME=FOLDER")
     measure.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
@@ -98,9 +58,7 @@ def main() -> None:
     child = commands.add_parser("child")
     child.add_argument("job")
     options = parser.parse_args()
-    if options.command == "build":
-        build_model(options.folder, options.shape, options.provider, options.prune)
-    elif options.command == "measure":
+    if options.command == "measure":
         measure_all(options)
     elif options.command == "table":
         write_table([json.loads(line) for path in options.results for line in path.read_text().splitlines()])
@@ -130,11 +88,18 @@ def measure_row(
     model = ModelMemory(
         spec_from_folder(name, folder), provider, graph=read_graph(folder / "model.onnx"), chunk_size=chunk
     )
-    own = CPU_PROCESS_BYTES if provider == "cpu" else 0
-    running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, prompt)
+    own = CPU_PROCESS_BYTES if provider == "cpu" else CUDA_CONTEXT_BYTES
+    running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)
     predicted = max(running, load_peak_bytes(model)) - own
     slot = FormulaAccounting(PerSlotEstimate()).slot(model, context, 1)
-    job = {"folder": str(folder), "provider": provider, "context": context, "prompt": prompt, "chunk": chunk}
+    job = {
+        "folder": str(folder),
+        "provider": provider,
+        "context": context,
+        "prompt": prompt,
+        "chunk": chunk,
+        "session_options": default_session_options(provider),
+    }
     answer = subprocess.run(
         [sys.executable, __file__, "child", json.dumps(job)],
         check=True,
@@ -153,7 +118,7 @@ def measure_row(
         "chunk_size": chunk,
         "weights_mb": round((load_bytes(model) - own) / BYTES_PER_MB, 1),
         "kv_mb": round(kv_cache_bytes(model, context) / BYTES_PER_MB, 1),
-        "activation_mb": round(activation_bytes(model, prompt) / BYTES_PER_MB, 1),
+        "activation_mb": round(activation_bytes(model, context, prompt) / BYTES_PER_MB, 1),
         "predicted_mb": round(predicted / BYTES_PER_MB, 1),
         "measured_mb": round(measured / BYTES_PER_MB, 1),
         "measured_load_mb": round((seen["load"] - seen["before"]) / BYTES_PER_MB, 1),
@@ -172,12 +137,7 @@ def run_child(job: dict[str, Any]) -> dict[str, Any]:
     in_use, peak = (_device_memory(), None) if job["provider"] == "cuda" else (_resident, _peak_resident)
     before = in_use()
     config = oga.Config(job["folder"])
-    config.clear_providers()
-    if job["provider"] == "cuda":
-        config.append_provider("cuda")
-    else:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    configure(config, job["provider"], {}, job["session_options"])
     if job["chunk"]:
         config.overlay(json.dumps({"search": {"chunk_size": job["chunk"]}}))
     model = oga.Model(config)
@@ -232,53 +192,6 @@ def _device_memory() -> Any:
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-
-
-def build_model(folder: Path, shape_name: str, provider: str, prune: bool) -> None:
-    """Random weights in a known shape, INT4, through transformers and OGA's builder; the tokenizer is left out."""
-    import tempfile
-
-    import torch
-    import transformers
-
-    shape = SHAPES[shape_name]
-    kind = {"qwen2": "Qwen2", "llama": "Llama"}[shape["kind"]]
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=shape["vocab"],
-        hidden_size=shape["hidden"],
-        intermediate_size=shape["inner"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["kv_heads"],
-        max_position_embeddings=32768,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as cache:
-        model = getattr(transformers, f"{kind}ForCausalLM")(config).half()
-        model.save_pretrained(source)
-        del model
-        tokenizer = _byte_tokenizer()
-        tokenizer.save_pretrained(source)
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", str(folder)]
-        command += ["-p", "int4", "-e", provider, "-c", cache, "--extra_options", "hf_token=false"]
-        subprocess.run([*command, *(["prune_lm_head=true"] if prune else [])], check=True, stdout=subprocess.DEVNULL)
-
-
-def _byte_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{chr(33 + n): 3 + n for n in range(90)}}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>")),
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from coe_cli.core.calibration import CalibrationKey, CalibrationRecord, apply, find, merge
 from coe_cli.core.catalog import ModelShape
@@ -58,7 +59,7 @@ def test_the_next_plan_uses_what_was_measured() -> None:
 
 
 def test_a_measurement_below_the_cache_never_makes_memory_negative() -> None:
-    measured = apply(MODEL, find(merge([record("generation", 100, 30)]), "d", "cuda"))
+    measured = structs.replace(MODEL, measured_slot_ratio=0.05)
     slot = ExactAccounting().slot(measured, 4096)
     assert slot.activation_bytes == 0
     assert slot.kv_bytes == ExactAccounting().slot(MODEL, 4096).kv_bytes

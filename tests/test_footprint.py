@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from coe_cli.core.catalog import ModelShape, load_catalog
 from coe_cli.core.footprint import (
     CPU_PROCESS_BYTES,
+    CUDA_CONTEXT_BYTES,
     ExactAccounting,
     FormulaAccounting,
     GuideAccounting,
     ModelMemory,
     activation_bytes,
-    cuda_growth_bytes,
     dml_rounded,
     kv_cache_bytes,
     load_bytes,
@@ -75,33 +75,88 @@ def test_guide_scenarios(costs: list[int], total_mb: int) -> None:
 
 Q_SHAPE = ModelShape(28, 3584, 28, 4, 128, 152064)
 S_SHAPE = ModelShape(32, 4096, 32, 32, 128, 32016)
-Q_GRAPH = GraphFacts(2, False, 18944, largest_matrix_elements=152064 * 3584)
-Q_PRUNED = GraphFacts(2, True, 18944, largest_matrix_elements=152064 * 3584)
-S_PRUNED = GraphFacts(2, True, 11008, largest_matrix_elements=32016 * 4096)
+Q_TENSORS = {
+    4_243_456: 84,
+    33_947_648: 84,
+    7_168: 57,
+    8_257_536: 28,
+    6_422_528: 28,
+    1_032_192: 28,
+    9_216: 28,
+    802_816: 28,
+    4_194_304: 2,
+    34_062_336: 1,
+    272_498_688: 1,
+    1_089_994_752: 1,
+}
+S_TENSORS = {
+    22_544_384: 96,
+    2_818_048: 96,
+    8_192: 65,
+    25_165_824: 32,
+    3_145_728: 32,
+    1_048_576: 32,
+    8_388_608: 32,
+    4_194_304: 2,
+    262_275_072: 1,
+    65_568_768: 1,
+    8_196_096: 1,
+}
+"""Size → how many of the tensors in the files of random models in these shapes."""
+
+
+def on_cuda(name: str, chunk_size: int | None = None) -> ModelMemory:
+    """``Q`` or ``S`` with all logits (``a``) or a pruned head (``p``)."""
+    shape, inner, tensors = (Q_SHAPE, 18944, Q_TENSORS) if name[0] == "Q" else (S_SHAPE, 11008, S_TENSORS)
+    sizes = tuple(size for size, count in tensors.items() for _ in range(count))
+    graph = GraphFacts(2, name[1] == "p", inner, 4608 if name[0] == "Q" else 12288, initializer_bytes=sizes)
+    return made(shape, sum(sizes) / BYTES_PER_MB, "cuda", graph=graph, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize(("name", "measured_mb"), [("Qa", 5356), ("Qp", 5356), ("Sa", 4162), ("Sp", 4162)])
+def test_cuda_loads_measured_on_a_gpu(name: str, measured_mb: float) -> None:
+    assert (load_bytes(on_cuda(name)) - CUDA_CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.005)
 
 
 @pytest.mark.parametrize(
-    ("model", "prompt", "measured_mb"),
+    ("name", "context", "prompt", "chunk", "measured_mb"),
     [
-        (made(Q_SHAPE, 4866, "cuda", graph=Q_GRAPH), 0, 6292),
-        (made(Q_SHAPE, 4866, "cuda", graph=Q_GRAPH), 64, 6292 + 256),
-        (made(Q_SHAPE, 4866, "cuda", graph=Q_GRAPH), 7000, 6292 + 256 + 3072),
-        (made(Q_SHAPE, 4866, "cuda", graph=Q_PRUNED), 0, 5284),
-        (made(Q_SHAPE, 4866, "cuda", graph=Q_PRUNED), 64, 5284 + 2066),
-        (made(Q_SHAPE, 4866, "cuda", graph=Q_PRUNED), 7000, 5284 + 2066),
-        (made(S_SHAPE, 3799, "cuda", graph=S_PRUNED), 0, 4244),
-        (made(S_SHAPE, 3799, "cuda", graph=S_PRUNED), 64, 4244 + 2),
-        (made(S_SHAPE, 3799, "cuda", graph=S_PRUNED), 7000, 4244 + 2 + 1024),
+        ("Qp", 8192, 7000, None, 7920),
+        ("Qp", 8192, 1024, None, 6256),
+        ("Qp", 2048, 16, None, 5488),
+        ("Qp", 8192, 7000, 512, 6176),
+        ("Qp", 4096, 2048, None, 6638),
+        ("Sp", 8192, 7000, None, 11462),
+        ("Sp", 8192, 1024, None, 9590),
+        ("Sp", 2048, 16, None, 6216),
+        ("Sp", 8192, 7000, 512, 9566),
+        ("Sp", 4096, 2048, None, 7846),
+        ("Qa", 8192, 7000, None, 9966),
+        ("Qa", 8192, 1024, None, 6768),
+        ("Qa", 2048, 16, None, 5614),
+        ("Qa", 8192, 7000, 512, 6942),
+        ("Qa", 4096, 2048, None, 7664),
+        ("Sa", 8192, 7000, None, 11462),
+        ("Sa", 8192, 1024, None, 9846),
+        ("Sa", 2048, 16, None, 6216),
+        ("Sa", 8192, 7000, 512, 9822),
+        ("Sa", 4096, 2048, None, 7846),
     ],
 )
-def test_cuda_figures_measured_on_a_gpu(model: ModelMemory, prompt: int, measured_mb: float) -> None:
-    predicted = load_bytes(model) + (cuda_growth_bytes(model, prompt) if prompt else 0)
-    assert predicted / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
+def test_cuda_peaks_measured_on_a_gpu(
+    name: str, context: int, prompt: int, chunk: int | None, measured_mb: float
+) -> None:
+    model = on_cuda(name, chunk)
+    predicted = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)
+    assert (predicted - CUDA_CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.005)
 
 
-def test_cuda_slots_measured_on_a_gpu() -> None:
-    assert kv_cache_bytes(made(Q_SHAPE, 4866, "cuda", graph=Q_PRUNED), 8192) == 448 * BYTES_PER_MB
-    assert kv_cache_bytes(made(S_SHAPE, 3799, "cuda", graph=S_PRUNED), 8192) == 4096 * BYTES_PER_MB
+@pytest.mark.parametrize(("name", "measured_mb"), [("Qp", 6672), ("Qa", 6674), ("Sp", 11464), ("Sa", 11720)])
+def test_three_cuda_slots_measured_on_a_gpu(name: str, measured_mb: float) -> None:
+    """Slots of 4096 tokens, each after a prompt of 64: the cache's arena in the plan is the measured one."""
+    model, counting = on_cuda(name, chunk_size=64), ExactAccounting()
+    slots = sum(counting.slot(model, 4096, before=number).total_bytes for number in range(3))
+    assert (load_bytes(model) + slots - CUDA_CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
 
 
 SMOL_SHAPE = ModelShape(30, 576, 9, 3, 64, 49152)
@@ -139,7 +194,7 @@ def test_cpu_peaks_measured_in_real_processes(
     shape: ModelShape, graph: GraphFacts, context: int, prompt: int, chunk: int | None, measured_mb: float
 ) -> None:
     model = made(shape, 0, "cpu", graph=graph, chunk_size=chunk)
-    running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, prompt)
+    running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)
     predicted = max(running, load_peak_bytes(model)) - CPU_PROCESS_BYTES
     assert predicted / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
 
@@ -159,9 +214,9 @@ def test_the_graphs_element_size_wins_over_the_providers() -> None:
 
 def test_logits_cost_what_the_graph_says_and_a_chunk_bounds_them() -> None:
     every, last = made(SMOL_SHAPE, 1, "cpu", graph=SMOL), made(SMOL_SHAPE, 1, "cpu", graph=SMOL_PRUNED)
-    assert activation_bytes(every, 512) - activation_bytes(last, 512) == 511 * 49152 * 4
+    assert activation_bytes(every, 512, 512) - activation_bytes(last, 512, 512) == 511 * 49152 * 4
     chunked = made(SMOL_SHAPE, 1, "cpu", graph=SMOL, chunk_size=512)
-    assert activation_bytes(chunked, 4096) == activation_bytes(every, 512)
+    assert activation_bytes(chunked, 4096, 4096) == activation_bytes(every, 512, 512)
     assert made(SMOL_SHAPE, 1, "cpu").logits_for_every_token
     assert not made(SMOL_SHAPE, 1, "cpu", prunes_logits=True).logits_for_every_token
 
@@ -171,6 +226,15 @@ def test_logits_cost_what_the_graph_says_and_a_chunk_bounds_them() -> None:
 def test_a_longer_context_never_takes_less(provider: Provider, name: str, context: int) -> None:
     model, counting = memory(name, provider), ExactAccounting()
     assert counting.slot(model, context + 1).total_bytes >= counting.slot(model, context).total_bytes
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 2**15), st.integers(0, 20), st.sampled_from([None, 64, 512]), st.sampled_from(["Qa", "Sp"]))
+def test_another_slot_on_cuda_takes_at_least_its_cache(context: int, before: int, chunk: int | None, name: str) -> None:
+    model = on_cuda(name, chunk)
+    slot = ExactAccounting().slot(model, context, before=before)
+    assert slot.kv_bytes == kv_cache_bytes(model, context)
+    assert slot.total_bytes >= slot.kv_bytes
 
 
 @settings(deadline=None)
@@ -233,6 +297,7 @@ def test_a_graph_is_read_without_onnx(tmp_path: Path, pruned: bool, cache_type: 
         head_size=32,
         vocab_size=8192,
         weights={"int4, blocks of 32": 1, "int8, blocks of 32": 1},
+        initializer_bytes=(8192 * 256, 96 * 32, 192 * 4),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
+from coe_cli.core.cuda_memory import LIBRARIES_BYTES, Decoder, arenas_bytes, reserved_bytes, worst_arenas_bytes
 from coe_cli.core.model_spec import BYTES_PER_MB, KV_ELEMENT_BYTES, ModelSpec
 from coe_cli.core.onnx_graph import GraphFacts
 from coe_cli.core.profile import PerSlotEstimate, Provider
@@ -31,11 +32,11 @@ CPU_FAULT_AROUND_BYTES: Final = 64 * 1024
 """Linux maps this much of a file around each page that is touched (fault_around_bytes): an embedding row costs as much,
 until the whole table is mapped."""
 
-CUDA_SESSION_BYTES: Final = 424 * BYTES_PER_MB
-"""In use after a load beyond the files, 402 to 445 MB: libraries and the arena's first regions."""
+CUDA_CONTEXT_BYTES: Final = 527 * BYTES_PER_MB
+"""A process's bare CUDA context on an H100; smaller cards take less, which a calibrated plan knows."""
 
-CUDA_FIRST_POOL_BYTES: Final = 256 * BYTES_PER_MB
-"""The largest region among those first ones, free again when the load is over."""
+CUDA_UNROUNDED_FACTOR: Final = 1.07
+"""Device memory ÷ file size where no graph tells the tensors apart: pages of 2 MB, measured 1.063 and 1.064."""
 
 WIDEST_MLP: Final = 16 / 3
 """Intermediate ÷ hidden size where no graph tells it: the widest of the catalog's models (18944 ÷ 3584 = 5.29)."""
@@ -80,11 +81,22 @@ class ModelMemory(Struct, frozen=True):
         return (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_size
 
     @property
-    def largest_matrix_bytes(self) -> int:
-        """The largest weight matrix dequantised to fp16."""
-        stored = self.graph.largest_matrix_elements if self.graph is not None else 0
+    def decoder(self) -> Decoder:
+        """The sizes that CUDA's arenas depend on."""
         shape = self.spec.shape
-        return 2 * (stored or shape.hidden_size * max(shape.vocab_size, self.intermediate_size))
+        return Decoder(
+            layers=shape.num_hidden_layers,
+            hidden=shape.hidden_size,
+            attention=shape.num_attention_heads * shape.head_size,
+            qkv=self.qkv_size,
+            inner=self.intermediate_size,
+            heads=shape.num_attention_heads,
+            vocab=shape.vocab_size,
+            cache_width=shape.num_key_value_heads * shape.head_size,
+            element_bytes=self.element_bytes,
+            prunes_logits=not self.logits_for_every_token,
+            chunk_size=self.chunk_size or 0,
+        )
 
 
 class SlotBytes(Struct, frozen=True):
@@ -107,7 +119,9 @@ class Accounting(Protocol):
 
     def weights_bytes(self, model: ModelMemory, costs: Sequence[int]) -> int: ...
 
-    def slot(self, model: ModelMemory, context_length: int, cost: int) -> SlotBytes: ...
+    def slot(self, model: ModelMemory, context_length: int, cost: int, before: int = 0) -> SlotBytes:
+        """One slot more of a model that has ``before`` slots already."""
+        ...
 
 
 class GuideAccounting:
@@ -125,7 +139,7 @@ class GuideAccounting:
     def weights_bytes(self, model: ModelMemory, costs: Sequence[int]) -> int:
         return self._constants.model_weights_7b_int4 * sum(costs or (1,)) * BYTES_PER_MB
 
-    def slot(self, model: ModelMemory, context_length: int, cost: int) -> SlotBytes:
+    def slot(self, model: ModelMemory, context_length: int, cost: int, before: int = 0) -> SlotBytes:
         """The same for every context: the guide knows no other."""
         return SlotBytes(
             self._constants.kv_cache_8k_context * cost * BYTES_PER_MB,
@@ -147,7 +161,7 @@ class FormulaAccounting:
     def weights_bytes(self, model: ModelMemory, costs: Sequence[int]) -> int:
         return model.spec.weights_bytes
 
-    def slot(self, model: ModelMemory, context_length: int, cost: int) -> SlotBytes:
+    def slot(self, model: ModelMemory, context_length: int, cost: int, before: int = 0) -> SlotBytes:
         return SlotBytes(
             self.kv_bytes_per_token(model) * context_length, self._constants.activation_memory * BYTES_PER_MB
         )
@@ -164,9 +178,19 @@ class ExactAccounting:
     def weights_bytes(self, model: ModelMemory, costs: Sequence[int] = ()) -> int:
         return model.measured_load_bytes or load_bytes(model)
 
-    def slot(self, model: ModelMemory, context_length: int, cost: int = 1) -> SlotBytes:
-        """A slot whose prompt may fill its whole context."""
-        kv, activation = kv_cache_bytes(model, context_length), activation_bytes(model, context_length)
+    def slot(self, model: ModelMemory, context_length: int, cost: int = 1, before: int = 0) -> SlotBytes:
+        """A slot whose prompt may fill its whole context; on CUDA a model's slots share what the arenas have taken.
+
+        Elsewhere each slot is counted alone, which is an upper bound: a second prompt finds part of its memory pooled.
+        """
+        kv = kv_cache_bytes(model, context_length)
+        if model.provider == "cuda":
+            total = worst_arenas_bytes(model.decoder, context_length, before + 1)
+            activation = max(
+                0, total - (worst_arenas_bytes(model.decoder, context_length, before) if before else 0) - kv
+            )
+        else:
+            activation = activation_bytes(model, context_length, context_length)
         if model.measured_slot_ratio is not None:
             activation = max(0, round((kv + activation) * model.measured_slot_ratio) - kv)
         return SlotBytes(kv, activation)
@@ -206,14 +230,15 @@ def load_bytes(model: ModelMemory) -> int:
 
     CPU: MLAS packs quantised weights into memory of its own with a scale and a block sum (4 bytes each) per block; the
     stored scales, norms and rotary tables were read and stay mapped; an embedding that shares the head's weights is
-    copied; an embedding table of its own is mapped and hardly touched. CUDA: the files and a constant; a head that
-    gives logits for every token is dequantised as well, when it outgrows the first pool. DirectML: weights are
-    uploaded before rounding is switched on, so the files count as they are.
+    copied; an embedding table of its own is mapped and hardly touched. CUDA: the bare context, libraries, and each
+    tensor in pages of its own. DirectML: weights are uploaded before rounding is switched on, so the files count as
+    they are.
     """
     spec, graph = model.spec, model.graph
     if model.provider == "cuda":
-        head = model.largest_matrix_bytes if model.logits_for_every_token else 0
-        return spec.weights_bytes + CUDA_SESSION_BYTES + (head if head > CUDA_FIRST_POOL_BYTES else 0)
+        sizes = graph.initializer_bytes if graph is not None else ()
+        weights = reserved_bytes(sizes) if sizes else round(spec.weights_bytes * CUDA_UNROUNDED_FACTOR)
+        return CUDA_CONTEXT_BYTES + LIBRARIES_BYTES + weights
     if model.provider == "dml":
         return spec.weights_bytes
     base = CPU_PROCESS_BYTES + CPU_SESSION_BYTES
@@ -228,19 +253,20 @@ def load_peak_bytes(model: ModelMemory) -> int:
     return load_bytes(model) + extra
 
 
-def activation_bytes(model: ModelMemory, prompt_tokens: int) -> int:
+def activation_bytes(model: ModelMemory, context_length: int, prompt_tokens: int) -> int:
     """What a prefill of ``prompt_tokens`` adds to weights and cache at its peak; ``chunk_size`` bounds the tokens.
 
     CPU, fp32: three MLP tensors (gate, sigmoid, up), three of the attention (projection, transposed, rotated) and seven
-    of the hidden size lie side by side, since the arena hands a freed block only to tensors that fit it; an embedding table in the file is mapped where tokens touch it, apart from each other at worst.
-    CUDA, fp16:
-    see ``cuda_growth_bytes``. DirectML, fp16: the tensors that are alive at once in the MLP and the logits, each rounded.
+    of the hidden size lie side by side, since the arena hands a freed block only to tensors that fit it; an embedding
+    table in the file is mapped where tokens touch it, apart from each other at worst. CUDA, fp16: what the two arenas
+    take beyond the cache. DirectML, fp16: the tensors that are alive at once in the MLP and the logits, each rounded.
     """
+    if model.provider == "cuda":
+        taken = arenas_bytes(model.decoder, context_length, prompt_tokens)
+        return max(0, taken - kv_cache_bytes(model, context_length))
     tokens = min(prompt_tokens, model.chunk_size or prompt_tokens)
     shape, inner = model.spec.shape, model.intermediate_size
     logits_tokens = tokens if model.logits_for_every_token else 1
-    if model.provider == "cuda":
-        return cuda_growth_bytes(model, tokens)
     if model.provider == "dml":
         tensors = [*[inner] * 3, *[shape.hidden_size] * 2, model.qkv_size]
         return sum(dml_rounded(2 * tokens * width) for width in tensors) + dml_rounded(
@@ -252,28 +278,6 @@ def activation_bytes(model: ModelMemory, prompt_tokens: int) -> int:
         window = max(model.graph.embedding_row_bytes, CPU_FAULT_AROUND_BYTES)
         rows = min(model.graph.embedding_bytes, prompt_tokens * window)
     return hidden_layers + rows + 4 * logits_tokens * shape.vocab_size
-
-
-def cuda_growth_bytes(model: ModelMemory, tokens: int, pool_bytes: int = CUDA_FIRST_POOL_BYTES) -> int:
-    """How far a prefill extends CUDA's arena beyond ``pool_bytes`` that it holds free.
-
-    The arena grows by powers of two and keeps what it has (DESIGN §6). Asked of it, in fp16: the tensors alive at once
-    in the MLP (three of the intermediate, two of the hidden size), the largest matrix dequantised (with logits for
-    every token that happened in the load), and the logits.
-    """
-    shape = model.spec.shape
-    layer = 2 * tokens * (3 * model.intermediate_size + 2 * shape.hidden_size)
-    if model.logits_for_every_token:
-        requests = [2 * tokens * shape.vocab_size, layer]
-    else:
-        requests = [max(model.largest_matrix_bytes, layer)]
-    grown = 0
-    for request in requests:
-        if request > pool_bytes:
-            grown += power_of_two(request)
-        else:
-            pool_bytes -= request
-    return grown
 
 
 def wasted_by_rounding(model: ModelMemory, context_length: int) -> float:

@@ -41,7 +41,7 @@ class GraphFacts(Struct, frozen=True):
     ``block_bytes`` is 4-byte values, one per quantisation block, of all quantised matrices together; ``folded_bytes``
     are quantised weights that the session copies at load because a Reshape feeds them to the embedding as well.
     ``weights`` counts the matrices by their format, for example ``{"int4, blocks of 32": 210}``, and ``external`` maps
-    each external data file to the bytes that the graph reads up to.
+    each external data file to the bytes that the graph reads up to; ``initializer_bytes`` are all stored tensors.
     """
 
     cache_element_bytes: int | None = None
@@ -62,6 +62,7 @@ class GraphFacts(Struct, frozen=True):
     vocab_size: int | None = None
     weights: dict[str, int] = {}
     external: dict[str, int] = {}
+    initializer_bytes: tuple[int, ...] = ()
 
 
 def read_graph(path: Path, *, past_key: str = "past_key_values.%d.key", logits: str = "logits") -> GraphFacts:
@@ -168,6 +169,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
         vocab_size=_dim(output, 2),
         weights=dict(formats),
         external=_external(tensors),
+        initializer_bytes=tuple(round(size) for size in sizes.values()),
     )
 
 

@@ -92,14 +92,12 @@ def role_of(catalog: Catalog, expert: str, model: str) -> Role:
 
 def total_mb(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Accounting, fixed_mb: float) -> float:
     """Fixed part, each resident model's weights once, each slot's cache and activations, in MB."""
-    rounds, rest = divmod(scenario.slots, len(scenario.roles)) if scenario.roles else (0, 0)
-    costs: dict[str, list[int]] = {}
+    costs: dict[str, list[int]] = {role.model: [] for role in scenario.roles}
     size = 0
-    for index, role in enumerate(scenario.roles):
-        count = rounds + (index < rest)
-        costs.setdefault(role.model, []).extend([role.slot_cost] * count)
-        if count:
-            size += count * counting.slot(models[role.model], scenario.context_length, role.slot_cost).total_bytes
+    for role in scenario.running():
+        before = len(costs[role.model])
+        costs[role.model].append(role.slot_cost)
+        size += counting.slot(models[role.model], scenario.context_length, role.slot_cost, before).total_bytes
     size += sum(counting.weights_bytes(models[name], paid) for name, paid in costs.items())
     return fixed_mb + size / BYTES_PER_MB
 
@@ -133,8 +131,11 @@ def usage(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Accou
             )
         )
     slots: list[PlannedSlot] = []
+    opened: dict[str, int] = {}
     for role in running:
-        part = counting.slot(models[role.model], scenario.context_length, role.slot_cost)
+        before = opened.get(role.model, 0)
+        opened[role.model] = before + 1
+        part = counting.slot(models[role.model], scenario.context_length, role.slot_cost, before)
         slots.append(
             PlannedSlot(
                 expert=role.expert,

@@ -13,7 +13,8 @@ def planned_peak_bytes(model: ModelMemory, point: Point) -> int:
     """
     cache = point.slots * kv_cache_bytes(model, point.max_length)
     return max(
-        load_bytes(model) + cache + activation_bytes(model, point.depth + point.prompt_tokens), load_peak_bytes(model)
+        load_bytes(model) + cache + activation_bytes(model, point.max_length, point.depth + point.prompt_tokens),
+        load_peak_bytes(model),
     )
 
 

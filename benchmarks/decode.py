@@ -9,11 +9,10 @@ import json
 import subprocess
 import sys
 
-from pairs import COE, HEADER, ROOT, alternate
+from pairs import COE, COLUMNS, MODEL, ROOT, alternate, print_table
 
 from coe_cli.runtime.folders import folders
 
-MODEL = "smollm2-135m"
 PROMPT = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
 MAX_TOKENS = 256
 
@@ -48,8 +47,7 @@ def bare_rate() -> float:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    print(HEADER)
-    print(alternate(coe_rate, bare_rate, rounds).row("`ask`, decode", "tokens/s", "≥ 0.97"))
+    print_table(COLUMNS, [alternate(coe_rate, bare_rate, rounds).cells("`ask`, decode", "tokens/s", "≥ 0.97")])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Alternating runs of two commands: the ratio pair by pair holds when the machine's speed drifts."""
+"""What the benchmarks share: alternating runs of two things, whose ratio holds when the machine's speed drifts, and tables."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COE = [sys.executable, "-m", "coe_cli"]
+MODEL = "smollm2-135m"
+"""The embedded model, which `coe models pull smollm2-135m` fetches."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,38 @@ class Pair:
         return statistics.median(x / y for x, y in zip(self.a, self.b, strict=True))
 
     def row(self, name: str, unit: str, limit: str) -> str:
-        """One line of a Markdown table."""
+        """One line of a Markdown table under ``HEADER``."""
+        return f"| {' | '.join(self.cells(name, unit, limit))} |"
+
+    def cells(self, name: str, unit: str, limit: str) -> list[str]:
+        """The cells of such a line, for ``print_table`` under ``COLUMNS``."""
         a, b = statistics.median(self.a), statistics.median(self.b)
         ratios = [x / y for x, y in zip(self.a, self.b, strict=True)]
         spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
-        return f"| {name} | {a:.3g} {unit} | {b:.3g} {unit} | {self.ratio:.2f} | {spread} | {limit} |"
+        return [name, f"{a:.3g} {unit}", f"{b:.3g} {unit}", f"{self.ratio:.2f}", spread, limit]
 
 
-HEADER = "| measure | coe | bare | ratio | spread | limit |\n|---|---|---|---|---|---|"
+COLUMNS = ("measure", "coe", "bare", "ratio", "spread", "limit")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A Markdown table on stdout; on stderr where and when it was measured, for the text around it."""
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |")
+    sys.stderr.write(f"{measured_where()}\n")
+
+
+def measured_where() -> str:
+    """Date, processor, system and versions in one line."""
+    sys.path.insert(0, str(ROOT))
+    from coe_cli.runtime.bench_machine import read_machine, read_versions
+
+    machine = read_machine({})
+    versions = ", ".join(f"{name} {version}" for name, version in read_versions().items() if name != "system")
+    gpus = f", {', '.join(machine.adapters)}" if machine.adapters else ""
+    return f"Measured {date.today()} on {machine.cores} cores of {machine.cpu}{gpus}, {machine.system}, {versions}"
 
 
 def alternate(a: Callable[[], float], b: Callable[[], float], rounds: int) -> Pair:

@@ -2,7 +2,7 @@
 
 Figures are per second of CPU time, the simulation of arrivals and services included.
 
-Usage: python -m benchmarks.scheduler_throughput [REQUESTS]
+Usage: python benchmarks/scheduler_throughput.py [REQUESTS]
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ import heapq
 import random
 import sys
 import time
+from pathlib import Path
+
+from pairs import print_table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coe_cli.core.scheduler import Scheduler
 from coe_cli.core.scheduler_events import (
@@ -75,18 +80,17 @@ def simulate(requests: int, models: int, resident: int, load: float, seed: int =
 
 def main() -> None:
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    print(f"{'case':<44}{'requests/s':>12}{'events/s':>12}{'loads':>8}{'refused':>9}")
     cases = [
         ("1 model, 0.7 of capacity", 1, 1, 0.7),
         ("4 models, all resident, 0.7 of capacity", 4, 4, 0.7),
         ("4 models, all resident, overloaded 1.2", 4, 4, 1.2),
         ("6 models in room for 3, 0.7 of capacity", 6, 3, 0.7),
     ]
+    rows = []
     for name, models, resident, load in cases:
         row = simulate(requests, models, resident, load)
-        print(
-            f"{name:<44}{row['requests_per_s']:>12,.0f}{row['events_per_s']:>12,.0f}{row['loads']:>8.0f}{row['refused']:>9.0f}"
-        )
+        rows.append((name, *(f"{row[key]:,.0f}" for key in ("requests_per_s", "events_per_s", "loads", "refused"))))
+    print_table(("case", "requests/s", "events/s", "loads", "refused"), rows)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from pairs import COE, HEADER, ROOT, alternate, first_byte_s, wall_s
+from pairs import COE, COLUMNS, MODEL, ROOT, alternate, first_byte_s, print_table, wall_s
 
 from coe_cli.runtime.folders import folders
 
-MODEL = "smollm2-135m"
 PROMPT = "Name three colours."
 
 
@@ -22,16 +21,17 @@ def main() -> None:
     model_dir = str(folders().models / MODEL)
     bare = [sys.executable, str(ROOT / "benchmarks" / "bare_oga.py"), model_dir, PROMPT, "8"]
     ask = [*COE, "ask", "--no-serve", "--no-log", "-m", MODEL, "--max-tokens", "8", "-s", "", PROMPT]
-    print(HEADER)
+    rows = []
     for name, arguments, beside in (
         ("--help", ["--help"], imports),
         ("models list", ["models", "list"], imports),
         ("vram plan", ["vram", "plan"], imports_yaml),
     ):
         pair = alternate(lambda a=arguments: wall_s([*COE, *a]), lambda b=beside: wall_s(b), rounds)
-        print(pair.row(f"`{name}`", "s", "≤ 1.5"))
+        rows.append(pair.cells(f"`{name}`", "s", "≤ 1.5"))
     pair = alternate(lambda: first_byte_s(ask), lambda: first_byte_s(bare), rounds)
-    print(pair.row("`ask`, start to first token", "s", "≤ 1.25"))
+    rows.append(pair.cells("`ask`, start to first token", "s", "≤ 1.25"))
+    print_table(COLUMNS, rows)
 
 
 if __name__ == "__main__":

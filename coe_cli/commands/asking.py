@@ -138,6 +138,8 @@ def _answer_alone(
     messages = messages_for(options, choice, conversation)
     spec, profile = fit(spec, choice, messages, options, profiles, output)
     ask = ask_for(spec, choice, messages, options)
+    if view.output_format is AnswerFormat.JSONL:
+        ask = structs.replace(ask, flush_s=0.0)  # a line for each token
     events = _events(ask, spec, profile, options, output, early)
     with contextlib.closing(events):
         label = f"{choice.expert} · {spec.name}" if routed is not None and choice.expert else spec.name

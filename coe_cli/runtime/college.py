@@ -27,6 +27,7 @@ from coe_cli.runtime.resident import KilledFromOutside, ResidentWorker
 _RECLAIM_WAIT_S = 2.0
 _RECLAIM_LOOK_S = 0.02
 _MEASURE_EVERY_S = 2.0
+_WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,7 @@ class College:
                 sampling=ask.sampling,
                 stop=ask.stop,
                 guidance=ask.guidance,
+                flush_s=_WHOLE_FLUSH_S if ask.whole else ask.flush_s,
             )
         )
 
@@ -306,9 +308,9 @@ class College:
         if worker.ending:
             return
         match message:
-            case protocol.Token(request_id=request_id, text=text):
+            case protocol.Token(request_id=request_id):
                 request = self._requests.get(request_id)
-                if request is not None and request.piece(text):
+                if request is not None and request.piece(ce.Piece(message.text, message.tokens)):
                     self._tell(ev.Tokens(request_id))
             case protocol.Started(request_id=request_id):
                 request = self._requests.get(request_id)

@@ -43,12 +43,13 @@ def events(
             max_tokens=ask.max_tokens,
             template=ask.template,
             sampling=ask.sampling,
+            flush_s=ask.flush_s,
         )
     )
     while True:
         message = worker.receive(timeout_s)
         if isinstance(message, protocol.Token):
-            yield ce.Piece(message.text)
+            yield ce.Piece(message.text, message.tokens)
         elif isinstance(message, protocol.Started):
             yield ce.Reading(message.prompt_tokens, message.reused_tokens, message.in_thinking, load_s, worker.pid)
         elif isinstance(message, protocol.Failed):

@@ -44,6 +44,13 @@ class Output:
 
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
+    def json_line(self, value: Any) -> None:
+        """One JSON object on a line of its own on stdout, at once."""
+        import msgspec
+
+        self.stdout.write(msgspec.json.encode(value).decode() + "\n")
+        self.stdout.flush()
+
     def rich(self, renderable: RenderableType) -> None:
         """A Rich renderable on stdout; plain text when stdout is not a terminal."""
         self.console().print(renderable)

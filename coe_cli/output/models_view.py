@@ -60,12 +60,10 @@ def _cell(value: Any) -> Any:
 
 
 def _write_table(output: Output, cells: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
+    from coe_cli.output.tables import folded, left, right, table
 
-    table = Table(box=None, pad_edge=False)
-    for name in _HEADER[:-1]:
-        table.add_column(name, justify="right" if name in ("size", "context", "cache/token") else "left", no_wrap=True)
-    table.add_column(_HEADER[-1], overflow="fold")
+    numbers = ("size", "context", "cache/token")
+    shown = table(*(right(name) if name in numbers else left(name) for name in _HEADER[:-1]), folded(_HEADER[-1]))
     for line in cells:
-        table.add_row(*line)
-    output.rich(table)
+        shown.add_row(*line)
+    output.rich(shown)

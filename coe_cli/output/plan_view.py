@@ -8,6 +8,7 @@ import msgspec
 
 from coe_cli.core.planner import ComparisonRow, Plan
 from coe_cli.output.console import Output, TableFormat
+from coe_cli.output.tables import LEVEL_STYLE, folded, left, number, table
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -16,7 +17,6 @@ HEADER = ("part", "name", "expert", "context_length", "weights_mb", "kv_mb", "ac
 COMPARE_HEADER = ("accounting", "weights_mb", "kv_mb", "activation_mb", "total_mb", "headroom_mb", "fits")
 BAR_WIDTH = 60
 MODEL_COLOURS = ("blue", "cyan", "magenta", "bright_blue", "bright_cyan", "bright_magenta")
-LEVEL_COLOURS = {"normal": "green", "elevated": "yellow", "high": "dark_orange", "critical": "red"}
 
 
 def write_plan(output: Output, plan: Plan, table_format: TableFormat, compare: list[ComparisonRow] | None) -> None:
@@ -52,8 +52,6 @@ def _rows(plan: Plan) -> list[tuple[Any, ...]]:
 
 
 def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     console = output.console()
@@ -62,30 +60,24 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
         f"[bold]{plan.profile.name}[/bold] · {plan.provider} · {plan.accounting} · budget {budget_mb:.0f} MB",
         end="\n\n",
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", "model", "expert"):
-        table.add_column(title, overflow="fold")
-    for title in ("context", "weights", "KV cache", "activations", "MB"):
-        table.add_column(title, justify="right")
+    numbers = [number(title) for title in ("context", "weights", "KV cache", "activations", "MB")]
+    parts = table(folded(), folded("model"), folded("expert"), *numbers, ruled=True)
     colours = {model.name: MODEL_COLOURS[i % len(MODEL_COLOURS)] for i, model in enumerate(plan.models)}
     for part, name, expert, context, weights, kv, activation, total in _rows(plan):
         style = "bold" if part in ("total", "headroom") else colours.get(name, "")
         cells = (weights, kv, activation, total)
-        table.add_row(
+        parts.add_row(
             part, name, expert, "" if context is None else str(context), *(_number(cell) for cell in cells), style=style
         )
-    console.print(table)
+    console.print(parts)
     console.print(_bar(plan, colours))
     console.print(_legend(plan))
     if compare is not None:
-        side = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        side.add_column("counted")
-        for title in ("weights", "KV cache", "activations", "total", "headroom"):
-            side.add_column(title, justify="right")
-        side.add_column("fits")
+        numbers = [number(title) for title in ("weights", "KV cache", "activations", "total", "headroom")]
+        side = table(left("counted"), *numbers, left("fits"), ruled=True)
         for row in compare:
-            numbers = (row.weights_mb, row.kv_mb, row.activation_mb, row.total_mb, row.headroom_mb)
-            side.add_row(row.accounting, *(_number(n) for n in numbers), "yes" if row.fits else "no")
+            sizes = (row.weights_mb, row.kv_mb, row.activation_mb, row.total_mb, row.headroom_mb)
+            side.add_row(row.accounting, *(_number(size) for size in sizes), "yes" if row.fits else "no")
         console.print(side)
     if plan.solution is not None:
         question = {
@@ -111,7 +103,7 @@ def _bar(plan: Plan, colours: dict[str, str]) -> Text:
     from rich.text import Text
 
     whole = max(plan.total_mb, plan.fixed_mb + plan.pool_mb, 1.0)
-    level = LEVEL_COLOURS[plan.pressure.level]
+    level = LEVEL_STYLE[plan.pressure.level]
     parts = [(plan.fixed_mb, "grey50", "▒")]
     parts += [(model.weights_mb, colours[model.name], "█") for model in plan.models]
     parts += [(slot.total_mb, level, "▓") for slot in plan.slots]
@@ -131,7 +123,7 @@ def _legend(plan: Plan) -> Text:
     ratio = "no pool" if plan.pressure.ratio is None else f"{plan.pressure.ratio:.0%}"
     free = f"{plan.headroom_mb:.0f} MB free" if plan.headroom_mb >= 0 else f"{-plan.headroom_mb:.0f} MB too much"
     legend = Text("▒ fixed  █ weights  ▓ KV and activations  · free   pressure ", style="dim")
-    legend.append(f"{ratio} {plan.pressure.level}", style=LEVEL_COLOURS[plan.pressure.level])
+    legend.append(f"{ratio} {plan.pressure.level}", style=LEVEL_STYLE[plan.pressure.level])
     return legend.append(f", {free}\n", style="dim")
 
 

@@ -22,6 +22,7 @@ from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import protocol
 from coe_cli.runtime.college_requests import OpenRequest, Tally
 from coe_cli.runtime.meter import Meter
+from coe_cli.runtime.recorder import Recorder
 from coe_cli.runtime.resident import KilledFromOutside, ResidentWorker
 
 _RECLAIM_WAIT_S = 2.0
@@ -39,6 +40,7 @@ class CollegeSettings:
     load_timeout_s: float = 600.0
     watchdog_s: float = 300.0
     worker_command: list[str] | None = None
+    recorder: Recorder | None = None
 
 
 class College:
@@ -237,6 +239,8 @@ class College:
             return
         if worker.ending:
             return
+        if self._settings.recorder is not None and not warm:
+            self._settings.recorder.loaded(worker.spec, worker.pid)
         for request in self._requests.values():
             if request.ask.model.name == model:
                 request.load_s = worker.load_s
@@ -287,6 +291,8 @@ class College:
         if request is None:
             self._tell(ev.Done(request_id))
             return
+        if self._settings.recorder is not None:
+            self._settings.recorder.begun(worker.pid, beside=bool(worker.running))
         worker.running.add(request_id)
         worker.progress_at = time.monotonic()
         ask = request.ask
@@ -325,6 +331,9 @@ class College:
                     request.events.put_nowait(reading)
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
+                if self._settings.recorder is not None:
+                    length = self._contexts[model]
+                    self._settings.recorder.answered(worker.spec, worker.pid, length, message.prompt_tokens)
                 self._end(
                     request_id,
                     ce.Finished(

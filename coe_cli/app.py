@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "ask": "Ask a question and stream the answer.",
     "route": "Which expert would answer, how surely, and whether the question spans several.",
     "chat": "Converse with an expert; the model keeps what was said.",
+    "batch": "Answer many prompts from a file, each model loaded once.",
     "logs": "What was asked and answered: list, show, search, remove.",
     "models": "Models: list, fetch, look into, check, remove.",
     "profile": "Hardware profiles: list them, read them, check them.",

@@ -116,6 +116,13 @@ class Draining(Busy):
     code = "draining"
 
 
+class Interrupted(CoeError):
+    """The user pressed Ctrl-C and something is worth saying about it."""
+
+    exit_code = ExitCode.INTERRUPTED
+    code = "interrupted"
+
+
 class TimedOut(CoeError):
     """Nothing happened for longer than allowed."""
 
@@ -139,6 +146,7 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
         Busy,
         Draining,
         TimedOut,
+        Interrupted,
     )
 }
 

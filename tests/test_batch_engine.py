@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
 from conftest import REPOSITORY, eventually
 from faulty_worker import expected
@@ -23,6 +24,7 @@ from coe_cli.runtime.batch_engine import PreparedRow, RowResult
 from coe_cli.runtime.batch_local import LocalEngine
 from coe_cli.runtime.college import CollegeSettings
 from coe_cli.runtime.protocol import ChatMessage, Sampling
+from coe_cli.runtime.providers import worker_threads
 
 
 class Rows:
@@ -56,14 +58,19 @@ class Rows:
 
 @contextmanager
 def engine(
-    folder: Path, faults: dict[str, list[dict[str, Any]]] | None = None, *, retries: int = 2, **pool: Any
+    folder: Path,
+    faults: dict[str, list[dict[str, Any]]] | None = None,
+    *,
+    retries: int = 2,
+    side_by_side: bool = False,
+    **pool: Any,
 ) -> Iterator[LocalEngine]:
     (folder / "faults.json").write_text(json.dumps(faults or {}))
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     command = [sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)]
     cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4)
     settings = CollegeSettings(msgspec.structs.replace(POOL, **pool), lambda spec: (cost, 1024), worker_command=command)
-    made = LocalEngine(settings, FakeMeter(), profile="p", retries=retries)
+    made = LocalEngine(settings, FakeMeter(), profile="p", retries=retries, side_by_side=side_by_side)
     try:
         yield made
     finally:
@@ -84,10 +91,13 @@ def test_every_row_has_its_answer_and_each_model_one_load(tmp_path: Path) -> Non
     assert results[0].answer is not None and results[0].answer.expert == "e"
 
 
-def test_a_row_whose_worker_dies_in_mid_answer_is_tried_again(tmp_path: Path) -> None:
-    """The college does not repeat what it has delivered; a batch may, for nobody has seen it."""
+CRASHES = {"a": [{"answer": "crash", "after": 7}, {"answer": "crash", "after": 2}, {}]}
+"""The college tries a row once more by itself; after the second death it gives up."""
+
+
+def test_a_row_whose_workers_die_in_mid_answer_is_tried_again(tmp_path: Path) -> None:
     rows = Rows(tmp_path, {"a": 6})
-    with engine(tmp_path, {"a": [{"answer": "crash", "after": 7}, {}]}) as running:
+    with engine(tmp_path, CRASHES) as running:
         results = list(running.run(rows))
     assert len(results) == 6 and all(rows.right(result) for result in results)
     assert max(result.attempts for result in results) == 2
@@ -95,7 +105,7 @@ def test_a_row_whose_worker_dies_in_mid_answer_is_tried_again(tmp_path: Path) ->
 
 def test_without_retries_the_failure_is_the_rows_own(tmp_path: Path) -> None:
     rows = Rows(tmp_path, {"a": 6})
-    with engine(tmp_path, {"a": [{"answer": "crash", "after": 7}, {}]}, retries=0) as running:
+    with engine(tmp_path, CRASHES, retries=0) as running:
         results = list(running.run(rows))
     failed = [result for result in results if result.failure is not None]
     assert len(results) == 6 and 1 <= len(failed) <= 4
@@ -132,3 +142,20 @@ def test_close_drops_what_is_running(tmp_path: Path) -> None:
         assert next(iterator).answer is not None
     left = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left)
+
+
+def test_on_the_cpu_models_stand_side_by_side_and_copies_fill_up(tmp_path: Path) -> None:
+    """Two places: both models at once, then the one with many rows gets a second worker; its answers name the model."""
+    if worker_threads() < 2:
+        pytest.skip("one core has one place")
+    rows = Rows(tmp_path, {"large": 150, "small": 5})
+    with engine(tmp_path, {"large": [{"step_s": 0.002}]}, side_by_side=True, max_concurrent_slots=2) as running:
+        results = list(running.run(rows))
+    assert len(results) == 155 and all(rows.right(result) for result in results)
+    assert {result.model for result in results} == {"large", "small"}
+    assert {result.answer.model for result in results if result.answer} == {"large", "small"}
+    assert "small" in rows.taken[:6]
+    assert {model: len(list(tmp_path.glob(f"{model}.start-*"))) for model in ("large", "small")} == {
+        "large": 2,
+        "small": 1,
+    }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
+from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.batch_order import fewest_loads, order_models
+from coe_cli.core.batch_order import WORTH_A_COPY, fewest_loads, next_turn, order_models, places
 
 NAMES = ["a", "b", "c", "d"]
 ROWS = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3), max_size=4)
@@ -68,3 +70,61 @@ def test_what_fits_together_goes_together() -> None:
 
 def test_a_model_without_a_figure_has_the_pool_to_itself() -> None:
     assert order_models({"a": 1, "b": 2, "c": 3}, {"a": 1.0}, 10.0) == ["c", "b", "a"]
+
+
+@given(
+    ROWS.map(lambda rows: {name: 40 * count for name, count in rows.items()}),
+    NEEDS,
+    st.integers(1, 25),
+    st.integers(1, 4),
+    st.randoms(use_true_random=False),
+)
+def test_places_side_by_side_load_each_model_once_and_stay_in_the_pool(
+    rows: dict[str, int], need_mb: dict[str, int], pool_mb: int, most: int, chance: random.Random
+) -> None:
+    """Rows end in any order; every model is loaded once, but for copies of one that has many rows left."""
+    left, total = dict(rows), sum(rows.values())
+    order = order_models(rows, need_mb, pool_mb)
+    count = places(rows, need_mb, pool_mb, most)
+    held: list[str | None] = [None] * count
+    loads: Counter[str] = Counter()
+    while any(left.values()):
+        for number in range(count):
+            if held[number] is None:
+                busy = [name for name in held if name is not None]
+                chosen = next_turn(order, left, busy, need_mb, pool_mb, total)
+                if chosen is None:
+                    continue
+                if chosen in busy:
+                    assert left[chosen] >= WORTH_A_COPY * 2 and not [n for n in left if left[n] and n not in busy]
+                held[number] = chosen
+                loads[chosen] += 1
+                assert len(busy) == 0 or sum(need_mb[name] for name in [*busy, chosen]) <= pool_mb
+        working = [number for number in range(count) if held[number] is not None]
+        assert working, "nobody works and rows are left"
+        number = chance.choice(working)
+        name = held[number]
+        assert name is not None
+        left[name] -= left[name] > 0
+        if left[name] == 0:
+            held[number] = None
+    assert set(loads) == {name for name, count in rows.items() if count}
+    if count == 1:
+        assert set(loads.values()) <= {1}
+
+
+def test_even_models_need_no_copies() -> None:
+    """The case of the benchmark: four models, room for two, as many rows of each."""
+    rows = dict.fromkeys(NAMES, 100)
+    need = dict.fromkeys(NAMES, 4.0)
+    assert places(rows, need, 9.0, 2) == 2
+    left = rows | {"a": 0, "b": 0, "c": 0, "d": 49}
+    assert next_turn(NAMES, left, ["d"], need, 9.0, 400) is None
+    assert next_turn(NAMES, left | {"d": 50}, ["d"], need, 9.0, 400) == "d"
+
+
+def test_one_model_is_loaded_for_each_core_only_if_it_has_rows_for_them() -> None:
+    assert places({"a": 10}, {"a": 1.0}, 10.0, 2) == 1
+    assert places({"a": 100}, {"a": 1.0}, 10.0, 2) == 2
+    assert places({"a": 100}, {"a": 6.0}, 10.0, 2) == 1
+    assert places({"a": 100, "b": 1}, {"a": 6.0, "b": 6.0}, 10.0, 2) == 1

@@ -1,13 +1,19 @@
-"""The order in which a batch takes up its models: each is loaded once, and as many as fit stay beside one another.
+"""Which model a batch takes up next, so that each is loaded once and no place stands empty that could be used.
 
-All rows of a model are run in one go, so no model need ever come back. What is resident already comes first, before
-anything is loaded in its place. Among the rest, those that fit beside the one before go together: the next one loads
-while the last rows of the one before are written, and nothing is evicted for it.
+All rows of a model are run in one go, so no model need ever come back: that is the fewest loads that there can be. On a
+graphics card one model at a time has all slots. On the CPU several workers with a part of the cores each write more than
+one with all of them, so there models stand side by side, each in a place of its own; only when every model has had its
+turn does a place take a second worker of a model that still has many rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+WORTH_A_COPY = 24
+"""So many rows must be left for each worker of a model before another is loaded for them..."""
+COPY_SHARE = 8
+"""...and the model must have more than this part of what the batch had to run."""
 
 
 def order_models(
@@ -16,7 +22,8 @@ def order_models(
     """The models of ``rows`` (model → rows to run) in the order to run them.
 
     ``need_mb``: weights and one slot of each; a model without a figure counts as filling the pool. ``resident`` are
-    loaded already; their order is kept.
+    loaded already and come first, in their order, before anything is loaded in their place. Then the model with the
+    most rows, and after it what fits beside it: it can be loaded while the last rows of the one before are written.
     """
     order = [name for name in resident if rows.get(name)]
     waiting = sorted((name for name in rows if rows[name] and name not in order), key=lambda name: (-rows[name], name))
@@ -30,6 +37,52 @@ def order_models(
         order.append(chosen)
         held_mb += need_mb.get(chosen, pool_mb)
     return order
+
+
+def next_turn(
+    order: Sequence[str],
+    rows: Mapping[str, int],
+    busy: Sequence[str],
+    need_mb: Mapping[str, float],
+    pool_mb: float,
+    total: int,
+) -> str | None:
+    """The model for a place that has become free, or None if it has to stand empty for now.
+
+    ``order`` are the models as ``order_models`` gave them, ``rows`` those that nobody has taken yet, ``busy`` the models
+    of the other places (a model with two workers twice). A busy model is given again only when no other is left, a second
+    copy fits, and it has ``WORTH_A_COPY`` rows for each of its workers and a good part of ``total``, all rows of the batch.
+    """
+    held_mb = sum(need_mb.get(name, pool_mb) for name in busy)
+
+    def fits(name: str) -> bool:
+        return not busy or held_mb + need_mb.get(name, pool_mb) <= pool_mb
+
+    fresh = [name for name in order if rows.get(name) and name not in busy]
+    if fresh:
+        return next((name for name in fresh if fits(name)), None)
+    many = [
+        name
+        for name in dict.fromkeys(busy)
+        if rows.get(name, 0) >= max(WORTH_A_COPY * (busy.count(name) + 1), total / COPY_SHARE)
+    ]
+    return max((name for name in many if fits(name)), key=lambda name: rows[name], default=None)
+
+
+def places(rows: Mapping[str, int], need_mb: Mapping[str, float], pool_mb: float, most: int) -> int:
+    """How many workers can always stand side by side, at most ``most``: however large the models that meet are.
+
+    A batch with few rows gets one, which then has all cores to itself.
+    """
+    if sum(rows.values()) < WORTH_A_COPY * 2:
+        return 1
+    needs = sorted((need_mb.get(name, pool_mb) for name, count in rows.items() if count), reverse=True)
+    if len(needs) == 1:
+        needs *= most
+    count = 1
+    while count < min(most, len(needs)) and sum(needs[: count + 1]) <= pool_mb:
+        count += 1
+    return count
 
 
 def fewest_loads(rows: Mapping[str, int], resident: Collection[str] = ()) -> int:

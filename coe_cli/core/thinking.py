@@ -14,6 +14,16 @@ class Piece(NamedTuple):
     is_thinking: bool
 
 
+class Unsplit:
+    """In the splitter's place where nothing is to be split: all text is the answer."""
+
+    def feed(self, text: str) -> list[Piece]:
+        return [Piece(text, False)]
+
+    def finish(self) -> list[Piece]:
+        return []
+
+
 class ThinkingSplitter:
     """Feed text as it arrives; a tag may be cut anywhere. White space around a thought is not part of the answer.
 

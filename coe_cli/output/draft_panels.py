@@ -34,7 +34,9 @@ class DraftLines:
     def done(self, number: int, draft: Draft) -> None:
         """Say that a draft is there, or why not."""
         if self._format is AnswerFormat.JSONL:
-            self._output.json_line({"type": "draft", **msgspec.to_builtins(draft)})
+            line = {"type": "draft", **msgspec.to_builtins(draft)}
+            self._output.stdout.write(msgspec.json.encode(line).decode() + "\n")
+            self._output.stdout.flush()
         elif self._format is AnswerFormat.HUMAN:
             self._output.note(summary(draft))
 

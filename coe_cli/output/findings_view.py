@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from coe_cli.core.findings import Finding, worst
+from coe_cli.core.findings import Finding, Level, worst
 from coe_cli.output.console import Output
-from coe_cli.output.tables import MARK_STYLE, folded, left, table
 
 FINDINGS_SCHEMA_VERSION = 1
+_MARK = {Level.OK: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.ERROR: ("error", "red")}
 
 
 def findings_document(findings: list[Finding]) -> dict[str, Any]:
@@ -24,12 +24,17 @@ def findings_document(findings: list[Finding]) -> dict[str, Any]:
 
 def write_findings(output: Output, findings: list[Finding]) -> None:
     """One line a finding, and below it what to do."""
+    from rich.table import Table
     from rich.text import Text
 
-    shown = table(left(), left(), folded(), head=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for finding in findings:
+        mark, style = _MARK[finding.level]
         message = Text(finding.message)
         if finding.fix:
             message.append(f"\n→ {finding.fix}", style="bold")
-        shown.add_row(Text(finding.level.value, style=MARK_STYLE[finding.level.value]), finding.check, message)
-    output.rich(shown)
+        table.add_row(Text(mark, style=style), finding.check, message)
+    output.rich(table)

@@ -18,12 +18,16 @@ from coe_cli.runtime.college_events import Ask
 
 
 class PreparedRow(Struct, frozen=True):
-    """A row that is ready to be asked; ``line`` (from 1, in the input) is what it is known by."""
+    """A row that is ready to be asked; ``line`` (from 1, in the input) is what it is known by.
+
+    ``splits_thinking``: whether <think> tags part thoughts from the answer.
+    """
 
     line: int
     ask: Ask
     expert: str | None = None
     notes: list[str] = []
+    splits_thinking: bool = True
 
 
 class RowFailure(Struct, frozen=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
-from coe_cli.core.thinking import Piece, ThinkingSplitter
+from coe_cli.core.thinking import Piece, ThinkingSplitter, Unsplit
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime import college_events as ce
 
@@ -23,41 +23,44 @@ class About(NamedTuple):
 
 
 class Listener(Protocol):
-    """Hears of an answer while it is made; ``worker_pid`` is 0 while it is not known.
-
-    ``wrote`` tells of so many tokens more, before the pieces that their text belongs to.
-    """
+    """Hears of an answer while it is made; ``worker_pid`` is 0 while it is not known."""
 
     def phase(self, name: str, worker_pid: int) -> None: ...
-
-    def wrote(self, tokens: int) -> None: ...
 
     def piece(self, text: str, *, is_thinking: bool) -> None: ...
 
 
 class Collector:
-    """Takes the events of one answer one by one; times are seconds of ``clock``."""
+    """Takes the events of one answer one by one; times are seconds of ``clock``.
+
+    ``splits_thinking``: whether <think> tags part thoughts from the answer.
+    """
 
     def __init__(
-        self, about: About, listener: Listener | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        about: About,
+        listener: Listener | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        splits_thinking: bool = True,
     ) -> None:
         self._about, self._listener, self._clock = about, listener, clock
         self._begin = clock()
-        self._splitter = ThinkingSplitter()
+        self._splits_thinking = splits_thinking
+        self._splitter: ThinkingSplitter | Unsplit = ThinkingSplitter() if splits_thinking else Unsplit()
         self._load_s: float | None = None
         self._text: dict[bool, list[str]] = {False: [], True: []}
 
     def feed(self, event: ce.CollegeEvent) -> Answer | None:
         """Take one event in and pass it on to the listener; the whole answer with the last one."""
         if isinstance(event, ce.Piece):
-            if self._listener is not None:
-                self._listener.wrote(event.tokens)
             self._deliver(self._splitter.feed(event.text))
         elif isinstance(event, ce.Finished):
             self._deliver(self._splitter.finish())
             return self._whole(event)
         elif isinstance(event, ce.Reading):
-            self._splitter = ThinkingSplitter(in_thinking=event.in_thinking)
+            if self._splits_thinking:
+                self._splitter = ThinkingSplitter(in_thinking=event.in_thinking)
             self._load_s = event.load_s
             self._phase("reading the prompt", event.worker_pid)
         elif isinstance(event, ce.Loading):

@@ -22,25 +22,26 @@ from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import protocol
 from coe_cli.runtime.college_requests import OpenRequest, Tally
 from coe_cli.runtime.meter import Meter
-from coe_cli.runtime.recorder import Recorder
 from coe_cli.runtime.resident import KilledFromOutside, ResidentWorker
 
 _RECLAIM_WAIT_S = 2.0
 _RECLAIM_LOOK_S = 0.02
 _MEASURE_EVERY_S = 2.0
-_WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
 
 @dataclass(frozen=True)
 class CollegeSettings:
-    """``cost_of`` gives a model's cost and the context length of its slots; times are in seconds."""
+    """``cost_of`` gives a model's cost and the context length of its slots; times are in seconds.
+
+    ``worker_threads``: threads of one worker on the CPU; None gives it all cores.
+    """
 
     pool: PoolConfig
     cost_of: Callable[[ModelSpec], tuple[ModelCost, int]]
     load_timeout_s: float = 600.0
     watchdog_s: float = 300.0
     worker_command: list[str] | None = None
-    recorder: Recorder | None = None
+    worker_threads: int | None = None
 
 
 class College:
@@ -155,7 +156,9 @@ class College:
     def _carry_out(self, decision: ev.Decision) -> None:
         match decision:
             case ev.Load(model=model) | ev.Preload(model=model):
-                worker = ResidentWorker(self._specs[model], self._settings.worker_command)
+                worker = ResidentWorker(
+                    self._specs[model], self._settings.worker_command, self._settings.worker_threads
+                )
                 self._workers[model] = worker
                 self._spawn(self._load(model, worker, warm=isinstance(decision, ev.Preload)))
             case ev.Evict(model=model):
@@ -239,8 +242,6 @@ class College:
             return
         if worker.ending:
             return
-        if self._settings.recorder is not None and not warm:
-            self._settings.recorder.loaded(worker.spec, worker.pid)
         for request in self._requests.values():
             if request.ask.model.name == model:
                 request.load_s = worker.load_s
@@ -291,8 +292,6 @@ class College:
         if request is None:
             self._tell(ev.Done(request_id))
             return
-        if self._settings.recorder is not None:
-            self._settings.recorder.begun(worker.pid, beside=bool(worker.running))
         worker.running.add(request_id)
         worker.progress_at = time.monotonic()
         ask = request.ask
@@ -306,7 +305,6 @@ class College:
                 sampling=ask.sampling,
                 stop=ask.stop,
                 guidance=ask.guidance,
-                flush_s=_WHOLE_FLUSH_S if ask.whole else ask.flush_s,
             )
         )
 
@@ -314,9 +312,9 @@ class College:
         if worker.ending:
             return
         match message:
-            case protocol.Token(request_id=request_id):
+            case protocol.Token(request_id=request_id, text=text):
                 request = self._requests.get(request_id)
-                if request is not None and request.piece(ce.Piece(message.text, message.tokens)):
+                if request is not None and request.piece(text):
                     self._tell(ev.Tokens(request_id))
             case protocol.Started(request_id=request_id):
                 request = self._requests.get(request_id)
@@ -331,9 +329,6 @@ class College:
                     request.events.put_nowait(reading)
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
-                if self._settings.recorder is not None:
-                    length = self._contexts[model]
-                    self._settings.recorder.answered(worker.spec, worker.pid, length, message.prompt_tokens)
                 self._end(
                     request_id,
                     ce.Finished(

@@ -28,7 +28,10 @@ MAX_PROMPT_CHARS = 2_000_000
 
 
 class Wish(NamedTuple):
-    """What a client wants: ``name`` is `auto`, an expert or a model; a raw prompt goes past the chat template."""
+    """What a client wants: ``name`` is `auto`, an expert or a model; a raw prompt goes past the chat template.
+
+    ``expert``: whose words a model named by ``name`` answers in.
+    """
 
     name: str
     messages: list[ChatMessage]
@@ -37,6 +40,7 @@ class Wish(NamedTuple):
     sampling: Sampling = Sampling()
     stop: list[str] = []  # noqa: RUF012 - never changed
     guidance: Guidance | None = None
+    expert: str | None = None
 
 
 class Prepared(NamedTuple):
@@ -108,7 +112,7 @@ class Desk:
         if wish.raw and not any(message.content.strip() for message in wish.messages):
             raise UsageError("the prompt is empty", "Give it some text.")
         name, notes = await self._route(wish.messages) if wish.name == AUTO else (wish.name, [])
-        choice = self._choose(name)
+        choice = self._choose(name, wish.expert)
         spec, slower = self._open(choice.model)
         messages, template = wish.messages, choice.template
         notes += [*choice.notes, slower] if slower else choice.notes
@@ -141,12 +145,13 @@ class Desk:
             return GENERAL_EXPERT, [f"{error.message}, so {GENERAL_EXPERT} answers ({error.hint.rstrip('.')})"]
         return decision.experts[0].name, []
 
-    def _choose(self, name: str) -> Choice:
+    def _choose(self, name: str, words_of: str | None) -> Choice:
+        """``words_of``: the expert in whose words a model answers."""
         on_disk = models_on_disk(self.models_dir)
         if name in self.catalog.experts:
             choice = choose_model(self.catalog, on_disk, expert=name, model=None)
         else:
-            choice = choose_model(self.catalog, on_disk, expert=None, model=name)
+            choice = choose_model(self.catalog, on_disk, expert=words_of, model=name)
         if choice.install:
             raise ModelMissing(f"model `{choice.model}` is not on disk", f"Fetch it: coe models pull {choice.model}")
         return choice

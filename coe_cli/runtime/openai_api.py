@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from coe_cli.runtime.desk import Wish
 from coe_cli.runtime.protocol import ChatMessage, Guidance, Sampling
 
 _SEEDS = 2**31
@@ -123,6 +124,17 @@ class ChatRequest(_Generation):
     top_logprobs: Literal[0] | None = None
     modalities: list[Literal["text"]] | None = None
 
+    def wish(self) -> Wish:
+        """What is asked of the desk."""
+        return Wish(
+            self.model,
+            [message.plain() for message in self.messages],
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            sampling=self.sampling,
+            stop=self.stops,
+            guidance=self.response_format.guidance() if self.response_format else None,
+        )
+
 
 class CompletionRequest(_Generation):
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
@@ -131,9 +143,17 @@ class CompletionRequest(_Generation):
     best_of: Literal[1] | None = None
     logprobs: None = None
 
-    @property
-    def text(self) -> str:
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+    def wish(self) -> Wish:
+        """What is asked of the desk: the bare text, past the chat template."""
+        text = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        return Wish(
+            self.model,
+            [ChatMessage("user", text)],
+            raw=True,
+            max_tokens=self.max_tokens,
+            sampling=self.sampling,
+            stop=self.stops,
+        )
 
 
 class EmbeddingRequest(BaseModel):

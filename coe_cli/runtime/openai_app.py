@@ -14,10 +14,9 @@ from coe_cli import __version__
 from coe_cli.errors import CoeError
 from coe_cli.runtime import openai_api as api
 from coe_cli.runtime.college import College
-from coe_cli.runtime.desk import Desk, Wish
+from coe_cli.runtime.desk import Desk
 from coe_cli.runtime.embeddings import embed
 from coe_cli.runtime.http_errors import HttpError, error_headers, error_object, status_of
-from coe_cli.runtime.protocol import ChatMessage
 from coe_cli.runtime.streaming import ChatShape, HttpAnswer, TextShape, _encode
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -62,15 +61,7 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
     )
     async def chat(request: api.ChatRequest) -> Response:
         """Answer a conversation. Roles bring their system prompt, unless the conversation has one."""
-        wish = Wish(
-            request.model,
-            [message.plain() for message in request.messages],
-            max_tokens=request.max_completion_tokens or request.max_tokens,
-            sampling=request.sampling,
-            stop=request.stops,
-            guidance=request.response_format.guidance() if request.response_format else None,
-        )
-        prepared = await desk.prepare(wish)
+        prepared = await desk.prepare(request.wish())
         return _Answer(
             HttpAnswer(
                 college,
@@ -89,15 +80,7 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
     )
     async def complete(request: api.CompletionRequest) -> Response:
         """Continue a text, past the model's chat template."""
-        wish = Wish(
-            request.model,
-            [ChatMessage("user", request.text)],
-            raw=True,
-            max_tokens=request.max_tokens,
-            sampling=request.sampling,
-            stop=request.stops,
-        )
-        prepared = await desk.prepare(wish)
+        prepared = await desk.prepare(request.wish())
         return _Answer(
             HttpAnswer(
                 college,

@@ -98,16 +98,23 @@ def default_provider_options(provider: str) -> dict[str, str]:
     return provider_options(provider, settings_from())
 
 
-def default_session_options(provider: str) -> dict[str, str | int | bool]:
-    """Session options that a worker starts with on ``provider``.
+def default_session_options(provider: str, threads: int | None = None) -> dict[str, str | int | bool]:
+    """Session options that a worker starts with on ``provider``; ``threads`` in place of ``worker_threads()``.
 
-    On the CPU the thread count is the number of cores: ONNX Runtime GenAI's own choice halves the speed (DESIGN §6). On
-    CUDA each weight is allocated by itself: from the arena, the same model took between 5302 and 6422 MB from one load to
-    the next, and without it 5356 each time (docs/memory.md).
+    On CUDA each weight is allocated by itself: from the arena, the same model took between 5302 and 6422 MB from one load
+    to the next, and without it 5356 each time (docs/memory.md).
     """
     if provider == "cuda":
         return {"session.use_device_allocator_for_initializers": "1"}
-    return {"intra_op_num_threads": settings_from().threads or usable_cores()} if provider == "cpu" else {}
+    return {"intra_op_num_threads": threads or worker_threads()} if provider == "cpu" else {}
+
+
+def worker_threads() -> int:
+    """Threads of a worker on the CPU: as many as there are cores, unless the user wants another number.
+
+    ONNX Runtime GenAI's own choice halves the speed (DESIGN §6).
+    """
+    return settings_from().threads or usable_cores()
 
 
 def usable_cores() -> int:
@@ -130,15 +137,6 @@ def installed_runtimes() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def runtime_version(provider: Provider) -> str | None:
-    """Version of the installed ONNX Runtime GenAI that has ``provider``, or None."""
-    installed = installed_runtimes()
-    for name, version in installed.items():
-        if RUNTIMES[name] == provider or provider == "cpu":
-            return version
-    return None
 
 
 def installed_providers() -> list[Provider]:

@@ -39,8 +39,9 @@ class KilledFromOutside(DeviceLost):
 class ResidentWorker:
     """One model in one process. ``on_message`` hears of answers, ``on_exit`` of an end that nobody asked for."""
 
-    def __init__(self, spec: ModelSpec, command: list[str] | None = None) -> None:
+    def __init__(self, spec: ModelSpec, command: list[str] | None = None, threads: int | None = None) -> None:
         self.spec = spec
+        self._threads = threads
         self.load_s = 0.0
         self.running: set[int] = set()
         self.progress_at = time.monotonic()
@@ -99,7 +100,7 @@ class ResidentWorker:
             protocol.Load(
                 folder=str(self.spec.folder),
                 provider=self.spec.provider,
-                session_options=default_session_options(self.spec.provider),
+                session_options=default_session_options(self.spec.provider, self._threads),
                 provider_options=default_provider_options(self.spec.provider),
                 slots=slots,
                 warm_context_length=warm_context_length,

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from coe_cli.core.thinking import ThinkingSplitter
+from coe_cli.core.thinking import ThinkingSplitter, Unsplit
 from coe_cli.errors import CoeError
 from coe_cli.runtime import college_events as ce
 from coe_cli.runtime.college import College
@@ -69,6 +69,27 @@ class TextShape:
 
     def whole(self, text: str, thoughts: str, reason: str) -> dict[str, Any]:
         return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def completion(
+    shape: ChatShape | TextShape,
+    completion_id: str,
+    created: int,
+    model: str,
+    choice: dict[str, Any],
+    usage: dict[str, Any],
+    coe: dict[str, Any],
+) -> dict[str, Any]:
+    """A whole completion as OpenAI has it; ``created`` is in seconds since 1970, ``coe`` is our own addition."""
+    return {
+        "id": completion_id,
+        "object": shape.name,
+        "created": created,
+        "model": model,
+        "choices": [choice],
+        "usage": usage,
+        "coe": coe,
+    }
 
 
 async def until_client_goes(receive: Receive, job: Callable[[], Awaitable[None]]) -> None:
@@ -156,15 +177,15 @@ class HttpAnswer:
                         parts[is_thinking].append(text)
                     finished = event
         choice = self._shape.whole("".join(parts[False]), "".join(parts[True]), _reason(finished))
-        answer = {
-            "id": self._id,
-            "object": self._shape.name,
-            "created": self._created,
-            "model": self._prepared.ask.model.name,
-            "choices": [choice],
-            "usage": self._usage(finished),
-            "coe": self._coe(),
-        }
+        answer = completion(
+            self._shape,
+            self._id,
+            self._created,
+            self._prepared.ask.model.name,
+            choice,
+            self._usage(finished),
+            self._coe(),
+        )
         await send_json(send, 200, answer, note_header(self._prepared.notes))
 
     async def _answer_in_chunks(self, send: Send) -> None:
@@ -225,10 +246,10 @@ class HttpAnswer:
     async def _send_last(self, send: Send, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": False})
 
-    def _splitter(self, *, in_thinking: bool) -> ThinkingSplitter | _Whole:
+    def _splitter(self, *, in_thinking: bool) -> ThinkingSplitter | Unsplit:
         # A grammar leaves no place for thoughts: the answer begins at once, whatever the template has opened.
         if not self._shape.splits_thinking or self._prepared.ask.guidance is not None:
-            return _Whole()
+            return Unsplit()
         return ThinkingSplitter(in_thinking=in_thinking)
 
     def _usage(self, finished: ce.Finished) -> dict[str, Any]:
@@ -248,16 +269,6 @@ class HttpAnswer:
             "reused_tokens": reading.reused_tokens if reading else 0,
             "notes": self._prepared.notes,
         }
-
-
-class _Whole:
-    """In the splitter's place where nothing is split."""
-
-    def feed(self, text: str) -> list[tuple[str, bool]]:
-        return [(text, False)]
-
-    def finish(self) -> list[tuple[str, bool]]:
-        return []
 
 
 def note_header(notes: list[str]) -> list[tuple[bytes, bytes]]:

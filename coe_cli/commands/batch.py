@@ -1,0 +1,116 @@
+"""`coe batch`: many prompts from a file of JSON lines, their answers as JSON lines."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coe_cli.commands.options import (
+    CatalogFileOption,
+    ProfileOption,
+    ProfilesFileOption,
+    complete_experts,
+    complete_models,
+    read_catalog,
+    read_profiles,
+)
+from coe_cli.errors import ExitCode, UsageError
+from coe_cli.output.console import Output
+
+EXAMPLES = """Examples:
+
+coe batch questions.jsonl -o answers.jsonl
+
+coe batch - < questions.jsonl | jq -r .answer
+
+coe batch questions.jsonl -o answers.jsonl -e math_expert --max-tokens 200 --keep-order
+"""
+
+
+class EngineName(StrEnum):
+    """Where rows are run."""
+
+    LOCAL = "local"
+
+
+def batch(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file of JSON lines; - reads them from stdin.")],
+    output_file: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the answers here, resumably. Without it: stdout.")
+    ] = None,
+    keep_order: Annotated[
+        bool, typer.Option("--keep-order", help="Answers in the input's order, not as they get ready.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first row that fails.")] = False,
+    retries: Annotated[
+        int, typer.Option(min=0, max=100, help="Try a row so often again when memory or the device failed.")
+    ] = 2,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what an earlier run wrote, and begin anew.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="For rows that name nobody: this model.", autocompletion=complete_models),
+    ] = None,
+    expert: Annotated[
+        str | None,
+        typer.Option("--expert", "-e", help="For rows that name nobody: this expert.", autocompletion=complete_experts),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt of rows without one.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer at most, if the row is silent.")
+    ] = (None),
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=2.0, help="Temperature of rows without one; 0 is greedy.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of rows without one.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Rows at once; without it as many as the profile has slots.")
+    ] = None,
+    engine: Annotated[EngineName, typer.Option(help="Where the rows are run.")] = EngineName.LOCAL,
+    no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch a model or an embedder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still told.")] = False,
+    profile: ProfileOption = None,
+    profiles_file: ProfilesFileOption = None,
+    catalog_file: CatalogFileOption = None,
+) -> None:
+    """Answer many prompts, each model loaded once.
+
+    A row is {"prompt": …} or {"messages": […]}, with id, expert, model, system, max_tokens, temperature, seed as you like,
+    or a line of OpenAI's batch format. Rows that name nobody are routed. With -o the same command goes on where an
+    earlier run was stopped. Exit code 0: every row has its answer; 1: some have an error instead.
+    """
+    if temperature is not None and math.isnan(temperature):
+        raise UsageError("--temperature is not a number", "See `coe batch --help`.")
+    from coe_cli.commands.batching import BatchOptions, run
+    from coe_cli.runtime.batch_index import RowDefaults
+
+    path = None if source == "-" else Path(source)
+    failed = run(
+        BatchOptions(
+            source=path,
+            target=output_file,
+            defaults=RowDefaults(expert, model, system, max_tokens, temperature, seed),
+            keep_order=keep_order,
+            fail_fast=fail_fast,
+            retries=retries,
+            restart=restart,
+            concurrency=concurrency,
+            engine=engine.value,
+            pull=not no_pull,
+            quiet=quiet,
+            profile=profile,
+            again="coe " + shlex.join(a for a in sys.argv[1:] if a != "--restart"),
+        ),
+        read_catalog(catalog_file),
+        read_profiles(profiles_file),
+        Output(),
+    )
+    if failed:
+        raise typer.Exit(ExitCode.UNEXPECTED)

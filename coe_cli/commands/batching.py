@@ -1,0 +1,141 @@
+"""The steps of `coe batch`: check where it reads and writes, choose the profile, run it, say what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.model_spec import models_on_disk
+from coe_cli.core.profile import ProfileSet
+from coe_cli.core.selection import choose_model
+from coe_cli.errors import UsageError
+from coe_cli.output.batch_view import TerminalBatchView
+from coe_cli.output.console import Output
+from coe_cli.runtime.batch import BatchJob, run_batch
+from coe_cli.runtime.batch_index import RowDefaults
+from coe_cli.runtime.batch_setup import batch_desk, bulk_router, local_engine
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.serve_process import college_profile
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What the user asked for; None leaves the choice to coe, the profile or the rows."""
+
+    source: Path | None
+    target: Path | None
+    defaults: RowDefaults
+    keep_order: bool
+    fail_fast: bool
+    retries: int
+    restart: bool
+    concurrency: int | None
+    engine: str
+    pull: bool
+    quiet: bool
+    profile: str | None
+    again: str
+
+
+def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: Output) -> int:
+    """Run a batch and return how many rows have an error.
+
+    Raises:
+        CoeError: whatever keeps the batch from being run to its end.
+    """
+    source, target = _source(options.source), _target(options.target)
+    if source is not None and target is not None and source.exists() and target.exists() and source.samefile(target):
+        raise UsageError(f"{target} is the input and the output", "Give the output another name.")
+    where = folders()
+    profile = college_profile(profiles, options.profile, catalog, where.models)
+    _provide_a_model(options, catalog, output)
+    job = BatchJob(
+        source,
+        target,
+        options.defaults,
+        keep_order=options.keep_order,
+        fail_fast=options.fail_fast,
+        restart=options.restart,
+        again=options.again,
+    )
+    with (
+        _stream(options.source if source is None else None, "rb") as stdin,
+        _stream(options.target if target is None else None, "wb") as stdout,
+        TerminalBatchView(output, quiet=options.quiet) as view,
+    ):
+        progress = run_batch(
+            job,
+            batch_desk(catalog, where.models, profile, where),
+            bulk_router(catalog, where, profile, view.note, fetch=options.pull),
+            lambda: local_engine(profile, retries=options.retries, concurrency=options.concurrency),
+            view,
+            stdin,
+            stdout,
+        )
+    view.summary(progress)
+    return progress.failed
+
+
+def _source(path: Path | None) -> Path | None:
+    """The input if it is a file that can be read more than once; None where it is a stream: stdin or a pipe with a name.
+
+    Raises:
+        UsageError: there is nothing to read.
+    """
+    if path is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("there is no input on stdin", "Name a file, or pipe JSON lines in.")
+        return None
+    if path.is_dir() or not path.exists():
+        raise UsageError(
+            f"{path} is a folder" if path.is_dir() else f"{path} does not exist",
+            "Name a file of JSON lines, or - for stdin.",
+        )
+    return path if path.is_file() else None
+
+
+def _target(path: Path | None) -> Path | None:
+    """The output if it is a file that can be gone on with; None where it is a stream: stdout or a device.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if path is None:
+        return None
+    path = path.resolve()
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            f"{path} is a folder" if path.is_dir() else f"the folder {path.parent} does not exist",
+            "Name a file in a folder that exists.",
+        )
+    return path if path.is_file() or not path.exists() else None
+
+
+@contextlib.contextmanager
+def _stream(path: Path | None, mode: str) -> Iterator[Any]:
+    """A pipe or device that was named as a file; None stands for the standard stream."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open(mode)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be opened: {error.strerror or error}", "Name another file.") from None
+    with file:
+        yield file
+
+
+def _provide_a_model(options: BatchOptions, catalog: Catalog, output: Output) -> None:
+    """Fetch the embedded model where there is none at all, as `coe ask` does."""
+    if models_on_disk(folders().models):
+        return
+    from coe_cli.commands.ask_steps import install_chosen
+
+    choice = choose_model(catalog, [], expert=None, model=None)
+    if choice.install:
+        install_chosen(choice, catalog, output, pull=options.pull)

@@ -1,0 +1,155 @@
+"""What `coe batch` shows on stderr: a live line on a terminal, now and then one line in a pipe, and the sum at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from coe_cli.core.batch_progress import Progress
+from coe_cli.output.answer_sink import for_terminal
+from coe_cli.output.console import Output
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_FRAMES_PER_S = 2
+_LINE_EVERY_S = 10.0
+_SHOWN_FAILURES = 20
+_LEVEL_STYLE = {"normal": "green", "elevated": "yellow", "high": "dark_orange", "critical": "red"}
+
+
+class TerminalBatchView:
+    """Use as a context manager. ``quiet`` leaves only what is wrong."""
+
+    def __init__(self, output: Output, *, quiet: bool = False) -> None:
+        self._output, self._quiet = output, quiet
+        self._live: Any = None
+        self._read = (0, 0)
+        self._progress: Callable[[], Progress] | None = None
+        self._failures = 0
+        self._said_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._output.stderr.isatty() and not self._quiet:
+            from rich.live import Live
+
+            self._live = Live(
+                get_renderable=self._view,
+                console=self._output.console(on_stderr=True),
+                refresh_per_second=_FRAMES_PER_S,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._failures > _SHOWN_FAILURES:
+            self._output.note(f"and {self._failures - _SHOWN_FAILURES} more rows failed: they are in the output")
+
+    def note(self, message: str) -> None:
+        if self._live is None:
+            self._output.note(for_terminal(message) if self._output.stderr.isatty() else message)
+        else:
+            from rich.text import Text
+
+            self._live.console.print(Text(f"coe: {for_terminal(message)}"), soft_wrap=True)
+
+    def failed(self, line: int, message: str) -> None:
+        self._failures += 1
+        if self._failures <= _SHOWN_FAILURES:
+            self.note(f"line {line}: {' '.join(message.split())}")
+
+    def reading(self, lines: int, total: int) -> None:
+        self._read = (lines, total)
+        self._now_and_then(lambda: f"read {lines} of {total} lines")
+
+    def running(self, progress: Callable[[], Progress]) -> None:
+        self._progress = progress
+        now = progress()
+        if now.earlier and not self._quiet:
+            self.note(f"going on: {now.earlier} of {now.total} rows were done before")
+
+    def advanced(self) -> None:
+        if self._progress is not None:
+            progress = self._progress
+            self._now_and_then(lambda: progress_line(progress()))
+
+    def summary(self, progress: Progress) -> None:
+        """The last line."""
+        if not self._quiet or progress.failed:
+            self._output.note(summary_line(progress))
+
+    def _now_and_then(self, text: Callable[[], str]) -> None:
+        if self._live is None and not self._quiet and time.monotonic() - self._said_at >= _LINE_EVERY_S:
+            self._said_at = time.monotonic()
+            self._output.note(text())
+
+    def _view(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 1))
+        if self._progress is None:
+            lines, total = self._read
+            grid.add_row(
+                Text("reading"), ProgressBar(max(total, 1), lines, width=30), Text(f"{lines} of {total} lines")
+            )
+            return grid
+        now = self._progress()
+        grid.add_row(ProgressBar(max(now.total, 1), now.done, width=30), Text(_counts(now)))
+        level = Text(now.pressure or "unknown", style=_LEVEL_STYLE.get(now.pressure, ""))
+        failed = Text(f" · {now.failed} failed", style="red") if now.failed else Text()
+        return Group(grid, Text.assemble(f"{_who(now)} · pressure ", level, failed))
+
+
+def progress_line(now: Progress) -> str:
+    """One line for a log."""
+    failed = f", {now.failed} failed" if now.failed else ""
+    return f"{_counts(now)}, {_who(now)}, pressure {now.pressure or 'unknown'}{failed}".replace(" · ", ", ")
+
+
+def summary_line(now: Progress) -> str:
+    """What came of the batch."""
+    if now.total == 0:
+        return "the input has no rows"
+    here = now.done - now.earlier
+    if here == 0:
+        text = f"all {now.total} rows are in the output already"
+    else:
+        earlier = f" ({now.earlier} before)" if now.earlier else ""
+        text = f"{now.done} rows{earlier} in {_span(now.elapsed_s)}"
+        if now.completion_tokens:
+            loads = f"{now.loads} load{'s' if now.loads != 1 else ''}"
+            text += f": {now.completion_tokens} tokens, {now.tokens_per_s or 0:.1f} tokens/s, {loads}"
+    return f"{text}; {now.failed} failed" if now.failed else text
+
+
+def _counts(now: Progress) -> str:
+    parts = [f"{now.done} of {now.total} rows"]
+    if now.rows_per_s:
+        parts.append(f"{now.rows_per_s:.1f} rows/s" if now.rows_per_s >= 1 else f"{60 * now.rows_per_s:.1f} rows/min")
+    if now.left_s is not None:
+        parts.append(f"{_span(now.left_s)} left")
+    return " · ".join(parts)
+
+
+def _who(now: Progress) -> str:
+    names = ", ".join(now.models) or "loading"
+    return f"{names} · {now.tokens_per_s:.1f} tokens/s" if now.tokens_per_s else names
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

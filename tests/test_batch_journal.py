@@ -1,0 +1,137 @@
+"""The journal and its results: whatever a killed process leaves behind, what is whole is kept and the rest is cut off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coe_cli.errors import CoeError, UsageError
+from coe_cli.runtime.batch_journal import Header, Journal
+
+HEADER = Header("00ff", {"keep_order": False})
+ROWS = [
+    (3, b'{"a":1}\n', True),
+    (1, b'{"b":"\xc3\xa4"}\n', False),
+    (2, b"{}\n", True),
+    (9, b'{"long":"' + b"x" * 50 + b'"}\n', True),
+]
+
+
+def open_in(folder: Path, header: Header = HEADER) -> Journal:
+    return Journal(folder / "journal", folder / "out", header)
+
+
+def write_all(folder: Path) -> None:
+    journal = open_in(folder)
+    journal.write_routes({5: "e"})
+    for line, data, ok in ROWS:
+        journal.write(line, data, ok=ok)
+    journal.write_routes({6: "f"})
+    journal.close()
+
+
+def test_everything_is_there_again(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    journal = open_in(tmp_path)
+    assert list(journal.lines) == [3, 1, 2, 9]
+    assert list(journal.ok) == [1, 0, 1, 1]
+    assert journal.routed == {5: "e", 6: "f"}
+    assert [journal.read(position) for position in range(4)] == [data for _, data, _ in ROWS]
+    journal.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    write_all(folder)
+    return folder
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_torn_end_costs_only_what_was_not_whole(tmp_path: Path, whole: Path, data: st.DataObject) -> None:
+    """The journal is cut anywhere; the results end anywhere up to what the journal knows, as its entries go first."""
+    folder = tmp_path / "torn"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    entries, results = (whole / "journal").read_bytes(), (whole / "out").read_bytes()
+    head = entries.index(b"\n") + 1
+    cut = data.draw(st.integers(head, len(entries)))
+    known = [json.loads(line) for line in entries[head:cut].split(b"\n")[:-1]]
+    most = sum(entry.get("bytes", 0) for entry in known)
+    kept = data.draw(st.integers(0, most))
+    (folder / "journal").write_bytes(entries[:cut])
+    (folder / "out").write_bytes(results[:kept])
+    journal = open_in(folder)
+    expected, size = [], 0
+    for entry in known:
+        if "bytes" in entry:
+            size += entry["bytes"]
+            if size > kept:
+                break
+            expected.append(entry["line"])
+    assert list(journal.lines) == expected
+    for line, row, ok in ROWS:
+        if line not in expected:
+            journal.write(line, row, ok=ok)
+    journal.close()
+    again = open_in(folder)
+    assert sorted(again.lines) == [1, 2, 3, 9]
+    again.close()
+    assert sorted((folder / "out").read_bytes().splitlines()) == sorted(results.splitlines())
+
+
+def test_a_process_killed_before_its_header_leaves_a_new_batch(tmp_path: Path) -> None:
+    (tmp_path / "journal").write_bytes(b'{"input_sha')
+    open_in(tmp_path).close()
+    write_all(tmp_path)
+
+
+def test_results_that_somebody_changed_are_not_thrown_away(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    text = (tmp_path / "out").read_bytes()
+    changed = text.replace(b'"a":1', b'"a":2')
+    (tmp_path / "out").write_bytes(changed)
+    with pytest.raises(UsageError, match=r"was changed since coe wrote it \(the answer to line 3\)"):
+        open_in(tmp_path)
+    assert (tmp_path / "out").read_bytes() == changed
+
+
+def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    content = (tmp_path / "journal").read_bytes()
+    (tmp_path / "journal").write_bytes(content.replace(b'"line":1', b'"line"#1'))
+    with pytest.raises(UsageError, match="is damaged at byte"):
+        open_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (Header("1234", {"keep_order": False}), "the input has changed"),
+        (Header("00ff", {"keep_order": True}), r"the options have \(keep_order\) changed"),
+        (Header("00ff", {"keep_order": False}, format=2), r"the options have \(\) changed"),
+    ],
+)
+def test_another_batch_is_refused(tmp_path: Path, header: Header, reason: str) -> None:
+    write_all(tmp_path)
+    with pytest.raises(UsageError, match=reason):
+        open_in(tmp_path, header)
+
+
+def test_a_file_that_is_no_batch_of_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious\n")
+    with pytest.raises(UsageError, match="exists already"):
+        open_in(tmp_path)
+    assert (tmp_path / "out").read_text() == "precious\n"
+
+
+def test_a_folder_in_its_place_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CoeError, match="cannot be used"):
+        open_in(tmp_path)

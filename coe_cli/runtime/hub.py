@@ -56,6 +56,8 @@ def fetch_from_hub(
     total = sum(file.size or 0 for file in files)
     there = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file())
     check_room(max(0, total - there))
+    for part in parts:  # not while downloading: a task that outlives a failure must not make a removed folder again
+        part.parent.mkdir(parents=True, exist_ok=True)
     with FolderGrowth(f"Fetching {source.repo}", destination, total or None, on_progress):
         in_parallel([_download(source.repo, commit, file, destination) for file in files], _AT_ONCE)
     on_progress(Step("Comparing digests", 0, None))
@@ -112,7 +114,6 @@ def _download(repo: str, commit: str, file: HubFile, destination: Path) -> Calla
         path = destination / file.path
         if path.is_file() and path.stat().st_size == file.size:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = _part(file, destination)
         try:
             _fetch_rest(repo, commit, file, part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -19,7 +20,7 @@ from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.canary import forget
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.integrity import MANIFEST, check_files, write_manifest
-from coe_cli.runtime.model_store import check_room, open_model, put_in_place, staging_folder, writing
+from coe_cli.runtime.model_store import check_room, discard, open_model, put_in_place, size_of, staging_folder, writing
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.sources import Arrival, fetch
 
@@ -99,8 +100,9 @@ def install_request(
 
     with writing(name, models_dir, on_progress):
         if target.exists() and not force:
+            shutil.rmtree(staging, ignore_errors=True)
             return open_model(name, target)
-        room(request.needed_mb * BYTES_PER_MB - _size_of(staging))
+        room(request.needed_mb * BYTES_PER_MB - size_of(staging))
         try:
             arrival = fetch(name, request.sources, staging / "download", on_progress, lambda n: room(n * _SPARE))
             result = _make(request, arrival, staging, on_progress)
@@ -113,10 +115,11 @@ def install_request(
             write_manifest(result, _origin(request, arrival))
             put_in_place(result, target)
         except (ModelDamaged, OSError):
-            shutil.rmtree(staging, ignore_errors=True)
+            with suppress(OSError):
+                discard(staging, name)
             raise
         except BaseException:
-            if _size_of(staging) == 0:
+            if size_of(staging) == 0:
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         shutil.rmtree(staging, ignore_errors=True)
@@ -183,10 +186,6 @@ def _check(request: Request, result: Path) -> None:
             )
 
 
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def preflight(requests: list[Request], models_dir: Path, *, force: bool) -> None:
     """Check the disk for several installs together; a single one checks for itself when it can write at all.
 
@@ -195,7 +194,7 @@ def preflight(requests: list[Request], models_dir: Path, *, force: bool) -> None
     """
     missing = [request for request in requests if force or not (models_dir / request.name).exists()]
     needed_mb = sum(
-        request.needed_mb - _size_of(staging_folder(request.name, models_dir)) / BYTES_PER_MB for request in missing
+        request.needed_mb - size_of(staging_folder(request.name, models_dir)) / BYTES_PER_MB for request in missing
     )
     if len(missing) > 1:
         check_room(", ".join(request.name for request in missing), models_dir, needed_mb * BYTES_PER_MB)

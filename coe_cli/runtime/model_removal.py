@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 
 from coe_cli.core.catalog import Catalog
@@ -12,7 +10,7 @@ from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, models_on_disk
 from coe_cli.errors import CoeError, ModelMissing
 from coe_cli.runtime.canary import forget
-from coe_cli.runtime.model_store import model_lock
+from coe_cli.runtime.model_store import discard, model_lock, size_of, staging_folder
 from coe_cli.runtime.progress import ignore
 from coe_cli.runtime.residents import resident_models
 
@@ -24,7 +22,7 @@ class ModelResident(CoeError):
 
 
 def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, force: bool = False) -> float:
-    """Remove a model and return the MB that it took on disk.
+    """Remove a model, and what a broken-off install of it left; returns the MB that they took on disk.
 
     The folder is renamed first, so nothing half-removed is ever seen under its name. A link to a folder elsewhere is
     removed, the folder is not.
@@ -35,8 +33,8 @@ def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, fo
         ModelResident: a worker holds it, and not ``force``.
     """
     check_name(name)
-    folder = models_dir / name
-    if not os.path.lexists(folder):
+    folder, staging = models_dir / name, staging_folder(name, models_dir)
+    if not os.path.lexists(folder) and not staging.exists():
         if name in catalog.models:
             raise ModelMissing(f"model `{name}` is not on disk", "See `coe models list`.")
         raise catalog.unknown_model(name, list(models_on_disk(models_dir)))
@@ -48,14 +46,13 @@ def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, fo
         )
     try:
         with model_lock(models_dir, name, ignore):
+            size = size_of(staging)
+            discard(staging, name)
             if folder.is_symlink():
                 folder.unlink()
-                forget(state_dir, name)
-                return 0.0
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-            doomed = models_dir / f".removed-{name}-{uuid.uuid4().hex[:8]}"
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+            elif folder.exists():
+                size += size_of(folder)
+                discard(folder, name)
     except OSError as error:
         raise ModelMissing(
             f"model `{name}` cannot be removed: {error.strerror or error}",

@@ -95,6 +95,38 @@ def staging_folder(name: str, models_dir: Path) -> Path:
     return models_dir / f".partial-{name}"
 
 
+def unfinished(models_dir: Path) -> dict[str, float]:
+    """Model name → MB that an install which broke off has left for the next one to go on from."""
+    prefix = staging_folder("", models_dir).name
+    return {
+        folder.name.removeprefix(prefix): size_of(folder) / BYTES_PER_MB
+        for folder in sorted(models_dir.glob(f"{prefix}*"))
+    }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below ``folder``; what a link leads to is not counted."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def discard(folder: Path, name: str) -> None:
+    """Remove a folder of model ``name``: at one stroke from where it is, so that nobody still writing into it brings it
+    back, and then from the disk.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    if folder.exists():
+        doomed = _doomed(name, folder.parent)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _doomed(name: str, models_dir: Path) -> Path:
+    """A new name out of sight; what is left there is removed with the next change of the model."""
+    return models_dir / f".removed-{name}-{uuid.uuid4().hex[:8]}"
+
+
 def put_in_place(result: Path, target: Path) -> None:
     """Give the finished folder ``result`` the name ``target``; what had that name before is removed.
 
@@ -103,7 +135,7 @@ def put_in_place(result: Path, target: Path) -> None:
     """
     old: Path | None = None
     if target.exists():
-        old = target.with_name(f".removed-{target.name}-{uuid.uuid4().hex[:8]}")
+        old = _doomed(target.name, target.parent)
         target.rename(old)
     try:
         result.rename(target)

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from coe_cli.runtime.integrity import check_files
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
 
@@ -23,14 +26,50 @@ LlamaForCausalLM(config).half().save_pretrained(sys.argv[1])
 """
 
 
-@pytest.mark.slow
-def test_a_hugging_face_folder_becomes_a_model_that_answers(coe: Coe, tmp_path: Path) -> None:
-    source = tmp_path / "llama"
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with random weights."""
+    folder = tmp_path_factory.mktemp("source")
+    source = folder / "llama"
     subprocess.run([sys.executable, "-c", WRITE, str(source)], check=True, capture_output=True, env=os.environ)
-    tokenizer = write_tiny_model(tmp_path / "tokenizer")
+    tokenizer = write_tiny_model(folder / "tokenizer")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (source / name).write_bytes((tokenizer / name).read_bytes())
-    result = coe("models", "import", str(source), "--name", "mine", "--provider", "cpu", "--precision", "int8")
+    return source
+
+
+def start_import(source: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "coe_cli", "models", "import", str(source), "--name", "mine", "--provider", "cpu"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["Converting: read", "Converting: build", "Converting: finish"])
+def test_import_killed_in_a_stage_of_the_real_converter(coe: Coe, llama: Path, stage: str) -> None:
+    """The converter is a process of its own: it ends too, leaves nothing under the name, and a second run succeeds."""
+    first = start_import(llama)
+    assert first.stderr is not None
+    while stage not in (line := first.stderr.readline()):
+        assert line, "it ended before that stage"
+    converters = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 20
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in converters):
+        assert time.monotonic() < deadline, "the converter outlives the command"
+        time.sleep(0.05)
+    first.stderr.close()
+    assert not (coe.models / "mine").exists()
+    second = start_import(llama)
+    assert second.wait(timeout=200) == 0
+    check_files("mine", coe.models / "mine")
+    assert coe.left_over == []
+    assert coe("models", "verify", "mine").code == 0
+
+
+@pytest.mark.slow
+def test_a_hugging_face_folder_becomes_a_model_that_answers(coe: Coe, llama: Path) -> None:
+    result = coe("models", "import", str(llama), "--name", "mine", "--provider", "cpu", "--precision", "int8")
     assert result.code == 0, result.stderr
     assert "LlamaForCausalLM" in result.stderr
     card = coe("models", "show", "mine", "--format", "json").json

@@ -11,6 +11,7 @@ import pytest
 from coe_cli.output.progress_view import amount
 from coe_cli.runtime.integrity import check_files
 from model_store.conftest import Coe
+from model_store.hub_server import Hub
 from model_store.test_import import write_gguf
 from model_store.tiny_model import write_tiny_model
 
@@ -39,6 +40,7 @@ sys.modules["coe_cli.runtime.convert"] = module
 
 import coe_cli.runtime.model_store as store
 import coe_cli.runtime.import_model as importing
+import coe_cli.runtime.install as installing
 import coe_cli.runtime.optimize as optimizing
 
 def staged(function):
@@ -49,8 +51,8 @@ def staged(function):
         return result
     return run
 
-for module in (importing, optimizing):
-    for name in ("write_manifest", "put_in_place", "write_pruned", "_prove"):
+for module in (importing, installing, optimizing):
+    for name in ("fetch", "_check", "_optimized", "write_manifest", "put_in_place", "write_pruned", "_prove"):
         if hasattr(module, name):
             setattr(module, name, staged(getattr(module, name)))
 
@@ -101,6 +103,34 @@ def test_import_killed_at_every_stage(coe: Coe, tmp_path: Path) -> None:
         reached
     )
     assert coe.left_over == []
+
+
+@pytest.mark.slow
+def test_pull_killed_at_every_stage(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
+    """With the optimizing that is a part of it; what was fetched is not fetched again."""
+    target = coe.models / "tiny"
+    for survive in range(50):
+        reached = stages_until_killed(["models", "pull", "tiny"], survive)
+        if target.exists():
+            check_files("tiny", target)
+        if len(reached) <= survive:
+            break
+        assert target.exists() == (reached[-1] == "after put_in_place"), reached[-1]
+        if target.exists():
+            break
+    stages = {
+        "before fetch",
+        "after fetch",
+        "after _check",
+        "before write_pruned",
+        "after _prove",
+        "before put_in_place",
+    }
+    assert stages <= set(reached) and reached[-1] == "after put_in_place"
+    assert len(hub.ranges("model.onnx.data")) == 1
+    assert coe("models", "pull", "tiny").code == 0
+    assert coe.left_over == []
+    assert coe("models", "verify", "tiny").code == 0
 
 
 @pytest.mark.slow

@@ -245,6 +245,19 @@ def test_rm_takes_the_model_and_nothing_else(coe: Coe, tiny: Path) -> None:
     assert coe("models", "rm", "tiny").code == 4
 
 
+def test_rm_gives_up_an_install_that_broke_off(coe: Coe) -> None:
+    part = coe.models / ".partial-tiny" / "download" / "model.onnx.data.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(3 * 2**20))
+    findings = coe("doctor", "--format", "json", "-p", "embedded").json["findings"]
+    (found,) = [finding for finding in findings if "broke off" in finding["message"]]
+    assert "holds 3 MB" in found["message"] and "coe models rm tiny" in found["fix"]
+    removed = coe("models", "rm", "tiny")
+    assert (removed.code, "3 MB are free again" in removed.stderr) == (0, True)
+    assert coe.left_over == []
+    assert coe("models", "rm", "tiny").code == 4
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_rm_of_a_link_leaves_the_folder_that_it_leads_to(coe: Coe, tmp_path: Path) -> None:
     elsewhere = write_tiny_model(tmp_path / "elsewhere")

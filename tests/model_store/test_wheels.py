@@ -17,7 +17,7 @@ from model_store.tiny_model import write_tiny_model
 
 WHEEL = "tiny_models-1.0-py3-none-any.whl"
 ADDRESS = "pypi:tiny-models==1.0/tiny_models/one"
-PADDING_BYTES = 24 * 2**20
+PADDING_BYTES = 3 * 2**20
 
 
 def write_wheel(path: Path, model: Path, padding: int = 0) -> bytes:
@@ -70,7 +70,7 @@ def test_an_index(coe: Coe, index: Hub, files: dict[str, bytes], has_ranges: boo
     assert_installed(coe, files, "one")
 
 
-@pytest.mark.parametrize("after", [1, 5_000_000, 20_000_000])
+@pytest.mark.parametrize("after", [1, 2_000_000])
 def test_a_wheel_that_breaks_off_is_taken_up_again(coe: Coe, index: Hub, files: dict[str, bytes], after: int) -> None:
     index.drop_after[WHEEL] = [after]
     assert pull(coe, ADDRESS).code == 0
@@ -81,7 +81,7 @@ def test_a_wheel_that_breaks_off_is_taken_up_again(coe: Coe, index: Hub, files: 
 
 def test_a_server_without_ranges_sends_it_all_again(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
     index.has_ranges = False
-    index.drop_after[WHEEL] = [5_000_000]
+    index.drop_after[WHEEL] = [2_000_000]
     assert pull(coe, ADDRESS).code == 0
     assert_installed(coe, files, "one")
 
@@ -102,7 +102,7 @@ def test_another_pip_fetches_it_itself(
 
 
 def test_killed_in_the_middle_of_a_wheel_it_goes_on_from_there(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
-    index.stall_after[WHEEL] = 22 * 2**20
+    index.stall_after[WHEEL] = 2 * 2**20
     process = start(ADDRESS)
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size >= 2**20 for path in coe.models.rglob("*.part")):
@@ -120,7 +120,7 @@ def test_killed_in_the_middle_of_a_wheel_it_goes_on_from_there(coe: Coe, index: 
 
 
 def test_a_part_that_is_whole_already_is_not_fetched_again(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
-    index.stall_after[WHEEL] = 22 * 2**20
+    index.stall_after[WHEEL] = 2 * 2**20
     process = start(ADDRESS)
     deadline = time.monotonic() + 60
     while not (parts := list(coe.models.rglob("*.part"))):

@@ -12,7 +12,7 @@ from coe_cli.core.profile import ProfileSet, Provider
 from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime.inventory import all_duplicates
-from coe_cli.runtime.model_store import open_model
+from coe_cli.runtime.model_store import open_model, unfinished
 from coe_cli.runtime.optimize import is_optimized
 from coe_cli.runtime.providers import choose_provider
 from coe_cli.runtime.residents import resident_models
@@ -25,9 +25,17 @@ def check_models(
 ) -> list[Finding]:
     """Findings for every model on disk; no weights are read."""
     found = models_on_disk(models_dir)
+    findings = [
+        warning(
+            "models",
+            f"an install of {name} broke off and holds {size_mb:.0f} MB",
+            f"coe models pull {name} goes on with it, coe models rm {name} gives it up",
+        )
+        for name, size_mb in unfinished(models_dir).items()
+    ]
     if not found:
-        return [warning("models", f"no model is in {models_dir}", f"coe models pull {catalog.default_model}")]
-    findings = []
+        missing = warning("models", f"no model is in {models_dir}", f"coe models pull {catalog.default_model}")
+        return [*findings, missing]
     for name, folder in found.items():
         try:
             spec = open_model(name, folder)

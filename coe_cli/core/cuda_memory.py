@@ -86,7 +86,8 @@ def worst_arenas_bytes(decoder: Decoder, context_length: int, slots: int = 1) ->
     """
     lengths = list(_lengths_to(context_length))
     longest = min(context_length, decoder.chunk_size or context_length)
-    session = max(_session_bytes(decoder, tokens) for tokens in _lengths_to(longest))
+    prompts = [*_lengths_to(longest), *([2 * longest] if longest < context_length else [])]
+    session = max(_session_bytes(decoder, tokens) for tokens in prompts)
     simulated = min(slots, SIMULATED_SLOTS)
     at_once = 1 << (simulated - 1).bit_length()
     own = max(_own_bytes(decoder, length, length, at_once)[simulated - 1] for length in lengths)

@@ -109,8 +109,13 @@ def own_endpoint(tokens: int) -> tuple[float, float]:
     client = find()
     assert client is not None
     ask = ce.AskByName(MODEL, messages, max_tokens=tokens, sampling=Sampling(temperature=0))
-    times = [time.perf_counter() for event in client.stream_chat(ask) if isinstance(event, ce.Piece)]
-    return times[0] - begin, (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+    times, tokens = [], 0
+    for event in client.stream_chat(ask):
+        if isinstance(event, ce.Piece):
+            times.append(time.perf_counter())
+        elif isinstance(event, ce.Finished):
+            tokens = event.completion_tokens
+    return times[0] - begin, (tokens - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
 
 _number = 0

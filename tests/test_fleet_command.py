@@ -132,7 +132,7 @@ def test_the_same_file_gives_the_same_report(tmp_path: Path) -> None:
 
 
 def test_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
-    nodes = [{"name": "mini", "profile": "minimal"}]
+    nodes = [{"name": "mini", "profile": "minimal", "vram_mb": 11000}]
     demand = {
         "python_backend": {"requests_per_s": 0.02, "tokens_in": 100, "tokens_out": 50},
         "general_reasoner": {"requests_per_s": 0.02, "tokens_in": 100, "tokens_out": 50},
@@ -143,7 +143,12 @@ def test_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
     assert 1 < group["swaps_per_hour"] < 0.04 * 3600
     assert group["times"]["waiting_s"]["p95"] > 30  # a model stays for a minute at least
     assert "swapping" in [warning["code"] for warning in found["warnings"]]
-    two, _ = report(tmp_path, nodes=[{"name": "mini", "profile": "minimal", "count": 2}], demand=demand, target=None)
+    two, _ = report(
+        tmp_path,
+        nodes=[{"name": "mini", "profile": "minimal", "vram_mb": 11000, "count": 2}],
+        demand=demand,
+        target=None,
+    )
     assert [g["takes_turns"] for g in two["plan"]["placement"]] == [False, False]
     assert two["plan"]["swaps_per_hour"] == 0
 

@@ -49,6 +49,14 @@ def test_a_question_leaves_a_college_that_answers_the_next_one_the_same(home: Co
     assert [line["name"] for line in college(home).status()["models"]] == [MODEL]
 
 
+def test_json_lines_have_a_line_for_each_token(home: Coe) -> None:
+    result = home.run(*ASK, "--format", "jsonl", "Name three colours.").check()
+    *tokens, last = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {token["type"] for token in tokens} == {"token"}
+    assert len(tokens) >= last["usage"]["completion_tokens"] - 2
+    assert "".join(token["text"] for token in tokens).strip("\n") == last["answer"]
+
+
 def test_no_serve_leaves_nothing_behind(home: Coe) -> None:
     home.run(*ASK, "--no-serve", "Hi").check()
     home.run(*ASK, "Hi", COE_NO_SERVE="1").check()

@@ -138,6 +138,8 @@ def _answer_alone(
     messages = messages_for(options, choice, conversation)
     spec, profile = fit(spec, choice, messages, options, profiles, output)
     ask = ask_for(spec, choice, messages, options)
+    if view.output_format is AnswerFormat.JSONL:
+        ask = structs.replace(ask, flush_s=0.0)  # a line for each token
     events = _events(ask, spec, profile, options, output, early)
     with contextlib.closing(events):
         label = f"{choice.expert} · {spec.name}" if routed is not None and choice.expert else spec.name
@@ -169,7 +171,7 @@ def _events(
     client = college_for(options, output) if options.serve else None  # which gives the model the same provider
     if client is not None:
         return _of_college(client, ask, options.timeout_s)
-    return _of_worker(early.take(spec), ask, context_length(spec, profile), options.timeout_s)
+    return _of_worker(early.take(spec), spec, ask, context_length(spec, profile), options.timeout_s)
 
 
 def _of_college(client: CollegeClient, ask: ce.AskByName, timeout_s: float) -> Generator[ce.CollegeEvent]:
@@ -178,11 +180,15 @@ def _of_college(client: CollegeClient, ask: ce.AskByName, timeout_s: float) -> G
 
 
 def _of_worker(
-    worker: worker_process.WorkerProcess, ask: ce.AskByName, context_length: int, timeout_s: float
+    worker: worker_process.WorkerProcess, spec: ModelSpec, ask: ce.AskByName, context_length: int, timeout_s: float
 ) -> Generator[ce.CollegeEvent]:
+    from coe_cli.runtime.recorder import Recorder  # while the worker loads
+
+    recorder = Recorder()
     try:
-        yield from one_shot.events(worker, ask, context_length, timeout_s)
+        yield from one_shot.events(worker, spec, ask, context_length, timeout_s, recorder)
     finally:
+        recorder.wait()
         if os.environ.get("COE_DEBUG"):
             sys.stderr.write(worker.stderr_tail())
         worker.kill()

@@ -23,8 +23,9 @@ from coe_cli.runtime.college import CollegeSettings
 from coe_cli.runtime.costs import cost_in
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.line_input import QuestionReader
-from coe_cli.runtime.meter import ResidentSetMeter, Unmeasured
+from coe_cli.runtime.meter import meter_for
 from coe_cli.runtime.protocol import Sampling
+from coe_cli.runtime.recorder import Recorder
 from coe_cli.runtime.serve_options import ServeOptions
 
 _COMMANDS = {
@@ -231,8 +232,8 @@ def _answerer(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outp
         from coe_cli.runtime.serve_process import college_profile
 
         profile = college_profile(profiles, options.profile, catalog, folders().models)
-        meter = ResidentSetMeter() if profile.provider == "cpu" else Unmeasured()
-        return CollegeAnswerer(CollegeSettings(pool_from_profile(profile), cost_in(profile)), meter)
+        settings = CollegeSettings(pool_from_profile(profile), cost_in(profile), recorder=Recorder())
+        return CollegeAnswerer(settings, meter_for(profile))
 
     if not options.serve:
         return own_college()

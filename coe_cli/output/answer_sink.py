@@ -42,6 +42,9 @@ class AnswerSink:
     def phase(self, name: str, worker_pid: int) -> None:
         """Say what is being done now."""
 
+    def wrote(self, tokens: int) -> None:
+        """Count so many tokens more."""
+
     def piece(self, text: str, *, is_thinking: bool) -> None:
         """A piece of the answer or of the thoughts before it."""
         if is_thinking:

@@ -11,6 +11,7 @@ import msgspec
 from coe_cli.core.bench_compare import RATIO_FIELDS, RatioRow
 from coe_cli.core.bench_rows import ROW_FIELDS, BenchReport, BenchRow, Range, Spread
 from coe_cli.output.console import Output, TableFormat
+from coe_cli.output.tables import folded, right, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,8 +65,7 @@ class BenchLines:
         self._line("end", {"interrupted": report.interrupted, "notes": report.notes})
 
     def _line(self, kind: str, value: dict[str, Any]) -> None:
-        self._output.stdout.write(msgspec.json.encode({"type": kind, **value}).decode() + "\n")
-        self._output.stdout.flush()
+        self._output.json_line({"type": kind, **value})
 
 
 def write_report(
@@ -197,8 +197,6 @@ def _shared(rows: Sequence[BenchRow]) -> list[str]:
 
 
 def _table(console: Console, rows: Sequence[BenchRow], fastest: float) -> Table:
-    from rich.table import Table
-
     varying = [
         (title, name)
         for title, name in (
@@ -221,22 +219,18 @@ def _table(console: Console, rows: Sequence[BenchRow], fastest: float) -> Table:
         )
         for row in rows
     ]
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
-    for title, _ in varying:
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
+    shown = table(*(right(title) for title, _ in varying), *map(right, titles), tight=True)
     taken = sum(len(title) + 1 for title, _ in varying)
     taken += sum(
         1 + max(map(len, (title, *column))) for title, column in zip(titles, zip(*cells, strict=True), strict=True)
     )
     width = min(_MOST_BAR, console.width - taken - 1)
     if width >= _LEAST_BAR:
-        table.add_column("decode", no_wrap=True)
+        shown.add_column("decode", no_wrap=True)
     for row, line in zip(rows, cells, strict=True):
         bar = [_bar(row.decode_tps, fastest, width)] if width >= _LEAST_BAR else []
-        table.add_row(*(str(getattr(row, name)) for _, name in varying), *line, *bar)
-    return table
+        shown.add_row(*(str(getattr(row, name)) for _, name in varying), *line, *bar)
+    return shown
 
 
 def _bar(value: float | None, most: float, width: int) -> Text:
@@ -247,13 +241,10 @@ def _bar(value: float | None, most: float, width: int) -> Text:
 
 
 def _ratio_table(ratios: Sequence[RatioRow]) -> Table:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for title in ("prompt", "depth", "context", "slots", "load", "first token", "prefill", "decode", "memory"):
-        table.add_column(title, justify="right", no_wrap=True)
+    titles = ("prompt", "depth", "context", "slots", "load", "first token", "prefill", "decode", "memory")
+    shown = table(folded("model"), *map(right, titles), tight=True)
     for ratio in ratios:
         row, cells = ratio.row, []
         for name in RATIO_FIELDS:
@@ -261,8 +252,8 @@ def _ratio_table(ratios: Sequence[RatioRow]) -> Table:
             style = "" if value is None else "green" if value > _BETTER else "red" if value < _WORSE else ""
             cells.append(Text("failed" if ratio.lost else "-" if value is None else f"{value:.2f}", style=style))
         numbers = (row.prompt_tokens, row.depth, row.max_length, row.slots)
-        table.add_row(row.model, *map(str, numbers), *cells)
-    return table
+        shown.add_row(row.model, *map(str, numbers), *cells)
+    return shown
 
 
 def _low(value: Range) -> float:

@@ -67,20 +67,24 @@ def live_view(output: Output) -> Iterator[Callable[[CollegeStatus], None]]:
 
 
 class ForegroundView:
-    """What `coe serve --foreground` shows: the live table on a terminal, else a line for each change."""
+    """What `coe serve --foreground` shows: the URL, then the live table on a terminal, else a line for each change."""
 
-    def __init__(self, output: Output, show: Callable[[CollegeStatus], None] | None) -> None:
-        self._output, self._show = output, show
+    def __init__(self, output: Output, live: contextlib.ExitStack) -> None:
+        self._output, self._live = output, live
+        self._show: Callable[[CollegeStatus], None] | None = None
         self._last = ""
 
     def ready(self, url: str) -> None:
         self._output.stdout.write(url + "\n")
         self._output.stdout.flush()
+        # The table comes after the URL: what is written into the middle of it would stay there.
+        self._show = self._live.enter_context(live_view(self._output)) if self._output.stdout.isatty() else self._tell
 
     def show(self, status: CollegeStatus) -> None:
         if self._show is not None:
             self._show(status)
-            return
+
+    def _tell(self, status: CollegeStatus) -> None:
         models = ", ".join(f"{m.name} {m.state} {m.running}/{m.max_slots}" for m in status.models) or "no models"
         level = status.pressure.level if status.pressure else "unknown"
         line = f"{models}; {status.queue_length} waiting; pressure {level}"
@@ -92,11 +96,8 @@ class ForegroundView:
 @contextlib.contextmanager
 def foreground_view(output: Output) -> Iterator[ForegroundView]:
     """The view for as long as the college runs."""
-    if not output.stdout.isatty():
-        yield ForegroundView(output, None)
-        return
-    with live_view(output) as show:
-        yield ForegroundView(output, show)
+    with contextlib.ExitStack() as live:
+        yield ForegroundView(output, live)
 
 
 def status_table(status: CollegeStatus) -> RenderableType:

@@ -44,6 +44,13 @@ class Output:
 
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
+    def json_line(self, value: Any) -> None:
+        """One JSON object on a line of its own on stdout, at once."""
+        import msgspec
+
+        self.stdout.write(msgspec.json.encode(value).decode() + "\n")
+        self.stdout.flush()
+
     def rich(self, renderable: RenderableType) -> None:
         """A Rich renderable on stdout; plain text when stdout is not a terminal."""
         self.console().print(renderable)
@@ -63,14 +70,6 @@ class Output:
             return
         lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in cells)]
         self.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
-
-    def columns(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Rows in aligned columns on stdout, without Rich: what a pipe gets, in a third of the time."""
-        lines = [list(header), *map(list, rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines:
-            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            self.stdout.write("  ".join(cells).rstrip() + "\n")
 
     def note(self, message: str) -> None:
         """One line on stderr."""

@@ -34,9 +34,7 @@ class DraftLines:
     def done(self, number: int, draft: Draft) -> None:
         """Say that a draft is there, or why not."""
         if self._format is AnswerFormat.JSONL:
-            line = {"type": "draft", **msgspec.to_builtins(draft)}
-            self._output.stdout.write(msgspec.json.encode(line).decode() + "\n")
-            self._output.stdout.flush()
+            self._output.json_line({"type": "draft", **msgspec.to_builtins(draft)})
         elif self._format is AnswerFormat.HUMAN:
             self._output.note(summary(draft))
 

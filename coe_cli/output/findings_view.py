@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from coe_cli.core.findings import Finding, Level, worst
+from coe_cli.core.findings import Finding, worst
 from coe_cli.output.console import Output
+from coe_cli.output.tables import MARK_STYLE, folded, left, table
 
 FINDINGS_SCHEMA_VERSION = 1
-_MARK = {Level.OK: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.ERROR: ("error", "red")}
 
 
 def findings_document(findings: list[Finding]) -> dict[str, Any]:
@@ -24,17 +24,12 @@ def findings_document(findings: list[Finding]) -> dict[str, Any]:
 
 def write_findings(output: Output, findings: list[Finding]) -> None:
     """One line a finding, and below it what to do."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    shown = table(left(), left(), folded(), head=False)
     for finding in findings:
-        mark, style = _MARK[finding.level]
         message = Text(finding.message)
         if finding.fix:
             message.append(f"\n→ {finding.fix}", style="bold")
-        table.add_row(Text(mark, style=style), finding.check, message)
-    output.rich(table)
+        shown.add_row(Text(finding.level.value, style=MARK_STYLE[finding.level.value]), finding.check, message)
+    output.rich(shown)

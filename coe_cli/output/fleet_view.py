@@ -8,6 +8,7 @@ import msgspec
 
 from coe_cli.core.fleet_report import FleetPlan, FleetReport, Quantiles
 from coe_cli.output.console import Output, TableFormat
+from coe_cli.output.tables import folded, number, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,18 +79,12 @@ def _write_human(output: Output, report: FleetReport) -> None:
 
 
 def _write_plan(console: Console, title: str, plan: FleetPlan) -> None:
-    from rich import box
-    from rich.table import Table
-
     nodes = ", ".join(f"{count} × {name}" for name, count in plan.nodes.items() if count)
     console.print(f"[bold]{title}[/bold]: {nodes} · {plan.requests_per_s:g} requests/s · price {plan.price}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("nodes", "keep", "experts"):
-        table.add_column(name, overflow="fold")
-    for name in ("requests/s", "busy", "swaps/h", "waiting p50", "p95", "first token p95"):
-        table.add_column(name, justify="right")
+    numbers = ("requests/s", "busy", "swaps/h", "waiting p50", "p95", "first token p95")
+    groups = table(*map(folded, ("nodes", "keep", "experts")), *map(number, numbers), ruled=True)
     for group in plan.placement:
-        table.add_row(
+        groups.add_row(
             f"{group.count} × {group.node}",
             "\n".join(group.keep) + ("\n(in turns)" if group.takes_turns else ""),
             "\n".join(f"{s.expert} {s.part:.0%}" if s.part < 1 else s.expert for s in group.experts),
@@ -100,8 +95,8 @@ def _write_plan(console: Console, title: str, plan: FleetPlan) -> None:
             _seconds(group.times.first_token_s.p95),
         )
     for name, count in plan.idle.items():
-        table.add_row(f"{count} × {name}", "(idle)", style="dim")
-    table.add_row(
+        groups.add_row(f"{count} × {name}", "(idle)", style="dim")
+    groups.add_row(
         "all",
         "",
         "",
@@ -112,27 +107,22 @@ def _write_plan(console: Console, title: str, plan: FleetPlan) -> None:
         _seconds(plan.times.first_token_s.p95),
         style="bold",
     )
-    console.print(table)
+    console.print(groups)
 
 
 def _write_experts(console: Console, plan: FleetPlan) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("expert", overflow="fold")
-    for name in ("requests/s", "waiting p50", "p95", "first token p50", "p95", "answer p50", "p95"):
-        table.add_column(name, justify="right")
+    numbers = ("requests/s", "waiting p50", "p95", "first token p50", "p95", "answer p50", "p95")
+    shown = table(folded("expert"), *map(number, numbers), ruled=True)
     for expert in plan.experts:
         times = expert.times
-        table.add_row(
+        shown.add_row(
             expert.expert,
             f"{expert.requests_per_s:.3g}",
             *_quantiles(times.waiting_s),
             *_quantiles(times.first_token_s),
             *_quantiles(times.latency_s),
         )
-    console.print(table)
+    console.print(shown)
 
 
 def _quantiles(values: Quantiles) -> tuple[str, str]:

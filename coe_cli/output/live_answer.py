@@ -49,10 +49,12 @@ class LiveAnswerSink(AnswerSink):
     def phase(self, name: str, worker_pid: int) -> None:
         self._phase, self._pid = name, worker_pid
 
-    def piece(self, text: str, *, is_thinking: bool) -> None:
-        self._tokens += 1
-        if self._tokens == 1:
+    def wrote(self, tokens: int) -> None:
+        if not self._tokens:
             self._first_at = time.monotonic()
+        self._tokens += tokens
+
+    def piece(self, text: str, *, is_thinking: bool) -> None:
         self._phase = "thinking" if is_thinking else "answering"
         if is_thinking:
             if self._show_thinking:

@@ -9,6 +9,7 @@ import msgspec
 from coe_cli.core.conversations import Conversation, ConversationRow, Match
 from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
+from coe_cli.output.tables import left, right, table
 
 LOGS_SCHEMA_VERSION = 1
 _TITLE_WIDTH = 70
@@ -19,24 +20,19 @@ def write_conversations(output: Output, rows: list[ConversationRow], *, as_json:
     if as_json:
         output.json({"schema_version": LOGS_SCHEMA_VERSION, "conversations": msgspec.to_builtins(rows)})
         return
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("number", justify="right", no_wrap=True)
-    table.add_column("last asked", no_wrap=True)
-    table.add_column("questions", justify="right", no_wrap=True)
-    table.add_column("answered by", no_wrap=True)
-    table.add_column("first question", overflow="ellipsis", no_wrap=True, max_width=_TITLE_WIDTH)
+    title = ("first question", {"overflow": "ellipsis", "no_wrap": True, "max_width": _TITLE_WIDTH})
+    shown = table(right("number"), left("last asked"), right("questions"), left("answered by"), title)
     for row in rows:
-        table.add_row(
+        shown.add_row(
             str(row.id),
             _time(row.updated_at),
             str(row.questions),
             Text(for_terminal(row.expert or row.model or "unknown")),
             Text(for_terminal(row.title)),
         )
-    output.rich(table)
+    output.rich(shown)
 
 
 def write_conversation(output: Output, conversation: Conversation, *, as_json: bool) -> None:

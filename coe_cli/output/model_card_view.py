@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from coe_cli.output.console import Output
+from coe_cli.output.tables import folded, left, right, table
 
 
 def write_card(output: Output, card: Any) -> None:
     """Write ``card`` (runtime.model_card.ModelCard) as names and values."""
-    from rich.table import Table
     from rich.text import Text
 
     shape, cache, plan = card.shape, card.cache, card.plan
@@ -46,17 +46,12 @@ def write_card(output: Output, card: Any) -> None:
         ("measured", _measured(card.calibration)),
         ("same weights as", ", ".join(card.duplicate_of) or "no other model"),
     ]
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    facts = table(left(), folded(), head=False)
     for name, value in rows:
-        table.add_row(name, Text(value))
-    output.rich(table)
+        facts.add_row(Text(name, style="bold"), Text(value))
+    output.rich(facts)
     if card.files:
-        files = Table(box=None, pad_edge=False)
-        files.add_column("file", overflow="fold")
-        files.add_column("size", justify="right", no_wrap=True)
-        files.add_column("SHA-256", overflow="fold")
+        files = table(folded("file"), right("size"), folded("SHA-256"))
         for file in card.files:
             files.add_row(Text(file.name), f"{file.size_mb:.1f} MB", file.sha256 or "not recorded")
         output.rich(files)

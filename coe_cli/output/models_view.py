@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from coe_cli.output.console import Output, TableFormat
+from coe_cli.output.tables import folded, left, right, write_table
 
 MODELS_SCHEMA_VERSION = 1
 
@@ -40,10 +40,9 @@ def _write_human(output: Output, rows: list[Any]) -> None:
         )
         for row in rows
     ]
-    if output.stdout.isatty():
-        _write_table(output, cells)
-    else:
-        output.columns(_HEADER, cells)
+    numbers = ("size", "context", "cache/token")
+    columns = [right(name) if name in numbers else left(name) for name in _HEADER[:-1]]
+    write_table(output, [*columns, folded(_HEADER[-1])], cells)
     for row in rows:
         if row.problem:
             output.note(f"{row.problem}. Fetch it again: coe models pull {row.name} --force")
@@ -57,15 +56,3 @@ def _or_unknown(value: float | int | None, form: str) -> str:
 
 def _cell(value: Any) -> Any:
     return " ".join(value) if isinstance(value, list) else value
-
-
-def _write_table(output: Output, cells: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in _HEADER[:-1]:
-        table.add_column(name, justify="right" if name in ("size", "context", "cache/token") else "left", no_wrap=True)
-    table.add_column(_HEADER[-1], overflow="fold")
-    for line in cells:
-        table.add_row(*line)
-    output.rich(table)

@@ -9,6 +9,7 @@ import msgspec
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.profile_check import CheckReport, Finding
 from coe_cli.output.console import Output, TableFormat
+from coe_cli.output.tables import MARK_STYLE, folded, left, number, table
 
 SCHEMA_VERSION = 1
 LIST_FIELDS = (
@@ -20,7 +21,6 @@ LIST_FIELDS = (
     "preload_enabled",
     "description",
 )
-MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}
 
 
 def write_profiles(output: Output, profiles: ProfileSet, table_format: TableFormat) -> None:
@@ -29,26 +29,19 @@ def write_profiles(output: Output, profiles: ProfileSet, table_format: TableForm
     if table_format is TableFormat.JSON:
         output.json({"schema_version": SCHEMA_VERSION, "default_profile": profiles.default_profile, "profiles": rows})
     elif table_format is TableFormat.HUMAN:
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for title in ("profile", "provider"):
-            table.add_column(title)
-        for title in ("budget MB", "slots", "context"):
-            table.add_column(title, justify="right")
-        for title in ("preload", "description"):
-            table.add_column(title)
+        numbers = [number(title) for title in ("budget MB", "slots", "context")]
+        words = (left("preload"), folded("description"))
+        shown = table(left("profile"), left("provider"), *numbers, *words, ruled=True)
         for row in rows:
             name = f"{row['name']} *" if row["name"] == profiles.default_profile else row["name"]
-            table.add_row(
+            shown.add_row(
                 name,
                 row["provider"],
                 *(f"{row[key]:,}" for key in ("vram_budget_mb", "max_concurrent_slots", "context_length")),
                 "yes" if row["preload_enabled"] else "no",
                 row["description"],
             )
-        output.rich(table)
+        output.rich(shown)
         output.note("* is the default profile")
     else:
         output.table(LIST_FIELDS, [list(row.values()) for row in rows], table_format)
@@ -64,20 +57,16 @@ def write_profile(output: Output, profile: HardwareProfile, table_format: TableF
     if table_format is not TableFormat.HUMAN:
         output.table(("setting", "value"), rows, table_format)
         return
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
     console = output.console()
     console.print(f"[bold]{escape(profile.name)}[/bold] · {escape(profile.description)}\n")
     if profile.notes:
         console.print(escape(profile.notes.strip()) + "\n")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("setting")
-    table.add_column("value", justify="right")
+    settings = table(left("setting"), number("value"), ruled=True)
     for key, value in rows:
-        table.add_row(key, str(value))
-    console.print(table)
+        settings.add_row(key, str(value))
+    console.print(settings)
 
 
 def write_check(output: Output, report: CheckReport, table_format: TableFormat) -> None:
@@ -108,8 +97,7 @@ def write_check(output: Output, report: CheckReport, table_format: TableFormat) 
 def _line(finding: Finding) -> Any:
     from rich.text import Text
 
-    word, colour = MARKS[finding.level]
-    line = Text(f"{word:<8}", style=colour)
+    line = Text(f"{finding.level:<8}", style=MARK_STYLE[finding.level])
     line.append(f"{finding.topic:<12} {finding.message}", style="")
     return line.append(f"  → {finding.action}", style="dim") if finding.action else line
 

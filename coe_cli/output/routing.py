@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,7 @@ def write_decisions(output: Output, router: QuestionRouter, texts: Iterable[str]
                 output.stdout.write((f"{shown}\n    " if several else "") + describe(decision) + "\n")
             elif output_format == "jsonl":
                 line = decision_as_dict(text, decision, latency_ms)
-                output.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+                output.json_line(line)
             else:
                 whole.append(decision_as_dict(text, decision, latency_ms))
         output.stdout.flush()

@@ -23,9 +23,14 @@ class About(NamedTuple):
 
 
 class Listener(Protocol):
-    """Hears of an answer while it is made; ``worker_pid`` is 0 while it is not known."""
+    """Hears of an answer while it is made; ``worker_pid`` is 0 while it is not known.
+
+    ``wrote`` tells of so many tokens more, before the pieces that their text belongs to.
+    """
 
     def phase(self, name: str, worker_pid: int) -> None: ...
+
+    def wrote(self, tokens: int) -> None: ...
 
     def piece(self, text: str, *, is_thinking: bool) -> None: ...
 
@@ -54,6 +59,8 @@ class Collector:
     def feed(self, event: ce.CollegeEvent) -> Answer | None:
         """Take one event in and pass it on to the listener; the whole answer with the last one."""
         if isinstance(event, ce.Piece):
+            if self._listener is not None:
+                self._listener.wrote(event.tokens)
             self._deliver(self._splitter.feed(event.text))
         elif isinstance(event, ce.Finished):
             self._deliver(self._splitter.finish())

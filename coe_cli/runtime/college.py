@@ -22,11 +22,13 @@ from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import protocol
 from coe_cli.runtime.college_requests import OpenRequest, Tally
 from coe_cli.runtime.meter import Meter
+from coe_cli.runtime.recorder import Recorder
 from coe_cli.runtime.resident import KilledFromOutside, ResidentWorker
 
 _RECLAIM_WAIT_S = 2.0
 _RECLAIM_LOOK_S = 0.02
 _MEASURE_EVERY_S = 2.0
+_WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CollegeSettings:
     load_timeout_s: float = 600.0
     watchdog_s: float = 300.0
     worker_command: list[str] | None = None
+    recorder: Recorder | None = None
     worker_threads: int | None = None
 
 
@@ -242,6 +245,8 @@ class College:
             return
         if worker.ending:
             return
+        if self._settings.recorder is not None and not warm:
+            self._settings.recorder.loaded(worker.spec, worker.pid)
         for request in self._requests.values():
             if request.ask.model.name == model:
                 request.load_s = worker.load_s
@@ -292,6 +297,8 @@ class College:
         if request is None:
             self._tell(ev.Done(request_id))
             return
+        if self._settings.recorder is not None:
+            self._settings.recorder.begun(worker.pid, beside=bool(worker.running))
         worker.running.add(request_id)
         worker.progress_at = time.monotonic()
         ask = request.ask
@@ -305,6 +312,7 @@ class College:
                 sampling=ask.sampling,
                 stop=ask.stop,
                 guidance=ask.guidance,
+                flush_s=_WHOLE_FLUSH_S if ask.whole else ask.flush_s,
             )
         )
 
@@ -312,9 +320,9 @@ class College:
         if worker.ending:
             return
         match message:
-            case protocol.Token(request_id=request_id, text=text):
+            case protocol.Token(request_id=request_id):
                 request = self._requests.get(request_id)
-                if request is not None and request.piece(text):
+                if request is not None and request.piece(ce.Piece(message.text, message.tokens)):
                     self._tell(ev.Tokens(request_id))
             case protocol.Started(request_id=request_id):
                 request = self._requests.get(request_id)
@@ -329,6 +337,9 @@ class College:
                     request.events.put_nowait(reading)
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
+                if self._settings.recorder is not None:
+                    length = self._contexts[model]
+                    self._settings.recorder.answered(worker.spec, worker.pid, length, message.prompt_tokens)
                 self._end(
                     request_id,
                     ce.Finished(

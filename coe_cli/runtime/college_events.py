@@ -7,13 +7,14 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from coe_cli.core.model_spec import ModelSpec
-from coe_cli.runtime.protocol import ChatMessage, FinishReason, Guidance, Sampling
+from coe_cli.runtime.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
 
 
 class Ask(Struct, frozen=True):
     """A request to one model. ``template`` is for models without a chat template.
 
     ``whole``: nothing of the answer is handed on before its end, so that it can start again however far it was.
+    ``flush_s`` as in ``protocol.Generate``.
     """
 
     model: ModelSpec
@@ -25,6 +26,7 @@ class Ask(Struct, frozen=True):
     guidance: Guidance | None = None
     priority: int = 0
     whole: bool = False
+    flush_s: float = FLUSH_S
 
 
 class Waiting(Struct, frozen=True, tag=True):
@@ -49,9 +51,10 @@ class Reading(Struct, frozen=True, tag=True):
 
 
 class Piece(Struct, frozen=True, tag=True):
-    """A piece of the answer as the model wrote it, <think> tags included."""
+    """A piece of the answer as the model wrote it, <think> tags included; the text of so many ``tokens``."""
 
     text: str
+    tokens: int = 1
 
 
 class Again(Struct, frozen=True, tag=True):
@@ -97,3 +100,4 @@ class AskByName(Struct, frozen=True):
     guidance: Guidance | None = None
     priority: int = 0
     whole: bool = False
+    flush_s: float = FLUSH_S

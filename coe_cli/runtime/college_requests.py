@@ -11,20 +11,20 @@ from coe_cli.runtime import college_events as ce
 
 @dataclass
 class OpenRequest:
-    """``held_back`` is the text of an answer that is wanted whole, until its end."""
+    """``held_back`` are the pieces of an answer that is wanted whole, until its end."""
 
     ask: ce.Ask
     events: asyncio.Queue[ce.CollegeEvent | CoeError] = field(default_factory=asyncio.Queue)
     load_s: float | None = None
     delivered: bool = False
-    held_back: list[str] = field(default_factory=list)
+    held_back: list[ce.Piece] = field(default_factory=list)
 
-    def piece(self, text: str) -> bool:
+    def piece(self, piece: ce.Piece) -> bool:
         """Hand a piece on, or hold it back; whether the asker now has something of the answer for the first time."""
         if self.ask.whole:
-            self.held_back.append(text)
+            self.held_back.append(piece)
             return False
-        self.events.put_nowait(ce.Piece(text))
+        self.events.put_nowait(piece)
         first, self.delivered = not self.delivered, True
         return first
 
@@ -36,7 +36,8 @@ class OpenRequest:
     def end(self, outcome: ce.Finished | CoeError) -> None:
         """The last event, after what was held back of a complete answer."""
         if self.held_back and isinstance(outcome, ce.Finished):
-            self.events.put_nowait(ce.Piece("".join(self.held_back)))
+            tokens = sum(piece.tokens for piece in self.held_back)
+            self.events.put_nowait(ce.Piece("".join(piece.text for piece in self.held_back), tokens))
         self.events.put_nowait(outcome)
 
 

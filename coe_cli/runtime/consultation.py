@@ -165,5 +165,8 @@ class _Listener:
     def phase(self, name: str, worker_pid: int) -> None:
         self._board.phase(self._number, name, worker_pid)
 
+    def wrote(self, tokens: int) -> None:
+        """The board shows texts and no rates."""
+
     def piece(self, text: str, *, is_thinking: bool) -> None:
         self._board.piece(self._number, text, is_thinking=is_thinking)

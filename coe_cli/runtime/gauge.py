@@ -4,36 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.pressure import pressure
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.runtime.gpu_memory import GpuMemory
+from coe_cli.runtime.meter import ResidentSetMeter
 
 
 def memory_gauge(spec: ModelSpec, profile: HardwareProfile) -> Callable[[int], tuple[float, float, str] | None]:
     """A function from the worker's process id to (MB in use, budget in MB, pressure level), or None where unknown.
 
-    On the CPU that is the worker's resident set; on a GPU it is not known to this process.
+    The level is that of the pool, the budget less its fixed part, as everywhere.
     """
+    reading = _reader(spec)
 
-    def on_cpu(pid: int) -> tuple[float, float, str] | None:
-        import psutil
-
-        try:
-            used_mb = psutil.Process(pid).memory_info().rss / BYTES_PER_MB
-        except psutil.Error:
+    def gauge(pid: int) -> tuple[float, float, str] | None:
+        used_mb = reading(pid)
+        if used_mb is None:
             return None
-        return used_mb, float(profile.vram_budget_mb), _level(used_mb, profile)
+        pool_mb = profile.vram_budget_mb - profile.fixed_mb
+        return used_mb, float(profile.vram_budget_mb), pressure(used_mb, pool_mb, profile.pressure_thresholds).level
 
-    return on_cpu if spec.provider == "cpu" else lambda pid: None
+    return gauge
 
 
-def _level(used_mb: float, profile: HardwareProfile) -> str:
-    ratio = used_mb / profile.vram_budget_mb
-    thresholds = profile.pressure_thresholds
-    for name, limit in (
-        ("critical", thresholds.critical),
-        ("high", thresholds.high),
-        ("elevated", thresholds.elevated),
-    ):
-        if ratio > limit:
-            return name
-    return "normal"
+def _reader(spec: ModelSpec) -> Callable[[int], float | None]:
+    if spec.provider == "cpu":
+        return ResidentSetMeter().process_mb
+    opened: list[GpuMemory | None] = []
+
+    def on_gpu(pid: int) -> float | None:
+        if not opened:
+            from coe_cli.runtime.gpu_memory import open_gpu
+            from coe_cli.runtime.providers import settings_from
+
+            settings = settings_from()
+            opened.append(open_gpu(spec.provider, settings.index, settings.luid))
+        processes = opened[0].process_mb() if opened[0] is not None else None
+        return None if processes is None else processes.get(pid)
+
+    return on_gpu

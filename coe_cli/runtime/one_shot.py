@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, from_code
@@ -10,6 +11,9 @@ from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import protocol
 from coe_cli.runtime.providers import default_provider_options, default_session_options
 from coe_cli.runtime.worker_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from coe_cli.runtime.recorder import Recorder
 
 
 def begin_loading(worker: WorkerProcess, spec: ModelSpec, slots: int = 1) -> None:
@@ -26,15 +30,22 @@ def begin_loading(worker: WorkerProcess, spec: ModelSpec, slots: int = 1) -> Non
 
 
 def events(
-    worker: WorkerProcess, ask: ce.AskByName, context_length: int, timeout_s: float
+    worker: WorkerProcess,
+    spec: ModelSpec,
+    ask: ce.AskByName,
+    context_length: int,
+    timeout_s: float,
+    recorder: Recorder,
 ) -> Iterator[ce.CollegeEvent]:
-    """Events of one answer of a worker that is loading, ending with ``Finished``.
+    """Events of one answer of a worker that is loading ``spec``, ending with ``Finished``.
 
     Raises:
         PromptTooLong, ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
     """
     yield ce.Loading()
     load_s = wait_until_loaded(worker, timeout_s)
+    recorder.loaded(spec, worker.pid)
+    recorder.begun(worker.pid, beside=False)
     worker.send(
         protocol.Generate(
             request_id=1,
@@ -43,17 +54,19 @@ def events(
             max_tokens=ask.max_tokens,
             template=ask.template,
             sampling=ask.sampling,
+            flush_s=ask.flush_s,
         )
     )
     while True:
         message = worker.receive(timeout_s)
         if isinstance(message, protocol.Token):
-            yield ce.Piece(message.text)
+            yield ce.Piece(message.text, message.tokens)
         elif isinstance(message, protocol.Started):
             yield ce.Reading(message.prompt_tokens, message.reused_tokens, message.in_thinking, load_s, worker.pid)
         elif isinstance(message, protocol.Failed):
             raise from_code(message.code, message.message, message.hint)
         elif isinstance(message, protocol.Done):
+            recorder.answered(spec, worker.pid, context_length, message.prompt_tokens)
             yield ce.Finished(
                 finish_reason=message.finish_reason,
                 prompt_tokens=message.prompt_tokens,

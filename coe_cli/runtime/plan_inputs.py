@@ -105,12 +105,14 @@ def memory_of(spec: ModelSpec, provider: Provider, catalog: Catalog, chunk_size:
     if spec.folder is None:
         pruned = True if entry is not None and entry.format == "gguf" else None
         return ModelMemory(spec, provider, prunes_logits=pruned, chunk_size=chunk_size)
-    return ModelMemory(
-        spec,
-        provider,
-        graph=_graph(spec),
-        chunk_size=chunk_size or _configured_chunk_size(spec.folder),
-    )
+    return memory_on_disk(spec, provider, chunk_size)
+
+
+def memory_on_disk(spec: ModelSpec, provider: Provider | None = None, chunk_size: int | None = None) -> ModelMemory:
+    """The memory of a model in ``spec.folder``, on its own provider unless another is named."""
+    configured = _configured_chunk_size(spec.folder) if spec.folder is not None else None
+    graph = _graph(spec) if spec.folder is not None else None
+    return ModelMemory(spec, provider or spec.provider, graph=graph, chunk_size=chunk_size or configured)
 
 
 def _graph(spec: ModelSpec) -> GraphFacts | None:
@@ -122,11 +124,17 @@ def _graph(spec: ModelSpec) -> GraphFacts | None:
 
 
 def calibration_of(memory: ModelMemory, measurements: Measurements) -> Calibration | None:
-    """What real runs of a model on disk measured on its provider, or None where there was none."""
+    """What real runs of a model on disk measured on its provider with the installed runtime; None if there was none.
+
+    Where no runtime for the provider is installed, measurements with any version count.
+    """
     folder = memory.spec.folder
     if folder is None or not measurements.calibrations:
         return None
-    return find(measurements.calibrations, model_digest(folder, memory.spec.graph), memory.provider)
+    from coe_cli.runtime.providers import runtime_version
+
+    version = runtime_version(memory.provider)
+    return find(measurements.calibrations, model_digest(folder, memory.spec.graph), memory.provider, version)
 
 
 def answering_models(

@@ -14,6 +14,9 @@ from msgspec import Struct
 
 PROTOCOL_VERSION = 1
 
+FLUSH_S = 0.025
+"""So often an answer that somebody reads along is sent: more than the eye can follow."""
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 _LENGTH = struct.Struct(">I")
@@ -64,6 +67,7 @@ class Guidance(Struct, frozen=True):
 class Generate(Message, frozen=True):
     """Answer ``messages``, through the model's chat template or through ``template`` ({system}, {question}).
 
+    ``flush_s``: after its first token the answer's text is sent at most so often, in seconds; 0 sends every token at once.
     ``context_length`` bounds prompt and answer together, in tokens; ``max_tokens`` bounds the answer. ``prompt_ids`` stand in
     place of messages, token ids as they are. A ``measured`` answer goes on to ``max_tokens`` whatever the model says, and
     ``Done`` tells when each token came.
@@ -77,6 +81,7 @@ class Generate(Message, frozen=True):
     sampling: Sampling = Sampling()
     stop: list[str] = []
     guidance: Guidance | None = None
+    flush_s: float = 0.0
     prompt_ids: list[int] = []
     measured: bool = False
 
@@ -114,10 +119,11 @@ class Started(Message, frozen=True):
 
 
 class Token(Message, frozen=True):
-    """A piece of the answer; one token's text, or empty while a character is incomplete."""
+    """A piece of the answer: the text of so many ``tokens``."""
 
     request_id: int
     text: str
+    tokens: int = 1
 
 
 class Done(Message, frozen=True):

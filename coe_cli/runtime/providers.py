@@ -139,6 +139,15 @@ def installed_runtimes() -> dict[str, str]:
     return found
 
 
+def runtime_version(provider: Provider) -> str | None:
+    """Version of the installed ONNX Runtime GenAI that has ``provider``, or None."""
+    installed = installed_runtimes()
+    for name, version in installed.items():
+        if RUNTIMES[name] == provider or provider == "cpu":
+            return version
+    return None
+
+
 def installed_providers() -> list[Provider]:
     """Providers that the installed packages have on this system, the fastest first; no driver is asked."""
     fast: list[Provider] = []

@@ -35,7 +35,8 @@ from coe_cli.runtime.costs import cost_in
 from coe_cli.runtime.desk import Desk
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.guard import is_loopback
-from coe_cli.runtime.meter import Meter, ResidentSetMeter
+from coe_cli.runtime.meter import meter_for
+from coe_cli.runtime.recorder import Recorder
 from coe_cli.runtime.serve_options import ServeOptions
 from coe_cli.runtime.server import ACCESS_LOG, PROMPT_LOG, Server
 from coe_cli.runtime.settings import settings_digest
@@ -53,16 +54,6 @@ class AlreadyRunning(CoeError):
     """This user has a college already."""
 
     code = "already_running"
-
-
-class _Unmeasured:
-    """Where memory in use cannot be told yet: what is reserved counts."""
-
-    def used_mb(self, pids: object) -> float | None:
-        return None
-
-    def process_mb(self, pid: int) -> float | None:
-        return None
 
 
 def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Observer | None = None) -> None:
@@ -150,9 +141,8 @@ class _Process:
     async def run(self, folder: Path, on_ready: Callable[[str], None], observer: Observer | None) -> None:
         import uvicorn
 
-        meter: Meter = ResidentSetMeter() if self._profile.provider == "cpu" else _Unmeasured()
-        settings = CollegeSettings(pool_from_profile(self._profile), cost_in(self._profile))
-        self._college = College(settings, meter)
+        settings = CollegeSettings(pool_from_profile(self._profile), cost_in(self._profile), recorder=Recorder())
+        self._college = College(settings, meter_for(self._profile))
         self._server = Server(
             self._college,
             self._desk,

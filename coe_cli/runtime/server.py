@@ -223,6 +223,7 @@ class Server:
                 guidance=wish.guidance,
                 priority=wish.priority,
                 whole=wish.whole,
+                flush_s=wish.flush_s,
             )
             async with contextlib.aclosing(self.college.ask(ask)) as events:
                 async for event in events:

@@ -29,7 +29,7 @@ class Worker:
         self._channel = channel
         self._oga = oga
         self._model: PreparedModel | None = None
-        self._running: deque[Generation] = deque()
+        self._running: deque[tuple[Generation, _Unsent]] = deque()
 
     def serve(self) -> None:
         """Handle messages until ``Unload``; running generations take turns, one token each."""
@@ -75,29 +75,31 @@ class Worker:
             generation.release(reusable=False)
             self._fail(self._explain(error), message.request_id)
             return
-        self._running.append(generation)
+        self._running.append((generation, _Unsent(message.flush_s)))
 
     def _step(self) -> None:
-        generation = self._running.popleft()
+        generation, unsent = self._running.popleft()
         try:
             text = generation.step()
         except Exception as error:
             generation.release(reusable=False)
             self._fail(self._explain(error), generation.request_id)
             return
-        if text:
-            self._send(protocol.Token(generation.request_id, text))
         reason = generation.finish_reason
+        tokens = unsent.add(text, last=reason is not None)
+        if tokens:
+            self._send(protocol.Token(generation.request_id, unsent.take(), tokens))
         if reason is None:
-            self._running.append(generation)
+            self._running.append((generation, unsent))
         else:
             generation.release()
             self._send(generation.done(reason))
 
     def _cancel(self, request_id: int) -> None:
-        for generation in list(self._running):
+        for running in list(self._running):
+            generation, _ = running
             if generation.request_id == request_id:
-                self._running.remove(generation)
+                self._running.remove(running)
                 generation.release()
                 self._send(generation.done("cancelled"))
 
@@ -110,6 +112,33 @@ class Worker:
 
     def _send(self, message: protocol.Message) -> None:
         protocol.write(self._channel, message)
+
+
+class _Unsent:
+    """Text of one answer that has not been sent. Each message costs the reader's side time that the model would have used."""
+
+    def __init__(self, flush_s: float) -> None:
+        self._flush_s = flush_s
+        self._due_at = 0.0
+        self._parts: list[str] = []
+        self._tokens = 0
+
+    def add(self, text: str, *, last: bool) -> int:
+        """Take in one token's text; of how many tokens text is to be sent now."""
+        self._parts.append(text)
+        self._tokens += 1
+        now = time.perf_counter()
+        if not (last or now >= self._due_at) or not any(self._parts):
+            return 0
+        self._due_at = now + self._flush_s
+        tokens, self._tokens = self._tokens, 0
+        return tokens
+
+    def take(self) -> str:
+        """The text, which is then no longer unsent."""
+        text = "".join(self._parts)
+        self._parts.clear()
+        return text
 
 
 def main() -> None:

@@ -1,0 +1,204 @@
+"""What a benchmark reads from devices: memory of one row beside other programs', and bandwidth; drivers stand in."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from coe_cli.core.bench_rows import Range
+from coe_cli.errors import DeviceLost
+from coe_cli.runtime import bandwidth
+from coe_cli.runtime.bandwidth import copy_on_cpu, copy_on_cuda, measure_bandwidth
+from coe_cli.runtime.bench_memory import CpuLook, NvmlLook, RowMemory, _nvml_handle, settled_mb
+
+MB = 2**20
+
+
+class Device:
+    """A card whose memory in use is ``others`` and, while the row's process is there, ``own``."""
+
+    settle_s = 1.0
+
+    def __init__(self, *, tells_processes: bool = False) -> None:
+        self.others, self.own = 1000.0, 0.0
+        self.tells_processes = tells_processes
+
+    def in_use_mb(self) -> float | None:
+        return self.others + self.own
+
+    def process_mb(self, pid: int) -> float | None:
+        return self.own if self.tells_processes else None
+
+    def process_peak_mb(self, pid: int) -> float | None:
+        return None
+
+
+def _row(device: Device, *, others_later: float | None = None) -> RowMemory:
+    """A row whose process takes 500 MB, then 300; another program may come or go meanwhile."""
+    memory = RowMemory(device)
+    memory.follow(1)
+    device.own = 500.0
+    time.sleep(0.3)
+    device.own = 300.0
+    if others_later is not None:
+        device.others = others_later
+    memory.finish(1)
+    device.own = 0.0
+    memory.close()
+    return memory
+
+
+def test_the_peak_is_what_the_device_had_above_the_settled_baseline() -> None:
+    memory = _row(Device())
+    assert memory.peak_mb == 500.0
+    assert memory.others == Range(1000.0, 1000.0)
+
+
+def test_memory_that_another_program_takes_meanwhile_is_recorded_and_not_blamed_on_the_model() -> None:
+    memory = _row(Device(), others_later=3000.0)
+    assert memory.peak_mb is None
+    assert memory.others == Range(1000.0, 3000.0)
+
+
+def test_where_processes_are_told_apart_other_programs_do_not_matter() -> None:
+    memory = _row(Device(tells_processes=True), others_later=3000.0)
+    assert memory.peak_mb == 500.0
+
+
+def test_a_baseline_is_waited_for_until_it_stops_changing() -> None:
+    falling = iter([5000.0, 3000.0, 1500.0, 1000.0])
+    last = 1000.0
+    assert settled_mb(lambda: next(falling, last), 10.0) == 1000.0
+    never = iter(range(0, 10**6, 100))
+    begin = time.monotonic()
+    assert settled_mb(lambda: float(next(never)), 0.3) is not None
+    assert time.monotonic() - begin < 5
+    assert settled_mb(lambda: None, 10.0) is None
+
+
+def test_the_systems_memory_of_a_process_that_is_gone_is_unknown() -> None:
+    look = CpuLook()
+    assert look.process_peak_mb(2**22 + 1) is None and look.process_mb(2**22 + 1) is None
+    assert (look.in_use_mb() or 0) > 0
+
+
+class FakeNvml:
+    """The calls of pynvml that are used, for one device."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, processes: list[tuple[int, int | None]] | None) -> None:
+        self._processes = processes
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any:
+        return SimpleNamespace(used=2000 * MB)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Any:
+        if self._processes is None:
+            raise self.NVMLError
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self._processes]
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        return f"device {index}"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return uuid
+
+
+@pytest.mark.parametrize(
+    ("processes", "expected"), [([(7, 700 * MB), (8, MB)], 700.0), ([(7, None)], None), ([(9, MB)], None), (None, None)]
+)
+def test_nvml_tells_a_process_or_nothing(
+    processes: list[tuple[int, int | None]] | None, expected: float | None
+) -> None:
+    look = NvmlLook(FakeNvml(processes), "handle")
+    assert look.process_mb(7) == expected
+    assert look.in_use_mb() == 2000.0
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "handle"),
+    [
+        (0, None, "device 0"),
+        (1, "", "device 1"),
+        (0, "3,1", "device 3"),
+        (1, "3, 1", "device 1"),
+        (0, "GPU-ab", "GPU-ab"),
+    ],
+)
+def test_the_device_is_the_one_that_cuda_counts(index: int, visible: str | None, handle: str) -> None:
+    assert _nvml_handle(FakeNvml([]), index, visible) == handle
+
+
+class FakeDriver:
+    """A CUDA driver whose copies inside the card take ``copy_s``, with room for buffers of ``largest`` bytes."""
+
+    def __init__(self, *, copy_s: float = 0.01, largest: int = 2**40, fails: str = "") -> None:
+        self._copy_s, self._largest, self._fails = copy_s, largest, fails
+        self.sizes: list[int] = []
+        self.freed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: 999 if name == self._fails else 0
+
+    def cuMemAlloc_v2(self, pointer: Any, size: ctypes.c_size_t) -> int:
+        if size.value > self._largest:
+            return 2  # CUDA_ERROR_OUT_OF_MEMORY
+        ctypes.cast(pointer, ctypes.POINTER(ctypes.c_uint64))[0] = 1
+        return 0
+
+    def cuMemFree_v2(self, pointer: Any) -> int:
+        self.freed += 1
+        return 0
+
+    def cuMemcpyDtoD_v2(self, target: Any, source: Any, size: ctypes.c_size_t) -> int:
+        self.sizes.append(size.value)
+        time.sleep(self._copy_s)
+        return 0
+
+
+def test_bandwidth_of_a_card_counts_reads_and_writes() -> None:
+    """100 MB copied in 20 ms are 200 MB moved: 10 GB/s."""
+    driver = FakeDriver(copy_s=0.02)
+    assert copy_on_cuda(driver, size=100_000_000) == pytest.approx(10, rel=0.1)
+
+
+def test_a_full_card_is_measured_with_smaller_copies() -> None:
+    driver = FakeDriver(largest=100 * MB)
+    copy_on_cuda(driver, size=256 * MB)
+    assert set(driver.sizes) == {64 * MB}
+    with pytest.raises(DeviceLost, match="cuMemAlloc_v2 failed with 2"):
+        copy_on_cuda(FakeDriver(largest=0), size=256 * MB)
+
+
+def test_a_driver_that_refuses_is_no_bandwidth() -> None:
+    with pytest.raises(DeviceLost, match="cuInit failed with 999"):
+        copy_on_cuda(FakeDriver(fails="cuInit"))
+
+
+def test_bandwidth_of_this_machine() -> None:
+    assert 0.1 < copy_on_cpu(1, 64 * MB) < 10_000
+
+
+@pytest.fixture
+def _no_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DeviceLost("no driver")
+
+    monkeypatch.setattr(bandwidth, "run_child", refuse)
+    yield
+
+
+@pytest.mark.usefixtures("_no_child")
+def test_unknown_bandwidth_is_said_with_its_reason() -> None:
+    assert measure_bandwidth("dml") == (
+        None,
+        "memory bandwidth is not measured on DirectML: shares of it are unknown",
+    )
+    assert measure_bandwidth("cuda") == (None, "memory bandwidth of cuda is unknown: no driver")

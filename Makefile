@@ -7,7 +7,7 @@ QUESTION ?= What is the capital of France?
 OLD_OGA := .oga-0.13.1
 MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py)
 
-.PHONY: demo test test-slow test-oga013 lint types imports resolve docs check clean
+.PHONY: demo test test-slow test-ray test-oga013 lint types imports resolve docs check clean
 
 ## install, fetch and convert the embedded model, ask a question
 demo: $(VENV)/installed
@@ -22,6 +22,10 @@ test: $(VENV)/developed
 ## the slow tests
 test-slow: $(VENV)/developed
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+## the tests on Ray clusters of several nodes that are slow
+test-ray: $(VENV)/developed
+	$(BIN)/python -m pytest -m slow tests/test_ray_engine.py $(PYTEST_ARGS)
 
 ## the tests that drive a model, against the ONNX Runtime GenAI that Windows has
 test-oga013: $(VENV)/developed $(OLD_OGA)/installed

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "serve": "Keep models resident between questions and serve them over HTTP.",
     "ps": "What is resident: models, memory, slots, pressure.",
     "stop": "Stop the college, or take one model out of it.",
+    "node": "This machine as a node of a Ray cluster: the exact `ray start` line, or run it.",
     "doctor": "What is wrong with this machine, and the command that mends it.",
 }
 """Name → one line of help. A command's module has its name; only the one that is called is imported."""

@@ -1,0 +1,109 @@
+"""What a machine offers to Ray, what a resident model asks of it, and the `ray start` line that says so."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+
+VRAM_RESOURCE: Final = "vram_mb"
+NAMESPACE: Final = "coe"
+DEFAULT_PORT: Final = 6379
+OBJECT_STORE_BYTES: Final = 80 * 2**20
+"""Only prompts and answers pass through Ray; it would take 30 % of the memory."""
+_MANY: Final = 1_000_000
+_LITTLE: Final = 0.001
+
+
+def model_resource(model: str) -> str:
+    """The resource that a node has when ``model`` is on its disk, so that Ray starts it nowhere else."""
+    return f"model:{model}"
+
+
+def node_resources(profile: HardwareProfile, models: Iterable[str]) -> dict[str, float]:
+    """What a node with ``profile`` and ``models`` on disk offers.
+
+    ``vram_mb`` is the pool up to critical pressure, which no reservation of the scheduler passes either (DESIGN §5).
+    """
+    offered = math.floor(profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb))
+    return {VRAM_RESOURCE: float(max(0, offered))} | {model_resource(name): float(_MANY) for name in sorted(models)}
+
+
+def actor_mb(cost: ModelCost, slots: int) -> int:
+    """What one resident model takes: its weights and the memory of all its slots, in whole MB."""
+    return math.ceil(cost.weights_mb) + slots * math.ceil(cost.kv_mb + cost.activation_mb)
+
+
+def actor_resources(model: str, demand_mb: int) -> dict[str, float]:
+    return {VRAM_RESOURCE: float(demand_mb), model_resource(model): _LITTLE}
+
+
+def actor_pool(profile: HardwareProfile, demand_mb: int, slots: int) -> PoolConfig:
+    """The pool of an actor's college: room for its one model with all slots, for Ray has set the memory aside."""
+    thresholds = profile.pressure_thresholds
+    return PoolConfig(
+        vram_budget_mb=math.ceil(demand_mb / thresholds.high) + 1,
+        max_concurrent_slots=slots,
+        thresholds=thresholds,
+        retry_delay_s=profile.eviction_policy.retry_delay_seconds,
+        max_queue=100_000,
+    )
+
+
+class NodeStart(Struct, frozen=True):
+    """How a machine joins a cluster: environment variables and arguments of ``ray start``."""
+
+    environment: dict[str, str]
+    arguments: list[str]
+
+    def line(self, *, windows: bool = False) -> str:
+        """The command for the user's shell: POSIX, or PowerShell on Windows."""
+        if windows:
+            before = "".join(f"$env:{key}={_powershell(value)}; " for key, value in self.environment.items())
+            return before + " ".join(["ray", *map(_powershell, self.arguments)])
+        before = "".join(f"{key}={shlex.quote(value)} " for key, value in self.environment.items())
+        return before + shlex.join(["ray", *self.arguments])
+
+
+def node_start(
+    resources: Mapping[str, float], *, address: str | None, port: int = DEFAULT_PORT, windows: bool = False
+) -> NodeStart:
+    """Join the cluster at ``address``, or with None be its head on ``port``.
+
+    Ray's own CPU and GPU counts are left out of the placement: memory decides. No dashboard and no usage statistics.
+    """
+    environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if windows:
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
+    arguments = ["start"]
+    if address is None:
+        arguments += ["--head", f"--port={port}", "--include-dashboard=false"]
+    else:
+        arguments.append(f"--address={address}")
+    arguments += [
+        "--num-cpus=1",
+        "--num-gpus=0",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--resources={json.dumps({name: _whole(value) for name, value in resources.items()})}",
+        "--disable-usage-stats",
+    ]
+    return NodeStart(environment, arguments)
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _powershell(text: str) -> str:
+    """A word as PowerShell hands it to a program; before 7.3 it drops double quotes that are not escaped."""
+    if text and all(c.isalnum() or c in "-_=./:" for c in text):
+        return text
+    quoted = text.replace("'", "''").replace('"', '\\"')
+    return f"'{quoted}'"

@@ -1,0 +1,147 @@
+"""The door to Ray (extra ``ray``): import it without its reports home, join a cluster or start one, keep it quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import sys
+import threading
+from typing import Any, TextIO
+
+from coe_cli.core.ray_node import NAMESPACE, OBJECT_STORE_BYTES
+from coe_cli.errors import CoeError, DeviceLost
+
+_HOME_REPORTS = "RAY_USAGE_STATS_ENABLED"
+_REACH_S = 10.0
+
+
+def check_installed() -> None:
+    """Look for Ray without importing it.
+
+    Raises:
+        CoeError: it is not installed; the hint says how to.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise _missing()
+
+
+def ray_module() -> Any:
+    """Ray, with its usage statistics off.
+
+    Raises:
+        CoeError: it is not installed; the hint says how to.
+    """
+    os.environ.setdefault(_HOME_REPORTS, "0")
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # actors ask for memory, not GPUs: leave them visible
+    try:
+        import ray
+    except ImportError:
+        raise _missing() from None
+    return ray
+
+
+def _missing() -> CoeError:
+    return CoeError("Ray is not installed", "Install it: pip install 'coe-cli[ray]'")
+
+
+class RayCluster:
+    """A connection of this process to a cluster. ``own``: it was started for this process and ends with ``close``."""
+
+    def __init__(self, address: str | None, resources: dict[str, float]) -> None:
+        """Join the cluster at ``address``; without one, that of this machine, or else start one with ``resources``.
+
+        Raises:
+            CoeError: Ray is not installed, or a process can have only one connection and has one.
+            DeviceLost: there is no cluster at ``address``.
+        """
+        self.ray = ray_module()
+        self._quiet = _Quiet()
+        self._quiet.begin()
+        self.own = False
+        try:
+            self._connect(address, resources)
+        except BaseException:
+            self._quiet.end()
+            raise
+
+    def _connect(self, address: str | None, resources: dict[str, float]) -> None:
+        common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "CRITICAL"}
+        wanted = address or os.environ.get("RAY_ADDRESS")
+        try:
+            if wanted:
+                _reach(wanted)
+            self.ray.init(address=wanted or "auto", **common)
+            return
+        except (ConnectionError, OSError) as error:
+            if wanted:
+                raise DeviceLost(
+                    f"there is no Ray cluster at {wanted}: {str(error).splitlines()[0]}",
+                    "Start its head with `coe node --head --start`, or leave out --address for a cluster of this machine.",
+                ) from None
+        self.ray.init(
+            address="local",
+            num_cpus=1,
+            num_gpus=0,
+            resources=resources,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **common,
+        )
+        self.own = True
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each node that is alive has in all."""
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+    def close(self) -> None:
+        """Leave the cluster, or end it if it is this process's own; safe to call more than once."""
+        with contextlib.suppress(Exception):
+            self.ray.shutdown()
+        self._quiet.end()
+
+
+def _reach(address: str) -> None:
+    """Look whether anything listens at HOST:PORT, for Ray itself would look for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S):
+            pass
+
+
+class _Quiet:
+    """Ray tells of lost nodes on stdout, from a thread of its own: what such threads write is dropped meanwhile."""
+
+    def __init__(self) -> None:
+        self._before: TextIO | None = None
+
+    def begin(self) -> None:
+        self._before = sys.stdout
+        sys.stdout = _WithoutRay(self._before)
+
+    def end(self) -> None:
+        if self._before is not None and isinstance(sys.stdout, _WithoutRay):
+            sys.stdout = self._before
+        self._before = None
+
+
+class _WithoutRay:
+    """A stream that passes on everything but what Ray's threads write."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name.startswith("ray_"):
+            return len(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

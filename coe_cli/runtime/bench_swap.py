@@ -10,7 +10,7 @@ from coe_cli.core.bench_grid import prompt_ids
 from coe_cli.core.bench_rows import SwapTime
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError
-from coe_cli.runtime.bench_worker import BenchWorker
+from coe_cli.runtime.bench_worker import BenchWorker, ready_process
 
 _PROMPT_TOKENS = 16
 
@@ -18,7 +18,8 @@ _PROMPT_TOKENS = 16
 class Swaps:
     """Goes round the models (spec and context length of each): each in turn is ended and the next one answers.
 
-    A swap is the end of the resident process, a new process, the load, and the first token after a prompt of 16.
+    A swap is the end of the resident process, the load in a process that is ready, as the college keeps one, and the first
+    token after a prompt of 16.
     """
 
     def __init__(self, models: Sequence[tuple[ModelSpec, int]], timeout_s: float) -> None:
@@ -49,9 +50,10 @@ class Swaps:
     def _bring(self, target: int) -> float:
         """Seconds until the model ``target`` has written a token, the end of the resident one included."""
         spec, max_length = self._models[target]
+        spare = ready_process(self._timeout_s)
         begin = time.perf_counter()
         self._end()
-        self._resident = BenchWorker(spec, 1, self._timeout_s)
+        self._resident = BenchWorker(spec, 1, self._timeout_s, spare)
         self._resident.answer([prompt_ids(spec.shape.vocab_size, _PROMPT_TOKENS, "swap")], 1, max_length)
         return time.perf_counter() - begin
 

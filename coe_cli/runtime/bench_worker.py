@@ -16,7 +16,7 @@ from coe_cli.runtime.worker_process import WorkerProcess
 
 
 class BenchWorker:
-    """One model in a new process; use as a context manager, the process ends with it.
+    """One model in a new process, or in a ``process`` that is ready; use as a context manager, the process ends with it.
 
     ``load_s`` is the time from the request to load, made when ONNX Runtime GenAI is imported, to a model that is ready.
 
@@ -24,11 +24,10 @@ class BenchWorker:
         CoeError: the model cannot be loaded; TimedOut after ``timeout_s`` without a word.
     """
 
-    def __init__(self, spec: ModelSpec, slots: int, timeout_s: float) -> None:
+    def __init__(self, spec: ModelSpec, slots: int, timeout_s: float, process: WorkerProcess | None = None) -> None:
         self._timeout_s = timeout_s
-        self._process = WorkerProcess()
+        self._process = process or ready_process(timeout_s)
         try:
-            self.oga_version = self._wait_for_hello()
             begin = time.perf_counter()
             begin_loading(self._process, spec, slots)
             wait_until_loaded(self._process, timeout_s)
@@ -79,13 +78,24 @@ class BenchWorker:
                 answers[message.request_id] = _measured(message, reused[message.request_id])
         return [answers[number] for number in range(len(prompts))]
 
-    def _wait_for_hello(self) -> str:
-        message = self._process.receive(self._timeout_s)
+
+def ready_process(timeout_s: float) -> WorkerProcess:
+    """A worker that has imported ONNX Runtime GenAI and waits for a model.
+
+    Raises:
+        CoeError: what the worker says, or how it ended; TimedOut after ``timeout_s`` without a word.
+    """
+    process = WorkerProcess()
+    try:
+        message = process.receive(timeout_s)
         if isinstance(message, protocol.Failed):
             raise from_code(message.code, message.message, message.hint)
         if not isinstance(message, protocol.Hello) or message.protocol_version != protocol.PROTOCOL_VERSION:
             raise DeviceLost("the worker does not speak this protocol", "Install coe-cli again.")
-        return message.oga_version
+    except BaseException:
+        process.kill()
+        raise
+    return process
 
 
 def _measured(done: protocol.Done, reused_tokens: int) -> MeasuredAnswer:

@@ -53,6 +53,7 @@ def test_factory_id_is_the_documented_one() -> None:
 
 
 def test_pdh_structures_have_their_documented_layout() -> None:
+    assert pdh.CounterValue.status.offset == pdh.CounterItem.name.offset == 0
     assert (ctypes.sizeof(pdh.CounterValue), pdh.CounterValue.large_value.offset) == (16, 8)
     assert (ctypes.sizeof(pdh.CounterItem), pdh.CounterItem.value.offset) == (24, 8)
 
@@ -116,6 +117,44 @@ def test_amd_cards_in_sysfs() -> None:
     assert (card.dedicated_mb, card.shared_mb) == (25753026560 / BYTES_PER_MB, 33556467712 / BYTES_PER_MB)
     assert card.used_mb == 1717223424 / BYTES_PER_MB
     assert card.integrated is False
+
+
+def test_real_amd_cards_in_sysfs() -> None:
+    (newer,) = AmdSysfsProbe(FIXTURES / "amd_rx7900xt").adapters()
+    assert newer.dedicated_mb == 21_458_059_264 / BYTES_PER_MB
+    assert newer.used_mb == 27_856_896 / BYTES_PER_MB
+    assert (newer.shared_mb, newer.identity, newer.integrated) == (None, "pci:1002:744c", False)
+    (older,) = AmdSysfsProbe(FIXTURES / "amd_rx570").adapters()
+    assert (older.dedicated_mb, older.used_mb, older.integrated) == (4096, None, False)
+    assert card_mb(Machine((older,), True, 16_000.0), "dml") == 4096  # the driver's odd GTT size does not count
+
+
+def test_a_real_radeon_in_windows_counters() -> None:
+    recorded = json.loads((FIXTURES / "pdh_radeon_8060s.json").read_text())
+    usage = pdh.usage_from(recorded["dedicated"], recorded["shared"])
+    assert set(usage) == {86826, 94361, 94260}  # one adapter and two that no adapter has
+    adapter = Adapter("AMD Radeon(TM) 8060S Graphics", "dxgi", 512.0, 64_000.0, luid=86826)
+    (seen,) = dxgi.with_usage([adapter], usage)
+    assert seen.used_mb == pytest.approx(0.947 * 1024, abs=0.01)
+    assert seen.shared_used_mb == pytest.approx(0.141 * 1024, abs=0.01)
+
+
+def test_a_real_nvidia_card() -> None:
+    recorded = json.loads((FIXTURES / "nvml_h100.json").read_text())["devices"][0]
+    nvml = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: recorded["name"],
+        nvmlDeviceGetUUID=lambda handle: recorded["uuid"],
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(**recorded["memory"]),
+    )
+    adapter = nvidia.read_adapter(nvml, 0)
+    assert (adapter.name, round(adapter.dedicated_mb or 0), round(adapter.used_mb or 0)) == (
+        "NVIDIA H100 80GB HBM3",
+        81559,  # as nvidia-smi says of the same card
+        480,
+    )
+    assert round(free_mb(Machine((adapter,), True), "cuda") or 0) == 81079
 
 
 def test_an_amd_card_whose_driver_says_nothing_stays_unknown(tmp_path: Path) -> None:

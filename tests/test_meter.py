@@ -69,7 +69,7 @@ def test_without_processes_what_was_there_at_the_start_is_the_others() -> None:
 def test_usage_is_never_less_than_coes_own(used: float, processes: dict[int, float], slack: float) -> None:
     own = sum(mb for pid, mb in processes.items() if pid < 4)
     measured = GpuMeter(Card(used, processes), slack).used_mb([1, 2, 3])
-    assert measured is not None and measured >= own
+    assert measured is not None and measured >= own * (1 - 1e-12)
 
 
 class RecordedNvml:

@@ -17,6 +17,9 @@ import filelock
 import psutil
 import pytest
 
+# A shell that starts the tests in the background has Ctrl-C ignored, and every process of theirs would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "smollm2-135m"
 _OURS = ("COE_", "HF_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR", "TTY_", "_COE")

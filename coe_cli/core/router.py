@@ -1,4 +1,4 @@
-"""Question → experts: linear scores over a vector and hashed words, calibrated; two domains; an honest "unsure"."""
+"""Question → experts: linear scores and nearest examples, calibrated; two domains; an honest "unsure"."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct, structs
 
 from coe_cli.core.catalog import GENERAL_EXPERT
-from coe_cli.core.router_features import bounded, clauses, lexical_counts, lexical_row, pair_features
+from coe_cli.core.router_features import (
+    bounded,
+    clauses,
+    lexical_counts,
+    lexical_row,
+    pair_features,
+    with_neighbours,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
     Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
 
 Kind = Literal["single", "multi", "general"]
 
@@ -52,7 +60,8 @@ class RouterWeights(Struct, frozen=True):
     ``dense`` [dimension, roles + 1], ``lexical`` [buckets, roles + 1] and ``bias`` [roles + 1] give one logit a role and,
     last, the linear detector's; ``idf`` [buckets]. ``pair_weights``, ``pair_mean`` and ``pair_scale`` [features] and
     ``pair_bias`` are the two-domain detector over ``pair_features``, asked only where the linear one gives ``pair_gate``
-    or more; ``temperature`` calibrates the roles' logits.
+    or more; ``temperature`` calibrates the roles' logits. ``known`` [examples, dimension] and ``known_roles`` [examples]
+    are the questions that the router learnt from: the nearest of them vote too.
     """
 
     roles: tuple[str, ...]
@@ -66,6 +75,8 @@ class RouterWeights(Struct, frozen=True):
     pair_scale: Floats
     pair_bias: float
     pair_gate: float
+    known: Array
+    known_roles: Ints
 
 
 class Router:
@@ -130,7 +141,8 @@ class Router:
         for row, text in enumerate(pieces):
             keys, values = lexical_row(lexical_counts(text), weights.idf)
             logits[row] += values @ weights.lexical[keys].astype(np.float64)
-        scaled = logits[:, :-1] / weights.temperature
+        roles = with_neighbours(logits[:, :-1], vectors, weights.known, weights.known_roles)
+        scaled = roles / weights.temperature
         scaled -= scaled.max(axis=1, keepdims=True)
         likelihood = np.exp(scaled)
         return likelihood / likelihood.sum(axis=1, keepdims=True), float(logits[0, -1])

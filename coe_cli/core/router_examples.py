@@ -9,7 +9,6 @@ from pathlib import Path
 from msgspec import Struct
 
 from coe_cli.core.catalog import Catalog
-from coe_cli.core.documents import Document
 
 FILE_NAME = "routing_examples.yaml"
 
@@ -51,6 +50,8 @@ def training_set(catalog: Catalog, shipped: Path | None = None) -> TrainingSet:
     Raises:
         ProfileInvalid: the examples file is not valid.
     """
+    from coe_cli.core.documents import Document
+
     roles = tuple(catalog.experts)
     position = {role: index for index, role in enumerate(roles)}
     path = shipped or catalog.paths[0].with_name(FILE_NAME)

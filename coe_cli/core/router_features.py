@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Array = npt.NDArray[np.float32]
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
     Sparse = list[tuple[Ints, Floats]]
@@ -20,6 +21,12 @@ WORD_BUCKETS = 1 << 14
 LETTER_BUCKETS = 1 << 15
 LEXICAL_SIZE = WORD_BUCKETS + LETTER_BUCKETS
 MAX_CLAUSES = 4
+NEIGHBOURS = 10
+
+_BLOCK_WEIGHTS = (2.0, 1.5)
+_NEIGHBOUR_WEIGHT = 0.5
+_NEIGHBOUR_SHARPNESS = 10.0
+_NEIGHBOUR_FLOOR = 0.02
 
 _MAX_CHARS = 1000
 _CLAUSE_CHARS = 600
@@ -81,16 +88,39 @@ def inverse_document_frequency(counts: Sequence[Sparse]) -> Floats:
 
 
 def lexical_row(counts: Sparse, idf: Floats) -> tuple[Ints, Floats]:
-    """Buckets and values of one text; words and letter groups each have length 1."""
+    """Buckets and values of one text; the words have length 2 and the letter groups 1.5, beside the vector's 1."""
     import numpy as np
 
     keys, values = [], []
-    for block, tf in counts:
+    for (block, tf), share in zip(counts, _BLOCK_WEIGHTS, strict=True):
         weighted = tf * idf[block]
         length = float(np.sqrt((weighted**2).sum()))
         keys.append(block)
-        values.append(weighted / length if length > 0 else weighted)
+        values.append(weighted * (share / length) if length > 0 else weighted)
     return np.concatenate(keys), np.concatenate(values)
+
+
+def with_neighbours(logits: Floats, vectors: Array, known: Array, known_roles: Ints) -> Floats:
+    """Role logits [texts, roles] of the linear model, corrected by the roles of the nearest known questions.
+
+    ``vectors`` [texts, dimension] and ``known`` [examples, dimension] have length 1; ``known_roles`` [examples]. Each of
+    the ``NEIGHBOURS`` nearest votes for its role, by its cosine.
+    """
+    import numpy as np
+
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    own: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    if not len(known):
+        return own
+    cosine = (vectors @ known.T).astype(np.float64)
+    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :NEIGHBOURS]
+    votes = np.zeros_like(own)
+    strength = np.exp(_NEIGHBOUR_SHARPNESS * (np.take_along_axis(cosine, nearest, axis=1) - 1.0))
+    for row, (places, strong) in enumerate(zip(nearest, strength, strict=True)):
+        votes[row] = np.bincount(known_roles[places], strong, own.shape[1])
+    votes /= votes.sum(axis=1, keepdims=True)
+    own += _NEIGHBOUR_WEIGHT * np.log(votes + _NEIGHBOUR_FLOOR)
+    return own
 
 
 def pair_features(

@@ -18,9 +18,9 @@ from coe_cli.runtime.embedder import Embedder, EmbedderInfo, available_provider,
 from coe_cli.runtime.embedder_sources import EMBEDDED, EMBEDDERS, GPU_DEFAULT
 from coe_cli.runtime.folders import Folders
 
-ROUTER_VERSION = 1
+ROUTER_VERSION = 2
 
-_ARRAYS = ("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale")
+_ARRAYS = ("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale", "known", "known_roles")
 
 
 class QuestionRouter:

@@ -15,6 +15,7 @@ from coe_cli.core.router_features import (
     lexical_counts,
     lexical_row,
     pair_features,
+    with_neighbours,
 )
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
     Vectors = npt.NDArray[np.float32]
 
-_TERM_WEIGHT = 0.3
+_TERM_WEIGHT = 0.15
+_C = 5.0
 _MAX_BALANCE = 5.0
 _FOLDS = 4
 _SEED = 20240
@@ -33,7 +35,8 @@ _MISSED_DOUBLES = 0.02
 def train_router(examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors]) -> RouterWeights:
     """Weights for the roles of ``examples``; ``embed`` gives vectors of length 1, [texts, dimension].
 
-    The roles are told apart by multinomial logistic regression over the vector and hashed words. Its probabilities for
+    The roles are told apart by multinomial logistic regression over the vector and hashed words, and by the votes of the
+    nearest examples (Router.route adds both up in the same way). Their probabilities for
     questions that it was not fitted on (cross-fitting) set the temperature and train the two-domain detector.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -58,10 +61,10 @@ def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
         for held in range(_FOLDS):
             test, train = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
             roles, pair = data.fit(train)
-            out_of_fold[test] = data.logits(roles, data.rows[test])
+            out_of_fold[test] = data.logits(roles, data.rows[test], data.vectors[test], train)
             logit = pair(data.rows[test])
             for place, index in enumerate(test):
-                rows.append((index, out_of_fold[index], data.clause_logits(roles, int(index)), logit[place]))
+                rows.append((index, out_of_fold[index], data.clause_logits(roles, int(index), train), logit[place]))
         single = np.flatnonzero(data.second < 0)
         temperature = _temperature(out_of_fold[single], data.first[single])
         rows.sort(key=lambda row: row[0])
@@ -102,6 +105,8 @@ class _Data:
         self.idf = inverse_document_frequency(counts)
         vectors = embed([*self.texts, *terms, *flat])
         self.dimension = vectors.shape[1]
+        self.vectors = vectors[: len(self.texts)]
+        self._flat_vectors = vectors[len(self.texts) + len(terms) :]
         # Buckets that no two texts share weigh nothing: without them the fit is several times faster.
         self.active = np.flatnonzero(self.idf)
         rows = _matrix(vectors, [*counts, *(lexical_counts(text) for text in flat)], self.idf, self.active)
@@ -125,15 +130,18 @@ class _Data:
         total = np.bincount(labels, weight, len(self.roles))
         balance = weight.sum() / len(self.roles) / np.maximum(total, 1e-9)
         weight *= np.minimum(balance, _MAX_BALANCE)[labels]
-        roles = LogisticRegression(C=10, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weight)
+        roles = LogisticRegression(C=_C, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weight)
         if not len(double):
             return roles, lambda some: np.zeros(some.shape[0])
         pair = LogisticRegression(C=10, max_iter=300, tol=1e-3, class_weight={0: 1, 1: 5})
         pair.fit(self.rows[train], self.second[train] >= 0)
         return roles, pair.decision_function
 
-    def logits(self, model: Any, rows: Any) -> Any:
-        """Logits [rows, roles]; a role that was not in the training rows is impossible."""
+    def logits(self, model: Any, rows: Any, vectors: Any, train: Any) -> Any:
+        """Logits [rows, roles], neighbours among the questions ``train`` included.
+
+        A role that was not in the training rows is impossible.
+        """
         import numpy as np
 
         scores = model.decision_function(rows)
@@ -141,11 +149,19 @@ class _Data:
             scores = np.stack([-scores / 2, scores / 2], axis=1)
         full = np.full((rows.shape[0], len(self.roles)), -30.0)
         full[:, model.classes_] = scores
-        return full
+        known, roles = self.known(train)
+        return with_neighbours(full, vectors, known, roles)
 
-    def clause_logits(self, model: Any, index: int) -> Any:
+    def clause_logits(self, model: Any, index: int, train: Any) -> Any:
         start, stop = self._clause_start[index], self._clause_start[index + 1]
-        return self.logits(model, self._flat[start:stop]) if stop > start else None
+        return (
+            self.logits(model, self._flat[start:stop], self._flat_vectors[start:stop], train) if stop > start else None
+        )
+
+    def known(self, train: Any) -> tuple[Any, Any]:
+        """Vectors and roles of the questions of one role among ``train``."""
+        single = train[self.second[train] < 0]
+        return self.vectors[single], self.first[single]
 
     def finish(self, features: Any, temperature: float) -> RouterWeights:
         import numpy as np
@@ -172,6 +188,7 @@ class _Data:
             detector = LogisticRegression(C=1, max_iter=2000).fit((features - mean) / scale, doubles)
             gate = float(np.quantile(features[doubles, 0], _MISSED_DOUBLES))
             weights, offset = detector.coef_[0], float(detector.intercept_[0])
+        known, known_roles = self.known(everything)
         lexical = np.zeros((len(self.idf), size + 1), dtype=np.float32)
         lexical[self.active] = coefficients[:, self.dimension :].T
         return RouterWeights(
@@ -186,6 +203,8 @@ class _Data:
             pair_scale=scale,
             pair_bias=offset,
             pair_gate=gate,
+            known=np.ascontiguousarray(known, dtype=np.float32),
+            known_roles=known_roles.astype(np.int64),
         )
 
 
@@ -239,4 +258,6 @@ def _untrained(roles: tuple[str, ...], dimension: int) -> RouterWeights:
         pair_scale=empty,
         pair_bias=0.0,
         pair_gate=0.0,
+        known=np.zeros((0, dimension), dtype=np.float32),
+        known_roles=np.zeros(0, dtype=np.int64),
     )

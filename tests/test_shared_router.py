@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,14 @@ from coe_cli.runtime.router_cache import open_router
 from coe_cli.runtime.shared_router import SharedRouter
 
 SHIPPED = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
+OTHER = """
+experts:
+  zebra_keeper:
+    model: smollm2-135m
+    system_prompt: You keep zebras.
+    description: Zebras and their stripes
+    examples: [zebra stripes, how many stripes has a zebra, feed a zebra, zebra crossing stripes, can zebras swim]
+"""
 QUESTIONS = [
     "Write a SELECT that counts orders",
     "Is this clause in my contract binding?",
@@ -98,6 +107,22 @@ def test_the_college_routes_for_those_who_know_its_token(routing_coe: Coe) -> No
         other = served.request("POST", "/coe/route", body | {"digest": "x"}, authorization=bearer)
         assert other.status == 409
         assert other.error["code"] == "other_examples"
+
+
+def test_coe_route_asks_the_running_college_and_says_the_same(routing_coe: Coe) -> None:
+    alone = {q: routing_coe.run("route", "--format", "jsonl", q).check().stdout for q in QUESTIONS if q}
+    with serving(routing_coe):
+        heavy = ["route", "--format", "jsonl"]
+        for question, line in alone.items():
+            served = json.loads(routing_coe.run(*heavy, question).check().stdout)
+            for key in ("text", "experts", "kind", "unsure"):
+                assert served[key] == json.loads(line)[key]
+        command = [sys.executable, "-X", "importtime", "-m", "coe_cli", *heavy, QUESTIONS[0]]
+        imported = routing_coe.run(command=command).check().stderr
+        assert "onnxruntime" not in imported and "numpy" not in imported, "the college did the work"
+        (routing_coe.config / "experts.yaml").write_text(OTHER)
+        changed = routing_coe.run(*heavy, "zebra crossing stripes").check()
+        assert json.loads(changed.stdout)["experts"][0]["name"] == "zebra_keeper", "a changed catalog is routed here"
 
 
 def test_a_college_without_a_router_says_how_to_prepare_one(coe: Coe) -> None:

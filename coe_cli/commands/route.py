@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from coe_cli.core.catalog import Catalog
+    from coe_cli.runtime.route_messages import RouteAnswer
 
 
 class RouteFormat(StrEnum):
@@ -47,7 +52,7 @@ def route(
     from coe_cli.core.profile import load_profiles
     from coe_cli.errors import UsageError
     from coe_cli.output.console import Output
-    from coe_cli.output.routing import write_decisions
+    from coe_cli.output.routing import write_decided, write_decisions
     from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
     from coe_cli.runtime.router_cache import open_router
 
@@ -56,8 +61,14 @@ def route(
     if question is None and not from_stdin and not rebuild:
         raise UsageError("there is no question", 'Give one: coe route "…", or one a line on stdin: coe route -')
     selected = load_profiles(profile_paths(profiles)).select(profile)
+    catalog = load_catalog(catalog_paths(experts))
+    if question is not None and not from_stdin and not rebuild:
+        answer = _by_the_college(question, catalog, embedder)
+        if answer is not None:
+            write_decided(output, question, answer.decisions[0], answer.latency_ms, output_format.value)
+            return
     router = open_router(
-        load_catalog(catalog_paths(experts)),
+        catalog,
         folders(),
         output.note,
         embedder=embedder,
@@ -70,6 +81,25 @@ def route(
         return
     lines = _lines() if from_stdin else iter([question or ""])
     write_decisions(output, router, lines, output_format.value)
+
+
+def _by_the_college(question: str, catalog: Catalog, embedder: str | None) -> RouteAnswer | None:
+    """The running college's decision, or None where none runs or it cannot tell; it need not load anything for that."""
+    from coe_cli.core.router_examples import examples_digest
+    from coe_cli.errors import CoeError
+    from coe_cli.runtime import college_client
+    from coe_cli.runtime.route_messages import RouteRequest
+
+    college = college_client.find()
+    if college is None:
+        return None
+    wanted = embedder or os.environ.get("COE_EMBEDDER") or None
+    try:
+        return college.route(RouteRequest([question], examples_digest(catalog), wanted))
+    except CoeError:
+        return None
+    finally:
+        college.close()
 
 
 def _lines() -> list[str]:

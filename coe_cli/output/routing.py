@@ -82,6 +82,16 @@ def write_decisions(output: Output, router: QuestionRouter, texts: Iterable[str]
         output.json(whole)
 
 
+def write_decided(output: Output, text: str, decision: Decision, latency_ms: float, output_format: str) -> None:
+    """Write one decision that somebody else has made."""
+    if output_format == "human":
+        output.stdout.write(describe(decision) + "\n")
+    elif output_format == "jsonl":
+        output.json_line(decision_as_dict(text, decision, latency_ms))
+    else:
+        output.json([decision_as_dict(text, decision, latency_ms)])
+
+
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
     while chunk := list(itertools.islice(texts, _CHUNK)):
         yield chunk

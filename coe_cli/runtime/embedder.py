@@ -29,7 +29,7 @@ _PROVIDERS = {"dml": "DmlExecutionProvider", "cuda": "CUDAExecutionProvider", "c
 class EmbedderInfo(msgspec.Struct, frozen=True):
     """What an exported embedder is; ``embedder.json`` beside its graph.
 
-    ``sha256`` is the graph's, ``worst_cosine`` the least agreement with the original on the comparison texts,
+    ``sha256`` is of graph and weights, ``worst_cosine`` the least agreement with the original on the comparison texts,
     ``resident_mb`` the memory that it takes: what a process gained by loading and running it on the CPU, or its files'
     size where the system had paged out more than that.
     """

@@ -1,0 +1,75 @@
+"""How fast routing is: a fresh process, a thousand questions on stdin, and a running college. Prints a Markdown table.
+
+Usage: python benchmarks/routing_speed.py [ROUNDS]   (the router must be prepared: coe route --rebuild)
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from coe_cli.core.catalog import load_catalog
+from coe_cli.core.router_examples import examples_digest, training_set
+from coe_cli.runtime.folders import catalog_paths
+
+COE = [sys.executable, "-m", "coe_cli"]
+QUESTION = "Which customers have not ordered anything since March?"
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    catalog = load_catalog(catalog_paths())
+    thousand = [" ".join(text.split()) for text, _ in training_set(catalog).single][:1000]
+    with tempfile.TemporaryDirectory() as state:
+        os.environ["COE_STATE_DIR"] = state  # a college of our own, and none in the first two measurements
+        fresh = [seconds([*COE, "route", QUESTION]) for _ in range(rounds + 1)][1:]
+        many = [
+            seconds([*COE, "route", "-", "--format", "jsonl"], "\n".join(thousand)) for _ in range(max(1, rounds // 3))
+        ]
+        in_college, whole = college(rounds * 10, examples_digest(catalog))
+    print("| measure | median | least–most | limit |\n|---|---|---|---|")
+    print(row("a fresh process, one question", fresh, "s", 2, "≤ 0.6 s"))
+    print(row(f"{len(thousand)} questions on stdin", many, "s", 1, "≤ 15 s"))
+    print(row("one question in a running college", in_college, "ms", 1, "≤ 20 ms"))
+    print(row("`coe route` with a running college", whole, "s", 2, ""))
+
+
+def college(rounds: int, digest: str) -> tuple[list[float], list[float]]:
+    """Milliseconds from request to decision, and seconds of whole `coe route` processes, with a college running."""
+    from coe_cli.runtime import college_client
+    from coe_cli.runtime.route_messages import RouteRequest
+
+    client = college_client.find_or_start()
+    times = []
+    try:
+        for number in range(rounds + 1):
+            begin = time.perf_counter()
+            client.route(RouteRequest([f"{QUESTION} And number {number}?"], digest))
+            times.append((time.perf_counter() - begin) * 1000)
+        whole = [seconds([*COE, "route", QUESTION]) for _ in range(5)]
+    finally:
+        client.stop()
+        college_client.wait_until_gone(10)
+    return times[1:], whole
+
+
+def seconds(command: list[str], stdin: str = "") -> float:
+    begin = time.perf_counter()
+    subprocess.run(command, input=stdin.encode(), check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def row(name: str, times: list[float], unit: str, digits: int, limit: str) -> str:
+    middle = statistics.median(times)
+    return f"| {name} | {middle:.{digits}f} {unit} | {min(times):.{digits}f}–{max(times):.{digits}f} | {limit} |"
+
+
+if __name__ == "__main__":
+    main()

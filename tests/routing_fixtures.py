@@ -33,8 +33,11 @@ WORDS = [
 ]
 
 
-def build_sentence_transformer(folder: Path) -> Path:
-    """A BERT of two layers with random weights, mean pooling and its own word-piece tokenizer, saved in ``folder``."""
+def build_sentence_transformer(folder: Path, *, dimension: int = 32, pooling: str = "mean") -> Path:
+    """A BERT of two layers with random weights and its own word-piece tokenizer, saved in ``folder``.
+
+    ``pooling`` is that of sentence-transformers: mean, cls (as BAAI/bge-m3 has it), max.
+    """
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
@@ -54,7 +57,7 @@ def build_sentence_transformer(folder: Path) -> Path:
     BertTokenizerFast(str(plain / "vocab.txt"), model_max_length=64).save_pretrained(plain)
     config = BertConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=dimension,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
@@ -62,7 +65,7 @@ def build_sentence_transformer(folder: Path) -> Path:
     )
     BertModel(config).save_pretrained(plain)
     transformer = Transformer(str(plain), max_seq_length=64)
-    model = SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
+    model = SentenceTransformer(modules=[transformer, Pooling(dimension, pooling_mode=pooling)], device="cpu")
     model.save(str(folder / "model"))
     return folder / "model"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, Coe, Result, one_line
+from conftest import MODEL, Coe, Result, copy_model, one_line
 from serving import serving
 
 SQL = "Write a SELECT statement that counts the rows of the table orders, grouped by customer"
@@ -136,3 +136,47 @@ def test_a_follow_up_stays_with_its_expert(routing_coe: Coe) -> None:
     first = answer(ask(routing_coe, "--format", "json", LEGAL))
     second = answer(ask(routing_coe, "--format", "json", "-c", SQL))
     assert first["expert"] == second["expert"] == "legal_contracts"
+
+
+RIVALS = """
+models:
+  other:
+    provider: cpu
+    context_length: 8192
+    weights_mb: 100
+    shape: {num_hidden_layers: 30, hidden_size: 576, num_attention_heads: 9, num_key_value_heads: 3, head_size: 64, vocab_size: 49152}
+experts:
+  first_rival: {model: smollm2-135m, system_prompt: "Answer.", description: "Zebras", examples: &zebras [zebra stripes, feed a zebra, can zebras swim, zebra zebra]}
+  second_rival: {model: other, system_prompt: "Answer.", description: "Zebras", examples: *zebras}
+"""
+
+
+@pytest.mark.slow
+def test_of_two_likely_experts_the_loaded_one_answers_unless_the_profile_says_no(
+    routing_coe: Coe, models_dir: Path, tmp_path: Path
+) -> None:
+    """Two roles with the same examples and different models, of which the college has loaded one."""
+    models = tmp_path / "both"
+    for name in (MODEL, "other"):
+        copy_model(models_dir / MODEL, models / name)
+    routing_coe.environment["COE_MODELS_DIR"] = str(models)
+    (routing_coe.config / "experts.yaml").write_text(RIVALS)
+    routing_coe.run("route", "can zebras swim").check()
+    likeliest = json.loads(routing_coe.run("route", "--format", "jsonl", "can zebras swim").check().stdout)
+    first = likeliest["experts"][0]["name"]
+    loaded_model = "other" if first == "first_rival" else MODEL
+    second = "second_rival" if first == "first_rival" else "first_rival"
+    served = {"COE_NO_SERVE": "0"}
+    with serving(routing_coe):
+        ask(routing_coe, "-m", loaded_model, "hello", **served).check()
+        told = ask(routing_coe, "--explain", "can zebras swim", **served).check()
+        assert f"coe: {second}" in told.stderr and "taken because its model is loaded" in told.stderr
+        chosen = answer(ask(routing_coe, "--explain", "--format", "json", "can zebras swim", **served))
+        assert (chosen["expert"], chosen["model"]) == (second, loaded_model)
+        assert chosen["routing"]["preferred_resident"] is True
+    (routing_coe.config / "hardware_profiles.yaml").write_text("routing: {prefer_resident: false}\n")
+    with serving(routing_coe):
+        ask(routing_coe, "-m", loaded_model, "hello", **served).check()
+        plain = answer(ask(routing_coe, "--explain", "--format", "json", "can zebras swim", **served))
+        assert plain["expert"] == first
+        assert plain["routing"]["preferred_resident"] is False

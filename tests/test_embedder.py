@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -10,16 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from routing_fixtures import build_sentence_transformer
+from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 
+from coe_cli.core.catalog import load_catalog
+from coe_cli.core.profile import load_profiles
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.runtime import embedder_export
 from coe_cli.runtime.embedder import Embedder, embedder_folder, read_info
 from coe_cli.runtime.embedder_export import MIN_COSINE, comparison_texts, export_embedder, prepare_embedder
+from coe_cli.runtime.embedder_memory import with_measured_embedder
 from coe_cli.runtime.embedder_sources import EMBEDDED, EMBEDDERS, fetch_embedder
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.router_cache import open_router
 
 ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ROOT / "profiles" / "hardware_profiles.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,54 @@ def test_the_export_gives_the_originals_vectors(source: Path, exported: Path) ->
     assert vectors.shape == original.shape
     assert vectors.dtype == np.float32
     assert float((vectors * original).sum(axis=1).min()) >= MIN_COSINE
+
+
+@pytest.mark.parametrize(("dimension", "pooling"), [(48, "cls"), (64, "max")])
+def test_other_dimensions_and_poolings_come_from_a_local_folder(tmp_path: Path, dimension: int, pooling: str) -> None:
+    """BGE-M3 pools the first token and has another dimension: the way there is the same from a folder as from the hub."""
+    from sentence_transformers import SentenceTransformer
+
+    model = build_sentence_transformer(tmp_path / "source", dimension=dimension, pooling=pooling)
+    where = folders_in(tmp_path)
+    info = prepare_embedder(str(model), where, lambda _: None)
+    assert (info.dimension, info.name) == (dimension, str(model))
+    assert info.worst_cosine >= MIN_COSINE
+    texts = ["how do i join tables", "bread", ""]
+    original = SentenceTransformer(str(model), device="cpu").encode(texts, normalize_embeddings=True)
+    vectors = Embedder(embedder_folder(str(model), where)).embed(texts)
+    assert float((vectors * original).sum(axis=1).min()) >= MIN_COSINE
+    catalog = load_catalog([write_catalog(tmp_path / "experts.yaml", EXAMPLES)])
+    router = open_router(catalog, where, lambda _: None, embedder=str(model))
+    assert router.router.weights.dense.shape[0] == dimension
+    assert router.route("bake a cake in the oven").experts[0].name == "general_reasoner"
+
+
+def test_weights_that_differ_make_another_embedder(tmp_path: Path, source: Path, exported: Path) -> None:
+    """The graph is the same file: the digest, by which routers are kept, must look at the weights."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(source), device="cpu")
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    model.save(str(tmp_path / "changed"))
+    other = export_embedder(tmp_path / "changed", tmp_path / "export", "tiny")
+    assert other.sha256 != read_info(exported).sha256
+
+
+def test_the_measured_memory_is_in_the_plans_fixed_part(exported: Path, tmp_path: Path) -> None:
+    where = folders_in(tmp_path)
+    standard = load_profiles([PROFILES]).select("standard")
+    assert with_measured_embedder(standard, where) == standard, "nothing is prepared, so the file's constant counts"
+    shutil.copytree(exported, embedder_folder(EMBEDDED, where))
+    info = read_info(exported)
+    measured = with_measured_embedder(standard, where).vram_components.fixed_overhead
+    constant = standard.vram_components.fixed_overhead
+    assert measured.bge_m3_embeddings == math.ceil(info.resident_mb) > 0
+    assert measured.system_overhead == constant.system_overhead
+    assert measured.total == measured.bge_m3_embeddings + measured.system_overhead
+    (embedder_folder(EMBEDDED, where) / "embedder.json").write_text("{")
+    assert with_measured_embedder(standard, where) == standard, "a damaged one is as good as none"
 
 
 def test_what_was_measured_is_recorded(exported: Path) -> None:

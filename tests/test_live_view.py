@@ -134,3 +134,16 @@ def test_an_interrupted_benchmark_leaves_only_its_rows(coe: Coe) -> None:
     assert "━" in terminal.seen and not any("━" in line for line in terminal.screen)
     rows = [line for line in terminal.screen if "█" in line]
     assert len(rows) == 1 and rows[0].split()[0] == "16"
+
+
+def test_each_expert_has_a_panel_and_one_line_stays_of_it(coe: Coe) -> None:
+    names = ("math_expert", "sql_query")
+    terminal = Terminal(
+        coe, "ask", "-m", MODEL, "--experts", ",".join(names), "--max-tokens", "24", "Count from one to twenty."
+    )
+    assert terminal.code == 0, terminal.raw
+    assert all(f"╭─ {name} {MODEL} " in terminal.seen for name in names), "a panel each"
+    assert "writing · " in terminal.seen
+    kept = "\n".join(terminal.screen)
+    assert "╭" not in kept and "╰" not in kept, "the panels are gone"
+    assert all(f"coe: {name} ({MODEL}): " in kept for name in names)

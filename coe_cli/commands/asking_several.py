@@ -50,6 +50,7 @@ from coe_cli.runtime.collecting import About, collect
 from coe_cli.runtime.college import CollegeSettings
 from coe_cli.runtime.consultation import Job, OwnSource, ResidentSource, Source, consult
 from coe_cli.runtime.costs import cost_in
+from coe_cli.runtime.embedder_memory import with_measured_embedder
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.meter import ResidentSetMeter, Unmeasured
 from coe_cli.runtime.model_store import open_model
@@ -184,7 +185,8 @@ class _Together:
 
                 return ResidentSource(lambda: CollegeClient(state), self._options.timeout_s)
         meter = ResidentSetMeter() if self._profile.provider == "cpu" else Unmeasured()
-        settings = CollegeSettings(pool_from_profile(self._profile), cost_in(self._profile))
+        profile = with_measured_embedder(self._profile, folders())
+        settings = CollegeSettings(pool_from_profile(profile), cost_in(profile))
         return OwnSource(CollegeAnswerer(settings, meter))
 
     def _drafts(self, jobs: list[Job], source: Source) -> list[Draft]:

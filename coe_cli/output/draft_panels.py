@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from coe_cli.core.synthesis import Draft
 from coe_cli.output.answer_sink import AnswerFormat, for_terminal
 from coe_cli.output.console import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _FRAMES_PER_S = 6
 _LEAST_WIDTH = 36
@@ -93,12 +96,12 @@ class DraftPanels(DraftLines):
         width, height = self._console.size
         columns = max(1, min(len(self._panels), width // _LEAST_WIDTH))
         rows = -(-len(self._panels) // columns)
-        lines = max(_LEAST_LINES, (height - 1) // rows - 2)
+        lines = max(_LEAST_LINES, height * 2 // 3 // rows - 2)
         grid = Table.grid(expand=True)
         for _ in range(columns):
             grid.add_column(ratio=1)
         with self._lock:
-            shown = [panel.view(width // columns - 4, lines) for panel in self._panels]
+            shown = [panel.view(self._console, width // columns - 4, lines) for panel in self._panels]
         for start in range(0, len(shown), columns):
             row = shown[start : start + columns]
             grid.add_row(*row, *[""] * (columns - len(row)))
@@ -130,13 +133,12 @@ class _Panel:
         if draft.error is not None:
             self._text = for_terminal(draft.error.message)
 
-    def view(self, width: int, lines: int) -> Any:
+    def view(self, console: Console, width: int, lines: int) -> Any:
         """The panel with the last ``lines`` lines of the text, ``width`` cells wide."""
-        from rich.cells import chop_cells
         from rich.panel import Panel
         from rich.text import Text
 
-        rows = [row for line in self._text.split("\n") for row in (chop_cells(line, max(1, width)) or [""])]
+        rows = [row.plain.rstrip() for row in Text(self._text).wrap(console, max(1, width))]
         rows = rows[-lines:] + [""] * (lines - len(rows))
         now = self._end or time.monotonic()
         parts = [f"{now - self._begin:.0f} s", f"{self._tokens} tokens"]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     Vectors = npt.NDArray[np.float32]
 
 EMBEDDER_FORMAT = 1
+EMBEDDED = "all-MiniLM-L6-v2"
+GPU_DEFAULT = "bge-m3"
 
 _BATCH = 32
 _CHARS_PER_TOKEN = 12

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from coe_cli.errors import ModelDamaged, ModelMissing
-
-EMBEDDED = "all-MiniLM-L6-v2"
-GPU_DEFAULT = "bge-m3"
+from coe_cli.runtime.embedder import EMBEDDED as EMBEDDED
+from coe_cli.runtime.embedder import GPU_DEFAULT as GPU_DEFAULT
 
 _HUB_TIMEOUT_S = 5.0
 _PIP_TIMEOUT_S = 900.0

@@ -11,6 +11,7 @@ from coe_cli.core.footprint import ACCOUNTING_NAMES, AccountingName, accounting
 from coe_cli.core.planner import ComparisonRow, Plan, compare_row, plan, with_solution
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.solve import largest_context, most_slots, smallest_budget_mb
+from coe_cli.runtime.embedder_memory import with_measured_embedder
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.plan_inputs import PlanInputs, PlanRequest, gather
 from coe_cli.runtime.probe import quick_card_mb
@@ -39,11 +40,14 @@ def report(
     """
     card_mb = quick_card_mb(request.provider or profile.provider, where.state)
     inputs = gather(request, profile, catalog, where, card_mb)
+    # The guide counts by its own constants; the others take the embedder's memory as it was measured.
+    measured = with_measured_embedder(profile, where)
+    counted = profile if accounting == "guide" else measured
     if solve is None:
-        result = plan(profile, inputs.scenario, inputs.known, accounting)
+        result = plan(counted, inputs.scenario, inputs.known, accounting)
     else:
-        result = _solved(profile, inputs, accounting, solve)
-    rows = _comparison(profile, inputs) if compare else None
+        result = _solved(counted, inputs, accounting, solve)
+    rows = _comparison(profile, measured, inputs) if compare else None
     return Report(result, rows, inputs.notes)
 
 
@@ -64,11 +68,12 @@ def _solved(
     return with_solution(result if value else structs.replace(result, fits=False), variable, value)
 
 
-def _comparison(profile: HardwareProfile, inputs: PlanInputs) -> list[ComparisonRow]:
+def _comparison(profile: HardwareProfile, measured: HardwareProfile, inputs: PlanInputs) -> list[ComparisonRow]:
     """The three ways of counting without measurements, and a fourth row with them where every model has them."""
     rows = [
-        compare_row(name, plan(profile, inputs.scenario, inputs.computed, name)) for name in reversed(ACCOUNTING_NAMES)
+        compare_row(name, plan(profile if name == "guide" else measured, inputs.scenario, inputs.computed, name))
+        for name in reversed(ACCOUNTING_NAMES)
     ]
     if all(role.model in inputs.calibrations for role in inputs.scenario.roles):
-        rows.append(compare_row("measured", plan(profile, inputs.scenario, inputs.known, "exact")))
+        rows.append(compare_row("measured", plan(measured, inputs.scenario, inputs.known, "exact")))
     return rows

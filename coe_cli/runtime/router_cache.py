@@ -14,8 +14,8 @@ from coe_cli.core.router import Decision, Router, RouterWeights
 from coe_cli.core.router_examples import examples_digest, training_set
 from coe_cli.core.router_features import LEXICAL_SIZE
 from coe_cli.errors import ModelMissing
-from coe_cli.runtime.embedder import Embedder, EmbedderInfo, available_provider, embedder_folder, read_info
-from coe_cli.runtime.embedder_sources import EMBEDDED, EMBEDDERS, GPU_DEFAULT
+from coe_cli.runtime.embedder import EMBEDDED, GPU_DEFAULT, Embedder, EmbedderInfo, available_provider, embedder_folder
+from coe_cli.runtime.embedder_sources import EMBEDDERS
 from coe_cli.runtime.folders import Folders
 
 ROUTER_VERSION = 2
@@ -63,14 +63,6 @@ class QuestionRouter:
 def default_embedder(provider: str) -> str:
     """The embedder for a profile's provider: BGE-M3 where its GPU can be used, the embedded one everywhere else."""
     return os.environ.get("COE_EMBEDDER") or (EMBEDDED if available_provider(provider) == "cpu" else GPU_DEFAULT)
-
-
-def embedder_info(name: str, where: Folders) -> EmbedderInfo | None:
-    """The prepared embedder called ``name``, with its measured memory, or None; imports nothing heavy."""
-    try:
-        return read_info(embedder_folder(name, where))
-    except ModelMissing:
-        return None
 
 
 def open_router(

@@ -33,6 +33,7 @@ from coe_cli.runtime import rendezvous
 from coe_cli.runtime.college import College, CollegeSettings
 from coe_cli.runtime.costs import cost_in
 from coe_cli.runtime.desk import Desk
+from coe_cli.runtime.embedder_memory import with_measured_embedder
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.guard import is_loopback
 from coe_cli.runtime.meter import meter_for
@@ -75,7 +76,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
     profiles = load_profiles(profile_paths(files[0]))
     catalog = load_catalog(catalog_paths(files[1]))
     where = folders()
-    profile = college_profile(profiles, options.profile, catalog, where.models)
+    profile = with_measured_embedder(college_profile(profiles, options.profile, catalog, where.models), where)
     folder = rendezvous.private_folder(where.state)
     lock = rendezvous.hold_college_lock(folder)
     if lock is None:

@@ -20,12 +20,12 @@ from typing import Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 import onnxruntime_genai as oga
+from pairs import MODEL, print_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.providers import default_session_options
 
-MODEL = "smollm2-135m"
 CONTEXT_LENGTH, TOKENS = 1024, 48
 PROMPTS = [
     "Tell a long story about a lighthouse keeper.",
@@ -134,7 +134,7 @@ def main() -> None:
     shortest = min(map(len, prompts))
     cut = [ids[-shortest:] for ids in prompts]
     ways: dict[str, Way] = {"taking turns": bench.taking_turns, "one batch": bench.batch, "Engine": bench.engine}
-    print(f"ONNX Runtime GenAI {oga.__version__}\n\n| prompts | way | tokens/s | as alone |\n|---|---|---|---|")
+    rows = []
     for title, some in (("1", prompts[:1]), ("2", prompts[:2]), ("4", prompts), ("4 of one length", cut)):
         alone = [bench.taking_turns([ids])[0] for ids in some]
         reasons = {name: why_not(way, some) for name, way in ways.items()}
@@ -147,12 +147,11 @@ def main() -> None:
                 rates[name].append(len(some) * TOKENS / (time.perf_counter() - begin))
                 same[name] = sum(a == b for a, b in zip(answers, alone, strict=True))
         for name, reason in reasons.items():
-            result = (
-                f"refused: {reason} | "
-                if reason
-                else f"{statistics.median(rates[name]):.0f} | {same[name]} of {len(some)}"
-            )
-            print(f"| {title} | {name} | {result} |", flush=True)
+            if reason:
+                rows.append((title, name, f"refused: {reason}", ""))
+            else:
+                rows.append((title, name, f"{statistics.median(rates[name]):.0f}", f"{same[name]} of {len(some)}"))
+    print_table(("prompts", "way", "tokens/s", "as alone"), rows)
 
 
 if __name__ == "__main__":

@@ -31,18 +31,26 @@ class Pair:
         return statistics.median(x / y for x, y in zip(self.a, self.b, strict=True))
 
     def row(self, name: str, unit: str, limit: str) -> str:
-        """One line of a Markdown table under ``HEADER``."""
+        """``cells`` as a line under ``HEADER``."""
         return f"| {' | '.join(self.cells(name, unit, limit))} |"
 
     def cells(self, name: str, unit: str, limit: str) -> list[str]:
-        """The cells of such a line, for ``print_table`` under ``COLUMNS``."""
+        """One line for ``print_table`` under ``COLUMNS``: medians, the ratio and its range."""
         a, b = statistics.median(self.a), statistics.median(self.b)
         ratios = [x / y for x, y in zip(self.a, self.b, strict=True)]
         spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
         return [name, f"{a:.3g} {unit}", f"{b:.3g} {unit}", f"{self.ratio:.2f}", spread, limit]
 
+    def difference_cells(self, name: str, limit: str) -> list[str]:
+        """The same of times in seconds that are compared by their difference, in milliseconds."""
+        extra = [(x - y) * 1000 for x, y in zip(self.a, self.b, strict=True)]
+        a, b = (statistics.median(values) * 1000 for values in (self.a, self.b))
+        spread = f"{min(extra):+.0f} to {max(extra):+.0f} ms"
+        return [name, f"{a:.0f} ms", f"{b:.0f} ms", f"{statistics.median(extra):+.0f} ms", spread, limit]
+
 
 COLUMNS = ("measure", "coe", "bare", "ratio", "spread", "limit")
+"""Titles over the cells of a ``Pair``."""
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 

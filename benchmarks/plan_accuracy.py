@@ -5,6 +5,7 @@ a few tokens, with the session options of coe's workers. On the CPU the figure i
 process holds after importing OGA; on CUDA it is the device memory in use less the bare CUDA context (nothing else may use
 the card meanwhile). No calibration is read.
 
+    python benchmarks/plan_accuracy.py
     python benchmarks/random_models.py small-gqa --all /tmp/all --pruned /tmp/pruned [--provider cuda]
     python benchmarks/plan_accuracy.py measure NAME=FOLDER [NAME=FOLDER ...] [--provider cuda] [--grid 8192:16,8192:1024:512] \
         [--results rows.jsonl]
@@ -14,12 +15,15 @@ the card meanwhile). No calibration is read.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from pairs import MODEL, print_table
 
 from coe_cli.core.footprint import (
     CPU_PROCESS_BYTES,
@@ -34,9 +38,12 @@ from coe_cli.core.footprint import (
 from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.core.onnx_graph import read_graph
 from coe_cli.core.profile import PerSlotEstimate, Provider
+from coe_cli.runtime.folders import folders
 from coe_cli.runtime.providers import configure, default_session_options
 
 ANSWER_TOKENS = 8
+SHORT_GRID = "512:16,2048:1024,4096:16,8192:1024,8192:4096:512"
+"""What is measured without arguments, of the embedded model."""
 TOKEN_STRIDE = 23
 """Prompt tokens are so far apart in the vocabulary that each touches its own part of the embedding table."""
 DEFAULT_GRID = (
@@ -47,18 +54,20 @@ DEFAULT_GRID = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    measure = commands.add_parser("measure", help="run the grid, one process a row, and write JSON lines")
+    commands = parser.add_subparsers(dest="command")
+    measure = commands.add_parser("measure", help="run the grid, one process a row")
     measure.add_argument("models", nargs="+", metavar="NAME=FOLDER")
     measure.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     measure.add_argument("--grid", default=DEFAULT_GRID, help="context:prompt[:chunk_size], comma-separated")
-    measure.add_argument("--results", type=Path, default=Path("plan_accuracy.jsonl"))
+    measure.add_argument("--results", type=Path, help="also append the rows to this file")
     table = commands.add_parser("table", help="the rows as Markdown")
     table.add_argument("results", nargs="+", type=Path)
     child = commands.add_parser("child")
     child.add_argument("job")
     options = parser.parse_args()
-    if options.command == "measure":
+    if options.command is None:
+        measure_all(parser.parse_args(["measure", f"{MODEL}={folders().models / MODEL}", "--grid", SHORT_GRID]))
+    elif options.command == "measure":
         measure_all(options)
     elif options.command == "table":
         write_table([json.loads(line) for path in options.results for line in path.read_text().splitlines()])
@@ -67,18 +76,23 @@ def main() -> None:
 
 
 def measure_all(options: argparse.Namespace) -> None:
-    with options.results.open("a", encoding="utf-8") as results:
+    """Measure every row, keep them in ``--results`` if it is given, and print the table."""
+    rows = []
+    with options.results.open("a", encoding="utf-8") if options.results else contextlib.nullcontext() as results:
         for item in options.models:
             name, folder = item.split("=", 1)
             for cell in options.grid.split(","):
                 context, prompt, *chunk = (int(part) for part in cell.split(":"))
                 row = measure_row(name, Path(folder), options.provider, context, prompt, chunk[0] if chunk else None)
-                results.write(json.dumps(row) + "\n")
-                results.flush()
-                print(
+                if results is not None:
+                    results.write(json.dumps(row) + "\n")
+                    results.flush()
+                rows.append(row)
+                sys.stderr.write(
                     f"{name} {cell}: predicted {row['predicted_mb']:.0f}, measured {row['measured_mb']:.0f} MB, "
-                    f"{row['error']:+.1%}"
+                    f"{row['error']:+.1%}\n"
                 )
+    write_table(rows)
 
 
 def measure_row(
@@ -210,7 +224,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         "formula",
         "guide",
     )
-    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    lines = []
     for row in rows:
         cells = (
             row["model"],
@@ -222,8 +236,9 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             f"{row['error']:+.1%}",
             *(f"{row[key]:.0f}" for key in ("formula_mb", "guide_mb")),
         )
-        print(f"| {' | '.join(str(cell) for cell in cells)} |")
-    print(f"\nLargest error of {len(rows)} rows: {max(abs(row['error']) for row in rows):.1%}")
+        lines.append(cells)
+    print_table(header, lines)
+    sys.stderr.write(f"Largest error of {len(rows)} rows: {max(abs(row['error']) for row in rows):.1%}\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pairs import print_table
 from routing_data import HAND_FORMS, development, unseen, without_marks
 
 from coe_cli.core.catalog import GENERAL_EXPERT, load_catalog
@@ -36,13 +37,14 @@ def main() -> None:
     parser.add_argument("--errors", action="store_true", help="print each wrong decision")
     arguments = parser.parse_args()
     catalog = load_catalog(catalog_paths())
-    shipped = open_router(catalog, folders(), print)
+    shipped = open_router(catalog, folders(), lambda note: print(note, file=sys.stderr))
     sets = {f"unseen questions, part {part}": unseen(part) for part in arguments.unseen}
+    columns: dict[str, dict[str, str]] = {}
     everything = development(arguments.data) if arguments.data else []
     if everything:
         sets["development questions"] = everything
     for title, questions in sets.items():
-        report(title, questions, routed(shipped, questions), arguments.errors)
+        columns[title] = report(title, questions, routed(shipped, questions), arguments.errors)
         bare = without_marks(questions)
         before = {
             question["text"]: decision for question, decision in zip(questions, routed(shipped, questions), strict=True)
@@ -50,7 +52,8 @@ def main() -> None:
         marked = [q for q in questions if without_marks([q])]
         after = accuracy(list(zip(bare, routed(shipped, bare), strict=True)))
         whole = accuracy([(q, before[q["text"]]) for q in marked])
-        print(f"marks of the source  top-1 {whole:.4f} with, {after:.4f} without, of {len(bare)} that have any")
+        told = f"{whole:.4f}, {after:.4f} of {len(bare)}"
+        columns[title]["top-1 with and without marks of the source, of those that have any"] = told
 
     if arguments.own:
         examples = training_set(catalog)
@@ -62,16 +65,16 @@ def main() -> None:
             for t, p in examples.double
         ]
         bare = TrainingSet(examples.roles, [], examples.terms, [])
-        report(
-            "shipped examples, each judged by those of the other folds",
-            written,
-            cross_validated(shipped, bare, written, 5),
-            False,
-        )
+        title = "shipped examples, each judged by those of the other folds"
+        columns[title] = report(title, written, cross_validated(shipped, bare, written, 5), False)
 
     if arguments.folds and everything:
         held_out = cross_validated(shipped, training_set(catalog), everything, arguments.folds)
-        report(f"with development folds ({arguments.folds})", everything, held_out, arguments.errors)
+        title = f"with development folds ({arguments.folds})"
+        columns[title] = report(title, everything, held_out, arguments.errors)
+    measures = dict.fromkeys(measure for column in columns.values() for measure in column)
+    rows = [(measure, *(column.get(measure, "") for column in columns.values())) for measure in measures]
+    print_table(("measure", *columns), rows)
 
 
 def routed(router: QuestionRouter, questions: list[dict[str, Any]]) -> list[Decision]:
@@ -111,55 +114,57 @@ def cross_validated(
     return [decision for decision in decisions if decision is not None]
 
 
-def report(title: str, everything: list[dict[str, Any]], decisions: list[Decision], errors: bool) -> None:
-    print(f"\n== {title}")
+def report(title: str, everything: list[dict[str, Any]], decisions: list[Decision], errors: bool) -> dict[str, str]:
+    """Measure → its value in words; with ``errors`` each wrong decision on stderr."""
     pairs = list(zip(everything, decisions, strict=True))
     single = [(q, d) for q, d in pairs if q["form"] not in ("two_domain", "trivial")]
     hand = [(q, d) for q, d in single if q["form"] in HAND_FORMS]
     alone = [(q, d) for q, d in pairs if q["form"] != "two_domain"]
-    print(f"top-1 (ranking)      {accuracy(single):.4f} of {len(single)}")
-    print(f"top-1 (chosen first) {sum(d.experts[0].name == q['expert'] for q, d in single) / len(single):.4f}")
-    print(f"macro-F1             {macro_f1(single):.4f}")
-    print(f"hand-written         {accuracy(hand):.4f} of {len(hand)}")
     general = [(q["expert"] == GENERAL_EXPERT, d.experts[0].name == GENERAL_EXPERT) for q, d in alone]
-    print(f"general-vs-expert F1 {f1(general):.4f} of {len(alone)}")
     found = [(q["form"] == "two_domain", d.kind == "multi") for q, d in pairs]
-    hits, flagged, real = (sum(map(test, found)) for test in (all, lambda p: p[1], lambda p: p[0]))
-    print(
-        f"two domains          precision {hits / max(1, flagged):.3f} recall {hits / max(1, real):.3f} (of all questions)"
-    )
     small = [(q["form"] == "two_domain", d.kind == "multi") for q, d in pairs if q["form"] in ("two_domain", "trivial")]
-    hits, flagged = sum(map(all, small)), sum(p[1] for p in small)
-    print(
-        f"                     precision {hits / max(1, flagged):.3f} recall {hits / max(1, real):.3f} (two-domain and trivial)"
-    )
     right = [
         set(q["experts"]) == {e.name for e in d.experts}
         for q, d in pairs
         if q["form"] == "two_domain" and d.kind == "multi"
     ]
-    print(f"                     both experts right in {sum(right)} of {len(right)}")
     unsure = [(q, d) for q, d in single if d.unsure]
-    print(
-        f"unsure               {len(unsure)}, of which the first guess was wrong in {sum(d.ranking[0].name != q['expert'] for q, d in unsure)}"
-    )
-    print(f"expected calibration error {calibration_error(single):.3f}")
+    wrong = sum(d.ranking[0].name != q["expert"] for q, d in unsure)
     forms = Counter(q["form"] for q, d in single if d.ranking[0].name != q["expert"])
-    print(f"errors by form       {dict(forms)}")
+    measures = {
+        "top-1 (ranking)": f"{accuracy(single):.4f} of {len(single)}",
+        "top-1 (chosen first)": f"{sum(d.experts[0].name == q['expert'] for q, d in single) / len(single):.4f}",
+        "macro-F1": f"{macro_f1(single):.4f}",
+        "hand-written, top-1": f"{accuracy(hand):.4f} of {len(hand)}",
+        "general or expert, F1": f"{f1(general):.4f} of {len(alone)}",
+        "two domains among all: precision, recall": precision_and_recall(found),
+        "two domains among these and trivial ones": precision_and_recall(small),
+        "both experts right": f"{sum(right)} of {len(right)}",
+        "unsure, of which the first guess was wrong": f"{len(unsure)}, {wrong}",
+        "expected calibration error": f"{calibration_error(single):.3f}",
+        "errors by form": ", ".join(f"{count} {form}" for form, count in forms.items()) or "none",
+    }
     if errors:
-        for question, decision in pairs:
-            multi = question["form"] == "two_domain"
-            if (decision.kind == "multi") != multi or (not multi and decision.ranking[0].name != question["expert"]):
-                shown = [(e.name[:9], round(e.probability, 2)) for e in decision.ranking[:2]]
-                print(
-                    "  ",
-                    question["form"],
-                    "+".join(question["experts"]),
-                    decision.kind,
-                    decision.multi_probability,
-                    shown,
-                )
-                print("      ", " ".join(question["text"].split())[:110])
+        sys.stderr.write(f"\n== {title}\n")
+        write_errors(pairs)
+    return measures
+
+
+def precision_and_recall(found: list[tuple[bool, bool]]) -> str:
+    """Of (is so, was said to be so)."""
+    hits, flagged, real = sum(map(all, found)), sum(said for _, said in found), sum(so for so, _ in found)
+    return f"{hits / max(1, flagged):.3f}, {hits / max(1, real):.3f}"
+
+
+def write_errors(pairs: list[tuple[dict[str, Any], Decision]]) -> None:
+    for question, decision in pairs:
+        multi = question["form"] == "two_domain"
+        if (decision.kind == "multi") != multi or (not multi and decision.ranking[0].name != question["expert"]):
+            shown = [(e.name[:9], round(e.probability, 2)) for e in decision.ranking[:2]]
+            experts = "+".join(question["experts"])
+            facts = (question["form"], experts, decision.kind, decision.multi_probability, shown)
+            text = " ".join(question["text"].split())[:110]
+            sys.stderr.write(f"   {' '.join(map(str, facts))}\n       {text}\n")
 
 
 def accuracy(pairs: list[tuple[dict[str, Any], Decision]]) -> float:

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from pairs import print_table
+
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 CHILD = "--child"
@@ -100,14 +102,14 @@ def main() -> None:
         rates["llama.cpp"].append(llama_rates(options))
         for model in options.models:
             rates.setdefault(model, []).append(oga_rates(model, options))
-    print("| runtime, model | prefill t/s | ratio | decode t/s | ratio |")
-    print("|---|---|---|---|---|")
+    rows = []
     for name, found in rates.items():
         cells = []
         for index in (0, 1):
             ratio = median(own[index] / base[index] for own, base in zip(found, rates["llama.cpp"], strict=True))
-            cells.append(f"{median(own[index] for own in found):.1f} | {ratio:.2f}")
-        print(f"| {name} | {' | '.join(cells)} |")
+            cells += [f"{median(own[index] for own in found):.1f}", f"{ratio:.2f}"]
+        rows.append((name, *cells))
+    print_table(("runtime, model", "prefill t/s", "ratio", "decode t/s", "ratio"), rows)
 
 
 if __name__ == "__main__":

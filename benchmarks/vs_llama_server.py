@@ -22,10 +22,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from http_stream import stream_chat
-from pairs import HEADER, ROOT, Pair, alternate
+from pairs import COLUMNS, MODEL, ROOT, Pair, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
-MODEL, NAMES = "smollm2-135m", ("one", "two")
+NAMES = ("one", "two")
 CONTEXT_LENGTH, TOKENS = 4096, 64
 _PROFILES = """
 default_profile: swap
@@ -122,10 +122,11 @@ def main() -> None:
             ("loaded, first token", "s", lambda server: server.stay(2, "first_s")),
             ("loaded, decode", "tokens/s", lambda server: server.stay(TOKENS, "rate")),
         ]
-        print(HEADER.replace("| bare |", "| llama-server |"))
+        cells = []
         for title, unit, measure in rows:
             pair: Pair = alternate(lambda m=measure: m(coe), lambda m=measure: m(llama), options.rounds)
-            print(pair.row(title, unit, "none"), flush=True)
+            cells.append(pair.cells(title, unit, "none"))
+        print_table([name if name != "bare" else "llama-server" for name in COLUMNS], cells)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from coe_cli.core.bench_rows import Range
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime import bandwidth
 from coe_cli.runtime.bandwidth import copy_on_cpu, copy_on_cuda, measure_bandwidth
-from coe_cli.runtime.bench_memory import CpuLook, NvmlLook, RowMemory, _nvml_handle, settled_mb
+from coe_cli.runtime.bench_memory import CpuLook, GpuLook, RowMemory, settled_mb
+from coe_cli.runtime.gpu_memory import _nvml_handle
 
 MB = 2**20
 
@@ -87,37 +88,26 @@ def test_the_systems_memory_of_a_process_that_is_gone_is_unknown() -> None:
     assert (look.in_use_mb() or 0) > 0
 
 
-class FakeNvml:
-    """The calls of pynvml that are used, for one device."""
+class FakeGpu:
+    """An adapter whose driver tells ``processes``, or None."""
 
-    class NVMLError(Exception):
-        pass
+    name, total_mb = "a card", 8000.0
 
-    def __init__(self, processes: list[tuple[int, int | None]] | None) -> None:
+    def __init__(self, processes: dict[int, float] | None) -> None:
         self._processes = processes
 
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any:
-        return SimpleNamespace(used=2000 * MB)
+    def used_mb(self) -> float | None:
+        return 2000.0
 
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Any:
-        if self._processes is None:
-            raise self.NVMLError
-        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self._processes]
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        return f"device {index}"
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        return uuid
+    def process_mb(self) -> dict[int, float] | None:
+        return self._processes
 
 
 @pytest.mark.parametrize(
-    ("processes", "expected"), [([(7, 700 * MB), (8, MB)], 700.0), ([(7, None)], None), ([(9, MB)], None), (None, None)]
+    ("processes", "expected"), [({7: 700.0, 8: 1.0}, 700.0), ({9: 1.0}, None), ({}, None), (None, None)]
 )
-def test_nvml_tells_a_process_or_nothing(
-    processes: list[tuple[int, int | None]] | None, expected: float | None
-) -> None:
-    look = NvmlLook(FakeNvml(processes), "handle")
+def test_a_driver_tells_the_rows_process_or_nothing(processes: dict[int, float] | None, expected: float | None) -> None:
+    look = GpuLook(FakeGpu(processes))
     assert look.process_mb(7) == expected
     assert look.in_use_mb() == 2000.0
 
@@ -133,7 +123,10 @@ def test_nvml_tells_a_process_or_nothing(
     ],
 )
 def test_the_device_is_the_one_that_cuda_counts(index: int, visible: str | None, handle: str) -> None:
-    assert _nvml_handle(FakeNvml([]), index, visible) == handle
+    nvml = SimpleNamespace(
+        nvmlDeviceGetHandleByIndex=lambda number: f"device {number}", nvmlDeviceGetHandleByUUID=lambda uuid: uuid
+    )
+    assert _nvml_handle(nvml, index, visible) == handle
 
 
 class FakeDriver:

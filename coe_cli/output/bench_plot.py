@@ -126,7 +126,8 @@ def _bars(axes: Any, rows: Sequence[BenchRow]) -> None:
         known = [(place, value) for place, row in zip(places, shown, strict=True) if (value := getattr(row, name))]
         axes.bar([place + shift for place, _ in known], [value for _, value in known], 0.4, label=label, color=colour)
     labels = [_bar_label(row, shown) for row in shown]
-    axes.set_xticks(list(places), labels, fontsize=7, rotation=30 if len(shown) > 4 else 0)
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(shown) > 4 else {}
+    axes.set_xticks(list(places), labels, fontsize=7, **turned)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8)
 
@@ -137,4 +138,4 @@ def _bar_label(row: BenchRow, shown: Sequence[BenchRow]) -> str:
     lines += [f"depth {row.depth}"] if len({r.depth for r in shown}) > 1 else []
     lines += [f"context {row.max_length}"] if len({r.max_length for r in shown}) > 1 else []
     lines += [f"{row.slots} slots"] if len({r.slots for r in shown}) > 1 else []
-    return "\n".join(lines)
+    return (", " if len(shown) > 4 else "\n").join(lines)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from coe_cli.core.bench_figures import own_peak_mb
 from coe_cli.core.bench_rows import Range
-from coe_cli.core.machine import Machine, card
 from coe_cli.core.model_spec import BYTES_PER_MB
 from coe_cli.core.profile import Provider
+from coe_cli.runtime.gpu_memory import GpuMemory, open_gpu
 from coe_cli.runtime.meter import ResidentSetMeter
-from coe_cli.runtime.probes import ProbeFailed
 from coe_cli.runtime.providers import settings_from
 
 _SETTLE_S: Final = 2.0
@@ -72,57 +70,21 @@ class CpuLook:
         return None
 
 
-class NvmlLook:
-    """One NVIDIA device, through NVML; ``nvml`` is the module, initialised."""
+class GpuLook:
+    """A graphics adapter."""
 
     settle_s = _SETTLE_S
 
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
+    def __init__(self, gpu: GpuMemory) -> None:
+        self._gpu = gpu
 
     def in_use_mb(self) -> float | None:
-        try:
-            return float(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used) / BYTES_PER_MB
-        except self._nvml.NVMLError:
-            return None
+        return self._gpu.used_mb()
 
     def process_mb(self, pid: int) -> float | None:
-        """None in a container, where the driver knows other process numbers, and where it does not tell the memory."""
-        try:
-            for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
-                if process.pid == pid and process.usedGpuMemory is not None:
-                    return float(process.usedGpuMemory) / BYTES_PER_MB
-        except self._nvml.NVMLError:
-            pass
-        return None
-
-    def process_peak_mb(self, pid: int) -> float | None:
-        return None
-
-
-class DxgiLook:
-    """The adapter that DirectML uses, through the performance counters; they do not tell processes apart here."""
-
-    settle_s = _SETTLE_S
-
-    def __init__(self, luid: int | None) -> None:
-        self._luid = luid
-
-    def in_use_mb(self) -> float | None:
-        from coe_cli.runtime.probes.dxgi import DxgiProbe
-
-        try:
-            adapters = DxgiProbe().adapters()
-        except ProbeFailed:
-            return None
-        named = [adapter for adapter in adapters if adapter.luid == self._luid]
-        adapter = named[0] if named else card(Machine(tuple(adapters), True), "dml")
-        if adapter is None or adapter.used_mb is None:
-            return None
-        return adapter.used_mb + ((adapter.shared_used_mb or 0.0) if adapter.integrated else 0.0)
-
-    def process_mb(self, pid: int) -> float | None:
-        return None
+        """None where the driver keeps it to itself, and in a container, where it knows other process numbers."""
+        processes = self._gpu.process_mb()
+        return None if processes is None else processes.get(pid)
 
     def process_peak_mb(self, pid: int) -> float | None:
         return None
@@ -145,30 +107,11 @@ class NoLook:
 
 def memory_look(provider: Provider) -> MemoryLook:
     """The way to look at ``provider``'s device on this machine."""
-    settings = settings_from()
     if provider == "cpu":
         return CpuLook()
-    if provider == "dml":
-        if sys.platform != "win32":
-            return NoLook()
-        luid = settings.luid
-        return DxgiLook(None if luid is None else (luid[0] & 0xFFFFFFFF) << 32 | luid[1])
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return NvmlLook(pynvml, _nvml_handle(pynvml, settings.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")))
-    except (ImportError, OSError):
-        return NoLook()
-    except pynvml.NVMLError:
-        return NoLook()
-
-
-def _nvml_handle(nvml: Any, index: int, visible: str | None) -> Any:
-    """NVML counts all devices, CUDA those that ``CUDA_VISIBLE_DEVICES`` names, by number or UUID."""
-    names = [name.strip() for name in visible.split(",")] if visible else []
-    name = names[index] if index < len(names) else str(index)
-    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
+    settings = settings_from()
+    gpu = open_gpu(provider, settings.index, settings.luid)
+    return NoLook() if gpu is None else GpuLook(gpu)
 
 
 class RowMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 from coe_cli.core.model_spec import BYTES_PER_MB
@@ -28,7 +29,7 @@ class NvmlMemory:
 
     def __init__(self, nvml: Any, index: int) -> None:
         self._nvml = nvml
-        self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        self._handle = _nvml_handle(nvml, index, os.environ.get("CUDA_VISIBLE_DEVICES"))
         name = nvml.nvmlDeviceGetName(self._handle)
         self.name = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
         self.total_mb: float | None = self._memory()[0]
@@ -56,6 +57,13 @@ class NvmlMemory:
         if any(process.usedGpuMemory is None for process in running):
             return None  # Windows' driver model keeps it to itself
         return {process.pid: process.usedGpuMemory / BYTES_PER_MB for process in running}
+
+
+def _nvml_handle(nvml: Any, index: int, visible: str | None) -> Any:
+    """NVML counts all devices, CUDA those that ``CUDA_VISIBLE_DEVICES`` names, by number or UUID."""
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    name = names[index] if index < len(names) else str(index)
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
 
 
 class PdhMemory:

@@ -100,7 +100,11 @@ def measure_row(
 ) -> dict[str, Any]:
     """Predicted and measured megabytes of one process; ``error`` is predicted ÷ measured − 1."""
     model = ModelMemory(
-        spec_from_folder(name, folder), provider, graph=read_graph(folder / "model.onnx"), chunk_size=chunk
+        spec_from_folder(name, folder),
+        provider,
+        graph=read_graph(folder / "model.onnx"),
+        chunk_size=chunk,
+        tokenizer_file_bytes=0,  # no tokenizer is loaded here
     )
     own = CPU_PROCESS_BYTES if provider == "cpu" else CUDA_CONTEXT_BYTES
     running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)

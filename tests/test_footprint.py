@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ def memory(name: str, provider: Provider = "dml") -> ModelMemory:
 
 def made(shape: ModelShape, files_mb: float, provider: Provider, **known: object) -> ModelMemory:
     spec = ModelSpec("m", "disk", provider, 32768, shape, round(files_mb * BYTES_PER_MB))
-    return ModelMemory(spec, provider, **known)  # type: ignore[arg-type]
+    return ModelMemory(spec, provider, **{"tokenizer_file_bytes": 0, **known})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,21 @@ def test_cuda_peaks_measured_on_a_gpu(file: str, rows: int, within: float) -> No
         activation = activation_bytes(model, context, row["prompt_tokens"])
         predicted = load_bytes(model) + kv_cache_bytes(model, context) + activation - CUDA_CONTEXT_BYTES
         assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=within), row
+
+
+def test_cpu_peaks_of_the_embedded_model_measured_in_real_processes() -> None:
+    facts = (Path(__file__).parent / "fixtures" / "plan_accuracy" / "cpu_smollm2_graph.json").read_bytes()
+    graph = msgspec.json.decode(facts, type=GraphFacts)
+    found = measured_rows("cpu_smollm2.jsonl")
+    assert len(found) == 30
+    for row in found:
+        known = msgspec.structs.replace(graph, prunes_logits=row["prunes_logits"])
+        model = made(SMOL_SHAPE, 0, "cpu", graph=known, chunk_size=row["chunk_size"])
+        context = row["context_length"]
+        running = load_bytes(model) + kv_cache_bytes(model, context)
+        running += activation_bytes(model, context, row["prompt_tokens"])
+        predicted = max(running, load_peak_bytes(model)) - CPU_PROCESS_BYTES
+        assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=0.05), row
 
 
 def test_the_plan_of_a_slot_is_never_below_what_a_row_measured() -> None:

@@ -22,8 +22,14 @@ ACCOUNTING_NAMES: Final[tuple[AccountingName, ...]] = ("exact", "formula", "guid
 DML_SMALLEST_BYTES: Final = 64 * 1024
 """DirectML's pool has buckets from 2**16 bytes up (onnxruntime's BucketizedBufferAllocator)."""
 
-CPU_PROCESS_BYTES: Final = 32 * BYTES_PER_MB
-"""A Python process that has imported OGA and nothing else: 31 to 32 MB resident."""
+CPU_PROCESS_BYTES: Final = 24 * BYTES_PER_MB
+"""A worker that has imported OGA and loaded nothing: 24 MB resident."""
+
+TOKENIZER_FACTOR: Final = 6
+"""Resident bytes of OGA's tokenizer ÷ bytes of tokenizer.json: 21 MB for SmolLM2's 3.5 MB."""
+
+TOKENIZER_BYTES_PER_WORD: Final = 430
+"""The same for each word of the vocabulary, where there is no file to look at."""
 
 CPU_SESSION_BYTES: Final = 29 * BYTES_PER_MB
 """What a session adds whatever the model: code pages of two libraries, thread pool, graph; 26 to 31 MB."""
@@ -54,6 +60,7 @@ class ModelMemory(Struct, frozen=True):
     graph: GraphFacts | None = None
     prunes_logits: bool | None = None
     chunk_size: int | None = None
+    tokenizer_file_bytes: int | None = None
     measured_load_bytes: int | None = None
     measured_slot_ratio: float | None = None
 
@@ -230,7 +237,7 @@ def load_bytes(model: ModelMemory) -> int:
 
     CPU: MLAS packs quantised weights into memory of its own with a scale and a block sum (4 bytes each) per block; the
     stored scales, norms and rotary tables were read and stay mapped; an embedding that shares the head's weights is
-    copied; an embedding table of its own is mapped and hardly touched. CUDA: the bare context, libraries, and each
+    copied; an embedding table of its own is mapped and hardly touched; the tokenizer comes on top. CUDA: the bare context, libraries, and each
     tensor in pages of its own. DirectML: weights are uploaded before rounding is switched on, so the files count as
     they are.
     """
@@ -241,7 +248,10 @@ def load_bytes(model: ModelMemory) -> int:
         return CUDA_CONTEXT_BYTES + LIBRARIES_BYTES + weights
     if model.provider == "dml":
         return spec.weights_bytes
+    file = model.tokenizer_file_bytes
+    words = spec.shape.vocab_size
     base = CPU_PROCESS_BYTES + CPU_SESSION_BYTES
+    base += TOKENIZER_BYTES_PER_WORD * words if file is None else TOKENIZER_FACTOR * file
     if graph is None or not graph.quantized_bytes:
         return base + round(spec.weights_bytes * CPU_UNPACKED_FACTOR)
     return base + graph.quantized_bytes + 2 * graph.block_bytes + graph.folded_bytes + graph.other_bytes
@@ -258,7 +268,8 @@ def activation_bytes(model: ModelMemory, context_length: int, prompt_tokens: int
 
     CPU, fp32: three MLP tensors (gate, sigmoid, up), three of the attention (projection, transposed, rotated) and seven
     of the hidden size lie side by side, since the arena hands a freed block only to tensors that fit it; an embedding
-    table in the file is mapped where tokens touch it, apart from each other at worst. CUDA, fp16: what the two arenas
+    table in the file is mapped where tokens touch it, apart from each other at worst. Copies with block sums lie beside
+    all that, that of the hidden size twice. CUDA, fp16: what the two arenas
     take beyond the cache. DirectML, fp16: the tensors that are alive at once in the MLP and the logits, each rounded.
     """
     if model.provider == "cuda":
@@ -272,7 +283,9 @@ def activation_bytes(model: ModelMemory, context_length: int, prompt_tokens: int
         return sum(dml_rounded(2 * tokens * width) for width in tensors) + dml_rounded(
             2 * logits_tokens * shape.vocab_size
         )
-    hidden_layers = 4 * tokens * (3 * inner + 3 * model.qkv_size + 7 * shape.hidden_size)
+    copies = model.graph.widened_columns if model.graph is not None else ()
+    widths = 3 * inner + 3 * model.qkv_size + 7 * shape.hidden_size + sum(copies) + min(copies, default=0)
+    hidden_layers = 4 * tokens * widths
     rows = 0
     if model.graph is not None and model.graph.embedding_row_bytes:
         window = max(model.graph.embedding_row_bytes, CPU_FAULT_AROUND_BYTES)

@@ -31,6 +31,8 @@ _TYPES: Final[dict[int, tuple[str, float]]] = {
     22: ("int4", 0.5),
 }
 """Name and bytes of an element by its number in ``onnx.proto3``."""
+_WITH_SUMS: Final = "/with_block_sums"
+"""So ends the name of a tensor that our converter widens (runtime/quantize_graph.py)."""
 _TABLE_BYTES: Final = 2**20
 """A Gather from a matrix of this size looks up embeddings; smaller ones are constants."""
 
@@ -42,6 +44,7 @@ class GraphFacts(Struct, frozen=True):
     are quantised weights that the session copies at load because a Reshape feeds them to the embedding as well.
     ``weights`` counts the matrices by their format, for example ``{"int4, blocks of 32": 210}``, and ``external`` maps
     each external data file to the bytes that the graph reads up to; ``initializer_bytes`` are all stored tensors.
+    ``widened_columns`` are the widths of tensors that are copied with the sums of their blocks behind them.
     """
 
     cache_element_bytes: int | None = None
@@ -63,6 +66,7 @@ class GraphFacts(Struct, frozen=True):
     weights: dict[str, int] = {}
     external: dict[str, int] = {}
     initializer_bytes: tuple[int, ...] = ()
+    widened_columns: tuple[int, ...] = ()
 
 
 def read_graph(path: Path, *, past_key: str = "past_key_values.%d.key", logits: str = "logits") -> GraphFacts:
@@ -128,12 +132,15 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
     formats: Counter[str] = Counter()
     types = {tensor.name: _type_name(tensor.element_type) for tensor in tensors}
     qkv = intermediate = attention_heads = None
+    widened: set[int] = set()
     for operator, names, numbers in records.nodes():
         if operator == "MatMulNBits":
             k, n, bits, block = numbers["K"], numbers["N"], numbers.get("bits", 4), numbers.get("block_size", 32)
             matrices.append((k, n, bits, block))
             quantized.add(names[1])
             formats[f"int{bits}, blocks of {block}"] += 1
+            if names[0].endswith(_WITH_SUMS):
+                widened.add(k)
             if qkv is None and "qkv" in names[1]:
                 qkv = n
             if intermediate is None and ".up_proj." in names[1]:
@@ -170,6 +177,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
         weights=dict(formats),
         external=_external(tensors),
         initializer_bytes=tuple(round(size) for size in sizes.values()),
+        widened_columns=tuple(sorted(widened)),
     )
 
 

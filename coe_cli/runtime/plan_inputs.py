@@ -112,7 +112,20 @@ def memory_on_disk(spec: ModelSpec, provider: Provider | None = None, chunk_size
     """The memory of a model in ``spec.folder``, on its own provider unless another is named."""
     configured = _configured_chunk_size(spec.folder) if spec.folder is not None else None
     graph = _graph(spec) if spec.folder is not None else None
-    return ModelMemory(spec, provider or spec.provider, graph=graph, chunk_size=chunk_size or configured)
+    return ModelMemory(
+        spec,
+        provider or spec.provider,
+        graph=graph,
+        chunk_size=chunk_size or configured,
+        tokenizer_file_bytes=_size(spec.folder / "tokenizer.json") if spec.folder is not None else None,
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _graph(spec: ModelSpec) -> GraphFacts | None:

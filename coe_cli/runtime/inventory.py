@@ -18,7 +18,7 @@ from coe_cli.core.model_spec import (
     spec_from_folder,
 )
 from coe_cli.errors import CoeError
-from coe_cli.runtime.integrity import check_files
+from coe_cli.runtime.integrity import check_files, read_manifest
 
 _SAMPLE_BYTES = 65_536
 
@@ -82,7 +82,7 @@ def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str,
 
 
 def duplicate_weights(found: dict[str, Path]) -> dict[str, list[str]]:
-    """Model → other models with the same weights, by size and then by content."""
+    """Model → other models with the same weights: by size, then by samples, and by digests where both are recorded."""
     by_size: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, folder in found.items():
         sizes = tuple(sorted(path.stat().st_size for path in _weight_files(folder)))
@@ -96,10 +96,21 @@ def duplicate_weights(found: dict[str, Path]) -> dict[str, list[str]]:
         for name in names:
             by_content[_fingerprint(found[name])].append(name)
         for group in by_content.values():
+            digests = {name: _recorded_digests(found[name]) for name in group}
             for name in group:
-                if others := [other for other in group if other != name]:
-                    same[name] = others
+                others = [other for other in group if other != name and None in (digests[name], digests[other])]
+                others += [other for other in group if other != name and digests[name] == digests[other] is not None]
+                if others:
+                    same[name] = sorted(others)
     return same
+
+
+def _recorded_digests(folder: Path) -> list[str] | None:
+    """The SHA-256 of the weight files as the manifest has them, or None where it does not have them all."""
+    manifest = read_manifest(folder)
+    recorded = [(manifest or {"files": {}})["files"].get(path.name) for path in _weight_files(folder)]
+    digests = [facts.get("sha256") if isinstance(facts, dict) else None for facts in recorded]
+    return None if None in digests else sorted(str(digest) for digest in digests)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -115,4 +126,6 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file() and ".onnx" in path.name]
+    """The external data of the graph; the graph itself where there is none, since its weights are then in it."""
+    files = [path for path in folder.iterdir() if path.is_file() and ".onnx" in path.name]
+    return [path for path in files if path.suffix != ".onnx"] or files

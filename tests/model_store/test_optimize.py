@@ -179,4 +179,7 @@ def test_the_original_takes_no_part_in_sizes_or_duplicates(coe: Coe) -> None:
     (coe.models / "copy" / "original_graph.pb").unlink()
     rows = {row["name"]: row for row in coe("models", "list", "--format", "json").json["models"]}
     assert rows["tiny"]["duplicate_of"] == ["copy"]
+    write_tiny_model(coe.models / "as-it-came")
+    shown = coe("models", "show", "as-it-came", "--format", "json").json
+    assert shown["duplicate_of"] == ["copy", "tiny"], "another graph over the same weights"
     assert rows["tiny"]["size_mb"] == rows["copy"]["size_mb"]

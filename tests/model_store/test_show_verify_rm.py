@@ -124,6 +124,22 @@ def test_show_names_the_same_weights_under_another_name(coe: Coe, tiny: Path) ->
     assert coe("models", "show", "tiny", "--format", "json").json["duplicate_of"] == ["again"]
 
 
+def test_weights_that_differ_between_the_samples_are_told_apart_by_their_digests(coe: Coe, tiny: Path) -> None:
+    data = bytearray(8 * 2**20)
+    for name, value in (("tiny", 0), ("other", 1)):
+        folder = write_tiny_model(coe.models / name)
+        data[300_000] = value
+        (folder / "model.onnx.data").write_bytes(data)
+
+    def same() -> list[str]:
+        return coe("models", "show", "tiny", "--format", "json").json["duplicate_of"]
+
+    assert same() == ["other"], "without a record the samples count"
+    for name in ("tiny", "other"):
+        write_manifest(coe.models / name, {})
+    assert same() == []
+
+
 def test_a_sound_model_passes_and_gives_its_tokens_again(coe: Coe, tiny: Path) -> None:
     write_manifest(tiny, {})
     first, second = verify(coe), verify(coe)

@@ -55,7 +55,7 @@ def check_models(
         if not optimized:
             message = f"{name} computes the head for every position of a prompt: more memory, slower prompts"
             findings.append(warning("models", message, f"coe models optimize {name}"))
-    return [*findings, *_duplicates(models_dir)]
+    return [*findings, *_duplicates(models_dir, catalog)]
 
 
 def check_residents(models_dir: Path) -> list[Finding]:
@@ -84,9 +84,12 @@ def check_residents(models_dir: Path) -> list[Finding]:
     return findings or [ok("college", "none is running and no worker has a model loaded")]
 
 
-def _duplicates(models_dir: Path) -> list[Finding]:
+def _duplicates(models_dir: Path, catalog: Catalog) -> list[Finding]:
+    """Of models with the same weights the one to go is one that no expert and no catalog names."""
     groups = {tuple(sorted([name, *others])) for name, others in all_duplicates(models_dir).items()}
-    return [
-        warning("duplicates", f"{' and '.join(group)} hold the same weights", f"coe models rm {group[-1]}")
-        for group in sorted(groups)
-    ]
+    findings = []
+    for group in sorted(groups):
+        spare = next((name for name in reversed(group) if name not in catalog.models), group[-1])
+        message = f"{' and '.join(group)} hold the same weights"
+        findings.append(warning("duplicates", message, f"coe models rm {spare}"))
+    return findings

@@ -201,12 +201,14 @@ def import_(
     Example: coe models import Qwen2.5-Coder-0.5B-Instruct-Q8_0.gguf --name coder-small --provider cpu
     """
     from coe_cli.core.model_name import check_name
+    from coe_cli.core.recipe import recipe_for
     from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.import_model import check_resources, import_model
     from coe_cli.runtime.weights_source import inspect
 
     output, models_dir = Output(), folders().models
     check_name(name)
+    recipe_for(provider.value, precision.value)
     weights = inspect(source.expanduser())
     output.note(check_resources(weights, precision.value, models_dir))
     with ProgressView(output, f"converting {source.name}") as view:

@@ -79,6 +79,14 @@ def test_a_source_is_converted_checked_and_recorded(
     assert coe("models", "verify", "mine").code == 0
 
 
+def test_a_precision_that_a_device_has_no_use_for(coe: Coe, converter: list[Any], tmp_path: Path) -> None:
+    for provider, precision in (("cpu", "fp16"), ("cuda", "int8")):
+        result = import_(coe, write_gguf(tmp_path / "a.gguf"), "--provider", provider, "--precision", precision)
+        assert (result.code, converter) == (2, [])
+        assert f"no {precision} recipe for provider `{provider}`" in result.stderr
+        assert "MB of memory" not in result.stderr, "it is not going to be converted"
+
+
 def test_a_name_that_is_taken(coe: Coe, converter: list[Any], tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "a.gguf")
     old = write_tiny_model(coe.models / "mine", seed=7)

@@ -77,11 +77,14 @@ def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
 def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path) -> None:
     from coe_cli.core.calibration import CalibrationRecord
     from coe_cli.runtime.calibration_store import CalibrationStore, model_digest
+    from coe_cli.runtime.providers import runtime_version
 
+    version = runtime_version("cpu")
+    assert version is not None
     key = {
         "model_digest": model_digest(tiny),
         "provider": "cpu",
-        "runtime_version": "0.18.0",
+        "runtime_version": version,
         "adapter": "cpu",
     }
     before = coe("models", "show", "tiny", "--format", "json", "-p", "embedded").json
@@ -102,7 +105,7 @@ def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path)
         "error": pytest.approx((100 / 80 + 10 / 20) / 2 - 1),
         "measurements": 2,
         "newest_at": "2023-11-14T22:13:20+00:00",
-        "runtime_version": "0.18.0",
+        "runtime_version": version,
         "adapter": "cpu",
     }
     assert card["plan"]["weights_mb"] == 80.0

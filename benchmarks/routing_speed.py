@@ -1,4 +1,6 @@
-"""How fast routing is: a fresh process, a thousand questions on stdin, and a running college. Prints a Markdown table.
+"""How fast routing is: a fresh process, a thousand questions on stdin, a running college, and what it adds to `coe ask`.
+
+Prints two Markdown tables.
 
 Usage: python benchmarks/routing_speed.py [ROUNDS]   (the router must be prepared: coe route --rebuild)
 """
@@ -14,6 +16,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pairs import HEADER, alternate, first_byte_s
 
 from coe_cli.core.catalog import load_catalog
 from coe_cli.core.router_examples import examples_digest, training_set
@@ -33,12 +37,17 @@ def main() -> None:
         many = [
             seconds([*COE, "route", "-", "--format", "jsonl"], "\n".join(thousand)) for _ in range(max(1, rounds // 3))
         ]
+        routed = [*COE, "ask", "--no-serve", "--no-log", "--max-tokens", "4", "--format", "quiet"]
+        named = [*routed, "-e", "sql_query", QUESTION]
+        first = alternate(lambda: first_byte_s([*routed, QUESTION]), lambda: first_byte_s(named), rounds)
         in_college, whole = college(rounds * 10, examples_digest(catalog))
     print("| measure | median | least–most | limit |\n|---|---|---|---|")
     print(row("a fresh process, one question", fresh, "s", 2, "≤ 0.6 s"))
     print(row(f"{len(thousand)} questions on stdin", many, "s", 1, "≤ 15 s"))
     print(row("one question in a running college", in_college, "ms", 1, "≤ 20 ms"))
     print(row("`coe route` with a running college", whole, "s", 2, ""))
+    print(f"\n{HEADER.replace('coe', 'routed').replace('bare', 'with -e')}")
+    print(first.row("`ask --no-serve`, start to first token", "s", ""))
 
 
 def college(rounds: int, digest: str) -> tuple[list[float], list[float]]:

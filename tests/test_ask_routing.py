@@ -77,6 +77,18 @@ def test_two_domains_are_asked_together_unless_the_profile_says_no(routing_coe: 
     assert (alone["expert"], "drafts" in alone) == (asked[0], False)
 
 
+def test_a_question_that_can_be_split_is(routing_coe: Coe) -> None:
+    """`coe route` and `--explain` show the same parts, and they make up the question."""
+    routed = routing_coe.run("route", JOINT).check().stdout.splitlines()
+    told = ask(routing_coe, "--explain", JOINT).check().stderr.splitlines()
+    parts = [line.strip() for line in routed[1:]]
+    assert len(parts) == 2
+    assert all(f"coe: {part}" in told for part in parts)
+    words = {word for part in parts for word in part.partition(" is asked: ")[2].split()}
+    assert words <= set(JOINT.split())
+    assert {"SQL", "Python", "plot"} <= words
+
+
 def test_an_unsure_route_says_so(routing_coe: Coe) -> None:
     candidates = [
         "zxqv",

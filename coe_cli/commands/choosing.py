@@ -155,7 +155,7 @@ def _start_meanwhile(options: AskOptions) -> None:
 
 
 def _tell(options: AskOptions, routed: Routed, experts: list[str], output: Output, output_format: AnswerFormat) -> None:
-    from coe_cli.output.routing import describe
+    from coe_cli.output.routing import describe, parts_of
     from coe_cli.runtime.ask_routing import unrouted_note
 
     decision = routed.decision
@@ -166,8 +166,8 @@ def _tell(options: AskOptions, routed: Routed, experts: list[str], output: Outpu
     if options.explain:
         by = "the running college" if routed.by == "college" else "coe itself"
         output.note(f"{describe(decision)} · routed by {by} in {routed.latency_ms:.0f} ms")
-        for expert, part in decision.parts.items():
-            output.note(f"{expert} is asked: {part}")
+        for line in parts_of(decision):
+            output.note(line)
     elif output_format is AnswerFormat.HUMAN and decision.unsure and len(experts) == 1:
         output.note(f"{describe(decision)}; name an expert with -e if it should be another")
     if len(experts) > 1 and output_format is AnswerFormat.HUMAN:

@@ -58,6 +58,11 @@ def describe(decision: Decision) -> str:
     return f"{named}{then}"
 
 
+def parts_of(decision: Decision) -> list[str]:
+    """A line for each expert that has a part of its own of a question that can be split."""
+    return [f"{expert} is asked: {' '.join(part.split())}" for expert, part in decision.parts.items()]
+
+
 def write_decisions(output: Output, router: QuestionRouter, texts: Iterable[str], output_format: str) -> None:
     """Route ``texts`` and write each decision; the latency is the share of its batch."""
     whole: list[dict[str, Any]] = []
@@ -72,6 +77,7 @@ def write_decisions(output: Output, router: QuestionRouter, texts: Iterable[str]
                 shown = " ".join(text.split())
                 shown = shown[: _SHOWN_CHARS - 1] + "…" if len(shown) > _SHOWN_CHARS else shown
                 output.stdout.write((f"{shown}\n    " if several else "") + describe(decision) + "\n")
+                output.stdout.writelines(f"    {line}\n" for line in parts_of(decision))
             elif output_format == "jsonl":
                 line = decision_as_dict(text, decision, latency_ms)
                 output.json_line(line)
@@ -86,6 +92,7 @@ def write_decided(output: Output, text: str, decision: Decision, latency_ms: flo
     """Write one decision that somebody else has made."""
     if output_format == "human":
         output.stdout.write(describe(decision) + "\n")
+        output.stdout.writelines(f"    {line}\n" for line in parts_of(decision))
     elif output_format == "jsonl":
         output.json_line(decision_as_dict(text, decision, latency_ms))
     else:

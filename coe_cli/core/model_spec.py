@@ -10,7 +10,8 @@ from msgspec import Struct
 
 from coe_cli.core.catalog import Catalog, ModelEntry, ModelShape
 from coe_cli.core.profile import Provider
-from coe_cli.errors import ModelDamaged
+from coe_cli.core.source_uri import check_member
+from coe_cli.errors import ModelDamaged, UsageError
 
 BYTES_PER_MB = 2**20
 GENAI_CONFIG = "genai_config.json"
@@ -66,7 +67,7 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
     ``weights_bytes`` is the size of the graph and its external data on disk.
 
     Raises:
-        ModelDamaged: the file is missing, is not JSON, or lacks a part of the shape.
+        ModelDamaged: the file is missing, is not JSON, lacks a part of the shape, or names a graph elsewhere.
     """
     path = folder / GENAI_CONFIG
     try:
@@ -96,7 +97,10 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
         head_size=number("head_size", max(1, hidden // heads)),
         vocab_size=number("vocab_size"),
     )
-    graph = str(decoder.get("filename", "model.onnx"))
+    try:
+        graph = check_member(str(decoder.get("filename", "model.onnx")))
+    except UsageError:
+        raise _damaged(name, f"{path} names a graph outside of its folder") from None
     return ModelSpec(
         name=name,
         source="disk",

@@ -218,6 +218,18 @@ def test_weights_outside_of_the_folder_are_refused(coe: Coe, tiny: Path) -> None
     assert "outside of the model's folder" in result.stdout
 
 
+@pytest.mark.parametrize("graph", ["/etc/passwd", "../other/model.onnx", "C:\\model.onnx", "a/../../b.onnx", ""])
+def test_a_graph_outside_of_the_folder_is_refused_everywhere(coe: Coe, tiny: Path, graph: str) -> None:
+    edit_config(tiny, filename=graph)
+    for command in (("verify", "tiny"), ("show", "tiny"), ("optimize", "tiny")):
+        result = coe("models", *command)
+        text = " ".join((result.stdout + result.stderr).split())
+        assert (result.code, "outside of its folder" in text) == (4, True), command
+    assert coe("doctor", "-p", "embedded").code == 1
+    (row,) = [row for row in coe("models", "list", "--format", "json").json["models"] if row["name"] == "tiny"]
+    assert "outside of its folder" in row["problem"]
+
+
 @pytest.mark.parametrize("where", ["model", "decoder", "root"])
 def test_a_folder_from_a_newer_oga_says_so(coe: Coe, tiny: Path, where: str) -> None:
     path = tiny / "genai_config.json"

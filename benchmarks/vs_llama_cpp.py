@@ -22,6 +22,8 @@ from statistics import median
 
 from pairs import print_table
 
+from coe_cli.runtime.worker_process import worker_environment
+
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 CHILD = "--child"
@@ -38,11 +40,12 @@ def llama_rates(options: argparse.Namespace) -> tuple[float, float]:
 
 
 def oga_rates(model: str, options: argparse.Namespace) -> tuple[float, float]:
-    """The same, in a process of its own that ends: no spinning thread pool disturbs the next run."""
+    """The same, in a process of its own, with a worker's environment, that ends: no spinning threads disturb the next run."""
     arguments = [model, CHILD, "--gguf", str(options.gguf), "--threads", str(options.threads)]
     arguments += ["--prompt-tokens", str(options.prompt_tokens), "--gen-tokens", str(options.gen_tokens)]
     arguments += ["--repeats", str(options.repeats)]
-    done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=worker_environment())
     prefill, decode = json.loads(done.stdout.splitlines()[-1])
     return prefill, decode
 
@@ -104,11 +107,12 @@ def main() -> None:
             rates.setdefault(model, []).append(oga_rates(model, options))
     rows = []
     for name, found in rates.items():
-        cells = []
+        cells = [name]
         for index in (0, 1):
-            ratio = median(own[index] / base[index] for own, base in zip(found, rates["llama.cpp"], strict=True))
-            cells += [f"{median(own[index] for own in found):.1f}", f"{ratio:.2f}"]
-        rows.append((name, *cells))
+            ratios = [own[index] / base[index] for own, base in zip(found, rates["llama.cpp"], strict=True)]
+            cells.append(f"{median(own[index] for own in found):.1f}")
+            cells.append(f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+        rows.append(cells)
     print_table(("runtime, model", "prefill t/s", "ratio", "decode t/s", "ratio"), rows)
 
 

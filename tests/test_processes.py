@@ -189,3 +189,14 @@ def test_nothing_for_too_long_is_a_time_out(coe: Coe) -> None:
     result = coe.run("ask", "-m", MODEL, "-p", "standard", "--timeout", "0.1", "one two three four five " * 1200)
     assert result.code == 8
     assert "--timeout" in one_line(result.stderr)
+
+
+def test_a_worker_gets_huge_pages_beside_other_tunables(monkeypatch):
+    from coe_cli.runtime.worker_process import worker_environment
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert worker_environment()["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    assert worker_environment()["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert worker_environment()["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"

@@ -31,8 +31,15 @@ def worker_command() -> list[str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """The environment of a worker: ours, and no telemetry."""
-    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+    """The environment of a worker: ours, no telemetry, and weights in huge pages where the C library is glibc.
+
+    Every token reads all the weights, and with pages of 4 KB the processor spends a tenth of the decode time looking the
+    pages up. glibc reads its tunables when a process starts, and others do not know the variable.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" not in tunables:
+        tunables = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", "GLIBC_TUNABLES": tunables}
 
 
 class WorkerProcess:

@@ -138,6 +138,15 @@ def verify(
     name: ModelArgument,
     no_run: Annotated[bool, typer.Option("--no-run", help="Check files and configuration only.")] = False,
     accept: Annotated[bool, typer.Option("--accept", help="Record the answer of today as the right one.")] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Compare a converted model with its source, too: some minutes.")
+    ] = False,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="The source for --quality, if not the recorded one.")
+    ] = None,
+    quality_tokens: Annotated[
+        int | None, typer.Option("--quality-tokens", min=2, help="Use only so many tokens of the text.")
+    ] = None,
     report_format: FormatOption = ReportFormat.HUMAN,
     catalog_file: CatalogFileOption = None,
 ) -> None:
@@ -146,8 +155,14 @@ def verify(
     The first run records what the model answers on its provider; later ones compare with that, so that a driver that
     computes garbage is caught. Exits with 4 when something is wrong.
 
-    Example: coe models verify smollm2-135m
+    With --quality it also reads a text of about 20,000 tokens with the model and with the GGUF file or folder that it was
+    converted from, fetched again where it is not on this machine, and tells how often both put the same token first
+    and how much perplexity the conversion lost.
+
+    Example: coe models verify smollm2-135m --quality
     """
+    from msgspec import to_builtins
+
     from coe_cli.core.findings import Level, worst
     from coe_cli.output.findings_view import findings_document, write_findings
     from coe_cli.output.progress_view import ProgressView
@@ -158,8 +173,17 @@ def verify(
     folder = folder_of(name, read_catalog(catalog_file), folders().models)
     with ProgressView(output, f"checking {name}") as view:
         findings = check(name, folder, folders().state, run=not no_run, accept=accept, on_progress=view)
+        measured = None
+        if (quality or source is not None) and worst(findings) is not Level.ERROR:
+            from coe_cli.runtime.quality_check import check_quality, quality_finding
+
+            measured = check_quality(name, folder, view, source=source, max_tokens=quality_tokens)
+            findings.append(quality_finding(name, measured))
     if report_format is ReportFormat.JSON:
-        output.json({"model": name, **findings_document(findings)})
+        document = {"model": name, **findings_document(findings)}
+        if measured is not None:
+            document["quality"] = to_builtins(measured)
+        output.json(document)
     else:
         write_findings(output, findings)
     if worst(findings) is Level.ERROR:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     Logits = Callable[[list[int]], "NDArray[np.float32]"]
 
+MAX_LOSS_PERCENT = 1.0
+"""What a conversion with the default recipe may lose of its source's perplexity."""
+
 QUALITY_TEXT = Path(__file__).resolve().parent.parent / "data" / "quality_text.txt"
 WINDOW_TOKENS = 512
 
@@ -98,9 +101,9 @@ def compare(
         expected, actual = _log_softmax(reference(window)), _log_softmax(converted(window))
         following = np.array(window[1:])
         rows = np.arange(len(following))
-        source_loss -= float(expected[rows, following].sum())
-        loss -= float(actual[rows, following].sum())
-        divergence += float((np.exp(expected) * (expected - actual)).sum())
+        source_loss -= float(expected[rows, following].sum(dtype=np.float64))
+        loss -= float(actual[rows, following].sum(dtype=np.float64))
+        divergence += float((np.exp(expected) * (expected - actual)).sum(dtype=np.float64))
         agreed += int((expected.argmax(-1) == actual.argmax(-1)).sum())
         predicted, positions = predicted + len(following), positions + len(window)
         on_progress((done + 1) / len(windows))
@@ -115,11 +118,12 @@ def compare(
     )
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     import numpy as np
 
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    shifted = logits - logits.max(-1, keepdims=True)
+    total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
+    result: NDArray[np.float32] = shifted - np.log(total).astype(np.float32)
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,28 +13,6 @@ import pytest
 
 from coe_cli.runtime.integrity import check_files
 from model_store.conftest import Coe
-from model_store.tiny_model import write_tiny_model
-
-WRITE = """
-import sys, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-torch.manual_seed(0)
-config = LlamaConfig(vocab_size=288, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                     num_key_value_heads=2, max_position_embeddings=512, bos_token_id=256, eos_token_id=257)
-LlamaForCausalLM(config).half().save_pretrained(sys.argv[1])
-"""
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with random weights."""
-    folder = tmp_path_factory.mktemp("source")
-    source = folder / "llama"
-    subprocess.run([sys.executable, "-c", WRITE, str(source)], check=True, capture_output=True, env=os.environ)
-    tokenizer = write_tiny_model(folder / "tokenizer")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (source / name).write_bytes((tokenizer / name).read_bytes())
-    return source
 
 
 def start_import(source: Path) -> subprocess.Popen[str]:

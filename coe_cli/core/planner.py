@@ -208,10 +208,9 @@ def _warnings(
 
 def _guide_differs(profile: HardwareProfile, scenario: Scenario, known: Known) -> list[PlanWarning]:
     constants = profile.vram_components.per_slot_estimate
-    guide, exact = (
-        total_mb(scenario, known.models, accounting(name, constants), profile.fixed_mb)
-        for name in ("guide", "exact")  # type: AccountingName
-    )
+    fixed_mb = profile.fixed_mb if known.guide_fixed_mb is None else known.guide_fixed_mb
+    guide = total_mb(scenario, known.models, accounting("guide", constants), fixed_mb)
+    exact = total_mb(scenario, known.models, accounting("exact", constants), profile.fixed_mb)
     if abs(guide - exact) <= GUIDE_TOLERANCE * exact:
         return []
     return [PlanWarning("guide_differs", f"the guide's constants give {guide:.0f} MB, the exact count {exact:.0f} MB")]

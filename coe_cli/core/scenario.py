@@ -35,12 +35,16 @@ class Scenario(Struct, frozen=True):
 
 
 class Known(Struct, frozen=True):
-    """What the planner is told of the machine and the models: memory of each model by name, the card, twin weights."""
+    """What the planner is told of the machine and the models: memory of each model by name, the card, twin weights.
+
+    ``guide_fixed_mb`` is the guide's fixed part where the profile's is a measured one.
+    """
 
     models: Mapping[str, ModelMemory]
     card_mb: float | None = None
     duplicates: Mapping[str, Sequence[str]] = {}
     candidates: tuple[Role, ...] = ()
+    guide_fixed_mb: float | None = None
 
 
 class PlannedModel(Struct, frozen=True):

@@ -40,6 +40,7 @@ def report(
     """
     card_mb = quick_card_mb(request.provider or profile.provider, where.state)
     inputs = gather(request, profile, catalog, where, card_mb)
+    inputs = structs.replace(inputs, known=structs.replace(inputs.known, guide_fixed_mb=float(profile.fixed_mb)))
     # The guide counts by its own constants; the others take the embedder's memory as it was measured.
     measured = with_measured_embedder(profile, where)
     counted = profile if accounting == "guide" else measured

@@ -13,6 +13,7 @@ from coe_cli.errors import CoeError, ModelDamaged
 from coe_cli.runtime import canary
 from coe_cli.runtime.integrity import read_manifest, sha256_of
 from coe_cli.runtime.progress import OnProgress, Step, ignore
+from coe_cli.runtime.providers import installed_providers
 
 _SAMPLE = "Grüße, 世界! def f(x): return x ** 2  # 3.14"
 
@@ -45,7 +46,10 @@ def verify(
         *_consistency(spec, facts, again),
         *_tokenizer(spec, folder, again),
     ]
-    if run and not any(finding.level == "error" for finding in findings):
+    if run and spec.provider not in installed_providers():
+        not_here = f"not loaded: it was built for {spec.provider}, which is not installed here"
+        findings.append(warning("canary", not_here, f"Run it where {spec.provider} is: coe models verify {name}"))
+    elif run and not any(finding.level == "error" for finding in findings):
         on_progress(Step("Loading it and asking", 0, None))
         if accept:
             canary.forget(state_dir, name)

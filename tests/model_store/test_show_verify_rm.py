@@ -153,6 +153,17 @@ def test_a_sound_model_passes_and_gives_its_tokens_again(coe: Coe, tiny: Path) -
     assert coe("models", "verify", "tiny").code == 0
 
 
+def test_a_model_for_a_device_that_is_not_here_is_checked_as_far_as_it_goes(coe: Coe, tiny: Path) -> None:
+    write_manifest(tiny, {})
+    edit_config(tiny, session_options={"provider_options": [{"cuda": {}}]})
+    result = verify(coe)
+    assert (result.code, levels(result)["canary"]) == (4, "warning"), "the digests have changed"
+    write_manifest(tiny, {})
+    result = verify(coe)
+    assert (result.code, levels(result)["canary"], levels(result)["config"]) == (0, "warning", "ok")
+    assert "built for cuda, which is not installed here" in result.stdout
+
+
 def test_a_model_that_computes_something_else_is_caught(coe: Coe, tiny: Path, tmp_path: Path) -> None:
     verify(coe)
     weights = (write_tiny_model(tmp_path / "broken", seed=1) / "model.onnx.data").read_bytes()

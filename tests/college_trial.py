@@ -148,6 +148,7 @@ async def trial(
     meter: FakeMeter | None = None,
     load_timeout_s: float = 30.0,
     watchdog_s: float = 30.0,
+    keep_spare: bool = False,
     **pool: Any,
 ) -> AsyncIterator[Trial]:
     """A college on faulty workers; afterwards no process of it is left."""
@@ -159,6 +160,7 @@ async def trial(
         cost_of=lambda spec: (ModelCost(spec.weights_bytes / 2**20, SLOT_MB, max_slots=4), 1024),
         load_timeout_s=load_timeout_s,
         watchdog_s=watchdog_s,
+        keep_spare=keep_spare,
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
     )
     the_meter = meter or FakeMeter()

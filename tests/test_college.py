@@ -250,6 +250,53 @@ def test_a_model_whose_files_have_changed_is_loaded_anew_when_idle(tmp_path: Pat
     run(test)
 
 
+# --- the spare worker
+
+
+async def _spare_pid(college: Trial) -> int:
+    """The process that has no model, once there is one."""
+    while True:
+        residents = {pid for pid, _, _ in college.college.workers().values()}
+        free = [pid for pid in college.pids() if psutil.pid_exists(pid) and pid not in residents]
+        if free and college.college._spare.there:
+            return free[-1]
+        await asyncio.sleep(0.01)
+
+
+def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, keep_spare=True, vram_budget_mb=120) as college:
+            assert (await college.ask("one")).right
+            await asyncio.sleep(0.3)
+            assert len(college.pids()) == 1, "who asks one model only pays for none"
+            assert (await college.ask("two")).right
+            spare = await _spare_pid(college)
+            assert (await college.ask("one")).right
+            assert [pid for pid, _, _ in college.college.workers().values()] == [spare]
+            os.kill(await _spare_pid(college), signal.SIGKILL)
+            assert (await college.ask("two")).right, "a spare worker that was killed is no loss"
+            await _spare_pid(college)
+            await college.settled()
+
+    run(test)
+
+
+def test_spare_workers_among_kills(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with trial(tmp_path, keep_spare=True, vram_budget_mb=120, retry_delay_s=0.01) as college:
+            chance = random.Random(4)
+            for number in range(12):
+                answer = await college.ask("one" if number % 2 else "two", whole=True)
+                assert answer.right or (answer.error is not None and answer.error.exit_code == 7)
+                for pid in college.pids():
+                    if chance.random() < 0.5:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+            await college.settled()
+
+    run(test)
+
+
 # --- cancelling and ending
 
 

@@ -24,6 +24,7 @@ from coe_cli.runtime.college_requests import OpenRequest, Tally
 from coe_cli.runtime.meter import Meter
 from coe_cli.runtime.recorder import Recorder
 from coe_cli.runtime.resident import KilledFromOutside, ResidentWorker
+from coe_cli.runtime.spare import SpareWorker
 
 _RECLAIM_WAIT_S = 2.0
 _RECLAIM_LOOK_S = 0.02
@@ -45,6 +46,8 @@ class CollegeSettings:
     worker_command: list[str] | None = None
     recorder: Recorder | None = None
     worker_threads: int | None = None
+    keep_spare: bool = False
+    """After the second load, whenever nothing is asked, have a process ready for the next one."""
 
 
 class College:
@@ -58,6 +61,8 @@ class College:
         self._specs: dict[str, ModelSpec] = {}
         self._contexts: dict[str, int] = {}
         self._workers: dict[str, ResidentWorker] = {}
+        self._spare = SpareWorker(settings.worker_command, settings.worker_threads)
+        self._loads = 0
         self._requests: dict[int, OpenRequest] = {}
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,6 +104,8 @@ class College:
             self.active_at = self._clock()
             if self._requests.pop(request_id, None) is not None:
                 self._tell(ev.Cancelled(request_id))
+            if self._settings.keep_spare and self._loads > 1 and not (self.busy or self._closed or self._spare.there):
+                self._spawn(self._spare.prepare())
 
     def snapshot(self) -> Snapshot:
         """The pool as of now."""
@@ -135,7 +142,7 @@ class College:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(worker.end() for worker in self._workers.values()))
+        await asyncio.gather(self._spare.end(), *(worker.end() for worker in self._workers.values()))
         self._workers.clear()
         for request in self._requests.values():
             request.events.put_nowait(_stopped())
@@ -159,10 +166,8 @@ class College:
     def _carry_out(self, decision: ev.Decision) -> None:
         match decision:
             case ev.Load(model=model) | ev.Preload(model=model):
-                worker = ResidentWorker(
-                    self._specs[model], self._settings.worker_command, self._settings.worker_threads
-                )
-                self._workers[model] = worker
+                worker = self._workers[model] = self._spare.take()
+                self._loads += 1
                 self._spawn(self._load(model, worker, warm=isinstance(decision, ev.Preload)))
             case ev.Evict(model=model):
                 doomed = self._workers.get(model)
@@ -230,6 +235,7 @@ class College:
         worker.on_exit = lambda: self._lose(model, worker, worker.death())
         try:
             await worker.load(
+                self._specs[model],
                 slots=self._settings.pool.max_concurrent_slots,
                 warm_context_length=self._contexts[model] if warm else None,
                 timeout_s=self._settings.load_timeout_s,
@@ -246,7 +252,7 @@ class College:
         if worker.ending:
             return
         if self._settings.recorder is not None and not warm:
-            self._settings.recorder.loaded(worker.spec, worker.pid)
+            self._settings.recorder.loaded(self._specs[model], worker.pid)
         for request in self._requests.values():
             if request.ask.model.name == model:
                 request.load_s = worker.load_s
@@ -339,7 +345,7 @@ class College:
                 worker.running.discard(request_id)
                 if self._settings.recorder is not None:
                     length = self._contexts[model]
-                    self._settings.recorder.answered(worker.spec, worker.pid, length, message.prompt_tokens)
+                    self._settings.recorder.answered(self._specs[model], worker.pid, length, message.prompt_tokens)
                 self._end(
                     request_id,
                     ce.Finished(

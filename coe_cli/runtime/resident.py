@@ -37,11 +37,14 @@ class KilledFromOutside(DeviceLost):
 
 
 class ResidentWorker:
-    """One model in one process. ``on_message`` hears of answers, ``on_exit`` of an end that nobody asked for."""
+    """One model in one process. ``on_message`` hears of answers, ``on_exit`` of an end that nobody asked for.
 
-    def __init__(self, spec: ModelSpec, command: list[str] | None = None, threads: int | None = None) -> None:
-        self.spec = spec
+    ``start`` starts the process, which imports the runtime; ``load`` gives it its model, and starts it if need be.
+    """
+
+    def __init__(self, command: list[str] | None = None, threads: int | None = None) -> None:
         self._threads = threads
+        self._name = "a spare worker"
         self.load_s = 0.0
         self.running: set[int] = set()
         self.progress_at = time.monotonic()
@@ -66,12 +69,11 @@ class ResidentWorker:
     def alive(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
-    async def load(self, *, slots: int, warm_context_length: int | None, timeout_s: float) -> None:
-        """Start the process and load the model.
+    async def start(self) -> None:
+        """Start the process.
 
         Raises:
-            CoeError: what the worker says; DeviceLost if it cannot be started, ends, does not speak the protocol, or takes
-                longer than ``timeout_s``.
+            DeviceLost: it cannot be started.
         """
         flags: dict[str, Any] = (
             {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
@@ -90,18 +92,30 @@ class ResidentWorker:
             )
         except OSError as error:
             raise DeviceLost(
-                f"the worker of `{self.spec.name}` cannot be started: {error}",
+                f"{self._name} cannot be started: {error}",
                 "Free memory and processes, then try again.",
             ) from None
         finally:
             self._started.set()
         self._reader = asyncio.create_task(self._listen())
+
+    async def load(self, spec: ModelSpec, *, slots: int, warm_context_length: int | None, timeout_s: float) -> None:
+        """Load the model.
+
+        Raises:
+            CoeError: what the worker says; DeviceLost if it cannot be started, ends, does not speak the protocol, or takes
+                longer than ``timeout_s``.
+        """
+        self._name = f"the worker of `{spec.name}`"
+        if self._loaded is None:
+            await self.start()
+        assert self._loaded is not None
         self.send(
             protocol.Load(
-                folder=str(self.spec.folder),
-                provider=self.spec.provider,
-                session_options=default_session_options(self.spec.provider, self._threads),
-                provider_options=default_provider_options(self.spec.provider),
+                folder=str(spec.folder),
+                provider=spec.provider,
+                session_options=default_session_options(spec.provider, self._threads),
+                provider_options=default_provider_options(spec.provider),
                 slots=slots,
                 warm_context_length=warm_context_length,
             )
@@ -110,7 +124,7 @@ class ResidentWorker:
             self.load_s = (await asyncio.wait_for(self._loaded, timeout_s)).load_s
         except TimeoutError:
             raise DeviceLost(
-                f"`{self.spec.name}` did not load within {timeout_s:g} s", "Allow more time, or use a smaller model."
+                f"`{spec.name}` did not load within {timeout_s:g} s", "Allow more time, or use a smaller model."
             ) from None
 
     def send(self, message: protocol.Message) -> None:
@@ -163,7 +177,7 @@ class ResidentWorker:
         tail = self.stderr_tail().strip().splitlines()
         outside = self._ended_by_itself and code is not None and -code in _OUTSIDE_SIGNALS
         return (KilledFromOutside if outside else DeviceLost)(
-            f"the worker of `{self.spec.name}` {how}" + (f": {tail[-1]}" if tail else ""), "Run it again."
+            f"{self._name} {how}" + (f": {tail[-1]}" if tail else ""), "Run it again."
         )
 
     def stderr_tail(self) -> str:
@@ -187,7 +201,7 @@ class ResidentWorker:
             if problem is not None and not isinstance(problem, asyncio.IncompleteReadError | OSError):
                 # The channel broke while the process runs on: it is of no use any more.
                 self._broken = DeviceLost(
-                    f"the worker of `{self.spec.name}` wrote something else than the protocol ({problem})",
+                    f"{self._name} wrote something else than the protocol ({problem})",
                     "Run it again.",
                 )
             if isinstance(problem, asyncio.IncompleteReadError):
@@ -200,6 +214,7 @@ class ResidentWorker:
             reading.cancel()
         if not self._loaded.done():
             self._loaded.set_exception(self.death())
+            self._loaded.exception()  # nobody need wait for it: a spare worker has no model yet
         elif not self.ending:
             self.on_exit()
 

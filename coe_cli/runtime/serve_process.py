@@ -142,7 +142,9 @@ class _Process:
     async def run(self, folder: Path, on_ready: Callable[[str], None], observer: Observer | None) -> None:
         import uvicorn
 
-        settings = CollegeSettings(pool_from_profile(self._profile), cost_in(self._profile), recorder=Recorder())
+        settings = CollegeSettings(
+            pool_from_profile(self._profile), cost_in(self._profile), recorder=Recorder(), keep_spare=True
+        )
         self._college = College(settings, meter_for(self._profile))
         self._server = Server(
             self._college,

@@ -100,6 +100,8 @@ class Bench:
         buffer = engine.create_event_buffer(64)
         while engine.has_pending_requests():
             for event in engine.run(buffer):
+                if event.finish_reason == oga.FinishReason.FAILED:
+                    raise RuntimeError(event.error_code.name)
                 if event.flags & oga.EngineEventFlags.TOKEN:
                     answers[requests.index(event.request)].append(int(event.token))
         return answers

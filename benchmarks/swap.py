@@ -45,7 +45,7 @@ class Swaps:
             min_resident_s=0.0,
             vram_budget_mb=pool.fixed_mb + round(1.3 * (cost.weights_mb + cost.kv_mb)),
         )
-        self._college = College(CollegeSettings(pool, cost_in(profile)), ResidentSetMeter())
+        self._college = College(CollegeSettings(pool, cost_in(profile), keep_spare=True), ResidentSetMeter())
         self._loop = asyncio.new_event_loop()
         self._turn = 0
         self.parts: list[tuple[float, float, float]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,9 +12,12 @@ import threading
 import psutil
 import pytest
 from conftest import MODEL, Coe, eventually, is_gone, one_line, read_some
+from rich.console import Console
 from serving import Served, serving
 
+from coe_cli.core.college_status import CollegeStatus, ModelLine
 from coe_cli.core.duration import parse_duration_s
+from coe_cli.output.college_view import status_table
 
 KEYS = [
     "schema_version",
@@ -39,6 +43,7 @@ MODEL_KEYS = [
     "reserved_mb",
     "measured_mb",
     "idle_s",
+    "kv_reserved_mb",
 ]
 
 
@@ -92,6 +97,22 @@ def test_the_table_names_model_and_memory(served: Served) -> None:
     served.chat(max_tokens=2)
     text = served.coe.run("ps").check().stdout
     assert served.url in text and MODEL in text and "0/2" in text and "\x1b" not in text
+
+
+def test_on_80_columns_names_give_way_and_figures_stay_whole() -> None:
+    lines = [
+        ModelLine("DeepSeek-R1-Distill-Qwen-7B-DML", 1234567, "ready", 1, 2, 3, 16384, 16500, 16600.0, None, 448),
+        ModelLine("sqlcoder-7b-2-DML", None, "evicting", 0, 2, 1, 8192, 8000, None, 5000.0),
+    ]
+    status = CollegeStatus(pid=1, url="http://127.0.0.1:1", profile="standard", uptime_s=1.0, models=lines)
+    for width in (80, 120):
+        console = Console(width=width, file=io.StringIO())
+        console.print(status_table(status))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "…" not in text and max(map(len, text.splitlines())) <= width
+        for part in ("1234567", "1/2", "16384", "448", "16500", "16600", "unknown", "1h 23m", "evicting", "measured"):
+            assert part in text
+    assert "DeepSeek-R1-Distill-Qwen-7B-DML" in text
 
 
 def test_a_running_answer_is_seen(served: Served) -> None:

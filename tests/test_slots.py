@@ -61,7 +61,10 @@ def _answer(slots: Slots, options: dict[str, Any], ids: list[int]) -> int:
     """Tokens that were reused."""
     slot = slots.acquire(options, None, ids)
     reused = slot.reusable_tokens(ids)
-    assert slot.prefill(ids).tokens == ids
+    slot.begin(ids)
+    while (generator := slot.run_piece()) is None:
+        pass
+    assert generator.tokens == ids
     slots.release(slot)
     return reused
 
@@ -94,8 +97,9 @@ def test_no_more_generators_than_ever_answered_at_once(slots: Slots) -> None:
 
 def test_a_slot_that_failed_is_not_used_again(slots: Slots) -> None:
     slot = slots.acquire(GREEDY, None, [1, 13])
+    slot.begin([1, 13])
     with pytest.raises(RuntimeError):
-        slot.prefill([1, 13])
+        slot.run_piece()
     slots.release(slot, reusable=False)
     del slot
     assert len(FakeGenerator.alive) == 0

@@ -8,7 +8,10 @@ STATUS_SCHEMA_VERSION = 1
 
 
 class ModelLine(Struct, frozen=True):
-    """One model that is resident, on its way in or out, or waited for. None where nothing was measured."""
+    """One model that is resident, on its way in or out, or waited for. None where nothing was measured.
+
+    ``kv_reserved_mb`` is the part of ``reserved_mb`` that is for the slots: KV caches, and activations with them.
+    """
 
     name: str
     pid: int | None
@@ -20,6 +23,7 @@ class ModelLine(Struct, frozen=True):
     reserved_mb: int
     measured_mb: float | None
     idle_s: float | None
+    kv_reserved_mb: int = 0
 
 
 class PressureLine(Struct, frozen=True):

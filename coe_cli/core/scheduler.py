@@ -364,6 +364,7 @@ class Scheduler(Admission):
                 max_slots=model.max_slots,
                 waiting=model.waiting,
                 reserved_mb=model.reserved_mb,
+                slots_reserved_mb=max(0, model.reserved_mb - model.weights_mb),
                 resident_s=now_s - model.loaded_s if resident else None,
                 idle_s=now_s - model.idle_since_s if resident and not model.active else None,
                 preloaded=model.unasked,

@@ -204,6 +204,8 @@ class ModelStatus(Struct, frozen=True):
     max_slots: int
     waiting: int
     reserved_mb: int
+    slots_reserved_mb: int
+    """The part of it that is not weights: caches and activations."""
     resident_s: float | None
     idle_s: float | None
     preloaded: bool

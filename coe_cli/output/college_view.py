@@ -112,10 +112,11 @@ def status_table(status: CollegeStatus) -> RenderableType:
         level = Text(status.pressure.level, style=_LEVEL_STYLE.get(status.pressure.level, ""))
         usage = f" ({status.pressure.ratio:.0%}: {_mb(status.usage_mb)} of {_mb(status.pool_mb)})"
         parts.append(Text.assemble("pressure ", level, usage, f" · {status.queue_length} waiting"))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)
+    # Names give way first: on 80 columns they take more lines, and every figure stays whole.
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("model", overflow="fold", min_width=12)
     table.add_column("state", no_wrap=True)
-    for name in ("pid", "slots", "waiting", "context", "reserved", "measured", "idle"):
+    for name in ("pid", "slots", "wait", "ctx", "KV MB", "reserved", "measured", "idle"):
         table.add_column(name, justify="right", no_wrap=True)
     for model in status.models:
         table.add_row(
@@ -125,8 +126,9 @@ def status_table(status: CollegeStatus) -> RenderableType:
             f"{model.running}/{model.max_slots}",
             str(model.waiting),
             "-" if model.context_length is None else str(model.context_length),
-            _mb(model.reserved_mb),
-            _mb(model.measured_mb),
+            str(model.kv_reserved_mb),
+            str(model.reserved_mb),
+            "unknown" if model.measured_mb is None else f"{model.measured_mb:.0f}",
             "-" if model.idle_s is None else _span(model.idle_s),
         )
     parts.append(table if status.models else Text("no model is loaded"))
@@ -144,4 +146,4 @@ def _span(seconds: float | None) -> str:
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
-    return f"{whole // 60} min" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 60} min" if whole < 3600 else f"{whole // 3600}h {whole % 3600 // 60}m"

@@ -64,7 +64,7 @@ class PreparedModel:
 
 
 class Generation:
-    """One answer in progress: ``prepare``, ``prefill``, then ``step`` until ``finish_reason`` is set."""
+    """One answer in progress: ``prepare``, then ``step`` until ``finish_reason`` is set."""
 
     def __init__(self, model: PreparedModel, message: protocol.Generate) -> None:
         self.request_id = message.request_id
@@ -98,16 +98,12 @@ class Generation:
         room = context - prompt_tokens
         self._budget = min(self._message.max_tokens or room, room)
         self._slot = self._model.slots.acquire(self._search_options(), self._message.guidance, self._prompt_ids)
-        in_thinking = text.rstrip().endswith("<think>")
-        return protocol.Started(
-            self.request_id, prompt_tokens, in_thinking, self._slot.reusable_tokens(self._prompt_ids)
-        )
-
-    def prefill(self) -> None:
-        """Run the part of the prompt that is not in the slot's cache through the model."""
-        assert self._slot is not None
         self._stream = self._model.tokenizer.create_stream()
-        self._generator = self._slot.prefill(self._prompt_ids)
+        reused = self._slot.reusable_tokens(self._prompt_ids)
+        # A grammar sees the prompt as one piece only.
+        self._slot.begin(self._prompt_ids, whole=self._message.guidance is not None)
+        in_thinking = text.rstrip().endswith("<think>")
+        return protocol.Started(self.request_id, prompt_tokens, in_thinking, reused)
 
     def release(self, *, reusable: bool = True) -> None:
         """Give the slot back, ``reusable`` with what is in its cache; safe to call more than once."""
@@ -116,8 +112,15 @@ class Generation:
             self._model.slots.release(self._slot, reusable=reusable)
             self._slot = None
 
-    def step(self) -> str:
-        """Generate one token and return the text that may be shown; sets ``finish_reason`` at the end."""
+    def step(self) -> str | None:
+        """Run a piece of the prompt, or generate one token; the text that may be shown, None while the prompt is read.
+
+        Sets ``finish_reason`` at the end.
+        """
+        if self._generator is None:
+            assert self._slot is not None
+            self._generator = self._slot.run_piece()
+            return None
         self._generator.generate_next_token()
         self._completion_tokens += 1
         if self._completion_tokens == 1:

@@ -254,6 +254,7 @@ class Server:
                     context_length=context_length,
                     reserved_mb=model.reserved_mb,
                     measured_mb=None if measured_mb is None else round(measured_mb, 1),
+                    kv_reserved_mb=model.slots_reserved_mb,
                     idle_s=None if model.idle_s is None else round(model.idle_s, 1),
                 )
             )

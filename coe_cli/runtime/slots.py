@@ -14,6 +14,8 @@ from typing import Any
 from coe_cli.runtime.protocol import Guidance
 
 _LEAST_PIECE = 2
+PIECE_TOKENS = 512
+"""So much of a prompt is run at a time: other answers go on, and a cancelled one ends, in between."""
 
 
 class Slot:
@@ -23,6 +25,8 @@ class Slot:
         self._generator = generator
         self.key = key
         self.prompt_ids: list[int] = []
+        self._rest: list[int] = []
+        self._whole = False
         self.used = False
 
     def reusable_tokens(self, prompt_ids: list[int]) -> int:
@@ -34,18 +38,26 @@ class Slot:
             length += 1
         return max(0, min(length, len(prompt_ids) - _LEAST_PIECE))
 
-    def prefill(self, prompt_ids: list[int]) -> Any:
-        """Run what is new of ``prompt_ids`` and return the generator, ready to write."""
-        import numpy as np
-
+    def begin(self, prompt_ids: list[int], *, whole: bool = False) -> None:
+        """Keep what can be used again; ``run_piece`` then runs the rest, with ``whole`` in one piece."""
         kept = self.reusable_tokens(prompt_ids)
         if self.used:
             self._generator.rewind_to(kept)
         self.used = True
+        self.prompt_ids, self._rest, self._whole = prompt_ids[:kept], prompt_ids[kept:], whole
+
+    def run_piece(self) -> Any:
+        """Run the next piece of the prompt; the generator, ready to write, when it was the last."""
+        import numpy as np
+
+        length = len(self._rest)
+        if not self._whole and length >= PIECE_TOKENS + _LEAST_PIECE:
+            length = PIECE_TOKENS
+        piece, self._rest, before = self._rest[:length], self._rest[length:], self.prompt_ids
         self.prompt_ids = []
-        self._generator.append_tokens(np.array(prompt_ids[kept:], dtype=np.int32))
-        self.prompt_ids = list(prompt_ids)
-        return self._generator
+        self._generator.append_tokens(np.array(piece, dtype=np.int32))
+        self.prompt_ids = before + piece
+        return None if self._rest else self._generator
 
 
 class Slots:
@@ -92,5 +104,6 @@ class Slots:
     def warm(self, options: dict[str, Any], ids: Any) -> None:
         """Make one generator of the slots' size and let it write one token."""
         slot = self.acquire(options, None, [])
-        slot.prefill([int(token) for token in ids]).generate_next_token()
+        slot.begin([int(token) for token in ids], whole=True)
+        slot.run_piece().generate_next_token()
         self.release(slot)

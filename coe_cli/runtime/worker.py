@@ -68,9 +68,7 @@ class Worker:
             return
         generation = Generation(self._model, message)
         try:
-            started = generation.prepare()
-            self._send(started)
-            generation.prefill()
+            self._send(generation.prepare())
         except Exception as error:
             generation.release(reusable=False)
             self._fail(self._explain(error), message.request_id)
@@ -84,6 +82,9 @@ class Worker:
         except Exception as error:
             generation.release(reusable=False)
             self._fail(self._explain(error), generation.request_id)
+            return
+        if text is None:
+            self._running.append((generation, unsent))
             return
         reason = generation.finish_reason
         tokens = unsent.add(text, last=reason is not None)

@@ -43,7 +43,7 @@ class Swaps:
         pool = msgspec.structs.replace(
             pool,
             min_resident_s=0.0,
-            vram_budget_mb=pool.fixed_mb + round(1.3 * (cost.weights_mb + cost.kv_mb)),
+            vram_budget_mb=pool.fixed_mb + round(1.3 * (cost.weights_mb + cost.kv_mb + cost.activation_mb)),
         )
         self._college = College(CollegeSettings(pool, cost_in(profile), keep_spare=True), ResidentSetMeter())
         self._loop = asyncio.new_event_loop()

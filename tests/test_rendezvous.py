@@ -196,6 +196,7 @@ def test_a_college_ends_when_nobody_needs_it(coe: Coe) -> None:
     assert not (coe.folder / "state" / "college.json").exists()
 
 
+@pytest.mark.slow
 def test_a_client_that_was_silent_for_long_is_still_heard(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COE_STATE_DIR", coe.environment["COE_STATE_DIR"])
     with serving(coe) as served:

@@ -128,7 +128,9 @@ def test_a_chat_goes_on_when_the_college_has_ended(home: Coe) -> None:
     assert [line["name"] for line in college(home).status()["models"]] == [MODEL]
 
 
-@pytest.mark.parametrize("change", ["profiles", "catalog", "models", "profile"])
+@pytest.mark.parametrize(
+    "change", ["profiles", "models", *(pytest.param(name, marks=pytest.mark.slow) for name in ("catalog", "profile"))]
+)
 def test_a_college_with_other_settings_is_not_asked(home: Coe, change: str, models_dir: Path) -> None:
     home.run(*ASK, "Hi").check()
     pid = college(home).state["pid"]

@@ -22,12 +22,11 @@ from coe_cli.runtime import college_events as ce
 from coe_cli.runtime import protocol
 from coe_cli.runtime.college_requests import OpenRequest, Tally
 from coe_cli.runtime.meter import Meter
+from coe_cli.runtime.reclaim import until_reclaimed
 from coe_cli.runtime.recorder import Recorder
 from coe_cli.runtime.resident import KilledFromOutside, ResidentWorker
 from coe_cli.runtime.spare import SpareWorker
 
-_RECLAIM_WAIT_S = 2.0
-_RECLAIM_LOOK_S = 0.02
 _MEASURE_EVERY_S = 2.0
 _WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
@@ -264,14 +263,7 @@ class College:
         if worker is not None:
             await worker.end()
             self._forget(model, worker)
-        deadline = self._clock() + _RECLAIM_WAIT_S
-        used_mb = self._used_mb()
-        while before_mb is not None and used_mb is not None and own_mb and before_mb - used_mb < 0.95 * own_mb:
-            if self._clock() > deadline:
-                break
-            await asyncio.sleep(_RECLAIM_LOOK_S)
-            used_mb = self._used_mb()
-        reclaimed_mb = before_mb - used_mb if before_mb is not None and used_mb is not None else None
+        reclaimed_mb, used_mb = await until_reclaimed(self._used_mb, before_mb, own_mb)
         self._tell(ev.Evicted(model, reclaimed_mb, used_mb))
 
     def _lose(self, model: str, worker: ResidentWorker, error: CoeError) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually, is_gone, read_some, worker_of
+from serving import serving
 
 LOAD_S, PREFILL_S, STEP_S = 1.0, 0.02, 0.1
 PROMPT, GENERATED = 40, 6
@@ -288,11 +289,13 @@ def test_without_matplotlib_one_line_says_what_to_install(sleeper: Coe, tmp_path
     assert 'pip install "coe-cli[plot]"' in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_the_real_model(coe: Coe) -> None:
-    result = coe.run(
-        *("bench", MODEL, "--prompt-tokens", "48", "--gen-tokens", "6", "--depth", "0,32", "-r", "2"),
-        *("--max-length", "512", "--format", "json", "--plot", "picture.svg"),
-    ).check()
+def test_the_real_model_beside_a_running_college(coe: Coe) -> None:
+    with serving(coe):
+        result = coe.run(
+            *("bench", MODEL, "--prompt-tokens", "48", "--gen-tokens", "6", "--depth", "0,32", "-r", "2"),
+            *("--max-length", "512", "--format", "json", "--plot", "picture.svg"),
+        ).check()
+    assert "a college is running" in result.stderr
     report = json.loads(result.stdout)
     jsonschema.validate(report, SCHEMA)
     assert [(row["prompt_tokens"], row["depth"]) for row in report["rows"]] == [(48, 0), (48, 32)]

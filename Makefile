@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 QUESTION ?= What is the capital of France?
 OLD_OGA := .oga-0.13.1
-MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py test_slots.py \
+MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py test_slots.py test_measured_answer.py \
   model_store/test_show_verify_rm.py model_store/test_optimize.py)
 
 .PHONY: demo test test-slow test-ray test-oga013 lint types imports resolve docs check clean

@@ -52,7 +52,6 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     budget_mb = plan.fixed_mb + plan.pool_mb
     head = f" · {plan.provider} · {plan.accounting} · budget {budget_mb:.0f} MB"
     write_line(output, (plan.profile.name, "bold"), head)
-    write_line(output)
     numbers = [number(title) for title in ("context", "weights", "KV cache", "activations", "MB")]
     colours = {model.name: MODEL_COLOURS[i % len(MODEL_COLOURS)] for i, model in enumerate(plan.models)}
     rows, styles = [], []
@@ -60,12 +59,12 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
         rows.append([part, name, expert, "" if context is None else str(context), *map(_number, sizes)])
         styles.append("bold" if part in ("total", "headroom") else colours.get(name, ""))
     write_table(output, [left(), folded("model"), folded("expert"), *numbers], rows, styles=styles, ruled=True)
-    write_line(output)
     write_line(output, *_bar(plan, colours))
     write_line(output, *_legend(plan))
-    write_line(output)
     if compare is not None:
         _write_comparison(output, compare)
+    else:
+        write_line(output)
     if plan.solution is not None:
         question = {
             "context": "largest context (tokens)",
@@ -90,7 +89,6 @@ def _write_comparison(output: Output, compare: list[ComparisonRow]) -> None:
         sizes = (row.weights_mb, row.kv_mb, row.activation_mb, row.total_mb, row.headroom_mb)
         rows.append([row.accounting, *map(_number, sizes), "yes" if row.fits else "no"])
     write_table(output, [left("counted"), *numbers, left("fits")], rows, ruled=True)
-    write_line(output)
 
 
 def _bar(plan: Plan, colours: dict[str, str]) -> list[str | tuple[str, str]]:

@@ -66,7 +66,10 @@ def write_table(
     styles: Sequence[str] = (),
     ruled: bool = False,
 ) -> None:
-    """``rows`` on stdout, each in its style; in a pipe as aligned text that is never cut."""
+    """``rows`` on stdout, each in its style; in a pipe as aligned text that is never cut.
+
+    A ``ruled`` table has an empty line before and after it.
+    """
     if output.stdout.isatty():
         shown = table(*columns, ruled=ruled)
         for number_of_row, row in enumerate(rows):
@@ -76,12 +79,15 @@ def write_table(
     lines = [[title for title, _ in columns], *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     to_right = [options.get("justify") == "right" for _, options in columns]
+    edge = "\n" if ruled else ""
+    output.stdout.write(edge)
     for line in lines:
         cells = (
             cell.rjust(width) if right_side else cell.ljust(width)
             for cell, width, right_side in zip(line, widths, to_right, strict=True)
         )
         output.stdout.write("  ".join(cells).rstrip() + "\n")
+    output.stdout.write(edge)
 
 
 def write_line(output: Output, *parts: str | tuple[str, str]) -> None:

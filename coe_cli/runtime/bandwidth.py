@@ -18,7 +18,7 @@ from coe_cli.runtime.child import Message, run_child, serve_as_child
 
 _COPY_BYTES: Final = 256 * BYTES_PER_MB
 _LEAST_BYTES: Final = 64 * BYTES_PER_MB
-_MEASURE_S: Final = 0.5
+_MEASURE_S: Final = 0.3
 _COPIES_AT_ONCE: Final = 8
 _LIBRARIES: Final = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
 

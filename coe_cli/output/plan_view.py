@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import msgspec
 
 from coe_cli.core.planner import ComparisonRow, Plan
 from coe_cli.output.console import Output, TableFormat
-from coe_cli.output.tables import LEVEL_STYLE, folded, left, number, write_line, write_table
+from coe_cli.output.tables import LEVEL_STYLE, folded, left, number, right, write_line, write_table
 
 HEADER = ("part", "name", "expert", "context_length", "weights_mb", "kv_mb", "activation_mb", "total_mb")
 COMPARE_HEADER = ("accounting", "weights_mb", "kv_mb", "activation_mb", "total_mb", "headroom_mb", "fits")
 BAR_WIDTH = 60
+WIDE = 110
+"""Columns of a terminal from which model and expert have a column each."""
 MODEL_COLOURS = ("blue", "cyan", "magenta", "bright_blue", "bright_cyan", "bright_magenta")
 
 
@@ -52,15 +55,26 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     budget_mb = plan.fixed_mb + plan.pool_mb
     head = f" · {plan.provider} · {plan.accounting} · budget {budget_mb:.0f} MB"
     write_line(output, (plan.profile.name, "bold"), head)
-    numbers = [number(title) for title in ("context", "weights", "KV cache", "activations", "MB")]
     colours = {model.name: MODEL_COLOURS[i % len(MODEL_COLOURS)] for i, model in enumerate(plan.models)}
+    narrow = output.stdout.isatty() and shutil.get_terminal_size().columns < WIDE
     rows, styles = [], []
     for part, name, expert, context, *sizes in _rows(plan):
-        rows.append([part, name, expert, "" if context is None else str(context), *map(_number, sizes)])
+        names = [expert if part == "slot" else name] if narrow else [name, expert]
+        rows.append([part, *names, "" if context is None else str(context), *map(_number, sizes)])
         styles.append("bold" if part in ("total", "headroom") else colours.get(name, ""))
-    write_table(output, [left(), folded("model"), folded("expert"), *numbers], rows, styles=styles, ruled=True)
+    if narrow:  # a slot's colour says whose it is
+        titles, words = ("context", "weights", "KV", "activ.", "MB"), [folded("model or expert")]
+    else:
+        titles, words = ("context", "weights", "KV cache", "activations", "MB"), [folded("model"), folded("expert")]
+    columns = [left(), *words, *map(right, titles)]
+    write_table(output, columns, rows, styles=styles, ruled=True, tight=narrow)
     write_line(output, *_bar(plan, colours))
-    write_line(output, *_legend(plan))
+    glyphs, *pressure = _legend(plan)
+    if narrow:
+        write_line(output, glyphs)
+        write_line(output, *pressure)
+    else:
+        write_line(output, glyphs, ("   ", ""), *pressure)
     if compare is not None:
         _write_comparison(output, compare)
     else:
@@ -112,7 +126,8 @@ def _legend(plan: Plan) -> list[tuple[str, str]]:
     ratio = "no pool" if plan.pressure.ratio is None else f"{plan.pressure.ratio:.0%}"
     free = f"{plan.headroom_mb:.0f} MB free" if plan.headroom_mb >= 0 else f"{-plan.headroom_mb:.0f} MB too much"
     return [
-        ("▒ fixed  █ weights  ▓ KV and activations  · free   pressure ", "dim"),
+        ("▒ fixed  █ weights  ▓ KV and activations  · free", "dim"),
+        ("pressure ", "dim"),
         (f"{ratio} {plan.pressure.level}", LEVEL_STYLE[plan.pressure.level]),
         (f", {free}", "dim"),
     ]

@@ -65,13 +65,14 @@ def write_table(
     *,
     styles: Sequence[str] = (),
     ruled: bool = False,
+    tight: bool = False,
 ) -> None:
     """``rows`` on stdout, each in its style; in a pipe as aligned text that is never cut.
 
     A ``ruled`` table has an empty line before and after it.
     """
     if output.stdout.isatty():
-        shown = table(*columns, ruled=ruled)
+        shown = table(*columns, ruled=ruled, tight=tight)
         for number_of_row, row in enumerate(rows):
             shown.add_row(*row, style=styles[number_of_row] if styles else "")
         output.rich(shown)

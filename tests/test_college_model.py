@@ -15,16 +15,21 @@ import psutil
 import pytest
 from conftest import MODEL
 
+from coe_cli.core.calibration import apply
+from coe_cli.core.footprint import ExactAccounting, load_bytes
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime import college_events as ce
+from coe_cli.runtime.calibration_store import CalibrationStore
 from coe_cli.runtime.college import College, CollegeSettings
 from coe_cli.runtime.costs import cost_in
 from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.meter import ResidentSetMeter
+from coe_cli.runtime.plan_inputs import calibration_of, memory_on_disk
 from coe_cli.runtime.protocol import ChatMessage, Sampling
+from coe_cli.runtime.recorder import Recorder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -40,6 +45,7 @@ def with_college(
     slots: int = 2,
     context_length: int = 1024,
     budget_mb: int | None = None,
+    recorder: Recorder | None = None,
 ) -> None:
     """Run ``test`` with a college on the embedded model; afterwards no worker is left and no slot is taken."""
 
@@ -51,7 +57,7 @@ def with_college(
         )
         if budget_mb is not None:
             pool = msgspec.structs.replace(pool, vram_budget_mb=budget_mb + pool.fixed_mb)
-        college = College(CollegeSettings(pool, cost_in(profile)), ResidentSetMeter())
+        college = College(CollegeSettings(pool, cost_in(profile), recorder=recorder), ResidentSetMeter())
         spec = spec_from_folder(MODEL, models_dir / MODEL)
         try:
             await test(college, spec)
@@ -244,3 +250,23 @@ def test_2000_short_requests_do_not_grow_the_college(models_dir: Path) -> None:
         assert growth < 0.05 and of_worker < 0.05
 
     with_college(models_dir, test)
+
+
+def test_a_real_load_and_answer_are_recorded_and_the_next_plan_uses_them(models_dir: Path, tmp_path: Path) -> None:
+    store = CalibrationStore(tmp_path)
+    recorder = Recorder(store)
+
+    async def talk(college: College, spec: ModelSpec) -> None:
+        await ask(college, spec, "Name three colours.")
+        await ask(college, spec, "Name three fruits.")
+
+    with_college(models_dir, talk, recorder=recorder)
+    recorder.wait()
+    measurements = store.read()
+    assert measurements.warning is None
+    memory = memory_on_disk(spec_from_folder(MODEL, models_dir / MODEL))
+    found = calibration_of(memory, measurements)
+    assert found is not None and found.records == 2  # the load, and the first answer alone
+    assert found.load_bytes == pytest.approx(load_bytes(memory), rel=0.1)
+    assert found.slot_ratio == pytest.approx(1, rel=0.25)
+    assert ExactAccounting().weights_bytes(apply(memory, found)) == found.load_bytes

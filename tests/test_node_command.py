@@ -24,10 +24,10 @@ from coe_cli.errors import CoeError, UsageError
 
 
 def test_the_line_is_exact(bare_coe: Coe) -> None:
-    """The embedded profile has 4000 MB, 2000 of them fixed; 0.95 of the rest may be used."""
-    assert bare_coe.run("node", "-p", "embedded").check().stdout == (
+    """The embedded profile has 4000 MB, 2000 of them fixed; 0.95 of the rest may be used, and two slots."""
+    assert bare_coe.run("node", "-p", "embedded", COE_THREADS="8").check().stdout == (
         "RAY_USAGE_STATS_ENABLED=0 ray start --head --port=6379 --include-dashboard=false --num-cpus=1 --num-gpus=0"
-        " --object-store-memory=83886080 '--resources={\"vram_mb\": 1900}' --disable-usage-stats\n"
+        ' --object-store-memory=83886080 \'--resources={"vram_mb": 1900, "cpu_slots": 2}\' --disable-usage-stats\n'
     )
     joined = bare_coe.run("node", "-p", "embedded", "--address", "10.0.0.1:6379").check().stdout
     assert "--address=10.0.0.1:6379" in joined and "--head" not in joined
@@ -35,10 +35,10 @@ def test_the_line_is_exact(bare_coe: Coe) -> None:
 
 
 def test_json_keys_are_pinned(coe: Coe) -> None:
-    found = json.loads(coe.run("node", "-p", "embedded", "--format", "json").check().stdout)
+    found = json.loads(coe.run("node", "-p", "embedded", "--format", "json", COE_THREADS="1").check().stdout)
     assert list(found) == ["schema_version", "profile", "resources", "environment", "arguments"]
     assert (found["schema_version"], found["profile"]) == (1, "embedded")
-    assert found["resources"] == {"vram_mb": 1900.0, "model:smollm2-135m": 1_000_000.0}
+    assert found["resources"] == {"vram_mb": 1900.0, "cpu_slots": 1.0, "model:smollm2-135m": 1_000_000.0}
     assert found["arguments"][:2] == ["ray", "start"]
 
 
@@ -99,10 +99,10 @@ def test_an_actors_college_runs_all_its_slots_in_what_ray_set_aside(
 @given(budget_mb=st.integers(2001, 200_000))
 def test_a_node_offers_less_than_critical_pressure(budget_mb: int) -> None:
     profile = structs.replace(PROFILE, vram_budget_mb=budget_mb)
-    offered = node_resources(profile, ["x", "y.z"])
+    offered = node_resources(profile, ["x", "y.z"], 4)
     assert 0 <= offered["vram_mb"] <= 0.95 * (budget_mb - profile.fixed_mb)
-    assert set(offered) == {"vram_mb", "model:x", "model:y.z"}
-    assert set(actor_resources("x", 5)) <= set(offered)
+    assert set(offered) == {"vram_mb", "cpu_slots", "model:x", "model:y.z"}
+    assert set(actor_resources("x", 5, 1)) <= set(offered)
 
 
 def test_windows_gets_powershell() -> None:

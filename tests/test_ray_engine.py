@@ -20,7 +20,7 @@ from fleet_fixtures import PROFILE
 from msgspec import structs
 from test_batch_engine import Rows
 
-from coe_cli.core.ray_node import VRAM_RESOURCE, actor_mb, model_resource
+from coe_cli.core.ray_node import CPU_SLOTS_RESOURCE, VRAM_RESOURCE, actor_mb, model_resource
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime.integrity import write_manifest
@@ -32,12 +32,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters 
 
 MODELS = ("a", "b", "c", "d")
 COST = ModelCost(weights_mb=200, kv_mb=50, max_slots=2)
-DEMAND_MB = actor_mb(COST, 2)
+DEMAND_MB = actor_mb(COST, 1)  # on the CPU an actor has one slot
 
 
 def resources(rooms: float, models: tuple[str, ...] = MODELS) -> dict[str, float]:
     """A node with room for so many actors."""
-    return {VRAM_RESOURCE: rooms * DEMAND_MB} | {model_resource(name): 1000.0 for name in models}
+    return {VRAM_RESOURCE: rooms * DEMAND_MB, CPU_SLOTS_RESOURCE: 8.0} | {
+        model_resource(name): 1000.0 for name in models
+    }
 
 
 class Nodes:

@@ -30,6 +30,8 @@ coe batch questions.jsonl -o answers.jsonl
 coe batch - < questions.jsonl | jq -r .answer
 
 coe batch questions.jsonl -o answers.jsonl -e math_expert --max-tokens 200 --keep-order
+
+coe batch questions.jsonl -o answers.jsonl --engine ray --address 192.168.1.10:6379
 """
 
 
@@ -37,6 +39,7 @@ class EngineName(StrEnum):
     """Where rows are run."""
 
     LOCAL = "local"
+    RAY = "ray"
 
 
 def batch(
@@ -74,6 +77,9 @@ def batch(
         int | None, typer.Option(min=1, max=64, help="Rows at once; without it as many as the profile has slots.")
     ] = None,
     engine: Annotated[EngineName, typer.Option(help="Where the rows are run.")] = EngineName.LOCAL,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster; without it this machine's.")
+    ] = None,
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch a model or an embedder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still told.")] = False,
     profile: ProfileOption = None,
@@ -88,6 +94,8 @@ def batch(
     """
     if temperature is not None and math.isnan(temperature):
         raise UsageError("--temperature is not a number", "See `coe batch --help`.")
+    if address is not None and engine is not EngineName.RAY:
+        raise UsageError("--address is that of a Ray cluster", "Add --engine ray.")
     from coe_cli.commands.batching import BatchOptions, run
     from coe_cli.runtime.batch_index import RowDefaults
 
@@ -103,6 +111,7 @@ def batch(
             restart=restart,
             concurrency=concurrency,
             engine=engine.value,
+            address=address,
             pull=not no_pull,
             quiet=quiet,
             profile=profile,

@@ -11,12 +11,13 @@ from typing import Any
 
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import models_on_disk
-from coe_cli.core.profile import ProfileSet
+from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.selection import choose_model
 from coe_cli.errors import UsageError
 from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
 from coe_cli.runtime.batch import BatchJob, run_batch
+from coe_cli.runtime.batch_engine import Engine
 from coe_cli.runtime.batch_index import RowDefaults
 from coe_cli.runtime.batch_setup import batch_desk, bulk_router, local_engine
 from coe_cli.runtime.folders import folders
@@ -36,6 +37,7 @@ class BatchOptions:
     restart: bool
     concurrency: int | None
     engine: str
+    address: str | None
     pull: bool
     quiet: bool
     profile: str | None
@@ -51,6 +53,10 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
     source, target = _source(options.source), _target(options.target)
     if source is not None and target is not None and source.exists() and target.exists() and source.samefile(target):
         raise UsageError(f"{target} is the input and the output", "Give the output another name.")
+    if options.engine == "ray":
+        from coe_cli.runtime.ray_cluster import check_installed
+
+        check_installed()
     where = folders()
     profile = college_profile(profiles, options.profile, catalog, where.models)
     _provide_a_model(options, catalog, output)
@@ -72,13 +78,27 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
             job,
             batch_desk(catalog, where.models, profile, where),
             bulk_router(catalog, where, profile, view.note, fetch=options.pull),
-            lambda: local_engine(profile, retries=options.retries, concurrency=options.concurrency),
+            lambda: _engine(options, profile, where.models),
             view,
             stdin,
             stdout,
         )
     view.summary(progress)
     return progress.failed
+
+
+def _engine(options: BatchOptions, profile: HardwareProfile, models_dir: Path) -> Engine:
+    if options.engine == "local":
+        return local_engine(profile, retries=options.retries, concurrency=options.concurrency)
+    from coe_cli.runtime.ray_setup import ray_engine
+
+    return ray_engine(
+        profile,
+        models_dir,
+        address=options.address,
+        retries=options.retries,
+        concurrency=options.concurrency,
+    )
 
 
 def _source(path: Path | None) -> Path | None:

@@ -14,6 +14,8 @@ from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.scheduler_state import ModelCost, PoolConfig
 
 VRAM_RESOURCE: Final = "vram_mb"
+CPU_SLOTS_RESOURCE: Final = "cpu_slots"
+"""Answers that a node writes at once on its CPU, where each is an actor with its part of the cores."""
 NAMESPACE: Final = "coe"
 DEFAULT_PORT: Final = 6379
 OBJECT_STORE_BYTES: Final = 80 * 2**20
@@ -27,13 +29,16 @@ def model_resource(model: str) -> str:
     return f"model:{model}"
 
 
-def node_resources(profile: HardwareProfile, models: Iterable[str]) -> dict[str, float]:
-    """What a node with ``profile`` and ``models`` on disk offers.
+def node_resources(profile: HardwareProfile, models: Iterable[str], cores: int) -> dict[str, float]:
+    """What a node with ``profile``, ``models`` on disk and so many cores offers.
 
     ``vram_mb`` is the pool up to critical pressure, which no reservation of the scheduler passes either (DESIGN §5).
     """
     offered = math.floor(profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb))
-    return {VRAM_RESOURCE: float(max(0, offered))} | {model_resource(name): float(_MANY) for name in sorted(models)}
+    offers = {VRAM_RESOURCE: max(0, offered), CPU_SLOTS_RESOURCE: max(1, min(profile.max_concurrent_slots, cores))}
+    return {key: float(value) for key, value in offers.items()} | {
+        model_resource(name): float(_MANY) for name in sorted(models)
+    }
 
 
 def actor_mb(cost: ModelCost, slots: int) -> int:
@@ -41,8 +46,10 @@ def actor_mb(cost: ModelCost, slots: int) -> int:
     return math.ceil(cost.weights_mb) + slots * math.ceil(cost.kv_mb + cost.activation_mb)
 
 
-def actor_resources(model: str, demand_mb: int) -> dict[str, float]:
-    return {VRAM_RESOURCE: float(demand_mb), model_resource(model): _LITTLE}
+def actor_resources(model: str, demand_mb: int, cpu_slots: int) -> dict[str, float]:
+    """What Ray sets aside for an actor; ``cpu_slots`` is 0 for a model on a GPU."""
+    demand = {VRAM_RESOURCE: float(demand_mb), model_resource(model): _LITTLE}
+    return demand | ({CPU_SLOTS_RESOURCE: float(cpu_slots)} if cpu_slots else {})
 
 
 def actor_pool(profile: HardwareProfile, demand_mb: int, slots: int) -> PoolConfig:

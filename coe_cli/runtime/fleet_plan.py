@@ -49,10 +49,10 @@ def plan_fleet(
         CoeError: OR-Tools is not installed.
     """
     fleet = load_fleet(path, profiles, catalog)
-    return _Planner(fleet, _problem(fleet, catalog, where), on_progress).report()
+    return _Planner(fleet, problem_of(fleet, catalog, where), on_progress).report()
 
 
-def _problem(fleet: Fleet, catalog: Catalog, where: Folders) -> Problem:
+def problem_of(fleet: Fleet, catalog: Catalog, where: Folders) -> Problem:
     kinds = tuple(_kind(fleet, node, catalog, where) for node in fleet.nodes)
     problem = Problem(kinds, fleet.demand, fleet.balancing, fleet.simulation.spread)
     for expert in problem.unserved():

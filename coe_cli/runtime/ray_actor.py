@@ -26,6 +26,7 @@ from coe_cli.runtime.college_events import Ask
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.meter import Unmeasured
 from coe_cli.runtime.model_store import open_model
+from coe_cli.runtime.providers import worker_threads
 
 _LOOK_EVERY_S = 1.0
 
@@ -39,6 +40,8 @@ class ActorSettings(Struct, frozen=True):
     context_length: int
     profile: str
     keep_alive_s: float | None
+    side_by_side: int = 1
+    """So many actors share a node's cores; on the CPU each has its part of them."""
     worker_command: tuple[str, ...] | None = None
 
 
@@ -48,6 +51,7 @@ class RowToAnswer(Struct, frozen=True):
     ask: Ask
     expert: str | None
     notes: list[str]
+    splits_thinking: bool
 
 
 class ModelActor:
@@ -97,17 +101,18 @@ class ModelActor:
     async def _answer(self, row: RowToAnswer) -> Answer:
         spec = self._open()
         if self._college is None:
-            settings = self._settings
+            settings, cores = self._settings, worker_threads()
             self._college = College(
                 CollegeSettings(
                     settings.pool,
                     lambda spec: (settings.cost, settings.context_length),
                     worker_command=list(settings.worker_command) if settings.worker_command else None,
+                    worker_threads=max(1, cores // settings.side_by_side) if spec.provider == "cpu" else None,
                 ),
                 Unmeasured(),
             )
         about = About(row.expert, spec.name, spec.provider, self._settings.profile, row.notes)
-        collector, answer = Collector(about), None
+        collector, answer = Collector(about, splits_thinking=row.splits_thinking), None
         async with contextlib.aclosing(self._college.ask(structs.replace(row.ask, model=spec))) as events:
             async for event in events:
                 answer = collector.feed(event)

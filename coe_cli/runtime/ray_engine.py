@@ -13,7 +13,7 @@ import hashlib
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -87,6 +87,7 @@ class RayEngine:
         self._worker_command = tuple(worker_command) if worker_command else None
         self._replicas: list[_Replica] = []
         self._settings: dict[str, ActorSettings] = {}
+        self._demands: dict[str, dict[str, float]] = {}
         self._again: dict[str, deque[_Row]] = {}
         self._answers: dict[Any, _Row] = {}
         self._starting: dict[Any, _Replica] = {}
@@ -160,7 +161,9 @@ class RayEngine:
         row.replica = replica
         ask = row.prepared.ask
         stripped = structs.replace(ask, model=structs.replace(ask.model, folder=None), whole=True)
-        reference = replica.handle.answer.remote(RowToAnswer(stripped, row.prepared.expert, row.prepared.notes))
+        prepared = row.prepared
+        row_to_answer = RowToAnswer(stripped, prepared.expert, prepared.notes, prepared.splits_thinking)
+        reference = replica.handle.answer.remote(row_to_answer)
         replica.running += 1
         self._answers[reference] = row
 
@@ -240,7 +243,9 @@ class RayEngine:
             self._drop(replica)
         waiting = [r for r in self._starting.values() if now - r.asked_at > _PATIENCE_S]
         for replica in waiting:
-            if sum(other.model == replica.model for other in self._replicas) > 1:  # one more is not worth waiting for
+            if not self._placeable(source, replica.model):  # the only node for it was lost meanwhile
+                self._drop(replica)
+            elif sum(other.model == replica.model for other in self._replicas) > 1:  # one more is not worth waiting for
                 self._drop(replica)
                 self._content[replica.model] = now + _CONTENT_S
             else:
@@ -259,29 +264,31 @@ class RayEngine:
     def _wanted(self, source: RowSource, rows: dict[str, int], now: float) -> str | None:
         """The model that gains the most by one more actor."""
         count = {model: sum(r.model == model for r in self._replicas) for model in rows}
-        many = _ENOUGH_ROWS * self._profile.max_concurrent_slots
+        slots = {model: self._settings_of(source, model).pool.max_concurrent_slots for model in rows}
         worth = [
             model
             for model in rows
             if not count[model]
-            or (rows[model] > many and self._content.get(model, 0.0) < now and self._room_for(source, model))
+            or (
+                rows[model] > _ENOUGH_ROWS * slots[model]
+                and self._content.get(model, 0.0) < now
+                and self._room_for(source, model)
+            )
         ]
         return max(worth, key=lambda m: (rows[m] / (count[m] + 1), m), default=None)
 
     def _room_for(self, source: RowSource, model: str) -> bool:
         """Whether a further actor could be placed beside those that there are, as far as this batch can tell."""
-        free_mb = self._ray.available_resources().get(VRAM_RESOURCE, 0.0)
-        return bool(free_mb >= self._demand_mb(source, model))
+        return _holds(self._ray.available_resources(), self._demand(source, model))
 
     def _start(self, source: RowSource, model: str) -> None:
         settings = self._settings_of(source, model)
-        resources = actor_resources(model, self._demand_mb(source, model))
         actor = self._ray.remote(ModelActor).options(
             name=f"{self._prefix(source, model)}{uuid.uuid4().hex[:8]}",
             namespace=NAMESPACE,
             lifetime="detached",
             num_cpus=0,
-            resources=resources,
+            resources=self._demand(source, model),
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
@@ -330,13 +337,11 @@ class RayEngine:
             self._ray.wait([handle.retire.remote(_IDLE_ELSEWHERE_S)], timeout=_LOOK_UP_S)
 
     def _give_up(self, source: RowSource, model: str) -> Iterator[RowResult]:
-        demand_mb = self._demand_mb(source, model)
+        demand_mb = self._demand(source, model)[VRAM_RESOURCE]
         nodes = self._cluster.nodes()
         if any(model_resource(model) in node for node in nodes):
             most_mb = max(node.get(VRAM_RESOURCE, 0.0) for node in nodes)
-            text = (
-                f"`{model}` needs {demand_mb} MB with its slots, and the largest node has {most_mb:.0f} MB for models"
-            )
+            text = f"`{model}` needs {demand_mb:.0f} MB with its slots, and the largest node has {most_mb:.0f} MB for models"
             failure = RowFailure.of(DoesNotFit(text, "Choose a profile with fewer slots, or a node with more memory."))
         else:
             text = f"no node of the cluster has `{model}` on its disk"
@@ -350,30 +355,36 @@ class RayEngine:
 
     def _placeable(self, source: RowSource, model: str) -> bool:
         """Whether some node could hold the model if it were empty."""
-        demand_mb, key = self._demand_mb(source, model), model_resource(model)
-        return any(node.get(VRAM_RESOURCE, 0.0) >= demand_mb and key in node for node in self._cluster.nodes())
+        demand = self._demand(source, model)
+        return any(_holds(node, demand) for node in self._cluster.nodes())
 
     def _has_replica(self, model: str) -> bool:
         return any(replica.model == model for replica in self._replicas)
 
     def _settings_of(self, source: RowSource, model: str) -> ActorSettings:
         if model not in self._settings:
-            cost, context_length = self._cost_of(source.spec(model))
-            slots = self._profile.max_concurrent_slots
+            spec = source.spec(model)
+            cost, context_length = self._cost_of(spec)
+            at_once = self._profile.max_concurrent_slots
+            on_cpu = spec.provider == "cpu"
+            slots = 1 if on_cpu else at_once
             self._settings[model] = ActorSettings(
                 model=model,
                 pool=actor_pool(self._profile, actor_mb(cost, slots), slots),
-                cost=cost,
+                cost=structs.replace(cost, max_slots=slots),
                 context_length=context_length,
                 profile=self._profile.name,
                 keep_alive_s=self._profile.keep_alive_s,
+                side_by_side=at_once if on_cpu else 1,
                 worker_command=self._worker_command,
             )
+            self._demands[model] = actor_resources(model, actor_mb(cost, slots), cpu_slots=1 if on_cpu else 0)
         return self._settings[model]
 
-    def _demand_mb(self, source: RowSource, model: str) -> int:
-        settings = self._settings_of(source, model)
-        return actor_mb(settings.cost, settings.pool.max_concurrent_slots)
+    def _demand(self, source: RowSource, model: str) -> dict[str, float]:
+        """The resources of one actor of the model."""
+        self._settings_of(source, model)
+        return self._demands[model]
 
     def _prefix(self, source: RowSource, model: str) -> str:
         """The part of an actor's name that those with the same settings share."""
@@ -393,3 +404,7 @@ class RayEngine:
         """Do what may fail because an actor or the cluster is gone, and is then not needed any more."""
         with contextlib.suppress(ValueError, self._ray.exceptions.RayError, ConnectionError):
             act(*arguments)
+
+
+def _holds(resources: Mapping[str, float], demand: Mapping[str, float]) -> bool:
+    return all(resources.get(name, 0.0) >= amount for name, amount in demand.items())

@@ -100,7 +100,7 @@ class Router:
         parts = clauses(whole)
         if len(parts) < 2 or not self.weights.pair_weights.size or not whole:
             return []
-        _, pair_logit = self._probabilities([whole], vector[None])
+        pair_logit = self._logits([whole], vector[None])[0, -1]
         return parts if pair_logit >= self.weights.pair_gate else []
 
     def route(self, pieces: Sequence[str], vectors: Array) -> Decision:
@@ -133,7 +133,8 @@ class Router:
         kind: Kind = "general" if order[0] == self._general else "single"
         return Decision(ranking[:1], kind, ranking[0].probability < self.unsure_below, margin, ranking, both)
 
-    def _probabilities(self, pieces: Sequence[str], vectors: Array) -> tuple[Floats, float]:
+    def _logits(self, pieces: Sequence[str], vectors: Array) -> Floats:
+        """What the linear models say of each piece: [pieces, roles + 1]."""
         import numpy as np
 
         weights = self.weights
@@ -141,6 +142,13 @@ class Router:
         for row, text in enumerate(pieces):
             keys, values = lexical_row(lexical_counts(text), weights.idf)
             logits[row] += values @ weights.lexical[keys].astype(np.float64)
+        return logits
+
+    def _probabilities(self, pieces: Sequence[str], vectors: Array) -> tuple[Floats, float]:
+        import numpy as np
+
+        weights = self.weights
+        logits = self._logits(pieces, vectors)
         roles = with_neighbours(logits[:, :-1], vectors, weights.known, weights.known_roles)
         scaled = roles / weights.temperature
         scaled -= scaled.max(axis=1, keepdims=True)

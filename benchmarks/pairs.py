@@ -31,7 +31,7 @@ class Pair:
         return statistics.median(x / y for x, y in zip(self.a, self.b, strict=True))
 
     def row(self, name: str, unit: str, limit: str) -> str:
-        """``cells`` as a line under ``HEADER``."""
+        """``cells`` as a line under ``HEADER``, for a table that grows while it is measured."""
         return f"| {' | '.join(self.cells(name, unit, limit))} |"
 
     def cells(self, name: str, unit: str, limit: str) -> list[str]:

@@ -1,7 +1,5 @@
 """How fast routing is: a fresh process, a thousand questions on stdin, a running college, and what it adds to `coe ask`.
 
-Prints two Markdown tables.
-
 Usage: python benchmarks/routing_speed.py [ROUNDS]   (the router must be prepared: coe route --rebuild)
 """
 
@@ -17,13 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pairs import HEADER, alternate, first_byte_s
+from pairs import COE, alternate, first_byte_s, print_table
 
 from coe_cli.core.catalog import load_catalog
 from coe_cli.core.router_examples import examples_digest, training_set
 from coe_cli.runtime.folders import catalog_paths
 
-COE = [sys.executable, "-m", "coe_cli"]
 QUESTION = "Which customers have not ordered anything since March?"
 
 
@@ -41,13 +38,15 @@ def main() -> None:
         named = [*routed, "-e", "sql_query", QUESTION]
         first = alternate(lambda: first_byte_s([*routed, QUESTION]), lambda: first_byte_s(named), rounds)
         in_college, whole = college(rounds * 10, examples_digest(catalog))
-    print("| measure | median | least–most | limit |\n|---|---|---|---|")
-    print(row("a fresh process, one question", fresh, "s", 2, "≤ 0.6 s"))
-    print(row(f"{len(thousand)} questions on stdin", many, "s", 1, "≤ 15 s"))
-    print(row("one question in a running college", in_college, "ms", 1, "≤ 20 ms"))
-    print(row("`coe route` with a running college", whole, "s", 2, ""))
-    print(f"\n{HEADER.replace('coe', 'routed').replace('bare', 'with -e')}")
-    print(first.row("`ask --no-serve`, start to first token", "s", ""))
+    _, routed_s, named_s, ratio, spread, _ = first.cells("", "s", "")
+    rows = [
+        row("a fresh process, one question", fresh, "s", 2, "≤ 0.6 s"),
+        row(f"{len(thousand)} questions on stdin", many, "s", 1, "≤ 15 s"),
+        row("one question in a running college", in_college, "ms", 1, "≤ 20 ms"),
+        row("`coe route` with a running college", whole, "s", 2, ""),
+        (f"`ask --no-serve` to the first token, {routed_s}, ÷ with `-e`, {named_s}", ratio, spread, ""),
+    ]
+    print_table(("measure", "median", "least–most", "limit"), rows)
 
 
 def college(rounds: int, digest: str) -> tuple[list[float], list[float]]:
@@ -75,9 +74,9 @@ def seconds(command: list[str], stdin: str = "") -> float:
     return time.perf_counter() - begin
 
 
-def row(name: str, times: list[float], unit: str, digits: int, limit: str) -> str:
+def row(name: str, times: list[float], unit: str, digits: int, limit: str) -> tuple[str, ...]:
     middle = statistics.median(times)
-    return f"| {name} | {middle:.{digits}f} {unit} | {min(times):.{digits}f}–{max(times):.{digits}f} | {limit} |"
+    return name, f"{middle:.{digits}f} {unit}", f"{min(times):.{digits}f}–{max(times):.{digits}f}", limit
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 
 from http_stream import PROMPT, stream_chat
-from pairs import COE, HEADER, ROOT, alternate, first_byte_s
+from pairs import COE, COLUMNS, MODEL, Pair, alternate, first_byte_s, print_table, wall_s
 
-MODEL = "smollm2-135m"
 MAX_TOKENS = 96
 CONTEXT_LENGTH = 4096
 
@@ -124,22 +121,6 @@ def own_endpoint(tokens: int) -> tuple[float, float]:
 _number = 0
 
 
-def difference_row(name: str, a: Callable[[], float], b: Callable[[], float], rounds: int, limit: str) -> str:
-    pair = alternate(a, b, rounds)
-    extra = [(x - y) * 1000 for x, y in zip(pair.a, pair.b, strict=True)]
-    median_a, median_b = (statistics.median(values) * 1000 for values in (pair.a, pair.b))
-    spread = f"{min(extra):+.0f} to {max(extra):+.0f} ms"
-    return (
-        f"| {name} | {median_a:.0f} ms | {median_b:.0f} ms | {statistics.median(extra):+.0f} ms | {spread} | {limit} |"
-    )
-
-
-def wall_s(arguments: list[str]) -> float:
-    begin = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
-    return time.perf_counter() - begin
-
-
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     with tempfile.TemporaryDirectory() as folder:
@@ -155,35 +136,28 @@ def main() -> None:
         try:
             bare.run(2)
             over_http(state.port, 2)
-            print(HEADER)
+            rows = []
             for name, ask in (("/v1, streaming", lambda n: over_http(state.port, n)), ("own endpoint", own_endpoint)):
                 rate = alternate(lambda ask=ask: ask(MAX_TOKENS)[1], lambda: bare.run(MAX_TOKENS)[1], rounds)
-                print(rate.row(f"{name}, decode", "tokens/s", "≥ 0.97"))
-                print(
-                    difference_row(
-                        f"{name}, first token", lambda ask=ask: ask(2)[0], lambda: bare.run(1)[0], rounds, "≤ 60 ms"
-                    )
-                )
-            print(
-                difference_row(
-                    "client process, first token",
-                    lambda: wall_s(["-c", _CLIENT, PROMPT, str(time.perf_counter_ns())[-4:]]),
-                    lambda: wall_s(["-c", _CLIENT]) + bare.run(1)[0],
-                    rounds,
-                    "≤ 60 ms",
-                )
+                rows.append(rate.cells(f"{name}, decode", "tokens/s", "≥ 0.97"))
+                first = alternate(lambda ask=ask: ask(2)[0], lambda: bare.run(1)[0], rounds)
+                rows.append(first.difference_cells(f"{name}, first token", "≤ 60 ms"))
+            python = [sys.executable, "-c"]
+            process = alternate(
+                lambda: wall_s([*python, _CLIENT, PROMPT, str(time.perf_counter_ns())[-4:]]),
+                lambda: wall_s([*python, _CLIENT]) + bare.run(1)[0],
+                rounds,
             )
-            print(
-                difference_row(
-                    "`coe ask`, first byte",
-                    lambda: first_byte_s([*COE, *_ASK, "-s", str(time.perf_counter_ns())[-4:], PROMPT]),
-                    lambda: wall_s(["-c", _IMPORTS]) + bare.run(1)[0],
-                    rounds,
-                    "≤ 60 ms",
-                )
+            rows.append(process.difference_cells("client process, first token", "≤ 60 ms"))
+            whole = alternate(
+                lambda: first_byte_s([*COE, *_ASK, "-s", str(time.perf_counter_ns())[-4:], PROMPT]),
+                lambda: wall_s([*python, _IMPORTS]) + bare.run(1)[0],
+                rounds,
             )
-            start = wall_s(["-c", "import uvicorn"])
-            print(f"\nfrom nothing to healthy: {healthy_s:.2f} s; a process that imports uvicorn: {start:.2f} s")
+            rows.append(whole.difference_cells("`coe ask`, first byte", "≤ 60 ms"))
+            start = Pair([healthy_s], [wall_s([*python, "import uvicorn"])])
+            rows.append(start.cells("from nothing to healthy (bare: import uvicorn)", "s", "none"))
+            print_table(COLUMNS, rows)
         finally:
             bare.close()
             find_or_start().stop()

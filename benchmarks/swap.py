@@ -13,7 +13,7 @@ import sys
 import time
 
 import msgspec
-from pairs import HEADER, ROOT, alternate, first_byte_s
+from pairs import COLUMNS, MODEL, ROOT, alternate, first_byte_s, print_table
 
 sys.path.insert(0, str(ROOT))
 
@@ -27,7 +27,6 @@ from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.meter import ResidentSetMeter
 from coe_cli.runtime.protocol import ChatMessage, Sampling
 
-MODEL = "smollm2-135m"
 PROMPT = "Name a colour."
 
 
@@ -86,11 +85,11 @@ def main() -> None:
         pair = alternate(swaps.swap_s, lambda: first_byte_s(bare), rounds)
     finally:
         swaps.close()
-    print(HEADER)
-    print(pair.row("swap to the first token", "s", "≤ 1.10"))
+    print_table(COLUMNS, [pair.cells("swap to the first token", "s", "≤ 1.10")])
     names = ("eviction", "load in the worker", "first token")
     medians = [sorted(column)[len(column) // 2] for column in zip(*swaps.parts[1:], strict=True)]
-    print("\nin the college: " + ", ".join(f"{name} {value:.3f} s" for name, value in zip(names, medians, strict=True)))
+    parts = ", ".join(f"{name} {value:.3f} s" for name, value in zip(names, medians, strict=True))
+    sys.stderr.write(f"In the college, since the question: {parts}\n")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def test_without_a_router_and_a_network_the_general_reasoner_answers(coe: Coe) -
     assert "--no-pull forbids" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_broken_router_costs_a_note_and_no_answer(routing_coe: Coe, routing_home: Path) -> None:
     """The export is damaged and its source is gone."""
     (tokenizer,) = (routing_coe.folder / "cache" / "embedders").glob("*/tokenizer.json")

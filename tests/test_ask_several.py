@@ -162,6 +162,7 @@ def test_an_interrupt_cancels_them_all_in_the_college(coe: Coe) -> None:
         eventually(lambda: all(line["running"] == 0 for line in served.snapshot()["models"]), 20)
 
 
+@pytest.mark.slow
 def test_together_answers_are_kept_under_all_names(coe: Coe) -> None:
     coe.run(*PAIR, QUESTION).check()
     assert "math_expert+sql_query" in coe.run("logs", "list").check().stdout

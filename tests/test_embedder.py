@@ -55,7 +55,7 @@ def test_the_export_gives_the_originals_vectors(source: Path, exported: Path) ->
     assert float((vectors * original).sum(axis=1).min()) >= MIN_COSINE
 
 
-@pytest.mark.parametrize(("dimension", "pooling"), [(48, "cls"), (64, "max")])
+@pytest.mark.parametrize(("dimension", "pooling"), [(48, "cls"), pytest.param(64, "max", marks=pytest.mark.slow)])
 def test_other_dimensions_and_poolings_come_from_a_local_folder(tmp_path: Path, dimension: int, pooling: str) -> None:
     """BGE-M3 pools the first token and has another dimension: the way there is the same from a folder as from the hub."""
     from sentence_transformers import SentenceTransformer

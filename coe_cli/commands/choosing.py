@@ -190,7 +190,10 @@ class _Preparing:
             self._output.note(message)
             return
         if self._view is None:
-            self._view = ProgressView(self._output, "preparing to route questions, once: this takes about a minute")
+            title = "preparing to route questions, once: this takes about a minute"
+            if self._output.stderr.isatty():  # elsewhere the view says it
+                self._output.note(title)
+            self._view = ProgressView(self._output, title)
             self._view.__enter__()
         assert isinstance(self._view, ProgressView)
         self._view(Step(message, 0, None))

@@ -8,7 +8,7 @@ OLD_OGA := .oga-0.13.1
 MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py test_slots.py test_measured_answer.py \
   model_store/test_show_verify_rm.py model_store/test_optimize.py)
 
-.PHONY: demo test test-slow test-ray test-oga013 lint types imports resolve docs check clean
+.PHONY: demo test test-slow test-ray test-oga013 lint types imports resolve docs check clean nginx
 
 ## install, fetch and convert the embedded model, ask a question
 demo: $(VENV)/installed
@@ -32,6 +32,12 @@ test-ray: $(VENV)/developed
 test-oga013: $(VENV)/developed $(OLD_OGA)/installed
 	$(BIN)/coe models pull smollm2-135m
 	PYTHONPATH=$(CURDIR)/$(OLD_OGA) $(BIN)/python -m pytest -m "not slow" $(MODEL_TESTS) $(PYTEST_ARGS)
+
+## nginx for the tests of many machines, on a machine where it may be installed; without it they are skipped
+nginx:
+	command -v nginx /usr/sbin/nginx >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; } \
+	  || echo "nginx cannot be installed here: the tests of many machines are skipped"
 
 lint: $(VENV)/developed
 	$(BIN)/ruff check .

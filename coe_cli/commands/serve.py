@@ -29,6 +29,13 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(help="Key that clients must send (better in the variable).", envvar="COE_API_KEY")
     ] = None,
+    max_queue: Annotated[
+        int, typer.Option(min=1, max=100_000, help="So many requests may wait; more get 429 and a Retry-After.")
+    ] = 256,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that a balancer puts into the Host header; may be given several times."),
+    ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write requests in full to the log.")] = False,
     profile: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,
@@ -63,6 +70,8 @@ def serve(
         catalog_file=str(catalog_file.absolute()) if catalog_file else None,
         log_prompts=log_prompts,
         prepare_api=True,
+        max_queue=max_queue,
+        allowed_hosts=allowed_host or [],
     )
     if not foreground:
         output.stdout.write(find_or_start(options).state.url + "\n")

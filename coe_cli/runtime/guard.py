@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import socket
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from coe_cli.runtime.http_errors import HttpError
@@ -29,14 +29,20 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Checks requests to a server bound to ``host`` and ``port``."""
+    """Checks requests to a server bound to ``host`` and ``port``.
 
-    def __init__(self, host: str, port: int, api_key: str | None, token: str) -> None:
+    ``allowed_hosts`` are further names of it, with whatever port: what a balancer in front of it puts into Host.
+    """
+
+    def __init__(
+        self, host: str, port: int, api_key: str | None, token: str, allowed_hosts: Sequence[str] = ()
+    ) -> None:
         self._port = port
         self._key = api_key.encode() if api_key else None
         self._token = token.encode()
         names = {"localhost"} if is_loopback(host) else {"localhost", host.lower(), socket.gethostname().lower()}
         self._names = names
+        self._allowed = {name.lower().rstrip(".") for name in allowed_hosts}
         self._only_loopback = is_loopback(host)
 
     def check_origin(self, headers: Headers) -> None:
@@ -48,7 +54,8 @@ class Guard:
             HttpError: 403.
         """
         host, port = _split_host(headers.get(b"host", b"").decode("latin-1"))
-        if not self._is_ours(host) or port not in (self._port, None if self._port == 80 else self._port):
+        ports = (self._port, None if self._port == 80 else self._port)
+        if host not in self._allowed and not (self._is_ours(host) and port in ports):
             raise HttpError(
                 403, "the Host header does not name this server", "Use its address as the URL.", code="wrong_host"
             )

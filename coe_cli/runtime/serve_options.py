@@ -9,7 +9,8 @@ class ServeOptions(Struct, frozen=True):
     """How to serve. ``port`` 0 takes a free one; the API key is in the environment.
 
     ``keep_alive`` is a time as in ``core.duration``; None leaves it to the profile, as ``profile`` None leaves the profile to
-    the college. ``prepare_api`` imports the HTTP API at the start instead of at its first use.
+    the college. ``prepare_api`` imports the HTTP API at the start instead of at its first use. ``max_queue`` requests may
+    wait, more are refused. ``allowed_hosts`` are names in the Host header that a balancer uses for this server.
     """
 
     host: str = "127.0.0.1"
@@ -20,3 +21,5 @@ class ServeOptions(Struct, frozen=True):
     catalog_file: str | None = None
     log_prompts: bool = False
     prepare_api: bool = False
+    max_queue: int = 256
+    allowed_hosts: list[str] = []

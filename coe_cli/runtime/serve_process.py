@@ -142,9 +142,8 @@ class _Process:
     async def run(self, folder: Path, on_ready: Callable[[str], None], observer: Observer | None) -> None:
         import uvicorn
 
-        settings = CollegeSettings(
-            pool_from_profile(self._profile), cost_in(self._profile), recorder=Recorder(), keep_spare=True
-        )
+        pool = pool_from_profile(self._profile, max_queue=self._options.max_queue)
+        settings = CollegeSettings(pool, cost_in(self._profile), recorder=Recorder(), keep_spare=True)
         self._college = College(settings, meter_for(self._profile))
         self._server = Server(
             self._college,
@@ -153,6 +152,7 @@ class _Process:
             self.stop,
             api_key=self._api_key,
             log_prompts=self._options.log_prompts,
+            allowed_hosts=self._options.allowed_hosts,
         )
         config = uvicorn.Config(
             self._server,
@@ -186,7 +186,7 @@ class _Process:
         """End: with ``drain`` when the answers in progress are complete, else after a moment. The second call is final."""
         self._college.drain()
         self._server.draining = True
-        if self._ending or not self._college.busy:
+        if self._ending or not self._server.busy:
             self._uvicorn.should_exit = True
             return
         self._ending = True
@@ -194,7 +194,7 @@ class _Process:
 
     async def _exit_when_done(self, within_s: float | None) -> None:
         deadline = None if within_s is None else time.monotonic() + within_s
-        while self._college.busy and (deadline is None or time.monotonic() < deadline):
+        while self._server.busy and (deadline is None or time.monotonic() < deadline):
             await asyncio.sleep(0.02)
         self._uvicorn.should_exit = True
 

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -21,7 +21,7 @@ import msgspec
 from coe_cli import __version__
 from coe_cli.core.college_status import CollegeStatus, ModelLine, PressureLine
 from coe_cli.core.scheduler_state import Snapshot
-from coe_cli.errors import Busy, CoeError
+from coe_cli.errors import Busy, CoeError, Draining
 from coe_cli.runtime import college_events as ce
 from coe_cli.runtime.college import College
 from coe_cli.runtime.desk import Desk
@@ -63,12 +63,13 @@ class Server:
         *,
         api_key: str | None = None,
         log_prompts: bool = False,
+        allowed_hosts: Sequence[str] = (),
     ) -> None:
         self.college, self.desk, self.state = college, desk, state
         self.draining = False
         self._stop = stop
         self._log_prompts = log_prompts
-        self._guard = Guard(state.host, state.port, api_key, state.token)
+        self._guard = Guard(state.host, state.port, api_key, state.token, allowed_hosts)
         self._begin = self._last_request_at = time.monotonic()
         self._in_flight = 0
         self._responses: Counter[tuple[str, int]] = Counter()
@@ -76,9 +77,14 @@ class Server:
         self._building = asyncio.Lock()
 
     @property
+    def busy(self) -> bool:
+        """Whether any answer has not been sent to its end."""
+        return self._in_flight > 0 or self.college.busy
+
+    @property
     def idle_s(self) -> float:
         """Seconds since the last request for an answer ended; 0 while one runs. Looking on does not count."""
-        if self._in_flight or self.college.busy:
+        if self.busy:
             return 0.0
         return time.monotonic() - self._last_request_at
 
@@ -131,6 +137,8 @@ class Server:
                 await self._metrics(send)
             elif path.startswith("/v1/") or path == "/openapi.json":
                 self._guard.check_key(headers)
+                if self.draining and method == "POST":
+                    raise Draining("the college is ending", "Ask another one.")
                 body = await read_body(receive, headers)
                 if self._log_prompts and body:
                     PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
@@ -151,12 +159,15 @@ class Server:
     # --- for everybody
 
     async def _health(self, scope: MutableMapping[str, Any], send: Send) -> None:
-        """Whether the server answers; with ``?nonce=`` also the proof that it is the state file's college."""
+        """Whether to send requests here: 200, or 503 once it ends, for balancers that ask.
+
+        With ``?nonce=`` also the proof that it is the state file's college.
+        """
         nonce = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
         answer = {"status": "draining" if self.draining else "ok", "version": __version__}
         if nonce and len(nonce) <= _MAX_NONCE:
             answer["proof"] = proof(self.state.token, nonce)
-        await send_json(send, 200, answer)
+        await send_json(send, 503 if self.draining else 200, answer)
 
     async def _metrics(self, send: Send) -> None:
         from coe_cli.runtime.metrics import prometheus_text

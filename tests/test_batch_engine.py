@@ -82,12 +82,11 @@ def test_every_row_has_its_answer_and_each_model_one_load(tmp_path: Path) -> Non
     rows = Rows(tmp_path, {"a": 5, "b": 30, "c": 20, "d": 10})
     with engine(tmp_path, vram_budget_mb=2 * WEIGHTS_MB + 6 * SLOT_MB) as running:
         results = list(running.run(rows))
-        status = eventually(lambda: s if (s := running.status()).loads == 4 else None)
+        eventually(lambda: (running.status().loads, running.status().completion_tokens) == (4, 65 * 4))
     assert Counter(result.line for result in results) == Counter(range(1, 66))
     assert all(rows.right(result) for result in results)
     assert rows.taken == ["b"] * 30 + ["c"] * 20 + ["d"] * 10 + ["a"] * 5
     assert {len(list(tmp_path.glob(f"{model}.start-*"))) for model in "abcd"} == {1}
-    assert status.completion_tokens == 65 * 4
     assert results[0].answer is not None and results[0].answer.expert == "e"
 
 

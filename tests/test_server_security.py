@@ -59,6 +59,12 @@ def test_on_every_interface_addresses_are_ours_and_strange_names_are_not() -> No
     assert not _admits(guard, "evil.example:8080")
 
 
+def test_a_balancers_name_is_ours_with_any_port_and_no_other_name_is() -> None:
+    guard = Guard("127.0.0.1", 8080, None, "t", ["Coe.internal"])
+    assert _admits(guard, "coe.internal") and _admits(guard, "COE.internal:1234") and _admits(guard, "localhost:8080")
+    assert not any(_admits(guard, host) for host in ("evil.example", "coe.internal.evil.example", "localhost", ""))
+
+
 def test_port_80_may_be_left_out() -> None:
     assert _admits(Guard("127.0.0.1", 80, None, "t"), "localhost")
 

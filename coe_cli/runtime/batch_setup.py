@@ -17,7 +17,8 @@ from coe_cli.runtime.college import CollegeSettings
 from coe_cli.runtime.costs import cost_in
 from coe_cli.runtime.desk import Desk
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.meter import Meter, ResidentSetMeter, Unmeasured
+from coe_cli.runtime.meter import meter_for
+from coe_cli.runtime.recorder import Recorder
 from coe_cli.runtime.shared_router import SharedRouter
 
 
@@ -66,7 +67,7 @@ def local_engine(
     if concurrency is not None:
         profile = structs.replace(profile, max_concurrent_slots=concurrency)
     pool = structs.replace(pool_from_profile(profile), min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
-    meter: Meter = ResidentSetMeter() if profile.provider == "cpu" else Unmeasured()
-    settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command)
-    side_by_side = profile.provider == "cpu"
-    return LocalEngine(settings, meter, profile=profile.name, retries=retries, side_by_side=side_by_side)
+    side_by_side = profile.provider == "cpu"  # where workers of one model get names of their own, unfit for the records
+    recorder = None if side_by_side else Recorder()
+    settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command, recorder=recorder)
+    return LocalEngine(settings, meter_for(profile), profile=profile.name, retries=retries, side_by_side=side_by_side)

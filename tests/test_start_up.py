@@ -29,6 +29,7 @@ HEAVY = {
         ("ask", "--help"),
         ("ask", "-m", MODEL, "--max-tokens", "1", "Hi"),
         ("ask", "-e", "no_such_expert", "Hi"),
+        ("bench", MODEL, "--prompt-tokens", "16", "--gen-tokens", "2", "-r", "1", "--warm-up", "0"),
     ],
 )
 def test_no_command_imports_what_only_workers_need(coe: Coe, arguments: tuple[str, ...]) -> None:

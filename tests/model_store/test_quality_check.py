@@ -101,6 +101,7 @@ def test_more_than_one_percent_is_a_warning(loss: float, level: Level) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_embedded_model_loses_at_most_one_percent_of_its_source() -> None:
     """The whole text, against the GGUF that the record names, fetched again."""
     from coe_cli.runtime.folders import folders

@@ -84,14 +84,19 @@ def worst_arenas_bytes(decoder: Decoder, context_length: int, slots: int = 1) ->
     An arena does not always grow with what is asked of it; this bound does, so that answers about it are monotone. It is
     taken over eight lengths an octave.
     """
-    lengths = list(_lengths_to(context_length))
+    simulated = min(slots, SIMULATED_SLOTS)
+    return _worst_bytes(decoder, context_length, simulated) + (slots - simulated) * cache_bytes(decoder, context_length)
+
+
+@lru_cache(maxsize=4096)
+def _worst_bytes(decoder: Decoder, context_length: int, slots: int) -> int:
     longest = min(context_length, decoder.chunk_size or context_length)
     prompts = [*_lengths_to(longest), *([2 * longest] if longest < context_length else [])]
     session = max(_session_bytes(decoder, tokens) for tokens in prompts)
-    simulated = min(slots, SIMULATED_SLOTS)
-    at_once = 1 << (simulated - 1).bit_length()
-    own = max(_own_bytes(decoder, length, length, at_once)[simulated - 1] for length in lengths)
-    return session + own + (slots - simulated) * cache_bytes(decoder, context_length)
+    at_once = 1 << (slots - 1).bit_length()
+    return session + max(
+        _own_bytes(decoder, length, length, at_once)[slots - 1] for length in _lengths_to(context_length)
+    )
 
 
 def cache_bytes(decoder: Decoder, context_length: int) -> int:

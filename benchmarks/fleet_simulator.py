@@ -223,7 +223,7 @@ def scale(nodes: int, requests: int) -> None:
 
     asked = {"python_backend": 60, "sql_query": 20, "general_reasoner": 40, "math_expert": 10, "medical_expert": 10}
     text = "nodes:\n"
-    for name, profile, part in (("desk", "standard", 0.6), ("tower", "performance", 0.3), ("mini", "minimal", 0.1)):
+    for name, profile, part in (("desk", "standard", 0.6), ("tower", "performance", 0.3), ("small", "compact", 0.1)):
         text += f"  - {{name: {name}, profile: {profile}, count: {round(nodes * part)}}}\n"
     text += "demand:\n"
     for expert, per_s in asked.items():

@@ -78,6 +78,7 @@ $(VENV)/torch: constraints.txt
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml
 	$(PIP) install -c constraints.txt -e .
+	$(BIN)/python -m compileall -q coe_cli  # pip does so for a wheel, not for a checkout
 	touch $@
 
 $(VENV)/developed: $(VENV)/installed

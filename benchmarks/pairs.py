@@ -18,6 +18,10 @@ MODEL = "smollm2-135m"
 """The embedded model, which `coe models pull smollm2-135m` fetches."""
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""As on a user's machine, where Python keeps the bytecode of what it has compiled."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """Figures of A and B, one of each a round, in the unit of the measure."""
@@ -90,7 +94,7 @@ def alternate(a: Callable[[], float], b: Callable[[], float], rounds: int) -> Pa
 def wall_s(command: list[str]) -> float:
     """Seconds of a whole process with its output thrown away."""
     begin = time.perf_counter()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=ENVIRONMENT)
     return time.perf_counter() - begin
 
 
@@ -98,7 +102,12 @@ def first_byte_s(command: list[str]) -> float:
     """Seconds from the start of a process to its first byte on stdout; the process is then ended."""
     begin = time.perf_counter()
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=ENVIRONMENT,
     ) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)

@@ -17,7 +17,7 @@ PROMPT = "Name three colours."
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     imports = [sys.executable, "-c", "import typer, rich, rich.table, rich.console"]
-    imports_yaml = [sys.executable, "-c", "import typer, rich, rich.table, rich.console, yaml"]
+    imports_yaml = [sys.executable, "-c", "import typer, rich, yaml"]
     model_dir = str(folders().models / MODEL)
     bare = [sys.executable, str(ROOT / "benchmarks" / "bare_oga.py"), model_dir, PROMPT, "8"]
     ask = [*COE, "ask", "--no-serve", "--no-log", "-m", MODEL, "--max-tokens", "8", "-s", "", PROMPT]

@@ -28,12 +28,12 @@ from coe_cli.core.fleet_simulation import SimulatedModel, SimulatedNode, simulat
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import PoolConfig, pool_from_profile
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime.college import College, CollegeSettings
-from coe_cli.runtime.costs import cost_in
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.meter import Unmeasured
 from coe_cli.runtime.folders import folders, profile_paths
-from coe_cli.runtime.meter import Unmeasured
-from coe_cli.runtime.protocol import ChatMessage, Sampling
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 MODEL = "smollm2-135m"
 WORDS_IN, TOKENS_OUT, SPREAD = 25, 16, 0.5
@@ -216,9 +216,9 @@ def scale(nodes: int, requests: int) -> None:
     import tempfile
 
     from coe_cli.core.fleet import load_fleet
-    from coe_cli.runtime.fleet_placement import Placement
-    from coe_cli.runtime.fleet_plan import problem_of
-    from coe_cli.runtime.fleet_simulation import simulate_fleet
+    from coe_cli.runtime.fleet.fleet_placement import Placement
+    from coe_cli.runtime.fleet.fleet_plan import problem_of
+    from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet
     from coe_cli.runtime.settings import read_catalog, read_profiles
 
     asked = {"python_backend": 60, "sql_query": 20, "general_reasoner": 40, "math_expert": 10, "medical_expert": 10}

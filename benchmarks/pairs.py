@@ -69,7 +69,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 def measured_where() -> str:
     """Date, processor, system and versions in one line."""
     sys.path.insert(0, str(ROOT))
-    from coe_cli.runtime.bench_machine import read_machine, read_versions
+    from coe_cli.runtime.bench.bench_machine import read_machine, read_versions
 
     machine = read_machine({})
     versions = ", ".join(f"{name} {version}" for name, version in read_versions().items() if name != "system")

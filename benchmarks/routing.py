@@ -24,8 +24,8 @@ from coe_cli.core.catalog import GENERAL_EXPERT, load_catalog
 from coe_cli.core.router import Decision, Router
 from coe_cli.core.router_examples import TrainingSet, training_set
 from coe_cli.runtime.folders import catalog_paths, folders
-from coe_cli.runtime.router_cache import QuestionRouter, open_router
-from coe_cli.runtime.router_training import train_router
+from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router
+from coe_cli.runtime.routing.router_training import train_router
 
 
 def main() -> None:

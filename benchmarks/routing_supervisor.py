@@ -18,7 +18,7 @@ from routing_data import unseen
 
 from coe_cli.core.catalog import load_catalog
 from coe_cli.runtime.folders import catalog_paths, folders
-from coe_cli.runtime.router_cache import open_router
+from coe_cli.runtime.routing.router_cache import open_router
 
 PROMPTS = {
     "one or two": "How many different kinds of expert does this request need, one or two? Answer with one word.\n\n{}",
@@ -45,9 +45,9 @@ def main() -> None:
     print(row("the trained detector", found, len(double), None))
     with tempfile.TemporaryDirectory() as state:
         os.environ["COE_STATE_DIR"] = state
-        from coe_cli.runtime import college_client
-        from coe_cli.runtime.college_events import AskByName, Piece
-        from coe_cli.runtime.protocol import ChatMessage, Sampling
+        from coe_cli.runtime.college.college_events import AskByName, Piece
+        from coe_cli.runtime.server import college_client
+        from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
         client = college_client.find_or_start()
         try:

@@ -51,9 +51,9 @@ for number, line in enumerate(sys.stdin):
 """
 _CLIENT = """
 import sys
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime.college_client import find
-from coe_cli.runtime.protocol import ChatMessage, Sampling
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.server.college_client import find
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 client = find()
 if len(sys.argv) > 1:
     for event in client.stream_chat(ce.AskByName("smollm2-135m",
@@ -99,9 +99,9 @@ def over_http(port: int, tokens: int) -> tuple[float, float]:
 def own_endpoint(tokens: int) -> tuple[float, float]:
     """The same of `coe ask`'s client."""
     global _number
-    from coe_cli.runtime import college_events as ce
-    from coe_cli.runtime.college_client import find
-    from coe_cli.runtime.protocol import ChatMessage, Sampling
+    from coe_cli.runtime.college import college_events as ce
+    from coe_cli.runtime.server.college_client import find
+    from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
     _number += 1
     messages = [ChatMessage("system", f"{_number}"), ChatMessage("user", PROMPT)]
@@ -125,8 +125,8 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     with tempfile.TemporaryDirectory() as folder:
         os.environ["COE_STATE_DIR"] = folder
-        from coe_cli.runtime.college_client import find_or_start, wait_until_gone
-        from coe_cli.runtime.serve_options import ServeOptions
+        from coe_cli.runtime.server.college_client import find_or_start, wait_until_gone
+        from coe_cli.runtime.server.serve_options import ServeOptions
 
         begin = time.perf_counter()
         client = find_or_start(ServeOptions(keep_alive="10m"))

@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT))
 from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import pool_from_profile
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime.college import College, CollegeSettings
-from coe_cli.runtime.costs import cost_in
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.meter import ResidentSetMeter
 from coe_cli.runtime.folders import folders, profile_paths
-from coe_cli.runtime.meter import ResidentSetMeter
-from coe_cli.runtime.protocol import ChatMessage, Sampling
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 PROMPT = "Name a colour."
 

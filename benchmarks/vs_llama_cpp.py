@@ -22,7 +22,7 @@ from statistics import median
 
 from pairs import print_table
 
-from coe_cli.runtime.worker_process import worker_environment
+from coe_cli.runtime.worker.worker_process import worker_environment
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

@@ -68,7 +68,7 @@ def start_coe(stack: ExitStack, folder: Path) -> int:
     """The college's port; its budget holds one model and a half."""
     from coe_cli.core.model_spec import spec_from_folder
     from coe_cli.core.profile import load_profiles
-    from coe_cli.runtime.costs import cost_in
+    from coe_cli.runtime.college.costs import cost_in
     from coe_cli.runtime.folders import folders, profile_paths
 
     real = folders().models / MODEL
@@ -79,8 +79,8 @@ def start_coe(stack: ExitStack, folder: Path) -> int:
     budget_mb = round(1.5 * (cost.weights_mb + cost.kv_mb + cost.activation_mb)) + 2000
     (folder / "profiles.yaml").write_text(_PROFILES % budget_mb)
     os.environ |= {"COE_MODELS_DIR": str(folder / "models"), "COE_STATE_DIR": str(folder / "state")}
-    from coe_cli.runtime.college_client import find_or_start, wait_until_gone
-    from coe_cli.runtime.serve_options import ServeOptions
+    from coe_cli.runtime.server.college_client import find_or_start, wait_until_gone
+    from coe_cli.runtime.server.serve_options import ServeOptions
 
     client = find_or_start(
         ServeOptions(profile="swap", profiles_file=str(folder / "profiles.yaml"), keep_alive="10m", prepare_api=True)

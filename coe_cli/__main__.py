@@ -11,7 +11,7 @@ def main() -> None:
     asks = sys.argv[1:2] == ["ask"] and not {"--help", "-h"} & set(sys.argv[2:]) and _alone()
     try:
         if asks:
-            from coe_cli.runtime import worker_process
+            from coe_cli.runtime.worker import worker_process
 
             worker_process.start_early()
         try:

@@ -16,9 +16,9 @@ from coe_cli.errors import CoeError
 from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
-from coe_cli.runtime.batch import BatchJob, run_batch
-from coe_cli.runtime.batch_index import RowDefaults
-from coe_cli.runtime.batch_setup import batch_desk, bulk_router, local_engine
+from coe_cli.runtime.batch.batch import BatchJob, run_batch
+from coe_cli.runtime.batch.batch_index import RowDefaults
+from coe_cli.runtime.batch.batch_setup import batch_desk, bulk_router, local_engine
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 
 

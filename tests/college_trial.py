@@ -22,9 +22,9 @@ from coe_cli.core.catalog import ModelShape
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import CoeError
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime.college import College, CollegeSettings
-from coe_cli.runtime.protocol import ChatMessage, Sampling
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 WEIGHTS_MB, SLOT_MB = 100, 10
 POOL = PoolConfig(vram_budget_mb=1000, max_concurrent_slots=4, min_resident_s=0.0, retry_delay_s=0.05, give_up_s=0.3)

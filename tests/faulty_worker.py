@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
-from coe_cli.runtime import protocol
+from coe_cli.runtime.worker import protocol
 
 
 def expected(prompt: str, seed: int | None, tokens: int) -> str:

@@ -113,7 +113,7 @@ def prepare_routing(cache: Path, source: Path) -> None:
     """Fill ``cache`` with the export of ``source`` and a router trained on the shipped examples."""
     from coe_cli.core.catalog import load_catalog
     from coe_cli.runtime.folders import Folders
-    from coe_cli.runtime.router_cache import open_router
+    from coe_cli.runtime.routing.router_cache import open_router
 
     shipped = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
     where = Folders(models=cache, config=cache, state=cache, cache=cache)

@@ -409,6 +409,6 @@ def test_a_hundred_thousand_rows_need_little_memory(coe: Coe, options: list[str]
 
 
 def test_its_help_is_light() -> None:
-    code = "import sys; from coe_cli.app import run; run(['batch', '--help']); sys.exit(any(m in sys.modules for m in ('rich', 'pydantic', 'numpy', 'coe_cli.runtime.college')))"  # fmt: skip
+    code = "import sys; from coe_cli.app import run; run(['batch', '--help']); sys.exit(any(m in sys.modules for m in ('rich', 'pydantic', 'numpy', 'coe_cli.runtime.college.college')))"  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment).returncode == 0

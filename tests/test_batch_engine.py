@@ -19,12 +19,12 @@ from faulty_worker import expected
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.scheduler_state import ModelCost
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime.batch_engine import PreparedRow, RowResult
-from coe_cli.runtime.batch_local import LocalEngine
-from coe_cli.runtime.college import CollegeSettings
-from coe_cli.runtime.protocol import ChatMessage, Sampling
+from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
+from coe_cli.runtime.batch.batch_local import LocalEngine
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.college import CollegeSettings
 from coe_cli.runtime.providers import worker_threads
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 
 class Rows:

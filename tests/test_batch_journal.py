@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coe_cli.errors import CoeError, UsageError
-from coe_cli.runtime.batch_journal import Header, Journal
+from coe_cli.runtime.batch.batch_journal import Header, Journal
 
 HEADER = Header("00ff", {"keep_order": False})
 ROWS = [

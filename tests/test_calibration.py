@@ -14,7 +14,7 @@ from coe_cli.core.calibration import CalibrationKey, CalibrationRecord, apply, f
 from coe_cli.core.catalog import ModelShape
 from coe_cli.core.footprint import ExactAccounting, ModelMemory
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.runtime.calibration_store import CalibrationStore, model_digest
+from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 
 MODEL = ModelMemory(
     ModelSpec("m", "disk", "cuda", 8192, ModelShape(4, 256, 4, 4, 64, 1000), 500 * BYTES_PER_MB), "cuda"
@@ -109,7 +109,7 @@ def test_a_large_file_begins_anew_from_its_newest_half(tmp_path: Path, monkeypat
     store = CalibrationStore(tmp_path)
     for at_s in range(10):
         store.record(record(at_s=at_s))
-    monkeypatch.setattr("coe_cli.runtime.calibration_store.MOST_BYTES", 100)
+    monkeypatch.setattr("coe_cli.runtime.planning.calibration_store.MOST_BYTES", 100)
     store.record(record(at_s=99.0))
     (found,) = store.read().calibrations.values()
     assert (found.records, found.newest_at_s) == (6, 99.0)

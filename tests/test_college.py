@@ -18,7 +18,7 @@ import pytest
 from college_trial import SLOT_MB, WEIGHTS_MB, FakeMeter, Trial, run, trial
 
 from coe_cli.errors import Draining, ModelDamaged
-from coe_cli.runtime import college_events as ce
+from coe_cli.runtime.college import college_events as ce
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 

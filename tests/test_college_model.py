@@ -21,15 +21,15 @@ from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime.calibration_store import CalibrationStore
-from coe_cli.runtime.college import College, CollegeSettings
-from coe_cli.runtime.costs import cost_in
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.meter import ResidentSetMeter
+from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.folders import profile_paths
-from coe_cli.runtime.meter import ResidentSetMeter
-from coe_cli.runtime.plan_inputs import calibration_of, memory_on_disk
-from coe_cli.runtime.protocol import ChatMessage, Sampling
-from coe_cli.runtime.recorder import Recorder
+from coe_cli.runtime.planning.calibration_store import CalibrationStore
+from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_on_disk
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 

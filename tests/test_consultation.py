@@ -21,12 +21,12 @@ from faulty_worker import expected
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.core.synthesis import Draft
 from coe_cli.errors import ModelMissing
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime.answerer import CollegeAnswerer
-from coe_cli.runtime.collecting import About
-from coe_cli.runtime.college import CollegeSettings
-from coe_cli.runtime.consultation import Job, OwnSource, consult
-from coe_cli.runtime.protocol import ChatMessage
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.answerer import CollegeAnswerer
+from coe_cli.runtime.college.collecting import About
+from coe_cli.runtime.college.college import CollegeSettings
+from coe_cli.runtime.college.consultation import Job, OwnSource, consult
+from coe_cli.runtime.worker.protocol import ChatMessage
 
 
 class Notes:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from coe_cli.core.recipe import recipe_for, session_options
 from coe_cli.errors import CoeError, ModelDamaged, UsageError
-from coe_cli.runtime.checkpoint import find_source, mend_tokenizer, write_checkpoint
-from coe_cli.runtime.convert import RECORD, convert
+from coe_cli.runtime.conversion.checkpoint import find_source, mend_tokenizer, write_checkpoint
+from coe_cli.runtime.conversion.convert import RECORD, convert
+from coe_cli.runtime.conversion.quantize import quantize_asymmetric, quantize_offset_corrected, quantize_symmetric
+from coe_cli.runtime.conversion.quantize_graph import part_of, quantize_graph
 from coe_cli.runtime.progress import Step
-from coe_cli.runtime.quantize import quantize_asymmetric, quantize_offset_corrected, quantize_symmetric
-from coe_cli.runtime.quantize_graph import part_of, quantize_graph
 
 HIDDEN, MLP, VOCAB = 64, 96, 160
 
@@ -275,7 +275,9 @@ def test_interrupt_ends_the_child(tmp_path):
         convert(
             gguf_file(tmp_path / "m.gguf"), tmp_path / "out", provider="cpu", precision="int4", on_progress=interrupt
         )
-    assert not [child for child in psutil.Process().children() if "coe_cli.runtime.convert" in child.cmdline()]
+    assert not [
+        child for child in psutil.Process().children() if "coe_cli.runtime.conversion.convert" in child.cmdline()
+    ]
 
 
 def test_what_the_child_prints_becomes_the_message(tmp_path):
@@ -370,7 +372,7 @@ def test_converted_model_generates_what_its_source_does(tiny_model, converted):
 
 @pytest.mark.slow
 def test_quality_of_the_conversion_is_measured_against_its_source(tiny_model, converted):
-    from coe_cli.runtime.quality import measure_quality
+    from coe_cli.runtime.conversion.quality import measure_quality
 
     quality = measure_quality(converted[0], tiny_model, max_tokens=600)
     assert quality.tokens == 600

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import MODEL, Coe, Result, one_line
 
-from coe_cli.runtime.integrity import write_manifest
+from coe_cli.runtime.store.integrity import write_manifest
 
 PULL_AGAIN = f"coe models pull {MODEL} --force"
 

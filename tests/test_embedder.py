@@ -16,13 +16,13 @@ from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 from coe_cli.core.catalog import load_catalog
 from coe_cli.core.profile import load_profiles
 from coe_cli.errors import ModelDamaged, ModelMissing
-from coe_cli.runtime import embedder_export
-from coe_cli.runtime.embedder import Embedder, embedder_folder, read_info
-from coe_cli.runtime.embedder_export import MIN_COSINE, comparison_texts, export_embedder, prepare_embedder
-from coe_cli.runtime.embedder_memory import with_measured_embedder
-from coe_cli.runtime.embedder_sources import EMBEDDED, EMBEDDERS, fetch_embedder
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.router_cache import open_router
+from coe_cli.runtime.routing import embedder_export
+from coe_cli.runtime.routing.embedder import Embedder, embedder_folder, read_info
+from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts, export_embedder, prepare_embedder
+from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
+from coe_cli.runtime.routing.embedder_sources import EMBEDDED, EMBEDDERS, fetch_embedder
+from coe_cli.runtime.routing.router_cache import open_router
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles" / "hardware_profiles.yaml"
@@ -152,7 +152,7 @@ def test_an_export_that_differs_is_refused_and_nothing_is_left(
 
 def test_run_time_imports_neither_torch_nor_sentence_transformers(exported: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from coe_cli.runtime.embedder import Embedder\n"
+        "import sys; from pathlib import Path; from coe_cli.runtime.routing.embedder import Embedder\n"
         "Embedder(Path(sys.argv[1])).embed(['text'])\n"
         "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'sklearn', 'scipy') if m in sys.modules])"
     )

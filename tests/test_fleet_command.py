@@ -20,7 +20,7 @@ from coe_cli.commands import vram
 from coe_cli.core.fleet import Demand
 from coe_cli.core.fleet_problem import Group, Problem
 from coe_cli.errors import CoeError, DoesNotFit, ProfileInvalid, UsageError
-from coe_cli.runtime.fleet_placement import MOST_LOAD, Placement
+from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement
 from tests.fleet_fixtures import kind_of
 
 FLEET: dict[str, Any] = {

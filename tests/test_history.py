@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from coe_cli.core.conversations import Exchange
 from coe_cli.core.profile import HistorySettings, load_profiles
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
-from coe_cli.runtime import history
+from coe_cli.runtime.conversation import history
+from coe_cli.runtime.conversation.history_file import SCHEMA_VERSION, History
 from coe_cli.runtime.folders import profile_paths
-from coe_cli.runtime.history_file import SCHEMA_VERSION, History
 
 SETTINGS = HistorySettings()
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from coe_cli.core.catalog import Source
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.progress import FolderGrowth, ignore
-from coe_cli.runtime.sources import fetch
+from coe_cli.runtime.store.sources import fetch
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 

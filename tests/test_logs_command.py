@@ -10,7 +10,7 @@ import pytest
 from conftest import Coe, one_line
 
 from coe_cli.core.conversations import Exchange
-from coe_cli.runtime.history_file import History
+from coe_cli.runtime.conversation.history_file import History
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from conftest import MODEL
 
 from coe_cli.core.model_spec import spec_from_folder
-from coe_cli.runtime import protocol
-from coe_cli.runtime.one_shot import begin_loading
-from coe_cli.runtime.worker_process import WorkerProcess
+from coe_cli.runtime.college.one_shot import begin_loading
+from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.worker_process import WorkerProcess
 
 M = TypeVar("M", bound=protocol.Message)
 DEPTH = [500 + 7 * number for number in range(40)]

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.core.profile import load_profiles
-from coe_cli.runtime.calibration_store import CalibrationStore
-from coe_cli.runtime.costs import cost_in
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.gauge import memory_gauge
+from coe_cli.runtime.college.gpu_memory import NvmlMemory
+from coe_cli.runtime.college.meter import GpuMeter, ResidentSetMeter, Unmeasured, meter_for
+from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.folders import folders, profile_paths
-from coe_cli.runtime.gauge import memory_gauge
-from coe_cli.runtime.gpu_memory import NvmlMemory
-from coe_cli.runtime.meter import GpuMeter, ResidentSetMeter, Unmeasured, meter_for
+from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.probes import pdh
-from coe_cli.runtime.recorder import Recorder
 
 FIXTURES = Path(__file__).parent / "fixtures" / "probes"
 PROFILES = load_profiles(profile_paths()[:1])
@@ -239,7 +239,7 @@ def test_a_state_folder_that_cannot_be_written_disturbs_nobody(tmp_path: Path) -
 
 def test_the_college_charges_what_the_plan_says_and_learns_from_a_record(own_state: Path) -> None:
     from coe_cli.core.footprint import ExactAccounting
-    from coe_cli.runtime.plan_inputs import memory_on_disk
+    from coe_cli.runtime.planning.plan_inputs import memory_on_disk
 
     spec, profile = spec_from_folder("smollm2-135m", MODEL), PROFILES.select("embedded")
     counting, memory = ExactAccounting(), memory_on_disk(spec)

@@ -73,7 +73,7 @@ def test_without_ray_one_line_says_what_to_install(bare_coe: Coe) -> None:
     assert result.stderr == "coe: Ray is not installed. Install it: pip install 'coe-cli[ray]'\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
-        from coe_cli.runtime.ray_cluster import RayCluster
+        from coe_cli.runtime.fleet.ray_cluster import RayCluster
 
         with pytest.raises(CoeError, match="Ray is not installed"):
             RayCluster(None, {})
@@ -114,7 +114,7 @@ def test_windows_gets_powershell() -> None:
 @pytest.mark.slow
 def test_start_runs_a_node_that_offers_the_memory(coe: Coe, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    from coe_cli.runtime.ray_cluster import RayCluster
+    from coe_cli.runtime.fleet.ray_cluster import RayCluster
 
     port = "6391"
     before = {process.pid for process in psutil.process_iter()}

@@ -192,7 +192,7 @@ def test_nothing_for_too_long_is_a_time_out(coe: Coe) -> None:
 
 
 def test_a_worker_gets_huge_pages_beside_other_tunables(monkeypatch):
-    from coe_cli.runtime.worker_process import worker_environment
+    from coe_cli.runtime.worker.worker_process import worker_environment
 
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     assert worker_environment()["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"

@@ -19,7 +19,7 @@ from coe_cli.core.profile import load_profiles
 from coe_cli.core.profile_check import CheckReport
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
-from coe_cli.runtime.profile_report import check
+from coe_cli.runtime.planning.profile_report import check
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_a_damaged_model_is_an_error(own_folders: Path) -> None:
 
 def test_measurements_and_their_age_are_told(own_folders: Path) -> None:
     from coe_cli.core.calibration import CalibrationRecord
-    from coe_cli.runtime.calibration_store import CalibrationStore, model_digest
+    from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
     from tests.test_vram_command import folder_with_model
 
     folder = folder_with_model(own_folders / "models")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from coe_cli.errors import ModelDamaged, UsageError
-from coe_cli.runtime.quality import QUALITY_TEXT, WINDOW_TOKENS, compare, measure_quality
+from coe_cli.runtime.conversion.quality import QUALITY_TEXT, WINDOW_TOKENS, compare, measure_quality
 
 VOCAB = 8
 

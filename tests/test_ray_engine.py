@@ -23,9 +23,9 @@ from test_batch_engine import Rows
 from coe_cli.core.ray_node import CPU_SLOTS_RESOURCE, VRAM_RESOURCE, actor_mb, model_resource
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.errors import DeviceLost
-from coe_cli.runtime.integrity import write_manifest
-from coe_cli.runtime.ray_cluster import RayCluster
-from coe_cli.runtime.ray_engine import RayEngine
+from coe_cli.runtime.fleet.ray_cluster import RayCluster
+from coe_cli.runtime.fleet.ray_engine import RayEngine
+from coe_cli.runtime.store.integrity import write_manifest
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters of several nodes need Linux")
@@ -240,7 +240,7 @@ def test_idle_actors_end_and_give_their_memory_back(cluster: Nodes, nodes: Calla
 def test_an_idle_actor_of_another_batch_makes_room(
     cluster: Nodes, nodes: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe_cli.runtime.ray_engine._IDLE_ELSEWHERE_S", 0.5)
+    monkeypatch.setattr("coe_cli.runtime.fleet.ray_engine._IDLE_ELSEWHERE_S", 0.5)
     nodes(1)
     for model in ("a", "b"):
         rows = Rows(tmp_path, {model: 4})

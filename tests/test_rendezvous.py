@@ -21,9 +21,9 @@ from serving import Served, end, serving
 
 from coe_cli import __version__
 from coe_cli.errors import CoeError
-from coe_cli.runtime import rendezvous
-from coe_cli.runtime.college_client import find
-from coe_cli.runtime.rendezvous import CollegeState
+from coe_cli.runtime.server import rendezvous
+from coe_cli.runtime.server.college_client import find
+from coe_cli.runtime.server.rendezvous import CollegeState
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and signals")
 
@@ -86,7 +86,7 @@ def test_a_state_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> N
 def test_the_college_lock_has_one_holder_and_is_free_when_it_ends(tmp_path: Path) -> None:
     assert not rendezvous.college_lives(tmp_path)
     code = (
-        "import sys, pathlib; from coe_cli.runtime import rendezvous;"
+        "import sys, pathlib; from coe_cli.runtime.server import rendezvous;"
         "lock = rendezvous.hold_college_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -18,7 +18,7 @@ from coe_cli.core.router import Decision, Router, Scored, prefer_resident
 from coe_cli.core.router_examples import TrainingSet, examples_digest, training_set
 from coe_cli.core.router_features import MAX_CLAUSES, bounded, clauses
 from coe_cli.errors import ProfileInvalid
-from coe_cli.runtime.router_training import train_router
+from coe_cli.runtime.routing.router_training import train_router
 
 SHIPPED = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
 

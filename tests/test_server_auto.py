@@ -15,13 +15,13 @@ from coe_cli.core.catalog import load_catalog
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.profile import load_profiles
 from coe_cli.errors import DeviceLost, ProfileInvalid
-from coe_cli.runtime import desk as desk_module
-from coe_cli.runtime.desk import AUTO, Desk, Wish
-from coe_cli.runtime.embedder import Embedder, embedder_folder
+from coe_cli.runtime.college import desk as desk_module
+from coe_cli.runtime.college.desk import AUTO, Desk, Wish
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.protocol import ChatMessage
-from coe_cli.runtime.router_cache import open_router
-from coe_cli.runtime.shared_router import SharedRouter
+from coe_cli.runtime.routing.embedder import Embedder, embedder_folder
+from coe_cli.runtime.routing.router_cache import open_router
+from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.worker.protocol import ChatMessage
 
 SHIPPED = REPOSITORY / "profiles"
 QUESTIONS = [

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import Served, serving
 
-from coe_cli.runtime.guard import Guard
-from coe_cli.runtime.http_errors import HttpError
+from coe_cli.runtime.server.guard import Guard
+from coe_cli.runtime.server.http_errors import HttpError
 
 KEY = "a-key-for-tests"
 

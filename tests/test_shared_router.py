@@ -17,9 +17,9 @@ from coe_cli.core.catalog import load_catalog
 from coe_cli.core.router_examples import examples_digest
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.route_messages import RouteRequest
-from coe_cli.runtime.router_cache import open_router
-from coe_cli.runtime.shared_router import SharedRouter
+from coe_cli.runtime.routing.router_cache import open_router
+from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.server.route_messages import RouteRequest
 
 SHIPPED = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
 OTHER = """

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from coe_cli.runtime.slots import Slots
+from coe_cli.runtime.worker.slots import Slots
 
 
 class FakeParams:

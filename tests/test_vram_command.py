@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from coe_cli.commands import vram
 from coe_cli.core.calibration import CalibrationRecord
 from coe_cli.errors import ModelDamaged, ProfileInvalid, UsageError
-from coe_cli.runtime.calibration_store import CalibrationStore, model_digest
+from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

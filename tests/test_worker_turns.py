@@ -12,11 +12,11 @@ from pathlib import Path
 from conftest import MODEL, REPOSITORY
 
 from coe_cli.core.model_spec import spec_from_folder
-from coe_cli.runtime import protocol
-from coe_cli.runtime.one_shot import begin_loading
+from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.providers import default_session_options
-from coe_cli.runtime.slots import PIECE_TOKENS
-from coe_cli.runtime.worker_process import WorkerProcess
+from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.slots import PIECE_TOKENS
+from coe_cli.runtime.worker.worker_process import WorkerProcess
 
 PROMPT = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
 
@@ -137,7 +137,7 @@ config = oga.Config(sys.argv[1])
 config.overlay(json.dumps({"model": {"decoder": {"session_options": json.loads(sys.argv[2])}}}))
 model = oga.Model(config)
 tokenizer = oga.Tokenizer(model)
-from coe_cli.runtime import slots
+from coe_cli.runtime.worker import slots
 slots.PIECE_TOKENS = 32
 ids = [int(token) for token in tokenizer.encode("The keeper wrote down the weather of the day. " * 10)]
 def generator():

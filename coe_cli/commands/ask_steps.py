@@ -14,17 +14,17 @@ from coe_cli.core.selection import Choice, choose_profile
 from coe_cli.errors import ModelMissing, PromptTooLong
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, JsonLinesSink, JsonSink
 from coe_cli.output.console import Output
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime import protocol
+from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.model_store import open_model
-from coe_cli.runtime.prompt_length import prompt_tokens
+from coe_cli.runtime.store.model_store import open_model
+from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.prompt_length import prompt_tokens
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
-    from coe_cli.runtime.ask_routing import Routed
-    from coe_cli.runtime.college_client import CollegeClient
-    from coe_cli.runtime.serve_options import ServeOptions
+    from coe_cli.runtime.routing.ask_routing import Routed
+    from coe_cli.runtime.server.college_client import CollegeClient
+    from coe_cli.runtime.server.serve_options import ServeOptions
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class View(NamedTuple):
 
 def college_for(options: AskOptions, output: Output) -> CollegeClient | None:
     """The resident college, started if there is none; None where it cannot serve this question, and why is said."""
-    from coe_cli.runtime import college_client
+    from coe_cli.runtime.server import college_client
 
     client, why_not = college_client.reach(serve_options(options))
     if client is None:
@@ -76,7 +76,7 @@ def college_for(options: AskOptions, output: Output) -> CollegeClient | None:
 
 def serve_options(options: AskOptions) -> ServeOptions:
     """The college that these options mean."""
-    from coe_cli.runtime.serve_options import ServeOptions
+    from coe_cli.runtime.server.serve_options import ServeOptions
 
     return ServeOptions(
         profile=options.profile,
@@ -86,7 +86,7 @@ def serve_options(options: AskOptions) -> ServeOptions:
 
 
 def conversation_to_resume(profiles: ProfileSet) -> Conversation:
-    from coe_cli.runtime import history
+    from coe_cli.runtime.conversation import history
 
     return history.last_conversation(profiles.history)
 
@@ -100,7 +100,7 @@ def keep(
     output: Output,
 ) -> None:
     """Keep question and answer, if that is wanted; a history that cannot be written costs a note and no more."""
-    from coe_cli.runtime import history
+    from coe_cli.runtime.conversation import history
 
     if not history.logging_wanted(profiles.history, no_log=options.no_log):
         return
@@ -154,7 +154,7 @@ def install_chosen(choice: Choice, catalog: Catalog, output: Output, *, pull: bo
     from coe_cli.output.progress_view import ProgressView
 
     with ProgressView(output, f"fetching {choice.model}{size}, once") as view:
-        from coe_cli.runtime.install import install
+        from coe_cli.runtime.store.install import install
 
         return install(choice.model, catalog, folders().models, view)
 
@@ -228,7 +228,7 @@ def sink_for(
         return CodeBlockSink(output, show_thinking=view.show_thinking)
     if view.live and view.output_format is AnswerFormat.HUMAN and output.stderr.isatty():
         from coe_cli.output.live_answer import LiveAnswerSink
-        from coe_cli.runtime.gauge import memory_gauge
+        from coe_cli.runtime.college.gauge import memory_gauge
 
         return LiveAnswerSink(output, label, memory_gauge(spec, profile), show_thinking=view.show_thinking)
     return AnswerSink(output, show_thinking=view.show_thinking)

@@ -32,17 +32,18 @@ from coe_cli.core.selection import choose_model
 from coe_cli.errors import CoeError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime import one_shot, worker_process
-from coe_cli.runtime.collecting import About, collect
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college import one_shot
+from coe_cli.runtime.college.collecting import About, collect
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.model_store import open_model
 from coe_cli.runtime.providers import choose_provider, installed_providers
+from coe_cli.runtime.store.model_store import open_model
+from coe_cli.runtime.worker import worker_process
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
-    from coe_cli.runtime.ask_routing import Routed
-    from coe_cli.runtime.college_client import CollegeClient
+    from coe_cli.runtime.routing.ask_routing import Routed
+    from coe_cli.runtime.server.college_client import CollegeClient
 
 
 def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output: Output, view: View) -> None:
@@ -182,7 +183,7 @@ def _of_college(client: CollegeClient, ask: ce.AskByName, timeout_s: float) -> G
 def _of_worker(
     worker: worker_process.WorkerProcess, spec: ModelSpec, ask: ce.AskByName, context_length: int, timeout_s: float
 ) -> Generator[ce.CollegeEvent]:
-    from coe_cli.runtime.recorder import Recorder  # while the worker loads
+    from coe_cli.runtime.college.recorder import Recorder  # while the worker loads
 
     recorder = Recorder()
     try:

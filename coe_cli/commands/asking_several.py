@@ -45,17 +45,17 @@ from coe_cli.errors import CoeError, from_code
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink
 from coe_cli.output.console import Output
 from coe_cli.output.draft_panels import DraftLines, DraftPanels
-from coe_cli.runtime.answerer import CollegeAnswerer
-from coe_cli.runtime.collecting import About, collect
-from coe_cli.runtime.college import CollegeSettings
-from coe_cli.runtime.consultation import Job, OwnSource, ResidentSource, Source, consult
-from coe_cli.runtime.costs import cost_in
-from coe_cli.runtime.embedder_memory import with_measured_embedder
+from coe_cli.runtime.college.answerer import CollegeAnswerer
+from coe_cli.runtime.college.collecting import About, collect
+from coe_cli.runtime.college.college import CollegeSettings
+from coe_cli.runtime.college.consultation import Job, OwnSource, ResidentSource, Source, consult
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.meter import ResidentSetMeter, Unmeasured
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.meter import ResidentSetMeter, Unmeasured
-from coe_cli.runtime.model_store import open_model
-from coe_cli.runtime.prompt_length import prompt_tokens
 from coe_cli.runtime.providers import choose_provider, installed_providers
+from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
+from coe_cli.runtime.store.model_store import open_model
+from coe_cli.runtime.worker.prompt_length import prompt_tokens
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
@@ -181,7 +181,7 @@ class _Together:
             if client is not None:
                 state = client.state
                 client.close()
-                from coe_cli.runtime.college_client import CollegeClient
+                from coe_cli.runtime.server.college_client import CollegeClient
 
                 return ResidentSource(lambda: CollegeClient(state), self._options.timeout_s)
         meter = ResidentSetMeter() if self._profile.provider == "cpu" else Unmeasured()

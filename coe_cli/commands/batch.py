@@ -97,7 +97,7 @@ def batch(
     if address is not None and engine is not EngineName.RAY:
         raise UsageError("--address is that of a Ray cluster", "Add --engine ray.")
     from coe_cli.commands.batching import BatchOptions, run
-    from coe_cli.runtime.batch_index import RowDefaults
+    from coe_cli.runtime.batch.batch_index import RowDefaults
 
     path = None if source == "-" else Path(source)
     failed = run(

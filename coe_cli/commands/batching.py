@@ -16,12 +16,12 @@ from coe_cli.core.selection import choose_model
 from coe_cli.errors import UsageError
 from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
-from coe_cli.runtime.batch import BatchJob, run_batch
-from coe_cli.runtime.batch_engine import Engine
-from coe_cli.runtime.batch_index import RowDefaults
-from coe_cli.runtime.batch_setup import batch_desk, bulk_router, local_engine
+from coe_cli.runtime.batch.batch import BatchJob, run_batch
+from coe_cli.runtime.batch.batch_engine import Engine
+from coe_cli.runtime.batch.batch_index import RowDefaults
+from coe_cli.runtime.batch.batch_setup import batch_desk, bulk_router, local_engine
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.serve_process import college_profile
+from coe_cli.runtime.server.serve_process import college_profile
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
     if source is not None and target is not None and source.exists() and target.exists() and source.samefile(target):
         raise UsageError(f"{target} is the input and the output", "Give the output another name.")
     if options.engine == "ray":
-        from coe_cli.runtime.ray_cluster import check_installed
+        from coe_cli.runtime.fleet.ray_cluster import check_installed
 
         check_installed()
     where = folders()
@@ -90,7 +90,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
 def _engine(options: BatchOptions, profile: HardwareProfile, models_dir: Path) -> Engine:
     if options.engine == "local":
         return local_engine(profile, retries=options.retries, concurrency=options.concurrency)
-    from coe_cli.runtime.ray_setup import ray_engine
+    from coe_cli.runtime.fleet.ray_setup import ray_engine
 
     return ray_engine(
         profile,

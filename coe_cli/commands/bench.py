@@ -77,7 +77,7 @@ def bench(
     from coe_cli.output.bench_view import BenchLines, Comparison, notes_of, write_report
     from coe_cli.output.console import Output
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.bench_job import BenchJob, BenchRequest, check_writable, read_report, save_report
+    from coe_cli.runtime.bench.bench_job import BenchJob, BenchRequest, check_writable, read_report, save_report
     from coe_cli.runtime.folders import folders
     from coe_cli.runtime.progress import ignore
 

@@ -15,18 +15,18 @@ from coe_cli.errors import CoeError, UsageError
 from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
-from coe_cli.runtime import college_events as ce
-from coe_cli.runtime import history
-from coe_cli.runtime.answerer import Answerer, CollegeAnswerer, ResidentAnswerer
-from coe_cli.runtime.chat_session import ChatSession
-from coe_cli.runtime.college import CollegeSettings
-from coe_cli.runtime.costs import cost_in
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.answerer import Answerer, CollegeAnswerer, ResidentAnswerer
+from coe_cli.runtime.college.college import CollegeSettings
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.meter import meter_for
+from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.conversation import history
+from coe_cli.runtime.conversation.chat_session import ChatSession
+from coe_cli.runtime.conversation.line_input import QuestionReader
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.line_input import QuestionReader
-from coe_cli.runtime.meter import meter_for
-from coe_cli.runtime.protocol import Sampling
-from coe_cli.runtime.recorder import Recorder
-from coe_cli.runtime.serve_options import ServeOptions
+from coe_cli.runtime.server.serve_options import ServeOptions
+from coe_cli.runtime.worker.protocol import Sampling
 
 _COMMANDS = {
     "expert": "/expert NAME   let this expert answer; without a name, who answers now",
@@ -229,7 +229,7 @@ def _choose(session: ChatSession, options: ChatOptions, conversation: Conversati
 
 def _answerer(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, output: Output) -> Answerer:
     def own_college() -> CollegeAnswerer:
-        from coe_cli.runtime.serve_process import college_profile
+        from coe_cli.runtime.server.serve_process import college_profile
 
         profile = college_profile(profiles, options.profile, catalog, folders().models)
         settings = CollegeSettings(pool_from_profile(profile), cost_in(profile), recorder=Recorder())

@@ -21,7 +21,7 @@ from coe_cli.runtime.progress import Step
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
-    from coe_cli.runtime.ask_routing import Routed
+    from coe_cli.runtime.routing.ask_routing import Routed
 
 
 class Chosen(NamedTuple):
@@ -108,8 +108,8 @@ def _route(
     output_format: AnswerFormat,
 ) -> Routed:
     from coe_cli.core.router import prefer_resident
-    from coe_cli.runtime import college_client
-    from coe_cli.runtime.ask_routing import route_question
+    from coe_cli.runtime.routing.ask_routing import route_question
+    from coe_cli.runtime.server import college_client
 
     profile = profiles.select(options.profile)
     college = college_client.find() if options.serve else None
@@ -144,7 +144,7 @@ def _start_meanwhile(options: AskOptions) -> None:
     """Start the college while the question is routed here; what goes wrong is said when the college is needed."""
 
     def start() -> None:
-        from coe_cli.runtime import college_client
+        from coe_cli.runtime.server import college_client
 
         with contextlib.suppress(Exception):
             client, _ = college_client.reach(serve_options(options))
@@ -156,7 +156,7 @@ def _start_meanwhile(options: AskOptions) -> None:
 
 def _tell(options: AskOptions, routed: Routed, experts: list[str], output: Output, output_format: AnswerFormat) -> None:
     from coe_cli.output.routing import describe, parts_of
-    from coe_cli.runtime.ask_routing import unrouted_note
+    from coe_cli.runtime.routing.ask_routing import unrouted_note
 
     decision = routed.decision
     if decision is None:

@@ -34,7 +34,7 @@ def list_conversations(
     Example: coe logs list --format json | jq -r '.conversations[].title'
     """
     from coe_cli.output.logs_view import write_conversations
-    from coe_cli.runtime.history import open_history
+    from coe_cli.runtime.conversation.history import open_history
 
     with open_history(read_profiles(profiles_file).history) as file:
         write_conversations(Output(), file.conversations(limit), as_json=output_format is LogsFormat.JSON)
@@ -53,7 +53,7 @@ def show(
     Example: coe logs show 12
     """
     from coe_cli.output.logs_view import write_conversation
-    from coe_cli.runtime.history import open_history
+    from coe_cli.runtime.conversation.history import open_history
 
     with open_history(read_profiles(profiles_file).history) as file:
         found = file.conversation(conversation) if conversation is not None else file.last_conversation()
@@ -74,7 +74,7 @@ def search(
     Example: coe logs search deadlock mutex
     """
     from coe_cli.output.logs_view import write_matches
-    from coe_cli.runtime.history import open_history
+    from coe_cli.runtime.conversation.history import open_history
 
     with open_history(read_profiles(profiles_file).history) as file:
         write_matches(Output(), file.search(" ".join(words), limit), as_json=output_format is LogsFormat.JSON)
@@ -90,7 +90,7 @@ def remove(
 
     Example: coe logs rm 12
     """
-    from coe_cli.runtime.history import open_history
+    from coe_cli.runtime.conversation.history import open_history
 
     if bool(conversations) == everything:
         raise UsageError("say which conversations to delete", "Give their numbers, or --all.")
@@ -105,7 +105,7 @@ def remove(
 @app.command("off")
 def off() -> None:
     """Keep nothing from now on; what was kept stays until `coe logs rm`."""
-    from coe_cli.runtime.history import switch_logging
+    from coe_cli.runtime.conversation.history import switch_logging
 
     switch_logging(False)
     Output().note("questions and answers are not kept any more; delete the old ones with: coe logs rm --all")
@@ -114,7 +114,7 @@ def off() -> None:
 @app.command("on")
 def on() -> None:
     """Keep questions and answers again."""
-    from coe_cli.runtime.history import switch_logging
+    from coe_cli.runtime.conversation.history import switch_logging
 
     switch_logging(True)
     Output().note("questions and answers are kept")

@@ -56,7 +56,7 @@ def list_models(
     Example: coe models list --format json | jq -r '.models[] | select(.on_disk) | .name'
     """
     from coe_cli.output.models_view import write_models
-    from coe_cli.runtime.inventory import list_models as inventory
+    from coe_cli.runtime.store.inventory import list_models as inventory
 
     write_models(Output(), inventory(read_catalog(catalog_file), folders().models), table_format)
 
@@ -91,8 +91,8 @@ def pull(
     """
     from coe_cli.core.selection import models_for
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.install import request_for
-    from coe_cli.runtime.pull import pull as fetch
+    from coe_cli.runtime.store.install import request_for
+    from coe_cli.runtime.store.pull import pull as fetch
 
     catalog, output, models_dir = read_catalog(catalog_file), Output(), folders().models
     wanted = list(names or [])
@@ -123,7 +123,7 @@ def show(
     import msgspec
 
     from coe_cli.output.model_card_view import write_card
-    from coe_cli.runtime.model_card import model_card
+    from coe_cli.runtime.store.model_card import model_card
 
     chosen = read_profiles(profiles_file).select(profile)
     card = model_card(name, read_catalog(catalog_file), chosen, folders().models, folders().state)
@@ -166,8 +166,8 @@ def verify(
     from coe_cli.core.findings import Level, worst
     from coe_cli.output.findings_view import findings_document, write_findings
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.model_store import folder_of
-    from coe_cli.runtime.verify import verify as check
+    from coe_cli.runtime.store.model_store import folder_of
+    from coe_cli.runtime.store.verify import verify as check
 
     output = Output()
     folder = folder_of(name, read_catalog(catalog_file), folders().models)
@@ -175,7 +175,7 @@ def verify(
         findings = check(name, folder, folders().state, run=not no_run, accept=accept, on_progress=view)
         measured = None
         if (quality or source is not None) and worst(findings) is not Level.ERROR:
-            from coe_cli.runtime.quality_check import check_quality, quality_finding
+            from coe_cli.runtime.conversion.quality_check import check_quality, quality_finding
 
             measured = check_quality(name, folder, view, source=source, max_tokens=quality_tokens)
             findings.append(quality_finding(name, measured))
@@ -200,7 +200,7 @@ def remove(
 
     Example: coe models rm Qwen2.5-Math-7B-DML
     """
-    from coe_cli.runtime.model_removal import remove as take_off
+    from coe_cli.runtime.store.model_removal import remove as take_off
 
     catalog, output = read_catalog(catalog_file), Output()
     for name in names:
@@ -227,8 +227,8 @@ def import_(
     from coe_cli.core.model_name import check_name
     from coe_cli.core.recipe import recipe_for
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.import_model import check_resources, import_model
-    from coe_cli.runtime.weights_source import inspect
+    from coe_cli.runtime.conversion.import_model import check_resources, import_model
+    from coe_cli.runtime.conversion.weights_source import inspect
 
     output, models_dir = Output(), folders().models
     check_name(name)
@@ -255,8 +255,8 @@ def optimize(
     Example: coe models optimize Qwen2.5-Coder-7B-DML
     """
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.model_store import folder_of
-    from coe_cli.runtime.optimize import optimize as rewrite
+    from coe_cli.runtime.conversion.optimize import optimize as rewrite
+    from coe_cli.runtime.store.model_store import folder_of
 
     catalog, output = read_catalog(catalog_file), Output()
     for name in names:

@@ -48,9 +48,9 @@ def node(
     if address is not None and port is not None:
         raise UsageError("--port is the head's", "Write it behind the address: HOST:PORT.")
     from coe_cli.core.ray_node import DEFAULT_PORT, node_resources, node_start
+    from coe_cli.runtime.fleet.ray_cluster import check_installed
     from coe_cli.runtime.folders import folders
-    from coe_cli.runtime.profile_report import check
-    from coe_cli.runtime.ray_cluster import check_installed
+    from coe_cli.runtime.planning.profile_report import check
 
     check_installed()
     where = folders()
@@ -76,7 +76,7 @@ def node(
     else:
         output.stdout.write(line.line(windows=windows) + "\n")
     if start:
-        from coe_cli.runtime.ray_start import run_ray
+        from coe_cli.runtime.fleet.ray_start import run_ray
 
         output.stdout.flush()
         run_ray(line)

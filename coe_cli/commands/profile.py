@@ -72,7 +72,7 @@ def check(
         raise UsageError("--auto picks the profile itself", f"Leave out `{name}`, or leave out --auto.")
     from coe_cli.output.profile_view import write_check
     from coe_cli.runtime.folders import folders
-    from coe_cli.runtime.profile_report import check as check_profile
+    from coe_cli.runtime.planning.profile_report import check as check_profile
 
     report = check_profile(
         read_profiles(profiles_file), name or profile_name, read_catalog(catalog_file), folders(), auto=auto

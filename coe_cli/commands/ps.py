@@ -25,7 +25,7 @@ def ps(
     """
     from coe_cli.core.college_status import CollegeStatus
     from coe_cli.output.college_view import watch_college, write_status
-    from coe_cli.runtime.college_client import find
+    from coe_cli.runtime.server.college_client import find
 
     output = Output()
     client = find()

@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from coe_cli.core.catalog import Catalog
-    from coe_cli.runtime.route_messages import RouteAnswer
+    from coe_cli.runtime.server.route_messages import RouteAnswer
 
 
 class RouteFormat(StrEnum):
@@ -54,7 +54,7 @@ def route(
     from coe_cli.output.console import Output
     from coe_cli.output.routing import write_decided, write_decisions
     from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
-    from coe_cli.runtime.router_cache import open_router
+    from coe_cli.runtime.routing.router_cache import open_router
 
     output = Output()
     from_stdin = question == "-" or (question is None and not _stdin_is_terminal() and not rebuild)
@@ -87,8 +87,8 @@ def _by_the_college(question: str, catalog: Catalog, embedder: str | None) -> Ro
     """The running college's decision, or None where none runs or it cannot tell; it need not load anything for that."""
     from coe_cli.core.router_examples import examples_digest
     from coe_cli.errors import CoeError
-    from coe_cli.runtime import college_client
-    from coe_cli.runtime.route_messages import RouteRequest
+    from coe_cli.runtime.server import college_client
+    from coe_cli.runtime.server.route_messages import RouteRequest
 
     college = college_client.find()
     if college is None:

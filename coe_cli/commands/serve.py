@@ -45,8 +45,8 @@ def serve(
 
     Example: coe serve --port 8080 --keep-alive never
     """
-    from coe_cli.runtime.college_client import find, find_or_start
-    from coe_cli.runtime.serve_options import ServeOptions
+    from coe_cli.runtime.server.college_client import find, find_or_start
+    from coe_cli.runtime.server.serve_options import ServeOptions
 
     if keep_alive is not None:
         try:
@@ -77,7 +77,7 @@ def serve(
         output.stdout.write(find_or_start(options).state.url + "\n")
         return
     from coe_cli.output.college_view import foreground_view
-    from coe_cli.runtime.serve_process import serve as run
+    from coe_cli.runtime.server.serve_process import serve as run
 
     with foreground_view(output) as view:
         run(options, view.ready, view.show)

@@ -19,7 +19,7 @@ def stop(
 
     Example: coe stop --drain
     """
-    from coe_cli.runtime.stopping import stop_college, unload_model
+    from coe_cli.runtime.server.stopping import stop_college, unload_model
 
     output = Output()
     output.note(unload_model(model, wait=drain) if model else stop_college(drain=drain))

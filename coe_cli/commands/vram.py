@@ -96,8 +96,8 @@ def plan(
         return
     from coe_cli.output.plan_view import write_plan
     from coe_cli.runtime.folders import folders
-    from coe_cli.runtime.plan_inputs import PlanRequest
-    from coe_cli.runtime.plan_report import report
+    from coe_cli.runtime.planning.plan_inputs import PlanRequest
+    from coe_cli.runtime.planning.plan_report import report
 
     request = PlanRequest(
         experts=tuple(name.strip() for name in experts.split(",") if name.strip()) if experts is not None else None,
@@ -130,7 +130,7 @@ def _plan_fleet(
 ) -> None:
     from coe_cli.output.fleet_view import write_fleet
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.fleet_plan import plan_fleet
+    from coe_cli.runtime.fleet.fleet_plan import plan_fleet
     from coe_cli.runtime.folders import folders
 
     if given:

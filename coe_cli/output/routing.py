@@ -11,7 +11,7 @@ from coe_cli.core.router import Decision
 
 if TYPE_CHECKING:
     from coe_cli.output.console import Output
-    from coe_cli.runtime.router_cache import QuestionRouter
+    from coe_cli.runtime.routing.router_cache import QuestionRouter
 
 _CHUNK = 512
 _SHOWN_CHARS = 70

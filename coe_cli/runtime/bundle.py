@@ -13,7 +13,7 @@ from typing import Any
 from coe_cli.core.model_spec import GENAI_CONFIG, models_on_disk
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.integrity import MANIFEST
+from coe_cli.runtime.store.integrity import MANIFEST
 
 _SECRET = re.compile(r"hf_\w+|sk-[\w-]+|ghp_\w+|(?<=://)[^/\s@]+(?=@)")
 _SHOWN = ("COE_", "HF_", "CUDA_", "ORT_")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
-from coe_cli.runtime.source_errors import is_full
+from coe_cli.runtime.store.source_errors import is_full
 
 Message = dict[str, Any]
 

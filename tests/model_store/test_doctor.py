@@ -21,7 +21,6 @@ from coe_cli.runtime.doctor import places
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget
 from coe_cli.runtime.doctor.software import check_oga, check_packages
 from coe_cli.runtime.folders import profile_paths
-from coe_cli.runtime.oga_report import OgaReport, read_oga
 from coe_cli.runtime.providers import (
     DeviceSettings,
     choose_provider,
@@ -29,6 +28,7 @@ from coe_cli.runtime.providers import (
     provider_options,
     settings_from,
 )
+from coe_cli.runtime.worker.oga_report import OgaReport, read_oga
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
 

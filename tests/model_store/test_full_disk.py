@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from coe_cli.runtime.integrity import check_files
+from coe_cli.runtime.store.integrity import check_files
 from model_store.conftest import Coe
 from model_store.hub_server import Hub
 from model_store.test_pull import assert_installed, assert_nothing, pull

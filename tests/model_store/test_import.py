@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from coe_cli.errors import ModelDamaged, UsageError
-from coe_cli.runtime.integrity import check_files
+from coe_cli.runtime.conversion.weights_source import builder_architectures, inspect
 from coe_cli.runtime.progress import Step
-from coe_cli.runtime.weights_source import builder_architectures, inspect
+from coe_cli.runtime.store.integrity import check_files
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
 
@@ -51,9 +51,9 @@ def converter(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         options["on_progress"](Step("Converting", 0.5, 1.0))
         write_tiny_model(output)
 
-    module = types.ModuleType("coe_cli.runtime.convert")
+    module = types.ModuleType("coe_cli.runtime.conversion.convert")
     module.convert = convert  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "coe_cli.runtime.convert", module)
+    monkeypatch.setitem(sys.modules, "coe_cli.runtime.conversion.convert", module)
     return calls
 
 
@@ -100,7 +100,7 @@ def test_a_name_that_is_taken(coe: Coe, converter: list[Any], tmp_path: Path) ->
 def test_a_conversion_that_fails_or_gives_nonsense_leaves_nothing(
     coe: Coe, converter: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["coe_cli.runtime.convert"]
+    module = sys.modules["coe_cli.runtime.conversion.convert"]
     old = write_tiny_model(coe.models / "mine", seed=7)
 
     def fails(source: Path, output: Path, **options: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coe_cli.runtime.integrity import check_files
+from coe_cli.runtime.store.integrity import check_files
 from model_store.conftest import Coe
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coe_cli.output.progress_view import amount
-from coe_cli.runtime.integrity import check_files
+from coe_cli.runtime.store.integrity import check_files
 from model_store.conftest import Coe
 from model_store.hub_server import Hub
 from model_store.test_import import write_gguf
@@ -34,14 +34,14 @@ def convert(source, output, *, provider, precision, on_progress):
         shutil.copyfile(path, output / path.name)
         stage("converted " + path.name)
 
-module = types.ModuleType("coe_cli.runtime.convert")
+module = types.ModuleType("coe_cli.runtime.conversion.convert")
 module.convert = convert
-sys.modules["coe_cli.runtime.convert"] = module
+sys.modules["coe_cli.runtime.conversion.convert"] = module
 
-import coe_cli.runtime.model_store as store
-import coe_cli.runtime.import_model as importing
-import coe_cli.runtime.install as installing
-import coe_cli.runtime.optimize as optimizing
+import coe_cli.runtime.store.model_store as store
+import coe_cli.runtime.conversion.import_model as importing
+import coe_cli.runtime.store.install as installing
+import coe_cli.runtime.conversion.optimize as optimizing
 
 def staged(function):
     def run(*arguments, **options):

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from coe_cli.core.model_spec import spec_from_folder
-from coe_cli.runtime.integrity import write_manifest
-from coe_cli.runtime.one_shot import begin_loading
-from coe_cli.runtime.protocol import Hello, Loaded
-from coe_cli.runtime.worker_process import WorkerProcess
+from coe_cli.runtime.college.one_shot import begin_loading
+from coe_cli.runtime.store.integrity import write_manifest
+from coe_cli.runtime.worker.protocol import Hello, Loaded
+from coe_cli.runtime.worker.worker_process import WorkerProcess
 from model_store.conftest import Coe
 from model_store.tiny_model import SHAPE, write_tiny_model
 
@@ -76,7 +76,7 @@ def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
 
 def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path) -> None:
     from coe_cli.core.calibration import CalibrationRecord
-    from coe_cli.runtime.calibration_store import CalibrationStore, model_digest
+    from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
     from coe_cli.runtime.providers import runtime_version
 
     version = runtime_version("cpu")
@@ -266,7 +266,7 @@ def test_tokenizer_and_template_that_do_not_work(coe: Coe, tiny: Path) -> None:
 
 
 def test_a_worker_that_dies_is_a_finding(coe: Coe, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import coe_cli.runtime.worker_process as worker_process
+    import coe_cli.runtime.worker.worker_process as worker_process
 
     monkeypatch.setattr(worker_process, "_START", "raise SystemExit(3)")
     result = verify(coe)

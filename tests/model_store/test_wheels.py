@@ -92,7 +92,7 @@ def test_another_pip_fetches_it_itself(
     """A pip whose inner parts have other names: its own command is used."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys\nif 'coe_cli.runtime.pip_fetch' in sys.orig_argv: sys.modules['pip._internal.commands'] = None\n"
+        "import sys\nif 'coe_cli.runtime.store.pip_fetch' in sys.orig_argv: sys.modules['pip._internal.commands'] = None\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     result = pull(coe, ADDRESS)

@@ -12,8 +12,8 @@ from coe_cli.runtime.doctor.models import check_models, check_residents
 from coe_cli.runtime.doctor.places import check_folders, check_reading
 from coe_cli.runtime.doctor.software import check_oga, check_packages, check_system, installed_packages
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.oga_report import read_oga
 from coe_cli.runtime.providers import installed_providers
+from coe_cli.runtime.worker.oga_report import read_oga
 
 
 def examine(catalog: Catalog, profiles: ProfileSet, profile: str | None) -> list[Finding]:

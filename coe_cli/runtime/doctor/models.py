@@ -11,11 +11,11 @@ from coe_cli.core.model_spec import models_on_disk
 from coe_cli.core.profile import ProfileSet, Provider
 from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError
-from coe_cli.runtime.inventory import all_duplicates
-from coe_cli.runtime.model_store import open_model, unfinished
-from coe_cli.runtime.optimize import is_optimized
+from coe_cli.runtime.college.residents import resident_models
+from coe_cli.runtime.conversion.optimize import is_optimized
 from coe_cli.runtime.providers import choose_provider
-from coe_cli.runtime.residents import resident_models
+from coe_cli.runtime.store.inventory import all_duplicates
+from coe_cli.runtime.store.model_store import open_model, unfinished
 
 _CUDA_BUILD = "pip uninstall -y onnxruntime onnxruntime-genai && pip install onnxruntime-gpu onnxruntime-genai-cuda (NVIDIA cards)"
 
@@ -60,7 +60,7 @@ def check_models(
 
 def check_residents(models_dir: Path) -> list[Finding]:
     """The running college, and workers that hold models right now."""
-    from coe_cli.runtime.college_client import find
+    from coe_cli.runtime.server.college_client import find
 
     findings = []
     try:

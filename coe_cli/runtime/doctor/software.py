@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from importlib import metadata
 
 from coe_cli.core.findings import Finding, error, ok, warning
-from coe_cli.runtime.oga_report import OgaReport
 from coe_cli.runtime.providers import RUNTIMES
+from coe_cli.runtime.worker.oga_report import OgaReport
 
 _PACKAGES = (
     *("coe-cli", *RUNTIMES, "onnxruntime", "onnxruntime-directml", "onnxruntime-gpu"),

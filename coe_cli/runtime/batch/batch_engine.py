@@ -1,0 +1,117 @@
+"""Where a batch's rows are run: the interface that every engine has, and the values that pass through it.
+
+The rows' prompts stay on disk. An engine takes them one at a time, of the model that it wants next, and never holds more
+than it is running; what it gives back are whole answers or errors, in whatever order they are ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from coe_cli.core.answer import Answer
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.errors import CoeError, DeviceLost, OutOfMemory, TimedOut
+from coe_cli.runtime.college.college_events import Ask
+
+
+class PreparedRow(Struct, frozen=True):
+    """A row that is ready to be asked; ``line`` (from 1, in the input) is what it is known by.
+
+    ``splits_thinking``: whether <think> tags part thoughts from the answer.
+    """
+
+    line: int
+    ask: Ask
+    expert: str | None = None
+    notes: list[str] = []
+    splits_thinking: bool = True
+
+
+class RowFailure(Struct, frozen=True):
+    """Why a row has no answer, in the words of a ``CoeError``."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+    @classmethod
+    def of(cls, error: CoeError) -> RowFailure:
+        return cls(error.code, error.message, error.hint)
+
+
+class RowResult(Struct, frozen=True):
+    """A row's end: ``answer`` or ``failure``. ``attempts`` counts from 1."""
+
+    line: int
+    model: str
+    expert: str | None = None
+    answer: Answer | None = None
+    failure: RowFailure | None = None
+    attempts: int = 1
+
+
+class RowSource(Protocol):
+    """The rows that are still to be run, by model. Not safe for threads: it belongs to whoever iterates ``Engine.run``."""
+
+    def remaining(self) -> Mapping[str, int]:
+        """Model → rows of it that nobody has taken yet; models without any are left out."""
+        ...
+
+    def spec(self, model: str) -> ModelSpec:
+        """What is on disk under that name."""
+        ...
+
+    def take(self, model: str) -> PreparedRow | RowResult | None:
+        """The next row of ``model`` in the input's order, or None when all are taken.
+
+        A row that turns out to be unusable now (its model was removed, the input changed) comes back as a failed result.
+        """
+        ...
+
+
+class EngineStatus(Struct, frozen=True):
+    """What the progress view shows. ``pressure`` is a level's name, or empty where it is not known."""
+
+    models: list[str] = []
+    running: int = 0
+    pressure: str = ""
+    loads: int = 0
+    completion_tokens: int = 0
+    notices: list[str] = []
+
+
+class Engine(Protocol):
+    """Runs the rows of one batch; made for it and closed after it."""
+
+    def run(self, source: RowSource) -> Iterator[RowResult]:
+        """Exactly one result for each row that was taken, until ``source`` is empty or ``stop`` was called.
+
+        Retries are the engine's own; a row's error is a result and never raised.
+
+        Raises:
+            CoeError: nothing can be run at all.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Take no more rows; ``run`` ends when those that are running have ended. May be called from a signal handler."""
+        ...
+
+    def status(self) -> EngineStatus:
+        """As of a moment ago; may be called from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is running and give everything back; safe to call more than once."""
+        ...
+
+
+_TRANSIENT = frozenset({DeviceLost.code, OutOfMemory.code, TimedOut.code, "queue_full"})
+
+
+def worth_retrying(error: CoeError) -> bool:
+    """Whether the same row may succeed when it is tried once more: not if the row or the model itself is wrong."""
+    return error.code in _TRANSIENT

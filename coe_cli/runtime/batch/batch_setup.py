@@ -1,0 +1,73 @@
+"""What a batch on this machine needs: the desk, the router when a row asks for it, and the engine over a college."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import structs
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.errors import ModelMissing
+from coe_cli.runtime.batch.batch_index import Route
+from coe_cli.runtime.batch.batch_local import LocalEngine
+from coe_cli.runtime.college.college import CollegeSettings
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.desk import Desk
+from coe_cli.runtime.college.meter import meter_for
+from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.routing.shared_router import SharedRouter
+
+
+def batch_desk(catalog: Catalog, models_dir: Path, profile: HardwareProfile, where: Folders) -> Desk:
+    """Settles rows as `coe serve` settles requests."""
+    router = SharedRouter(catalog, where, profile.provider)
+    return Desk(catalog, models_dir, profile, router)
+
+
+def bulk_router(
+    catalog: Catalog, where: Folders, profile: HardwareProfile, note: Callable[[str], None], *, fetch: bool
+) -> Route:
+    """Routes many questions at once; the router is opened, and fetched if need be, at the first of them."""
+    opened: list[object] = []
+
+    def route(questions: Sequence[str]) -> list[str]:
+        from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router
+
+        if not opened:
+            try:
+                opened.append(open_router(catalog, where, note, provider=profile.provider, fetch=fetch))
+            except ModelMissing as error:
+                raise ModelMissing(
+                    f"some rows name neither expert nor model, and they cannot be routed: {error.message}",
+                    f"{error.hint} Or give these rows an expert with -e.",
+                ) from error
+        router = opened[0]
+        assert isinstance(router, QuestionRouter)
+        return [decision.experts[0].name for decision in router.route_many(questions)]
+
+    return route
+
+
+def local_engine(
+    profile: HardwareProfile,
+    *,
+    retries: int,
+    concurrency: int | None = None,
+    worker_command: list[str] | None = None,
+) -> LocalEngine:
+    """A college in this process under ``profile``; ``concurrency`` in place of the profile's slots.
+
+    The order of the rows is known, so no model is kept for those who might ask for it next: it goes when the next one
+    needs its room.
+    """
+    if concurrency is not None:
+        profile = structs.replace(profile, max_concurrent_slots=concurrency)
+    pool = structs.replace(pool_from_profile(profile), min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
+    side_by_side = profile.provider == "cpu"  # where workers of one model get names of their own, unfit for the records
+    recorder = None if side_by_side else Recorder()
+    settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command, recorder=recorder)
+    return LocalEngine(settings, meter_for(profile), profile=profile.name, retries=retries, side_by_side=side_by_side)

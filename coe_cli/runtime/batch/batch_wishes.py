@@ -1,0 +1,54 @@
+"""From a row of a batch to what is asked of the desk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coe_cli.core.batch_rows import InvalidRow, OpenAIRow, Row
+from coe_cli.runtime.college.desk import AUTO, Wish
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
+
+if TYPE_CHECKING:
+    from coe_cli.runtime.batch.batch_index import RowDefaults
+
+
+def to_wish(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> Wish:
+    """What the row asks for; ``auto`` where neither it nor the defaults name an expert or a model.
+
+    Raises:
+        InvalidRow: the body is not what the endpoint takes.
+    """
+    if isinstance(row, OpenAIRow):
+        return _of_openai(row, line)
+    names_one = row.expert is not None or row.model is not None
+    expert, model = (row.expert, row.model) if names_one else (defaults.expert, defaults.model)
+    messages = [ChatMessage(turn.role, turn.content) for turn in row.conversation]
+    if defaults.system is not None and not any(message.role == "system" for message in messages):
+        messages.insert(0, ChatMessage("system", defaults.system))
+    return Wish(
+        model or expert or AUTO,
+        messages,
+        max_tokens=row.max_tokens or defaults.max_tokens,
+        sampling=Sampling(
+            row.temperature if row.temperature is not None else defaults.temperature,
+            row.top_p,
+            row.top_k,
+            row.seed if row.seed is not None else defaults.seed,
+        ),
+        stop=row.stop,
+        expert=expert if model is not None else None,
+    )
+
+
+def _of_openai(row: OpenAIRow, line: int) -> Wish:
+    from pydantic import ValidationError
+
+    from coe_cli.runtime.server import openai_api as api
+
+    kind = api.ChatRequest if row.url.endswith("/chat/completions") else api.CompletionRequest
+    try:
+        return kind.model_validate(row.body).wish()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "body"
+        raise InvalidRow(line, f"`body.{place}`: {first['msg']}", row.custom_id, is_openai=True) from None

@@ -1,0 +1,187 @@
+"""One `coe bench` from what was asked to the report: models opened, bandwidth measured, rows run, the file saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct, structs
+
+from coe_cli.core.bench_compare import compare
+from coe_cli.core.bench_grid import Grid, points
+from coe_cli.core.bench_rows import BenchReport, BenchRow, decode_report
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.model_spec import models_on_disk
+from coe_cli.core.profile import HardwareProfile, Provider
+from coe_cli.errors import CoeError, ModelMissing, UsageError
+from coe_cli.runtime.bench.bandwidth import measure_bandwidth
+from coe_cli.runtime.bench.bench_machine import read_machine, read_versions
+from coe_cli.runtime.bench.bench_run import BenchModel, BenchResult, BenchSettings, bench_model, run_bench
+from coe_cli.runtime.college.costs import slot_context
+from coe_cli.runtime.planning.plan_inputs import memory_of
+from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.store.model_store import folder_of, open_model
+
+_UNKNOWN_CONTEXT = 2**30
+
+
+class BenchRequest(Struct, frozen=True):
+    """What was asked for; no names stand for every model on disk."""
+
+    names: tuple[str, ...] = ()
+    grid: Grid = Grid()
+    repeats: int = 3
+    warm_ups: int = 1
+    provider: Provider | None = None
+    timeout_s: float = 1800.0
+
+
+class BenchJob:
+    """Opens the models at once, so that whatever is wrong with the request shows before anything runs.
+
+    Raises:
+        ModelMissing: a model is not on disk, or none is.
+    """
+
+    def __init__(self, request: BenchRequest, profile: HardwareProfile, catalog: Catalog, models_dir: Path) -> None:
+        names = request.names or tuple(models_on_disk(models_dir))
+        if not names:
+            raise ModelMissing("no model is on disk", f"Fetch one: coe models pull {catalog.default_model}")
+        self._request = request
+        self.notes = _college_notes()
+        self.errors: list[CoeError] = []
+        self.models = [_open(name, request, profile, catalog, models_dir) for name in dict.fromkeys(names)]
+
+    def check_comparable(self, earlier: BenchReport) -> None:
+        """See to it that the run has something to be compared with.
+
+        Raises:
+            UsageError: no row of this run was measured in the earlier one.
+        """
+        planned = [
+            BenchRow(model.name, model.provider, p.prompt_tokens, p.gen_tokens, p.depth, p.max_length, p.slots, 0)
+            for model in self.models
+            for p in model.points
+        ]
+        if not compare(planned, earlier):
+            raise UsageError(
+                "no row of this run is in the file to compare with",
+                "Measure the same models at the same --prompt-tokens, --gen-tokens, --depth, --max-length and --slots.",
+            )
+
+    def run(
+        self,
+        on_progress: OnProgress,
+        on_start: Callable[[BenchReport], None],
+        on_row: Callable[[BenchRow], None],
+    ) -> BenchReport:
+        """Measure; ``on_start`` is given the report when it has no rows yet. An interrupt ends it with what is finished."""
+        providers = sorted({model.provider for model in self.models if model.problem is None})
+        report = BenchReport(read_machine({}), read_versions(), [], measured_at=_now(), notes=self.notes)
+        try:
+            on_progress(Step("memory bandwidth", 0.0, 1.0))
+            measured = {provider: measure_bandwidth(provider) for provider in providers}
+        except KeyboardInterrupt:
+            return structs.replace(report, interrupted=True)
+        bandwidth: dict[str, float | None] = {provider: value for provider, (value, _) in measured.items()}
+        report = structs.replace(
+            report,
+            machine=read_machine(bandwidth),
+            notes=[*self.notes, *(reason for _, reason in measured.values() if reason)],
+        )
+        on_start(report)
+        settings = BenchSettings(
+            repeats=self._request.repeats,
+            warm_ups=self._request.warm_ups,
+            timeout_s=self._request.timeout_s,
+            bandwidth_gb_per_s=bandwidth,
+        )
+        result: BenchResult = run_bench(self.models, settings, on_progress, on_row)
+        self.errors = result.errors
+        return structs.replace(
+            report,
+            rows=result.rows,
+            loads=result.loads,
+            swaps=result.swaps,
+            interrupted=result.interrupted,
+            notes=[*report.notes, *result.notes],
+        )
+
+
+def read_report(path: Path) -> BenchReport:
+    """A report that `--save` wrote.
+
+    Raises:
+        UsageError: it cannot be read or is something else.
+    """
+    try:
+        return decode_report(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "Name a file that `--save` wrote.") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(f"{path} is no benchmark of coe: {error}", "Name a file that `--save` wrote.") from None
+
+
+def check_writable(path: Path) -> None:
+    """See to it before the run that ``path`` can be written.
+
+    Raises:
+        UsageError: its folder is missing or not writable.
+    """
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written", "Name a file in a folder that exists and is yours.")
+
+
+def save_report(report: BenchReport, path: Path) -> None:
+    """Write the report as JSON, whole or not at all.
+
+    Raises:
+        UsageError: the system refuses.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "Name another file.") from None
+
+
+def _open(name: str, request: BenchRequest, profile: HardwareProfile, catalog: Catalog, models_dir: Path) -> BenchModel:
+    folder = folder_of(name, catalog, models_dir)
+    try:
+        spec = open_model(name, folder)
+        if request.provider is not None:
+            spec = structs.replace(spec, provider=request.provider)
+        memory = memory_of(spec, spec.provider, catalog)
+    except CoeError as error:
+        return BenchModel(
+            name=name,
+            provider=request.provider or profile.provider,
+            points=points(request.grid, _UNKNOWN_CONTEXT, profile.context_length),
+            problem=error,
+        )
+    return bench_model(name, request.grid, spec, memory, slot_context(spec, profile))
+
+
+def _college_notes() -> list[str]:
+    """What a running college may do to the figures."""
+    from coe_cli.runtime.server.college_client import find
+
+    client = find()
+    if client is None:
+        return []
+    models: Sequence[str] = [line.name for line in client.snapshot().models]
+    client.close()
+    held = f" and holds {', '.join(models)}" if models else ""
+    return [
+        f"a college is running{held}: its memory counts as another program's, and its work slows this; see coe stop"
+    ]
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

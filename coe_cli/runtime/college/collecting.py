@@ -1,0 +1,132 @@
+"""From the events of one answer to the answer as a whole, with every piece passed on as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
+from coe_cli.core.thinking import Piece, ThinkingSplitter, Unsplit
+from coe_cli.errors import DeviceLost
+from coe_cli.runtime.college import college_events as ce
+
+
+class About(NamedTuple):
+    """What the answer says of where it came from."""
+
+    expert: str | None
+    model: str
+    provider: str
+    profile: str
+    notes: list[str]
+
+
+class Listener(Protocol):
+    """Hears of an answer while it is made; ``worker_pid`` is 0 while it is not known.
+
+    ``wrote`` tells of so many tokens more, before the pieces that their text belongs to.
+    """
+
+    def phase(self, name: str, worker_pid: int) -> None: ...
+
+    def wrote(self, tokens: int) -> None: ...
+
+    def piece(self, text: str, *, is_thinking: bool) -> None: ...
+
+
+class Collector:
+    """Takes the events of one answer one by one; times are seconds of ``clock``.
+
+    ``splits_thinking``: whether <think> tags part thoughts from the answer.
+    """
+
+    def __init__(
+        self,
+        about: About,
+        listener: Listener | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        splits_thinking: bool = True,
+    ) -> None:
+        self._about, self._listener, self._clock = about, listener, clock
+        self._begin = clock()
+        self._splits_thinking = splits_thinking
+        self._splitter: ThinkingSplitter | Unsplit = ThinkingSplitter() if splits_thinking else Unsplit()
+        self._load_s: float | None = None
+        self._text: dict[bool, list[str]] = {False: [], True: []}
+
+    def feed(self, event: ce.CollegeEvent) -> Answer | None:
+        """Take one event in and pass it on to the listener; the whole answer with the last one."""
+        if isinstance(event, ce.Piece):
+            if self._listener is not None:
+                self._listener.wrote(event.tokens)
+            self._deliver(self._splitter.feed(event.text))
+        elif isinstance(event, ce.Finished):
+            self._deliver(self._splitter.finish())
+            return self._whole(event)
+        elif isinstance(event, ce.Reading):
+            if self._splits_thinking:
+                self._splitter = ThinkingSplitter(in_thinking=event.in_thinking)
+            self._load_s = event.load_s
+            self._phase("reading the prompt", event.worker_pid)
+        elif isinstance(event, ce.Loading):
+            self._phase("loading")
+        elif isinstance(event, ce.Waiting):
+            self._phase(f"waiting ({event.reason}, {event.ahead} ahead)")
+        else:
+            self._phase(f"starting again ({event.reason})")
+        return None
+
+    def _phase(self, name: str, worker_pid: int = 0) -> None:
+        if self._listener is not None:
+            self._listener.phase(name, worker_pid)
+
+    def _deliver(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            self._text[piece.is_thinking].append(piece.text)
+            if self._listener is not None:
+                self._listener.piece(piece.text, is_thinking=piece.is_thinking)
+
+    def _whole(self, event: ce.Finished) -> Answer:
+        about = self._about
+        return Answer(
+            schema_version=ANSWER_SCHEMA_VERSION,
+            answer="".join(self._text[False]).strip("\n"),
+            thinking="".join(self._text[True]).strip(),
+            expert=about.expert,
+            model=about.model,
+            provider=about.provider,
+            profile=about.profile,
+            finish_reason=event.finish_reason,
+            usage=Usage(event.prompt_tokens, event.completion_tokens),
+            timing=Timing(
+                load_s=self._load_s,
+                first_token_s=event.first_token_s,
+                decode_s=event.decode_s,
+                total_s=self._clock() - self._begin,
+                tokens_per_s=tokens_per_s(event.completion_tokens, event.decode_s),
+            ),
+            warnings=list(about.notes),
+        )
+
+
+def collect(
+    events: Iterable[ce.CollegeEvent], about: About, listener: Listener, clock: Callable[[], float] = time.monotonic
+) -> Answer:
+    """Pass every piece to ``listener`` and return the whole answer.
+
+    Raises:
+        CoeError: what ``events`` raises; DeviceLost when they end too early.
+    """
+    collector = Collector(about, listener, clock)
+    for event in events:
+        answer = collector.feed(event)
+        if answer is not None:
+            return answer
+    raise broken_off()
+
+
+def broken_off() -> DeviceLost:
+    """The error for events that end without ``Finished``."""
+    return DeviceLost("the answer broke off without a word why", "Ask again.")

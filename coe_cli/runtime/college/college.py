@@ -1,0 +1,402 @@
+"""The college: carries the scheduler's decisions out with real workers.
+
+Everything happens in one asyncio loop. An event goes to the scheduler, each decision that comes back is carried out, and
+what takes time (loads, ends of processes) runs as a task that ends in the next event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from coe_cli.core import scheduler_events as ev
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.scheduler import Scheduler
+from coe_cli.core.scheduler_state import ModelCost, PoolConfig, Snapshot
+from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, from_code
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.college_requests import OpenRequest, Tally
+from coe_cli.runtime.college.meter import Meter
+from coe_cli.runtime.college.reclaim import until_reclaimed
+from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.resident import KilledFromOutside, ResidentWorker
+from coe_cli.runtime.college.spare import SpareWorker
+from coe_cli.runtime.worker import protocol
+
+_MEASURE_EVERY_S = 2.0
+_WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
+
+
+@dataclass(frozen=True)
+class CollegeSettings:
+    """``cost_of`` gives a model's cost and the context length of its slots; times are in seconds.
+
+    ``worker_threads``: threads of one worker on the CPU; None gives it all cores.
+    """
+
+    pool: PoolConfig
+    cost_of: Callable[[ModelSpec], tuple[ModelCost, int]]
+    load_timeout_s: float = 600.0
+    watchdog_s: float = 300.0
+    worker_command: list[str] | None = None
+    recorder: Recorder | None = None
+    worker_threads: int | None = None
+    keep_spare: bool = False
+    """After the second load, whenever nothing is asked, have a process ready for the next one."""
+
+
+class College:
+    """Resident models behind one budget. Use inside a running loop; ``close`` ends every worker."""
+
+    def __init__(self, settings: CollegeSettings, meter: Meter, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._meter = meter
+        self._clock = clock
+        self._scheduler = Scheduler(settings.pool, {})
+        self._specs: dict[str, ModelSpec] = {}
+        self._contexts: dict[str, int] = {}
+        self._workers: dict[str, ResidentWorker] = {}
+        self._spare = SpareWorker(settings.worker_command, settings.worker_threads)
+        self._loads = 0
+        self._requests: dict[int, OpenRequest] = {}
+        self._ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._decisions: deque[ev.Decision] = deque()
+        self._carrying_out = False
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._housekeeper: asyncio.Task[None] | None = None
+        self.notices: deque[str] = deque(maxlen=50)
+        self.active_at = clock()
+        self.tally = Tally()
+
+    # --- what one asks of it
+
+    async def ask(self, ask: ce.Ask) -> AsyncGenerator[ce.CollegeEvent, None]:
+        """Events of one answer, ending with ``Finished``. Closing the iterator cancels the answer.
+
+        Raises:
+            DoesNotFit, Busy, OutOfMemory, DeviceLost, PromptTooLong, ModelDamaged: why there is no (whole) answer.
+        """
+        if self._closed:
+            raise _stopped()
+        self._start_housekeeping()
+        self._know(ask.model)
+        request_id, request = next(self._ids), OpenRequest(ask)
+        self._requests[request_id] = request
+        self.active_at = self._clock()
+        try:
+            self._tell(ev.Request(request_id, ask.model.name, ask.priority))
+            while True:
+                event = await request.events.get()
+                self.tally.count(event)
+                if isinstance(event, CoeError):
+                    raise event
+                yield event
+                if isinstance(event, ce.Finished):
+                    return
+        finally:
+            self.active_at = self._clock()
+            if self._requests.pop(request_id, None) is not None:
+                self._tell(ev.Cancelled(request_id))
+            if self._settings.keep_spare and self._loads > 1 and not (self.busy or self._closed or self._spare.there):
+                self._spawn(self._spare.prepare())
+
+    def snapshot(self) -> Snapshot:
+        """The pool as of now."""
+        self._measure()
+        return self._scheduler.snapshot()
+
+    def workers(self) -> dict[str, tuple[int, float | None, int]]:
+        """Model → (process id, measured MB or None, context length of its slots)."""
+        return {
+            name: (worker.pid, self._meter.process_mb(worker.pid), self._contexts[name])
+            for name, worker in self._workers.items()
+            if worker.pid
+        }
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request has not ended."""
+        return bool(self._requests)
+
+    def unload(self, model: str) -> None:
+        """Take a model out as soon as it is idle."""
+        self._tell(ev.Unload(model))
+
+    def drain(self) -> None:
+        """Take no new requests; what is there is still answered."""
+        self._tell(ev.Drain())
+
+    async def close(self) -> None:
+        """End every worker, and with them every request that is left; safe to call more than once."""
+        self._closed = True
+        for handle in (self._timer, self._housekeeper):
+            if handle is not None:
+                handle.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(self._spare.end(), *(worker.end() for worker in self._workers.values()))
+        self._workers.clear()
+        for request in self._requests.values():
+            request.events.put_nowait(_stopped())
+
+    # --- events in, decisions out
+
+    def _tell(self, event: ev.Event) -> None:
+        if self._closed:
+            return
+        self._decisions.extend(self._scheduler.handle(event, self._clock()))
+        if self._carrying_out:  # in the middle of an earlier event's decisions: these come after them
+            return
+        self._carrying_out = True
+        try:
+            while self._decisions:
+                self._carry_out(self._decisions.popleft())
+        finally:
+            self._carrying_out = False
+        self._set_timer()
+
+    def _carry_out(self, decision: ev.Decision) -> None:
+        match decision:
+            case ev.Load(model=model) | ev.Preload(model=model):
+                worker = self._workers[model] = self._spare.take()
+                self._loads += 1
+                self._spawn(self._load(model, worker, warm=isinstance(decision, ev.Preload)))
+            case ev.Evict(model=model):
+                doomed = self._workers.get(model)
+                if doomed is not None:
+                    doomed.ending = True  # from now on nothing that it says is heard: its requests are the scheduler's
+                self._spawn(self._evict(model, doomed))
+            case ev.Start():
+                self._start(decision)
+            case ev.Stop(request_id=request_id, model=model):
+                self._workers[model].send(protocol.Cancel(int(request_id)))
+            case ev.Wait():
+                self._inform(decision.request_id, ce.Waiting(decision.reason, decision.ahead))
+            case ev.Retry(request_id=request_id):
+                if (request := self._requests.get(int(request_id))) is not None:
+                    request.again(decision.reason)
+            case ev.Refuse():
+                self._refuse(decision)
+            case ev.Notice(message=message):
+                self.notices.append(message)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        at_s = self._scheduler.next_wakeup_s()
+        loop = asyncio.get_running_loop()
+        self._timer = (
+            None if at_s is None else loop.call_later(max(0.0, at_s - self._clock()) + 0.001, self._tell, ev.Tick())
+        )
+
+    def _inform(self, request_id: ev.RequestId, event: ce.CollegeEvent | CoeError) -> None:
+        request = self._requests.get(int(request_id))
+        if request is not None:
+            request.events.put_nowait(event)
+
+    def _end(self, request_id: ev.RequestId, outcome: ce.Finished | CoeError) -> None:
+        request = self._requests.pop(int(request_id), None)
+        if request is not None:
+            request.end(outcome)
+
+    def _refuse(self, decision: ev.Refuse) -> None:
+        error = from_code(decision.code, decision.message, decision.hint)
+        if isinstance(error, Busy):
+            error.retry_after_s = decision.retry_after_s
+        self._end(decision.request_id, error)
+
+    # --- models
+
+    def _know(self, spec: ModelSpec) -> None:
+        """Take in what a model is. One whose files have become others is loaded anew as soon as it is idle."""
+        if self._specs.get(spec.name) == spec:
+            return
+        if spec.name in self._specs:
+            self._tell(ev.Unload(spec.name))
+        cost, context_length = self._settings.cost_of(spec)
+        if self._scheduler.set_cost(spec.name, cost):
+            self._specs[spec.name] = spec
+            self._contexts[spec.name] = context_length
+
+    async def _load(self, model: str, worker: ResidentWorker, *, warm: bool) -> None:
+        """``warm``: open the first slot at once; a request that waits opens its own, and need not wait for another."""
+        for request in self._requests.values():
+            if request.ask.model.name == model:
+                request.events.put_nowait(ce.Loading())
+        worker.on_message = lambda message: self._on_message(model, worker, message)
+        worker.on_exit = lambda: self._lose(model, worker, worker.death())
+        try:
+            await worker.load(
+                self._specs[model],
+                slots=self._settings.pool.max_concurrent_slots,
+                warm_context_length=self._contexts[model] if warm else None,
+                timeout_s=self._settings.load_timeout_s,
+            )
+        except CoeError as error:
+            if worker.ending:
+                return
+            worker.ending = True
+            await worker.end()
+            if self._forget(model, worker):
+                killed = isinstance(error, KilledFromOutside)
+                self._tell(ev.LoadFailed(model, error.code, error.message, self._used_mb(), killed))
+            return
+        if worker.ending:
+            return
+        if self._settings.recorder is not None and not warm:
+            self._settings.recorder.loaded(self._specs[model], worker.pid)
+        for request in self._requests.values():
+            if request.ask.model.name == model:
+                request.load_s = worker.load_s
+        self._tell(ev.Loaded(model, self._used_mb()))
+
+    async def _evict(self, model: str, worker: ResidentWorker | None) -> None:
+        before_mb = self._used_mb()
+        own_mb = self._meter.process_mb(worker.pid) if worker is not None and worker.pid else None
+        if worker is not None:
+            await worker.end()
+            self._forget(model, worker)
+        reclaimed_mb, used_mb = await until_reclaimed(self._used_mb, before_mb, own_mb)
+        self._tell(ev.Evicted(model, reclaimed_mb, used_mb))
+
+    def _lose(self, model: str, worker: ResidentWorker, error: CoeError) -> None:
+        """A worker ended by itself, lost its device, ran out of memory or stopped making progress."""
+        if not worker.ending:
+            worker.ending = True
+            self.notices.append(error.message)
+            self._spawn(self._replace(model, worker, error))
+
+    async def _replace(self, model: str, worker: ResidentWorker, error: CoeError) -> None:
+        await worker.end()
+        if self._forget(model, worker):
+            killed = isinstance(error, KilledFromOutside)
+            self._tell(ev.WorkerDied(model, error.code, error.message, self._used_mb(), killed))
+
+    def _forget(self, model: str, worker: ResidentWorker) -> bool:
+        """Strike the worker off; False if an eviction has done so meanwhile."""
+        known = self._workers.get(model) is worker
+        if known:
+            del self._workers[model]
+        return known
+
+    # --- answers
+
+    def _start(self, decision: ev.Start) -> None:
+        request_id, model = int(decision.request_id), decision.model
+        request = self._requests.get(request_id)
+        worker = self._workers[model]
+        if request is None:
+            self._tell(ev.Done(request_id))
+            return
+        if self._settings.recorder is not None:
+            self._settings.recorder.begun(worker.pid, beside=bool(worker.running))
+        worker.running.add(request_id)
+        worker.progress_at = time.monotonic()
+        ask = request.ask
+        worker.send(
+            protocol.Generate(
+                request_id=request_id,
+                messages=ask.messages,
+                context_length=self._contexts[model],
+                max_tokens=ask.max_tokens,
+                template=ask.template,
+                sampling=ask.sampling,
+                stop=ask.stop,
+                guidance=ask.guidance,
+                flush_s=_WHOLE_FLUSH_S if ask.whole else ask.flush_s,
+            )
+        )
+
+    def _on_message(self, model: str, worker: ResidentWorker, message: protocol.FromWorker) -> None:
+        if worker.ending:
+            return
+        match message:
+            case protocol.Token(request_id=request_id):
+                request = self._requests.get(request_id)
+                if request is not None and request.piece(ce.Piece(message.text, message.tokens)):
+                    self._tell(ev.Tokens(request_id))
+            case protocol.Started(request_id=request_id):
+                request = self._requests.get(request_id)
+                if request is not None:
+                    reading = ce.Reading(
+                        prompt_tokens=message.prompt_tokens,
+                        reused_tokens=message.reused_tokens,
+                        in_thinking=message.in_thinking,
+                        load_s=request.load_s,
+                        worker_pid=worker.pid,
+                    )
+                    request.events.put_nowait(reading)
+            case protocol.Done(request_id=request_id):
+                worker.running.discard(request_id)
+                if self._settings.recorder is not None:
+                    length = self._contexts[model]
+                    self._settings.recorder.answered(self._specs[model], worker.pid, length, message.prompt_tokens)
+                self._end(
+                    request_id,
+                    ce.Finished(
+                        finish_reason=message.finish_reason,
+                        prompt_tokens=message.prompt_tokens,
+                        completion_tokens=message.completion_tokens,
+                        first_token_s=message.first_token_s,
+                        decode_s=message.decode_s,
+                    ),
+                )
+                self._tell(ev.Done(request_id))
+            case protocol.Failed():
+                self._failed(model, worker, message)
+
+    def _failed(self, model: str, worker: ResidentWorker, message: protocol.Failed) -> None:
+        error = from_code(message.code, message.message, message.hint)
+        if isinstance(error, DeviceLost | OutOfMemory):
+            # The process cannot be trusted any more: its requests are retried on a new one, or fail.
+            self._lose(model, worker, error)
+            return
+        assert message.request_id is not None
+        worker.running.discard(message.request_id)
+        self._end(message.request_id, error)
+        self._tell(ev.Done(message.request_id))
+
+    # --- housekeeping
+
+    def _start_housekeeping(self) -> None:
+        if self._housekeeper is None:
+            self._housekeeper = asyncio.create_task(self._keep_house())
+
+    async def _keep_house(self) -> None:
+        interval_s = min(_MEASURE_EVERY_S, self._settings.watchdog_s / 4)
+        while True:
+            await asyncio.sleep(interval_s)
+            self._measure()
+            now = time.monotonic()
+            for model, worker in list(self._workers.items()):
+                stuck_s = now - worker.progress_at
+                if worker.running and not worker.ending and stuck_s > self._settings.watchdog_s:
+                    error = DeviceLost(
+                        f"the worker of `{model}` made no progress for {stuck_s:.0f} s",
+                        "Ask again, or use a shorter prompt.",
+                    )
+                    self._lose(model, worker, error)
+
+    def _measure(self) -> None:
+        used_mb = self._used_mb()
+        if used_mb is not None:
+            self._tell(ev.MeasuredUsage(used_mb))
+
+    def _used_mb(self) -> float | None:
+        return self._meter.used_mb([worker.pid for worker in self._workers.values() if worker.alive])
+
+    def _spawn(self, job: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(job)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _stopped() -> CoeError:
+    return from_code("draining", "the college was stopped", "Ask again.")

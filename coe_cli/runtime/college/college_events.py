@@ -1,0 +1,103 @@
+"""What one asks of a college and what it tells while it answers."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
+
+
+class Ask(Struct, frozen=True):
+    """A request to one model. ``template`` is for models without a chat template.
+
+    ``whole``: nothing of the answer is handed on before its end, so that it can start again however far it was.
+    ``flush_s`` as in ``protocol.Generate``.
+    """
+
+    model: ModelSpec
+    messages: list[ChatMessage]
+    template: str | None = None
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: list[str] = []
+    guidance: Guidance | None = None
+    priority: int = 0
+    whole: bool = False
+    flush_s: float = FLUSH_S
+
+
+class Waiting(Struct, frozen=True, tag=True):
+    """Queued, with so many requests ahead."""
+
+    reason: str
+    ahead: int
+
+
+class Loading(Struct, frozen=True, tag=True):
+    """The model of the request is being loaded."""
+
+
+class Reading(Struct, frozen=True, tag=True):
+    """The prompt is being read. ``load_s`` is None when the model was resident."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    in_thinking: bool
+    load_s: float | None
+    worker_pid: int
+
+
+class Piece(Struct, frozen=True, tag=True):
+    """A piece of the answer as the model wrote it, <think> tags included; the text of so many ``tokens``."""
+
+    text: str
+    tokens: int = 1
+
+
+class Again(Struct, frozen=True, tag=True):
+    """The answer starts again from the beginning; nothing of it had been delivered."""
+
+    reason: str
+
+
+class Finished(Struct, frozen=True, tag=True):
+    """The end of the answer; times are seconds in the worker."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    first_token_s: float
+    decode_s: float
+
+
+CollegeEvent: TypeAlias = Waiting | Loading | Reading | Piece | Again | Finished
+
+
+class Broken(Struct, frozen=True, tag=True):
+    """An answer's end by an error, where events cross a process boundary."""
+
+    code: str
+    message: str
+    hint: str = ""
+    retry_after_s: float | None = None
+
+
+WireEvent: TypeAlias = Waiting | Loading | Reading | Piece | Again | Finished | Broken
+
+
+class AskByName(Struct, frozen=True):
+    """An ``Ask`` from another process, which names the model. ``template`` as in ``Ask``."""
+
+    model: str
+    messages: list[ChatMessage]
+    template: str | None = None
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: list[str] = []
+    guidance: Guidance | None = None
+    priority: int = 0
+    whole: bool = False
+    flush_s: float = FLUSH_S

@@ -1,0 +1,45 @@
+"""What a model costs the college's budget: the plan's exact figures for one model and one slot of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coe_cli.core.calibration import apply
+from coe_cli.core.footprint import ExactAccounting
+from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
+from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.planning.calibration_store import CalibrationStore
+from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_on_disk
+
+_LOAD_MB_PER_S = 1000.0
+
+
+def slot_context(spec: ModelSpec, profile: HardwareProfile) -> int:
+    """The fixed context length of a slot: what profile and model allow, as a power of two (DESIGN §6)."""
+    return int(2 ** (min(profile.context_length, spec.context_length).bit_length() - 1))
+
+
+def cost_in(profile: HardwareProfile) -> Callable[[ModelSpec], tuple[ModelCost, int]]:
+    """A function from a model to its cost under ``profile`` and the context length of its slots.
+
+    The figures are those of ``coe vram plan``: computed from the graph on disk, or measured where a real run was recorded.
+    """
+
+    def cost_of(spec: ModelSpec) -> tuple[ModelCost, int]:
+        context_length = slot_context(spec, profile)
+        memory = memory_on_disk(spec)
+        memory = apply(memory, calibration_of(memory, CalibrationStore(folders().state).read()))
+        counting = ExactAccounting()
+        slot = counting.slot(memory, context_length)
+        cost = ModelCost(
+            weights_mb=counting.weights_bytes(memory) / BYTES_PER_MB,
+            kv_mb=slot.kv_bytes / BYTES_PER_MB,
+            activation_mb=slot.activation_bytes / BYTES_PER_MB,
+            load_s=spec.weights_bytes / BYTES_PER_MB / _LOAD_MB_PER_S,
+            max_slots=profile.max_concurrent_slots,
+        )
+        return cost, context_length
+
+    return cost_of

@@ -1,0 +1,185 @@
+"""From what a client asks for to what the college is asked: which expert and model, which messages, does it fit."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
+from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.selection import Choice, choose_model
+from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.costs import slot_context
+from coe_cli.runtime.providers import choose_provider, installed_providers
+from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.store.model_store import open_model
+from coe_cli.runtime.worker.prompt_length import prompt_tokens
+from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
+
+AUTO = "auto"
+RAW_TEMPLATE = "{question}"
+MAX_PROMPT_CHARS = 2_000_000
+"""No context that is in use holds more; longer texts are refused before they are tokenized."""
+
+
+class Wish(NamedTuple):
+    """What a client wants: ``name`` is `auto`, an expert or a model; a raw prompt goes past the chat template.
+
+    ``expert``: whose words a model named by ``name`` answers in.
+    """
+
+    name: str
+    messages: list[ChatMessage]
+    raw: bool = False
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: list[str] = []  # noqa: RUF012 - never changed
+    guidance: Guidance | None = None
+    expert: str | None = None
+
+
+class Prepared(NamedTuple):
+    """What to ask the college, and what to tell the client about the choice."""
+
+    ask: ce.Ask
+    expert: str | None
+    notes: list[str]
+
+
+class Desk:
+    """Settles each request against the catalog and the models on disk, as they are at that moment.
+
+    ``router`` gives the expert for a question, from any thread.
+    """
+
+    def __init__(self, catalog: Catalog, models_dir: Path, profile: HardwareProfile, router: SharedRouter) -> None:
+        self.catalog = catalog
+        self.router = router
+        self.models_dir = models_dir
+        self._profile = profile
+        self._opened: dict[str, tuple[int, ModelSpec, str]] = {}
+
+    def names(self) -> list[tuple[str, int]]:
+        """Every name that ``prepare`` takes, with the time (seconds since 1970) of its model's folder."""
+        found = models_on_disk(self.models_dir)
+        times = {name: int((folder / GENAI_CONFIG).stat().st_mtime) for name, folder in found.items()}
+        newest = max(times.values(), default=0)
+        experts = {name: times.get(expert.model, newest) for name, expert in self.catalog.experts.items()}
+        return list({AUTO: newest, **times, **experts}.items())
+
+    def open(self, name: str) -> ModelSpec:
+        """The spec of a model on disk, on the provider that it gets here; looked at again when its files have changed.
+
+        Raises:
+            ModelMissing: it is not there.
+            ModelDamaged: its files are not whole.
+            DeviceLost: no provider for it is installed.
+        """
+        return self._open(name)[0]
+
+    def _open(self, name: str) -> tuple[ModelSpec, str]:
+        """The spec, and a note for the user if the model does not run where it was built for."""
+        folder = self.models_dir / name
+        if name not in models_on_disk(self.models_dir):
+            raise ModelMissing(f"model `{name}` is not on disk", f"Fetch it: coe models pull {name}")
+        changed = (folder / GENAI_CONFIG).stat().st_mtime_ns
+        known = self._opened.get(name)
+        if known is None or known[0] != changed:
+            spec = open_model(name, folder)
+            note = ""
+            if spec.provider != "cpu":
+                provider, why = choose_provider(name, spec.provider, self._profile, installed_providers())
+                spec = msgspec.structs.replace(spec, provider=provider)
+                note = why if why.startswith("slower:") else ""
+            known = self._opened[name] = (changed, spec, note)
+        return known[1:]
+
+    async def prepare(self, wish: Wish) -> Prepared:
+        """Settle expert, model, system prompt and room.
+
+        Raises:
+            ModelMissing, ModelDamaged: there is no such name, or nothing on disk that could answer.
+            UsageError: a raw prompt has nothing but white space.
+            PromptTooLong: neither the model nor the expert's fallback has room for the prompt.
+        """
+        if sum(len(message.content) for message in wish.messages) > MAX_PROMPT_CHARS:
+            raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
+        if wish.raw and not any(message.content.strip() for message in wish.messages):
+            raise UsageError("the prompt is empty", "Give it some text.")
+        name, notes = await self._route(wish.messages) if wish.name == AUTO else (wish.name, [])
+        choice = self._choose(name, wish.expert)
+        spec, slower = self._open(choice.model)
+        messages, template = wish.messages, choice.template
+        notes += [*choice.notes, slower] if slower else choice.notes
+        if wish.raw:
+            template = RAW_TEMPLATE
+        elif choice.system_prompt.strip() and not any(message.role == "system" for message in messages):
+            messages = [ChatMessage("system", choice.system_prompt.strip()), *messages]
+        tokens = await self._too_many_tokens(spec, messages, template)
+        if tokens is not None:
+            spec, note = await self._fallback(spec, tokens, choice, messages)
+            template = RAW_TEMPLATE if wish.raw else None
+            notes.append(note)
+        ask = ce.Ask(
+            model=spec,
+            messages=messages,
+            template=template,
+            max_tokens=wish.max_tokens,
+            sampling=_within(wish.sampling, spec),
+            stop=wish.stop,
+            guidance=wish.guidance,
+        )
+        return Prepared(ask, choice.expert, notes)
+
+    async def _route(self, messages: list[ChatMessage]) -> tuple[str, list[str]]:
+        """The expert for the last question, and what is to be said about the choice."""
+        question = next((m.content for m in reversed(messages) if m.role == "user"), "")
+        try:
+            decision = await asyncio.to_thread(self.router.route, question)
+        except CoeError as error:
+            return GENERAL_EXPERT, [f"{error.message}, so {GENERAL_EXPERT} answers ({error.hint.rstrip('.')})"]
+        return decision.experts[0].name, []
+
+    def _choose(self, name: str, words_of: str | None) -> Choice:
+        """``words_of``: the expert in whose words a model answers."""
+        on_disk = models_on_disk(self.models_dir)
+        if name in self.catalog.experts:
+            choice = choose_model(self.catalog, on_disk, expert=name, model=None)
+        else:
+            choice = choose_model(self.catalog, on_disk, expert=words_of, model=name)
+        if choice.install:
+            raise ModelMissing(f"model `{choice.model}` is not on disk", f"Fetch it: coe models pull {choice.model}")
+        return choice
+
+    async def _too_many_tokens(self, spec: ModelSpec, messages: list[ChatMessage], template: str | None) -> int | None:
+        """Tokens of the prompt if the model has no room for them, else None."""
+        assert spec.folder is not None
+        context = slot_context(spec, self._profile)
+        tokens = await asyncio.to_thread(prompt_tokens, spec.folder, messages, template, context)
+        return tokens if tokens is not None and tokens >= context else None
+
+    async def _fallback(
+        self, spec: ModelSpec, tokens: int, choice: Choice, messages: list[ChatMessage]
+    ) -> tuple[ModelSpec, str]:
+        context = slot_context(spec, self._profile)
+        if choice.fallback is not None:
+            other = self.open(choice.fallback)
+            if await self._too_many_tokens(other, messages, None) is None:
+                note = f"the prompt has {tokens} tokens and {spec.name} has room for {context}: {other.name} answers"
+                return other, note
+        raise PromptTooLong(
+            f"the prompt has {tokens} tokens and the context of {spec.name} is {context}",
+            "Shorten the prompt, or choose a model with a longer context.",
+        )
+
+
+def _within(sampling: Sampling, spec: ModelSpec) -> Sampling:
+    """A ``top_k`` of the whole vocabulary in place of a larger one, which the runtime refuses."""
+    if sampling.top_k is None:
+        return sampling
+    return msgspec.structs.replace(sampling, top_k=min(sampling.top_k, spec.shape.vocab_size))

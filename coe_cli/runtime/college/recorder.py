@@ -1,0 +1,125 @@
+"""What real loads and first answers took, written beside what the plan said: the next plan uses it.
+
+A worker's memory is read right after its load and right after its first answer, when caches and pools are as the plan
+describes them; everything else waits for a thread. Loads that open a slot at once and answers beside others are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from coe_cli.core.calibration import CalibrationRecord
+from coe_cli.core.footprint import ModelMemory, activation_bytes, kv_cache_bytes, load_bytes
+from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
+from coe_cli.core.profile import Provider
+from coe_cli.runtime.college.gpu_memory import GpuMemory, open_gpu
+from coe_cli.runtime.college.meter import ResidentSetMeter
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
+from coe_cli.runtime.planning.plan_inputs import memory_on_disk
+from coe_cli.runtime.providers import runtime_version, settings_from
+
+READINGS_KEPT = 64
+
+
+class _Reading(Struct):
+    """A worker since its load. ``crowded``: it has opened more than one slot."""
+
+    load_mb: float
+    answers_begun: int = 0
+    crowded: bool = False
+
+
+class Recorder:
+    """Records into ``store``; use from one thread. A measurement that cannot be made or written is left out silently."""
+
+    def __init__(self, store: CalibrationStore | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._store = store or CalibrationStore(folders().state)
+        self._clock = clock
+        self._readings: dict[int, _Reading] = {}
+        self._gpus: dict[Provider, GpuMemory | None] = {}
+        self._writers: list[threading.Thread] = []
+
+    def loaded(self, spec: ModelSpec, pid: int) -> None:
+        """The worker ``pid`` has loaded ``spec`` and done nothing else."""
+        measured_mb = self._process_mb(spec.provider, pid)
+        if measured_mb is None:
+            return
+        while len(self._readings) >= READINGS_KEPT:
+            del self._readings[next(iter(self._readings))]
+        self._readings[pid] = _Reading(measured_mb)
+        self._write(spec, "load", measured_mb)
+
+    def begun(self, pid: int, *, beside: bool) -> None:
+        """The worker begins an answer, ``beside`` another one or not."""
+        reading = self._readings.get(pid)
+        if reading is not None:
+            reading.answers_begun += 1
+            reading.crowded = reading.crowded or beside
+
+    def answered(self, spec: ModelSpec, pid: int, context_length: int, prompt_tokens: int) -> None:
+        """The worker has ended an answer; only the first one of a worker is measured."""
+        reading = self._readings.get(pid)
+        if reading is None or reading.crowded or reading.answers_begun != 1 or prompt_tokens < 1:
+            return
+        del self._readings[pid]
+        measured_mb = self._process_mb(spec.provider, pid)
+        if measured_mb is not None and measured_mb > reading.load_mb:
+            self._write(spec, "generation", measured_mb - reading.load_mb, context_length, prompt_tokens)
+
+    def wait(self, timeout_s: float = 5.0) -> None:
+        """Until everything is written."""
+        for writer in self._writers:
+            writer.join(timeout_s)
+        self._writers.clear()
+
+    def _process_mb(self, provider: Provider, pid: int) -> float | None:
+        if provider == "cpu":
+            return ResidentSetMeter().process_mb(pid)
+        if provider not in self._gpus:
+            settings = settings_from()
+            self._gpus[provider] = open_gpu(provider, settings.index, settings.luid)
+        gpu = self._gpus[provider]
+        processes = gpu.process_mb() if gpu is not None else None
+        return None if processes is None else processes.get(pid)
+
+    def _write(
+        self, spec: ModelSpec, kind: str, measured_mb: float, context_length: int = 0, prompt_tokens: int = 0
+    ) -> None:
+        gpu = self._gpus.get(spec.provider)
+        adapter = gpu.name if gpu is not None else spec.provider
+        at_s = self._clock()
+
+        def write() -> None:
+            with contextlib.suppress(OSError):
+                memory = memory_on_disk(spec)
+                predicted = _predicted_bytes(memory, kind, context_length, prompt_tokens)
+                self._store.record(
+                    CalibrationRecord(
+                        model_digest=model_digest(spec.folder, spec.graph) if spec.folder is not None else "",
+                        provider=spec.provider,
+                        runtime_version=runtime_version(spec.provider) or "unknown",
+                        adapter=adapter,
+                        kind="load" if kind == "load" else "generation",
+                        predicted_bytes=predicted,
+                        measured_bytes=round(measured_mb * BYTES_PER_MB),
+                        at_s=at_s,
+                        context_length=context_length,
+                        prompt_tokens=prompt_tokens,
+                    )
+                )
+
+        self._writers = [writer for writer in self._writers if writer.is_alive()]
+        self._writers.append(threading.Thread(target=write, daemon=True))
+        self._writers[-1].start()
+
+
+def _predicted_bytes(memory: ModelMemory, kind: str, context_length: int, prompt_tokens: int) -> int:
+    if kind == "load":
+        return load_bytes(memory)
+    return kv_cache_bytes(memory, context_length) + activation_bytes(memory, context_length, prompt_tokens)

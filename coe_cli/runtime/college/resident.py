@@ -1,0 +1,250 @@
+"""A worker as the college sees it: an asyncio process whose messages become callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.errors import CoeError, DeviceLost, from_code
+from coe_cli.runtime.providers import default_provider_options, default_session_options
+from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.worker_process import worker_command, worker_environment
+
+_STDERR_TAIL_BYTES = 4000
+_EXIT_WAIT_S = 10.0
+_EXIT_LOOK_S = 0.2
+_DRAIN_S = 0.5
+
+_OUTSIDE_SIGNALS = {
+    getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)
+}
+"""Signals that a process does not give itself when it crashes."""
+
+OnMessage = Callable[[protocol.FromWorker], None]
+OnExit = Callable[[], None]
+
+
+class KilledFromOutside(DeviceLost):
+    """The worker was ended by somebody else: by hand, or by the system when it ran out of memory."""
+
+
+class ResidentWorker:
+    """One model in one process. ``on_message`` hears of answers, ``on_exit`` of an end that nobody asked for.
+
+    ``start`` starts the process, which imports the runtime; ``load`` gives it its model, and starts it if need be.
+    """
+
+    def __init__(self, command: list[str] | None = None, threads: int | None = None) -> None:
+        self._threads = threads
+        self._name = "a spare worker"
+        self.load_s = 0.0
+        self.running: set[int] = set()
+        self.progress_at = time.monotonic()
+        self.ending = False
+        self._command = command or worker_command()
+        self._process: asyncio.subprocess.Process | None = None
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        self._started = asyncio.Event()
+        self._loaded: asyncio.Future[protocol.Loaded] | None = None
+        self._killed = False
+        self._ended_by_itself = False
+        self._broken: DeviceLost | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self.on_message: OnMessage = lambda message: None
+        self.on_exit: OnExit = lambda: None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Start the process.
+
+        Raises:
+            DeviceLost: it cannot be started.
+        """
+        flags: dict[str, Any] = (
+            {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
+        )
+        if self.ending:
+            raise self.death()
+        self._loaded = asyncio.get_running_loop().create_future()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=self._log,
+                env=worker_environment(),
+                **flags,
+            )
+        except OSError as error:
+            raise DeviceLost(
+                f"{self._name} cannot be started: {error}",
+                "Free memory and processes, then try again.",
+            ) from None
+        finally:
+            self._started.set()
+        self._reader = asyncio.create_task(self._listen())
+
+    async def load(self, spec: ModelSpec, *, slots: int, warm_context_length: int | None, timeout_s: float) -> None:
+        """Load the model.
+
+        Raises:
+            CoeError: what the worker says; DeviceLost if it cannot be started, ends, does not speak the protocol, or takes
+                longer than ``timeout_s``.
+        """
+        self._name = f"the worker of `{spec.name}`"
+        if self._loaded is None:
+            await self.start()
+        assert self._loaded is not None
+        self.send(
+            protocol.Load(
+                folder=str(spec.folder),
+                provider=spec.provider,
+                session_options=default_session_options(spec.provider, self._threads),
+                provider_options=default_provider_options(spec.provider),
+                slots=slots,
+                warm_context_length=warm_context_length,
+            )
+        )
+        try:
+            self.load_s = (await asyncio.wait_for(self._loaded, timeout_s)).load_s
+        except TimeoutError:
+            raise DeviceLost(
+                f"`{spec.name}` did not load within {timeout_s:g} s", "Allow more time, or use a smaller model."
+            ) from None
+
+    def send(self, message: protocol.Message) -> None:
+        """Queue one message; a worker that is gone is noticed by its exit."""
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+            self._process.stdin.write(protocol.frame(message))
+
+    async def end(self) -> None:
+        """End the process for certain and wait until it is gone; safe to call more than once."""
+        self.ending = True
+        if self._loaded is not None:
+            await self._started.wait()
+        if self._process is not None:
+            self._kill()
+            await self._gone()
+        if self._reader is not None:
+            await asyncio.wait([self._reader], timeout=_EXIT_WAIT_S)
+            self._reader.cancel()
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_exception(self.death())
+            self._loaded.exception()  # nobody need wait for it any more
+        self._log.close()
+
+    def _kill(self) -> None:
+        """SIGKILL to the process and to what it started, which may outlive it and hold its channel open."""
+        if self._killed or self._process is None:
+            return
+        self._killed = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def _gone(self, within_s: float = _EXIT_WAIT_S) -> None:
+        """Wait until the process has ended, whoever holds its channel open; no longer than ``within_s``."""
+        assert self._process is not None
+        wait = asyncio.ensure_future(self._process.wait())
+        deadline = time.monotonic() + within_s
+        while self.alive and time.monotonic() < deadline:
+            await asyncio.wait([wait], timeout=_EXIT_LOOK_S)
+        wait.cancel()
+
+    def death(self) -> DeviceLost:
+        """The error that says how the worker ended."""
+        if self._broken is not None:
+            return self._broken
+        code = self._process.returncode if self._process is not None else None
+        how = "is gone" if code is None else f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        tail = self.stderr_tail().strip().splitlines()
+        outside = self._ended_by_itself and code is not None and -code in _OUTSIDE_SIGNALS
+        return (KilledFromOutside if outside else DeviceLost)(
+            f"{self._name} {how}" + (f": {tail[-1]}" if tail else ""), "Run it again."
+        )
+
+    def stderr_tail(self) -> str:
+        """The end of what the worker printed on stderr."""
+        try:
+            size = os.fstat(self._log.fileno()).st_size
+            self._log.seek(max(0, size - _STDERR_TAIL_BYTES))
+            return self._log.read().decode("utf-8", "replace")
+        except (OSError, ValueError):
+            return ""
+
+    async def _listen(self) -> None:
+        """Hand messages on until the process ends or its channel breaks, then see to it that both have."""
+        assert self._process is not None and self._loaded is not None
+        reading = asyncio.ensure_future(self._read())
+        try:
+            while not reading.done() and self.alive:
+                await asyncio.wait([reading], timeout=_EXIT_LOOK_S)
+            await asyncio.wait([reading], timeout=_DRAIN_S)  # what it had written before it ended
+            problem = reading.exception() if reading.done() and not reading.cancelled() else None
+            if problem is not None and not isinstance(problem, asyncio.IncompleteReadError | OSError):
+                # The channel broke while the process runs on: it is of no use any more.
+                self._broken = DeviceLost(
+                    f"{self._name} wrote something else than the protocol ({problem})",
+                    "Run it again.",
+                )
+            if isinstance(problem, asyncio.IncompleteReadError):
+                await self._gone(_DRAIN_S)  # the channel's end is seen before that of the process
+            self._ended_by_itself = not self.alive
+            self._kill()
+            await self._gone()
+            await asyncio.wait([reading], timeout=_DRAIN_S)
+        finally:
+            reading.cancel()
+        if not self._loaded.done():
+            self._loaded.set_exception(self.death())
+            self._loaded.exception()  # nobody need wait for it: a spare worker has no model yet
+        elif not self.ending:
+            self.on_exit()
+
+    async def _read(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        stdout = self._process.stdout
+        while True:
+            message = protocol.decode_from_worker(
+                await stdout.readexactly(protocol.frame_length(await stdout.readexactly(protocol.HEAD_BYTES)))
+            )
+            self.progress_at = time.monotonic()
+            self._dispatch(message)
+
+    def _dispatch(self, message: protocol.FromWorker) -> None:
+        assert self._loaded is not None
+        if isinstance(message, protocol.Hello):
+            if message.protocol_version != protocol.PROTOCOL_VERSION and not self._loaded.done():
+                self._loaded.set_exception(
+                    DeviceLost(
+                        f"the worker speaks protocol {message.protocol_version}, coe speaks {protocol.PROTOCOL_VERSION}",
+                        "Two versions of coe-cli are mixed: install it again.",
+                    )
+                )
+            return
+        if isinstance(message, protocol.Loaded):
+            if not self._loaded.done():
+                self._loaded.set_result(message)
+        elif isinstance(message, protocol.Failed) and message.request_id is None:
+            error: CoeError = from_code(message.code, message.message, message.hint)
+            if not self._loaded.done():
+                self._loaded.set_exception(error)
+        else:
+            self.on_message(message)

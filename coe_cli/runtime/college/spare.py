@@ -1,0 +1,44 @@
+"""A worker without a model: started ahead, with the runtime imported, so that a switch need not wait for that."""
+
+from __future__ import annotations
+
+import contextlib
+
+from coe_cli.errors import CoeError
+from coe_cli.runtime.college.resident import ResidentWorker
+
+
+class SpareWorker:
+    """One process at most. It holds no device memory, and some 60 MB of the machine's, beside the pool."""
+
+    def __init__(self, command: list[str] | None, threads: int | None = None) -> None:
+        self._command, self._threads = command, threads
+        self._worker: ResidentWorker | None = None
+
+    @property
+    def there(self) -> bool:
+        """Whether there is one, or one is being started."""
+        return self._worker is not None and (self._worker.alive or not self._worker.pid)
+
+    async def prepare(self) -> None:
+        """Start one where there is none; one that cannot be started is no loss."""
+        if self.there:
+            return
+        await self.end()
+        worker = self._worker = ResidentWorker(self._command, self._threads)
+        with contextlib.suppress(CoeError):
+            await worker.start()
+
+    def take(self) -> ResidentWorker:
+        """The spare one, or one that is still to be started."""
+        worker, ready = self._worker, self._worker is not None and self._worker.alive
+        if worker is None or not ready:
+            return ResidentWorker(self._command, self._threads)
+        self._worker = None
+        return worker
+
+    async def end(self) -> None:
+        """End it, if there is one."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.end()

@@ -1,0 +1,220 @@
+"""A conversation: what has been said, who answers next, and how much of it was in the cache already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from coe_cli.core.answer import tokens_per_s
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.conversations import Conversation, Exchange
+from coe_cli.core.model_spec import ModelSpec, models_on_disk
+from coe_cli.core.profile import HardwareProfile, ProfileSet
+from coe_cli.core.selection import Choice, choose_model, choose_profile
+from coe_cli.core.thinking import ThinkingSplitter
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.answerer import Answerer
+from coe_cli.runtime.college.costs import slot_context
+from coe_cli.runtime.conversation import history
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.providers import choose_provider, installed_providers
+from coe_cli.runtime.store.model_store import open_model
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
+
+Install = Callable[[Choice], ModelSpec]
+
+
+@dataclass
+class ChatStats:
+    """Sums over the session; ``context_tokens`` is what the last turn took of ``context_length``."""
+
+    turns: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    completion_tokens: int = 0
+    decode_s: float = 0.0
+    decoded_tokens: int = 0
+    last_first_token_s: float | None = None
+    context_tokens: int = 0
+    context_length: int = 0
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.decoded_tokens / self.decode_s if self.decode_s > 0 else None
+
+
+class ChatSession:
+    """Sends the whole conversation each turn: the slot's cache makes what is old in it cheap."""
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        catalog: Catalog,
+        profiles: ProfileSet,
+        install: Install,
+        *,
+        profile: str | None = None,
+        sampling: Sampling = Sampling(),
+        max_tokens: int | None = None,
+        no_log: bool = False,
+    ) -> None:
+        self._answerer = answerer
+        self._catalog = catalog
+        self._profiles = profiles
+        self._install = install
+        self._profile_name = profile
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+        self._no_log = no_log
+        self._messages: list[ChatMessage] = []
+        self._conversation_id: int | None = None
+        self._own_system: str | None = None
+        self._choice: Choice
+        self._spec: ModelSpec
+        self._profile: HardwareProfile
+        self.stats = ChatStats()
+        self.log_warning: str | None = None
+
+    @property
+    def model(self) -> str:
+        return self._spec.name
+
+    @property
+    def expert(self) -> str | None:
+        return self._choice.expert
+
+    @property
+    def system(self) -> str:
+        """The system prompt in force; empty for none."""
+        return (self._choice.system_prompt if self._own_system is None else self._own_system).strip()
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._own_system = text
+
+    def choose(self, *, expert: str | None = None, model: str | None = None) -> list[str]:
+        """Let another expert or model answer from now on; returns notes for the user. On an error nothing changes.
+
+        Raises:
+            UsageError, ModelMissing, ModelDamaged: there is no such expert or no such model to be used.
+        """
+        models_dir = folders().models
+        on_disk = models_on_disk(models_dir)
+        choice = choose_model(self._catalog, on_disk, expert=expert, model=model)
+        spec = self._install(choice) if choice.install else open_model(choice.model, on_disk[choice.model])
+        profile = choose_profile(self._profiles, self._profile_name, spec.provider)
+        provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
+        notes = list(choice.notes)
+        if why.startswith("slower:"):
+            notes.append(why)
+            spec = structs.replace(spec, provider=provider)
+        self._choice, self._spec, self._profile = choice, spec, profile
+        self.stats.context_length = slot_context(spec, profile)
+        return notes
+
+    def resume(self, conversation: Conversation) -> None:
+        """Go on with a conversation of the history."""
+        self._messages = [ChatMessage(role, content) for role, content in conversation.chat() if role != "system"]
+        self._conversation_id = conversation.id
+        kept = next((content for role, content in conversation.chat() if role == "system"), None)
+        if kept is not None and self._own_system is None:
+            self._own_system = kept
+
+    def clear(self) -> None:
+        """Forget what has been said; the next question begins a new conversation."""
+        self._messages = []
+        self._conversation_id = None
+        self.stats.context_tokens = 0
+
+    def ask(self, question: str) -> Iterator[ce.CollegeEvent | tuple[str, bool]]:
+        """Events of the answer; pieces come as (text, whether it is a thought).
+
+        What has come when the iterator is closed stays in the conversation; a question that failed leaves it.
+
+        Raises:
+            CoeError: why there is no (whole) answer.
+        """
+        asked = [*self._messages, ChatMessage("user", question)]
+        system = [ChatMessage("system", self.system)] if self.system else []
+        request = ce.Ask(
+            self._spec,
+            system + asked,
+            template=self._choice.template,
+            max_tokens=self._max_tokens,
+            sampling=self._sampling,
+        )
+        splitter = ThinkingSplitter()
+        reading: ce.Reading | None = None
+        finished: ce.Finished | None = None
+        text: list[str] = []
+        events = self._answerer.answer(request)
+        try:
+            for event in events:
+                if isinstance(event, ce.Piece):
+                    for piece, is_thought in splitter.feed(event.text):
+                        if not is_thought:
+                            text.append(piece)
+                        yield piece, is_thought
+                    continue
+                if isinstance(event, ce.Reading):
+                    reading = event
+                    splitter = ThinkingSplitter(in_thinking=event.in_thinking)
+                elif isinstance(event, ce.Finished):
+                    finished = event
+                    for piece, is_thought in splitter.finish():
+                        if not is_thought:
+                            text.append(piece)
+                        yield piece, is_thought
+                yield event
+        except (GeneratorExit, KeyboardInterrupt):
+            if text:
+                self._keep(asked, "".join(text), reading, finished)
+            raise
+        finally:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+        self._keep(asked, "".join(text), reading, finished)
+
+    def _keep(
+        self, asked: list[ChatMessage], text: str, reading: ce.Reading | None, finished: ce.Finished | None
+    ) -> None:
+        answer = text.strip("\n")
+        self._messages = [*asked, ChatMessage("assistant", answer)]
+        self._count(reading, finished)
+        exchange = Exchange(
+            question=asked[-1].content,
+            answer=answer,
+            model=self._spec.name,
+            expert=self._choice.expert,
+            provider=self._spec.provider,
+            profile=self._profile.name,
+            system=self.system,
+            finish_reason=finished.finish_reason if finished is not None else "cancelled",
+            prompt_tokens=reading.prompt_tokens if reading is not None else None,
+            completion_tokens=finished.completion_tokens if finished is not None else None,
+            load_s=reading.load_s if reading is not None else None,
+            first_token_s=finished.first_token_s if finished is not None else None,
+            decode_s=finished.decode_s if finished is not None else None,
+        )
+        kept, self.log_warning = history.record(
+            exchange, self._profiles.history, conversation_id=self._conversation_id, no_log=self._no_log
+        )
+        self._conversation_id = kept if kept is not None else self._conversation_id
+
+    def _count(self, reading: ce.Reading | None, finished: ce.Finished | None) -> None:
+        stats = self.stats
+        stats.turns += 1
+        if reading is not None:
+            stats.prompt_tokens += reading.prompt_tokens
+            stats.reused_tokens += reading.reused_tokens
+            stats.context_tokens = reading.prompt_tokens
+        if finished is not None:
+            stats.completion_tokens += finished.completion_tokens
+            stats.context_tokens += finished.completion_tokens
+            stats.last_first_token_s = finished.first_token_s
+            if tokens_per_s(finished.completion_tokens, finished.decode_s) is not None:
+                stats.decoded_tokens += finished.completion_tokens - 1
+                stats.decode_s += finished.decode_s

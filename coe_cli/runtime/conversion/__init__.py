@@ -1,0 +1,1 @@
+"""Other formats to ONNX Runtime GenAI's layout, and what that loses."""

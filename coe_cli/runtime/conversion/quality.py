@@ -1,0 +1,224 @@
+"""How much a conversion lost: perplexity and next-token agreement of the converted model against its source.
+
+Both read the same windows of a public-domain text, with no memory from one window to the next; the source in fp32, the
+converted model on ONNX Runtime's CPU provider as it is on disk, but with the logits of all positions.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from coe_cli.core.model_spec import spec_from_folder
+from coe_cli.errors import ModelDamaged, UsageError
+from coe_cli.runtime.child import Message, run_child, serve_as_child
+from coe_cli.runtime.conversion.checkpoint import find_source, write_checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Logits = Callable[[list[int]], "NDArray[np.float32]"]
+
+MAX_LOSS_PERCENT = 1.0
+"""What a conversion with the default recipe may lose of its source's perplexity."""
+
+QUALITY_TEXT = Path(__file__).resolve().parents[2] / "data" / "quality_text.txt"
+WINDOW_TOKENS = 512
+
+
+class Quality(Struct, frozen=True):
+    """``agreement`` is the share of positions where both put the same token first; ``kl_nats`` is the mean divergence of the
+    converted model's distribution from the source's."""
+
+    tokens: int
+    source_perplexity: float
+    perplexity: float
+    loss_percent: float
+    agreement: float
+    kl_nats: float
+
+
+def measure_quality(
+    model: Path,
+    source: Path,
+    *,
+    max_tokens: int | None = None,
+    on_progress: Callable[[float], None] = lambda part: None,
+) -> Quality:
+    """Compare the converted model in the folder ``model`` with the GGUF file or Hugging Face folder that it came from.
+
+    Runs in a child process; ``max_tokens`` shortens the text.
+
+    Raises:
+        UsageError: the source is not there, or the model was built for a GPU.
+        ModelDamaged: the model or the source cannot be read.
+        OutOfMemory: the child was ended for its memory.
+    """
+    find_source(source)
+    found: list[Quality] = []
+
+    def hear(message: Message) -> None:
+        if "quality" in message:
+            found.append(msgspec.convert(message["quality"], Quality))
+        else:
+            on_progress(message["fraction"])
+
+    arguments = ["--model", str(model), "--source", str(source)]
+    if max_tokens is not None:
+        arguments += ["--max-tokens", str(max_tokens)]
+    run_child("coe_cli.runtime.conversion.quality", arguments, hear, task="quality check")
+    return found[0]
+
+
+def compare(
+    tokens: list[int],
+    reference: Logits,
+    converted: Logits,
+    on_progress: Callable[[float], None] = lambda part: None,
+    window_tokens: int = WINDOW_TOKENS,
+) -> Quality:
+    """Score two models on ``tokens``, window by window; each maps n token ids to logits of shape [n, vocab].
+
+    Raises:
+        UsageError: there are fewer than two tokens.
+    """
+    import numpy as np
+
+    windows = [tokens[start : start + window_tokens] for start in range(0, len(tokens), window_tokens)]
+    windows = [window for window in windows if len(window) > 1]
+    if not windows:
+        raise UsageError("the text is shorter than two tokens", "Give a longer text.")
+    predicted = positions = agreed = 0
+    source_loss = loss = divergence = 0.0
+    for done, window in enumerate(windows):
+        expected, actual = _log_softmax(reference(window)), _log_softmax(converted(window))
+        following = np.array(window[1:])
+        rows = np.arange(len(following))
+        source_loss -= float(expected[rows, following].sum(dtype=np.float64))
+        loss -= float(actual[rows, following].sum(dtype=np.float64))
+        divergence += float((np.exp(expected) * (expected - actual)).sum(dtype=np.float64))
+        agreed += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+        predicted, positions = predicted + len(following), positions + len(window)
+        on_progress((done + 1) / len(windows))
+    before, after = float(np.exp(source_loss / predicted)), float(np.exp(loss / predicted))
+    return Quality(
+        tokens=positions,
+        source_perplexity=before,
+        perplexity=after,
+        loss_percent=100 * (after / before - 1),
+        agreement=agreed / positions,
+        kl_nats=divergence / positions,
+    )
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    import numpy as np
+
+    shifted = logits - logits.max(-1, keepdims=True)
+    total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
+    result: NDArray[np.float32] = shifted - np.log(total).astype(np.float32)
+    return result
+
+
+def _source_logits(checkpoint: Path) -> Logits:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=torch.float32, local_files_only=True)
+    model.eval()
+
+    def logits(window: list[int]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            values: NDArray[np.float32] = model(torch.tensor([window])).logits[0].numpy()
+        return values
+
+    return logits
+
+
+def _converted_logits(folder: Path) -> Logits:
+    import numpy as np
+    import onnxruntime
+
+    try:
+        graph = _with_all_logits(folder / "model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelDamaged(f"{folder} cannot be loaded: {words}", "Convert the model again from its source.") from None
+    shape = spec_from_folder(folder.name, folder).shape
+    empty = np.zeros((1, shape.num_key_value_heads, 0, shape.head_size), np.float32)
+    past: dict[str, Any] = {}
+    for needed in session.get_inputs():
+        if needed.name.startswith("past_key_values"):
+            if needed.type != "tensor(float)":
+                raise UsageError(f"{folder.name} was built for a GPU", "The quality check runs CPU models only.")
+            past[needed.name] = empty
+    names = {needed.name for needed in session.get_inputs()}
+
+    def logits(window: list[int]) -> NDArray[np.float32]:
+        size = len(window)
+        inputs = {"input_ids": np.array([window], np.int64), "attention_mask": np.ones((1, size), np.int64)}
+        inputs["position_ids"] = np.arange(size, dtype=np.int64)[None]
+        values: NDArray[np.float32] = session.run(["logits"], {**{k: inputs[k] for k in inputs if k in names}, **past})[
+            0
+        ][0]
+        return values
+
+    return logits
+
+
+def _with_all_logits(path: Path) -> bytes:
+    """The graph without the Gather by which ``prune_lm_head`` drops all positions but the last."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    head = producers["logits"]
+    pruned = producers.get(head.input[0])
+    if pruned is not None and pruned.op_type == "Unsqueeze" and producers[pruned.input[0]].op_type == "Gather":
+        head.input[0] = producers[pruned.input[0]].input[0]
+    for output in model.graph.output:
+        if output.name == "logits":
+            output.type.tensor_type.shape.dim[1].Clear()
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def main(arguments: list[str]) -> int:
+    """The child: compare as told and report on stdout; returns the exit code."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m coe_cli.runtime.conversion.quality")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--text", type=Path, default=QUALITY_TEXT)
+    parser.add_argument("--max-tokens", type=int)
+    options = parser.parse_args(arguments)
+
+    def work(send: Callable[[Message], None]) -> None:
+        from tokenizers import Tokenizer
+
+        converted = _converted_logits(options.model)
+        tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
+        tokens = tokenizer.encode(options.text.read_text(encoding="utf-8")).ids[: options.max_tokens]
+        with tempfile.TemporaryDirectory(prefix="coe-quality-") as scratch:
+            reference = _source_logits(write_checkpoint(find_source(options.source), Path(scratch)))
+            window = min(WINDOW_TOKENS, spec_from_folder(options.model.name, options.model).context_length)
+            quality = compare(tokens, reference, converted, lambda part: send({"fraction": round(part, 4)}), window)
+        send({"quality": msgspec.to_builtins(quality)})
+
+    return serve_as_child(work, "quality check")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Many machines: placement, simulated waiting times, and Ray."""

@@ -1,0 +1,417 @@
+"""The engine on a Ray cluster: each resident model is an actor that Ray places where its memory is free.
+
+Rows are handed to actors that are ready, one more than an actor has slots, so that a slot that becomes free is taken at
+once. New actors are asked for one at a time, for the model with the most rows to each of its actors; Ray places one when
+some node has its ``vram_mb`` left. A model whose rows are done keeps its actors for the next batch, unless another
+one waits for their room. When an actor is lost with its node, its rows are run by another; a row has one result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from coe_cli.core.answer import Answer
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.ray_node import NAMESPACE, VRAM_RESOURCE, actor_mb, actor_pool, actor_resources, model_resource
+from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.errors import DeviceLost, DoesNotFit, from_code
+from coe_cli.runtime.batch.batch_engine import (
+    EngineStatus,
+    PreparedRow,
+    RowFailure,
+    RowResult,
+    RowSource,
+    worth_retrying,
+)
+from coe_cli.runtime.fleet.ray_actor import ActorSettings, ModelActor, RowToAnswer
+from coe_cli.runtime.fleet.ray_cluster import RayCluster
+
+_LOOK_UP_S = 0.2
+_AHEAD = 1
+_MOST_LOSSES = 5
+"""So often may a row's actor be lost before the row is given up."""
+_PATIENCE_S = 1.0
+"""Ray has so long to place an actor before idle ones of other batches are asked to make room."""
+_IDLE_ELSEWHERE_S = 5.0
+_CONTENT_S = 15.0
+_ENOUGH_ROWS = 4
+"""A further actor for a model is worth its load from so many rows a slot on."""
+
+
+class _Row:
+    """A row that was taken and has no result yet."""
+
+    __slots__ = ("attempts", "losses", "prepared", "replica")
+
+    def __init__(self, prepared: PreparedRow) -> None:
+        self.prepared = prepared
+        self.attempts = 0
+        self.losses = 0
+        self.replica: _Replica | None = None
+
+
+class _Replica:
+    """One actor of a model, ours or one that an earlier batch left."""
+
+    __slots__ = ("asked_at", "handle", "model", "ours", "placed", "running")
+
+    def __init__(self, model: str, handle: Any, ours: bool) -> None:
+        self.model = model
+        self.handle = handle
+        self.ours = ours
+        self.asked_at = time.monotonic()
+        self.placed = False
+        self.running = 0
+
+
+class RayEngine:
+    """See ``batch_engine.Engine``. ``cost_of`` and ``profile`` are those of this machine: a slot is alike on all nodes."""
+
+    def __init__(
+        self,
+        cluster: RayCluster,
+        profile: HardwareProfile,
+        cost_of: Callable[[ModelSpec], tuple[ModelCost, int]],
+        *,
+        retries: int = 2,
+        worker_command: list[str] | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._ray = cluster.ray
+        self._profile = profile
+        self._cost_of = cost_of
+        self._retries = retries
+        self._worker_command = tuple(worker_command) if worker_command else None
+        self._replicas: list[_Replica] = []
+        self._settings: dict[str, ActorSettings] = {}
+        self._demands: dict[str, dict[str, float]] = {}
+        self._again: dict[str, deque[_Row]] = {}
+        self._answers: dict[Any, _Row] = {}
+        self._starting: dict[Any, _Replica] = {}
+        self._made_room_at = 0.0
+        self._scaled_at = 0.0
+        self._content: dict[str, float] = {}
+        """Model → until when no further actor of it is asked for, since there was no room."""
+        self._stopping = False
+        self._closed = False
+        self._loads = 0
+        self._completion_tokens = 0
+        self._notices: list[str] = []
+        self._status = EngineStatus()
+
+    def run(self, source: RowSource) -> Iterator[RowResult]:
+        """See ``Engine.run``."""
+        self._adopt(source)
+        while True:
+            yield from self._hand_out(source)
+            if not self._answers and not any(self._again.values()) and (self._stopping or not source.remaining()):
+                return
+            yield from self._scale(source)
+            self._look()
+            yield from self._gather()
+
+    def stop(self) -> None:
+        """See ``Engine.stop``."""
+        self._stopping = True
+
+    def status(self) -> EngineStatus:
+        """See ``Engine.status``."""
+        return self._status
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        if self._closed:
+            return
+        self._closed = self._stopping = True
+        for reference in self._answers:
+            self._quietly(self._ray.cancel, reference)
+        for replica in self._starting.values():
+            self._quietly(self._ray.kill, replica.handle)
+        self._cluster.close()
+
+    # --- rows
+
+    def _hand_out(self, source: RowSource) -> Iterator[RowResult]:
+        """Give every actor that is ready rows of its model, those with the fewest first."""
+        for replica in sorted((r for r in self._replicas if r.placed), key=lambda r: r.running):
+            window = self._settings[replica.model].pool.max_concurrent_slots + _AHEAD
+            while replica.running < window:
+                row = self._next(source, replica.model)
+                if isinstance(row, RowResult):
+                    yield row
+                elif row is None:
+                    break
+                else:
+                    self._ask(replica, row)
+
+    def _next(self, source: RowSource, model: str) -> _Row | RowResult | None:
+        again = self._again.get(model)
+        if again:
+            return again.popleft()
+        if self._stopping:
+            return None
+        taken = source.take(model)
+        return _Row(taken) if isinstance(taken, PreparedRow) else taken
+
+    def _ask(self, replica: _Replica, row: _Row) -> None:
+        row.attempts += 1
+        row.replica = replica
+        ask = row.prepared.ask
+        stripped = structs.replace(ask, model=structs.replace(ask.model, folder=None), whole=True)
+        prepared = row.prepared
+        row_to_answer = RowToAnswer(stripped, prepared.expert, prepared.notes, prepared.splits_thinking)
+        reference = replica.handle.answer.remote(row_to_answer)
+        replica.running += 1
+        self._answers[reference] = row
+
+    def _gather(self) -> Iterator[RowResult]:
+        """Wait a little for answers and for actors that start."""
+        references = [*self._answers, *self._starting]
+        if not references:
+            time.sleep(_LOOK_UP_S / 4)
+            return
+        ended, _ = self._ray.wait(references, num_returns=1, timeout=_LOOK_UP_S)
+        if ended:  # and what else there is by now
+            ended, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
+        for reference in ended:
+            if reference in self._starting:
+                self._started(reference)
+            else:
+                result = self._ended(reference)
+                if result is not None:
+                    yield result
+
+    def _ended(self, reference: Any) -> RowResult | None:
+        row = self._answers.pop(reference)
+        assert row.replica is not None
+        replica, prepared = row.replica, row.prepared
+        replica.running -= 1
+        try:
+            outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError:
+            self._lose(replica)
+            row.losses += 1
+            row.attempts -= 1
+            if row.losses < _MOST_LOSSES:
+                self._again.setdefault(replica.model, deque()).append(row)
+                return None
+            error = DeviceLost(f"the node of `{replica.model}` was lost {row.losses} times", "Look at the nodes.")
+            outcome = RowFailure.of(error)
+        except self._ray.exceptions.RayError as error:
+            text = str(error).splitlines()[-1] if str(error) else type(error).__name__
+            outcome = RowFailure.of(from_code("unexpected", f"Ray: {text}", "Please report it."))
+        attempts = max(1, row.attempts)
+        if isinstance(outcome, Answer):
+            self._completion_tokens += outcome.usage.completion_tokens
+            return RowResult(prepared.line, replica.model, prepared.expert, outcome, None, attempts)
+        if attempts <= self._retries and not self._stopping and worth_retrying(from_code(outcome.code, "")):
+            self._again.setdefault(replica.model, deque()).append(row)
+            return None
+        return RowResult(prepared.line, replica.model, prepared.expert, None, outcome, attempts)
+
+    # --- actors
+
+    def _adopt(self, source: RowSource) -> None:
+        """Take over what earlier batches left, as far as it suits this one."""
+        for name in self._ray.util.list_named_actors():
+            for model in source.remaining():
+                if name.startswith(self._prefix(source, model)):
+                    self._quietly(self._take_over, model, name)
+
+    def _take_over(self, model: str, name: str) -> None:
+        self._watch(model, self._ray.get_actor(name), ours=False)
+
+    def _watch(self, model: str, handle: Any, *, ours: bool) -> None:
+        replica = _Replica(model, handle, ours)
+        self._starting[handle.ready.remote()] = replica
+        self._replicas.append(replica)
+
+    def _scale(self, source: RowSource) -> Iterator[RowResult]:
+        """Ask for one more actor where that helps, and make room for one that waits."""
+        now = time.monotonic()
+        if now - self._scaled_at < _LOOK_UP_S:
+            return
+        self._scaled_at = now
+        rows = dict(source.remaining()) if not self._stopping else {}
+        for model, again in self._again.items():
+            if again:
+                rows[model] = rows.get(model, 0) + len(again)
+        for replica in [r for r in self._starting.values() if not rows.get(r.model)]:
+            self._drop(replica)
+        waiting = [r for r in self._starting.values() if now - r.asked_at > _PATIENCE_S]
+        for replica in waiting:
+            if not self._placeable(source, replica.model):  # the only node for it was lost meanwhile
+                self._drop(replica)
+            elif sum(other.model == replica.model for other in self._replicas) > 1:  # one more is not worth waiting for
+                self._drop(replica)
+                self._content[replica.model] = now + _CONTENT_S
+            else:
+                for idle in [r for r in self._replicas if r.placed and not r.running and not rows.get(r.model)]:
+                    self._drop(idle)
+                self._make_room_elsewhere()
+        if self._starting:
+            return
+        for model in [m for m in rows if not self._has_replica(m) and not self._placeable(source, m)]:
+            yield from self._give_up(source, model)
+            del rows[model]
+        wanted = self._wanted(source, rows, now)
+        if wanted is not None:
+            self._start(source, wanted)
+
+    def _wanted(self, source: RowSource, rows: dict[str, int], now: float) -> str | None:
+        """The model that gains the most by one more actor."""
+        count = {model: sum(r.model == model for r in self._replicas) for model in rows}
+        slots = {model: self._settings_of(source, model).pool.max_concurrent_slots for model in rows}
+        worth = [
+            model
+            for model in rows
+            if not count[model]
+            or (
+                rows[model] > _ENOUGH_ROWS * slots[model]
+                and self._content.get(model, 0.0) < now
+                and self._room_for(source, model)
+            )
+        ]
+        return max(worth, key=lambda m: (rows[m] / (count[m] + 1), m), default=None)
+
+    def _room_for(self, source: RowSource, model: str) -> bool:
+        """Whether a further actor could be placed beside those that there are, as far as this batch can tell."""
+        return _holds(self._ray.available_resources(), self._demand(source, model))
+
+    def _start(self, source: RowSource, model: str) -> None:
+        settings = self._settings_of(source, model)
+        actor = self._ray.remote(ModelActor).options(
+            name=f"{self._prefix(source, model)}{uuid.uuid4().hex[:8]}",
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            resources=self._demand(source, model),
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )
+        self._watch(model, actor.remote(settings), ours=True)
+
+    def _started(self, reference: Any) -> None:
+        replica = self._starting.pop(reference)
+        try:
+            outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayError:
+            self._lose(replica)
+            return
+        if isinstance(outcome, RowFailure):
+            self._notices.append(outcome.message)
+        replica.placed = True  # where the model's files are no good, each of its rows says so
+        self._loads += replica.ours
+
+    def _lose(self, replica: _Replica) -> None:
+        """The actor is gone, or of no use any more; what it ran comes back by itself, row by row."""
+        if replica in self._replicas:
+            self._replicas.remove(replica)
+            self._notices.append(f"an actor of `{replica.model}` was lost; its rows are run elsewhere")
+            self._quietly(self._ray.kill, replica.handle)
+
+    def _drop(self, replica: _Replica) -> None:
+        """End an actor that this batch does not need any more."""
+        self._replicas.remove(replica)
+        for reference in [ref for ref, other in self._starting.items() if other is replica]:
+            del self._starting[reference]
+        self._quietly(self._ray.kill, replica.handle)
+
+    def _make_room_elsewhere(self) -> None:
+        """Ask actors that other batches left to end if nobody uses them."""
+        now = time.monotonic()
+        if now - self._made_room_at < 2 * _PATIENCE_S:
+            return
+        self._made_room_at = now
+        ours = {replica.handle._actor_id for replica in self._replicas}
+        for name in self._ray.util.list_named_actors():
+            self._quietly(self._retire, name, ours)
+
+    def _retire(self, name: str, ours: set[Any]) -> None:
+        handle = self._ray.get_actor(name)
+        if handle._actor_id not in ours:
+            self._ray.wait([handle.retire.remote(_IDLE_ELSEWHERE_S)], timeout=_LOOK_UP_S)
+
+    def _give_up(self, source: RowSource, model: str) -> Iterator[RowResult]:
+        demand_mb = self._demand(source, model)[VRAM_RESOURCE]
+        nodes = self._cluster.nodes()
+        if any(model_resource(model) in node for node in nodes):
+            most_mb = max(node.get(VRAM_RESOURCE, 0.0) for node in nodes)
+            text = f"`{model}` needs {demand_mb:.0f} MB with its slots, and the largest node has {most_mb:.0f} MB for models"
+            failure = RowFailure.of(DoesNotFit(text, "Choose a profile with fewer slots, or a node with more memory."))
+        else:
+            text = f"no node of the cluster has `{model}` on its disk"
+            hint = f"Run `coe models pull {model}` on a node and start it anew with `coe node --start`."
+            failure = RowFailure("model_missing", text, hint)
+        while (row := self._next(source, model)) is not None:
+            if isinstance(row, RowResult):
+                yield row
+            else:
+                yield RowResult(row.prepared.line, model, row.prepared.expert, None, failure, max(1, row.attempts))
+
+    def _placeable(self, source: RowSource, model: str) -> bool:
+        """Whether some node could hold the model if it were empty."""
+        demand = self._demand(source, model)
+        return any(_holds(node, demand) for node in self._cluster.nodes())
+
+    def _has_replica(self, model: str) -> bool:
+        return any(replica.model == model for replica in self._replicas)
+
+    def _settings_of(self, source: RowSource, model: str) -> ActorSettings:
+        if model not in self._settings:
+            spec = source.spec(model)
+            cost, context_length = self._cost_of(spec)
+            at_once = self._profile.max_concurrent_slots
+            on_cpu = spec.provider == "cpu"
+            slots = 1 if on_cpu else at_once
+            self._settings[model] = ActorSettings(
+                model=model,
+                pool=actor_pool(self._profile, actor_mb(cost, slots), slots),
+                cost=structs.replace(cost, max_slots=slots),
+                context_length=context_length,
+                profile=self._profile.name,
+                keep_alive_s=self._profile.keep_alive_s,
+                side_by_side=at_once if on_cpu else 1,
+                worker_command=self._worker_command,
+            )
+            self._demands[model] = actor_resources(model, actor_mb(cost, slots), cpu_slots=1 if on_cpu else 0)
+        return self._settings[model]
+
+    def _demand(self, source: RowSource, model: str) -> dict[str, float]:
+        """The resources of one actor of the model."""
+        self._settings_of(source, model)
+        return self._demands[model]
+
+    def _prefix(self, source: RowSource, model: str) -> str:
+        """The part of an actor's name that those with the same settings share."""
+        digest = hashlib.sha256(msgspec.json.encode(self._settings_of(source, model))).hexdigest()[:12]
+        return f"{model}/{digest}/"
+
+    def _look(self) -> None:
+        self._status = EngineStatus(
+            models=sorted({replica.model for replica in self._replicas if replica.running}),
+            running=len(self._answers),
+            loads=self._loads,
+            completion_tokens=self._completion_tokens,
+            notices=list(self._notices),
+        )
+
+    def _quietly(self, act: Callable[..., object], *arguments: object) -> None:
+        """Do what may fail because an actor or the cluster is gone, and is then not needed any more."""
+        with contextlib.suppress(ValueError, self._ray.exceptions.RayError, ConnectionError):
+            act(*arguments)
+
+
+def _holds(resources: Mapping[str, float], demand: Mapping[str, float]) -> bool:
+    return all(resources.get(name, 0.0) >= amount for name, amount in demand.items())

@@ -1,0 +1,1 @@
+"""What plan and profile check are told of this machine and of earlier runs."""

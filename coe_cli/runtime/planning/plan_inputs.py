@@ -1,0 +1,196 @@
+"""Gather what a plan needs from disk: models, their graphs, measurements, the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from coe_cli.core.calibration import Calibration, apply, find
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.footprint import ModelMemory
+from coe_cli.core.model_spec import (
+    GENAI_CONFIG,
+    ModelSpec,
+    find_spec,
+    models_on_disk,
+    spec_from_catalog,
+    spec_from_folder,
+)
+from coe_cli.core.onnx_graph import GraphFacts, graph_of
+from coe_cli.core.profile import HardwareProfile, Provider
+from coe_cli.core.scenario import Known, Scenario, role_of, working_set
+from coe_cli.errors import CoeError, ModelDamaged, UsageError
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.planning.calibration_store import CalibrationStore, Measurements, model_digest
+
+
+class PlanRequest(Struct, frozen=True):
+    """What a user asked of the plan; None leaves it to the profile. Unknown names and odd numbers are refused later."""
+
+    experts: tuple[str, ...] | None = None
+    slots: int | None = None
+    context_length: int | None = None
+    vram_mb: int | None = None
+    provider: Provider | None = None
+    chunk_size: int | None = None
+
+
+class PlanInputs(Struct, frozen=True):
+    """A scenario with all that is known of it. ``computed`` is the same without measurements."""
+
+    scenario: Scenario
+    known: Known
+    computed: Known
+    calibrations: dict[str, Calibration]
+    notes: list[str]
+
+
+def gather(
+    request: PlanRequest, profile: HardwareProfile, catalog: Catalog, where: Folders, card_mb: float | None = None
+) -> PlanInputs:
+    """Settle experts, models, slots, context and budget, and read what those models say of themselves.
+
+    Raises:
+        UsageError: an unknown expert, no expert at all, or a number below 1.
+        ModelDamaged: a model of the scenario is on disk with a configuration that cannot be used.
+    """
+    for name, number, least in (
+        ("--slots", request.slots, 1),
+        ("--context", request.context_length, 1),
+        ("--vram-mb", request.vram_mb, 1),
+        ("--chunk-size", request.chunk_size, 1),
+    ):
+        if number is not None and number < least:
+            raise UsageError(f"{name} {number} is below {least}", f"Give {name} a number of {least} or more.")
+    provider = request.provider or profile.provider
+    on_disk = models_on_disk(where.models)
+    answering = answering_models(catalog, on_disk, provider, explicit=request.provider is not None)
+    if request.experts is not None:
+        if not request.experts:
+            raise UsageError("--experts names no expert", "Give names, separated by commas: see `coe models list`.")
+        roles = tuple(role_of(catalog, name, answering.get(name, "")) for name in request.experts)
+    else:
+        roles = working_set(catalog, answering, request.slots or profile.max_concurrent_slots)
+    default_slots = len(roles) if request.experts is not None else profile.max_concurrent_slots
+    scenario = Scenario(
+        roles=roles,
+        slots=request.slots or default_slots,
+        context_length=request.context_length or profile.context_length,
+        budget_mb=request.vram_mb or profile.vram_budget_mb,
+        provider=provider,
+    )
+    wanted = dict.fromkeys(role.model for role in roles)
+    candidates = tuple(role_of(catalog, expert, model) for expert, model in answering.items() if model not in wanted)
+    computed: dict[str, ModelMemory] = {}
+    for model in [*wanted, *dict.fromkeys(role.model for role in candidates)]:
+        try:
+            computed[model] = memory_of(find_spec(model, catalog, where.models), provider, catalog, request.chunk_size)
+        except CoeError:
+            if model in wanted:
+                raise
+    measurements = CalibrationStore(where.state).read()
+    calibrations = _calibrations(computed, measurements)
+    duplicates = _duplicates({model: on_disk[model] for model in wanted if model in on_disk})
+    known = Known(computed, card_mb, duplicates, candidates)
+    measured = {name: apply(memory, calibrations.get(name)) for name, memory in computed.items()}
+    notes = [measurements.warning] if measurements.warning else []
+    return PlanInputs(scenario, structs.replace(known, models=measured), known, calibrations, notes)
+
+
+def memory_of(spec: ModelSpec, provider: Provider, catalog: Catalog, chunk_size: int | None = None) -> ModelMemory:
+    """A model's memory with its graph, where it is on disk; a GGUF source is converted with pruned logits."""
+    entry = catalog.models.get(spec.name)
+    if spec.folder is None:
+        pruned = True if entry is not None and entry.format == "gguf" else None
+        return ModelMemory(spec, provider, prunes_logits=pruned, chunk_size=chunk_size)
+    return memory_on_disk(spec, provider, chunk_size)
+
+
+def memory_on_disk(spec: ModelSpec, provider: Provider | None = None, chunk_size: int | None = None) -> ModelMemory:
+    """The memory of a model in ``spec.folder``, on its own provider unless another is named."""
+    configured = _configured_chunk_size(spec.folder) if spec.folder is not None else None
+    graph = _graph(spec) if spec.folder is not None else None
+    return ModelMemory(
+        spec,
+        provider or spec.provider,
+        graph=graph,
+        chunk_size=chunk_size or configured,
+        tokenizer_file_bytes=_size(spec.folder / "tokenizer.json") if spec.folder is not None else None,
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _graph(spec: ModelSpec) -> GraphFacts | None:
+    """What the graph says, or None where it cannot be read: a plan then counts with the shape alone."""
+    try:
+        return graph_of(spec)
+    except ModelDamaged:
+        return None
+
+
+def calibration_of(memory: ModelMemory, measurements: Measurements) -> Calibration | None:
+    """What real runs of a model on disk measured on its provider with the installed runtime; None if there was none.
+
+    Where no runtime for the provider is installed, measurements with any version count.
+    """
+    folder = memory.spec.folder
+    if folder is None or not measurements.calibrations:
+        return None
+    from coe_cli.runtime.providers import runtime_version
+
+    version = runtime_version(memory.provider)
+    return find(measurements.calibrations, model_digest(folder, memory.spec.graph), memory.provider, version)
+
+
+def answering_models(
+    catalog: Catalog, on_disk: dict[str, Path], provider: Provider, *, explicit: bool
+) -> dict[str, str]:
+    """The model that answers for each expert: its own, or on a CPU profile its fallback when its own is for a GPU.
+
+    A provider that was asked for by name is a what-if: every expert keeps its own model.
+    """
+    chosen: dict[str, str] = {}
+    for name, expert in catalog.experts.items():
+        own = expert.model
+        if provider == "cpu" and not explicit and _built_for(own, catalog, on_disk) != "cpu":
+            own = expert.fallback or catalog.default_model
+        chosen[name] = own
+    return chosen
+
+
+def _built_for(model: str, catalog: Catalog, on_disk: dict[str, Path]) -> Provider:
+    try:
+        if model in on_disk:
+            return spec_from_folder(model, on_disk[model]).provider
+    except CoeError:
+        pass
+    return spec_from_catalog(model, catalog.models[model]).provider
+
+
+def _calibrations(models: dict[str, ModelMemory], measurements: Measurements) -> dict[str, Calibration]:
+    found = {name: calibration_of(memory, measurements) for name, memory in models.items()}
+    return {name: calibration for name, calibration in found.items() if calibration is not None}
+
+
+def _configured_chunk_size(folder: Path) -> int | None:
+    try:
+        size = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))["search"]["chunk_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _duplicates(on_disk: dict[str, Path]) -> dict[str, list[str]]:
+    if len(on_disk) < 2:
+        return {}
+    from coe_cli.runtime.store.inventory import duplicate_weights
+
+    return duplicate_weights(on_disk)

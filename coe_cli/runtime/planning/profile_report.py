@@ -1,0 +1,85 @@
+"""Everything that `coe profile check` has to look at: machine, models on disk, room, measurements, clock."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.machine import Machine, pick_profile
+from coe_cli.core.model_spec import BYTES_PER_MB, find_spec, models_on_disk
+from coe_cli.core.planner import plan
+from coe_cli.core.profile import ProfileSet
+from coe_cli.core.profile_check import CheckReport, Finding, ModelState, check_profile
+from coe_cli.errors import CoeError
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.planning.plan_inputs import PlanRequest, gather
+from coe_cli.runtime.probe import probe_machine, remember
+from coe_cli.runtime.store.integrity import check_files
+
+
+def check(
+    profiles: ProfileSet,
+    name: str | None,
+    catalog: Catalog,
+    where: Folders,
+    *,
+    auto: bool = False,
+    machine: Machine | None = None,
+) -> CheckReport:
+    """Check the named profile, or with ``auto`` the one that suits the machine; what the probes found is remembered.
+
+    Raises:
+        ProfileInvalid: no profile has that name.
+    """
+    seen = machine if machine is not None else probe_machine()
+    with contextlib.suppress(OSError):  # the next plan merely knows less
+        remember(seen, where.state)
+    profile, reason = pick_profile(seen, profiles) if auto else (profiles.select(name), "")
+    files = ", ".join(str(path) for path in profiles.paths)
+    findings = [Finding("ok", "file", f"valid: {files}")]
+    try:
+        inputs = gather(PlanRequest(), profile, catalog, where)
+    except CoeError as error:
+        return CheckReport(profile, reason, seen, [*findings, Finding("error", "model", error.message, error.hint)])
+    result = plan(profile, inputs.scenario, inputs.known)
+    answering = {role.model for role in (*inputs.scenario.roles, *inputs.known.candidates)}
+    models = [_state(model, catalog, where) for model in sorted(answering)]
+    findings += check_profile(
+        profile,
+        seen,
+        models,
+        result,
+        inputs.calibrations,
+        disk_free_mb=_disk_free_mb(where.models),
+        now_s=time.time(),
+    )
+    findings += [Finding("warning", "calibration", note) for note in inputs.notes]
+    return CheckReport(profile, reason, seen, findings)
+
+
+def _state(name: str, catalog: Catalog, where: Folders) -> ModelState:
+    experts = tuple(catalog.experts_of(name))
+    entry = catalog.models.get(name)
+    on_disk = models_on_disk(where.models)
+    sizes = [source.size_mb for source in entry.sources if source.size_mb is not None] if entry is not None else []
+    fetch_mb = max(sizes) if sizes else entry.weights_mb if entry is not None else None
+    problem = None
+    context_length = entry.context_length if entry is not None else 0
+    if name in on_disk:
+        try:
+            context_length = find_spec(name, catalog, where.models).context_length
+            check_files(name, on_disk[name])
+        except CoeError as error:
+            problem = error.message
+    return ModelState(name, experts, context_length, name in on_disk, problem, fetch_mb)
+
+
+def _disk_free_mb(folder: Path) -> float | None:
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
+    try:
+        return shutil.disk_usage(existing).free / BYTES_PER_MB if existing is not None else None
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""From a question to vectors and experts: the embedder and the trained router."""

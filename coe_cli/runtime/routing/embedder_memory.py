@@ -1,0 +1,38 @@
+"""What the embedder takes of the budget, as it was measured when it was prepared. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from msgspec import structs
+
+from coe_cli.core.profile import HardwareProfile
+from coe_cli.errors import ModelMissing
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.routing.embedder import EMBEDDED, GPU_DEFAULT, EmbedderInfo, embedder_folder, read_info
+
+
+def embedder_info(name: str, where: Folders) -> EmbedderInfo | None:
+    """The prepared embedder called ``name``, with its measured memory, or None; imports nothing heavy."""
+    try:
+        return read_info(embedder_folder(name, where))
+    except ModelMissing:  # or damaged
+        return None
+
+
+def with_measured_embedder(profile: HardwareProfile, where: Folders) -> HardwareProfile:
+    """``profile`` with the measured memory of the prepared embedder in its fixed part, in place of the file's constant.
+
+    Without a prepared embedder it is the profile itself.
+    """
+    usual = [EMBEDDED] if profile.provider == "cpu" else [GPU_DEFAULT, EMBEDDED]
+    names = [name] if (name := os.environ.get("COE_EMBEDDER")) else usual
+    info = next((info for name in names if (info := embedder_info(name, where)) is not None), None)
+    if info is None or not info.resident_mb:
+        return profile
+    fixed = profile.vram_components.fixed_overhead
+    measured_mb = math.ceil(info.resident_mb)
+    total_mb = fixed.total - fixed.bge_m3_embeddings + measured_mb
+    overhead = structs.replace(fixed, bge_m3_embeddings=measured_mb, total=total_mb)
+    return structs.replace(profile, vram_components=structs.replace(profile.vram_components, fixed_overhead=overhead))

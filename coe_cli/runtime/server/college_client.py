@@ -1,0 +1,298 @@
+"""A college as other processes see it: find it, start it, ask it, look at it, end it. Imports the standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coe_cli.core.college_status import CollegeStatus, ModelLine
+from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, from_code
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.server import rendezvous
+from coe_cli.runtime.server.route_messages import RouteAnswer, RouteRequest
+from coe_cli.runtime.server.serve_options import ServeOptions
+from coe_cli.runtime.settings import settings_digest
+
+_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120
+_START = (
+    f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.server.serve_process import main; main()"
+)
+_START_LOG = "serve-start.log"
+_START_TIMEOUT_S = 60.0
+_PING_TIMEOUT_S = 5.0
+_KILL_AFTER_S = 5.0
+_FRESH_S = 2.0
+_MAX_LINE_BYTES = 64 * 2**20
+
+_decode_event = msgspec.json.Decoder(ce.WireEvent).decode
+
+
+def find() -> CollegeClient | None:
+    """The college of this user, if one runs and answers."""
+    state = rendezvous.read_state(folders().state)
+    if state is None:
+        return None
+    client = CollegeClient(state)
+    if client.answers():
+        return client
+    client.close()
+    return None
+
+
+def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START_TIMEOUT_S) -> CollegeClient:
+    """The college of this user, started and detached if none runs; two calls at the same moment give one college.
+
+    Raises:
+        CoeError: why it did not start.
+        TimedOut: it is not there after ``timeout_s``.
+    """
+    client = find()
+    if client is not None:
+        return client
+    folder = rendezvous.private_folder(folders().state)
+    deadline = time.monotonic() + timeout_s
+    with rendezvous.starting(folder, timeout_s):
+        client = find()
+        if client is not None:
+            return client
+        process = _start_detached(folder, options or ServeOptions())
+        while time.monotonic() < deadline:
+            code = process.poll()
+            client = find()
+            if client is not None:
+                return client
+            if code is not None:
+                raise _why_not(folder, code)
+            time.sleep(0.01)
+    raise TimedOut(f"the college did not start within {timeout_s:g} s", f"See {folder / _START_LOG}.")
+
+
+def reach(options: ServeOptions) -> tuple[CollegeClient | None, str]:
+    """The college that serves with these settings, started if none runs; or None, and why there is no such college."""
+    try:
+        client = find_or_start(options)
+    except CoeError as error:
+        return None, f"no college could be started ({error.message})"
+    state, other = client.state, ""
+    files = (None if name is None else Path(name) for name in (options.profiles_file, options.catalog_file))
+    if state.models_dir != str(folders().models):
+        other = f"other models ({state.models_dir})"
+    elif options.profile is not None and state.profile != options.profile:
+        other = f"profile {state.profile}"
+    elif state.settings != settings_digest(*files):
+        other = "profiles or a catalog that have changed since"
+    if not other:
+        return client, ""
+    client.close()
+    return None, f"the running college has {other} (`coe stop` ends it)"
+
+
+def _start_detached(folder: Path, options: ServeOptions) -> subprocess.Popen[bytes]:
+    flags: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        # CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW: a console of its own without a window, which workers inherit.
+        flags = {"creationflags": 0x00000200 | 0x08000000}
+    descriptor = os.open(folder / _START_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _START, msgspec.json.encode(options).decode()],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            cwd=folder,
+            **flags,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def _why_not(folder: Path, code: int) -> CoeError:
+    if code == 0:
+        return CoeError("another college holds the lock and does not answer", "End it with `coe stop`.")
+    with contextlib.suppress(OSError, IndexError, msgspec.MsgspecError, KeyError, TypeError):
+        lines = (folder / _START_LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        with contextlib.suppress(msgspec.MsgspecError, TypeError, KeyError):
+            error = msgspec.json.decode(lines[-1])["error"]
+            return from_code(error["code"], error["message"], error["hint"])
+        return CoeError(f"the college did not start: {lines[-1][:300]}", f"See {folder / _START_LOG}.")
+    return CoeError(f"the college ended with code {code} as it started", f"See {folder / _START_LOG}.")
+
+
+class CollegeClient:
+    """One connection to a college; not for several threads."""
+
+    def __init__(self, state: rendezvous.CollegeState) -> None:
+        self.state = state
+        self._connection = http.client.HTTPConnection(state.connect_host, state.port, timeout=_PING_TIMEOUT_S)
+        self._used_at = time.monotonic()
+        host = f"[{state.connect_host}]" if ":" in state.connect_host else state.connect_host
+        self._headers = {"Authorization": f"Bearer {state.token}", "Host": f"{host}:{state.port}"}
+
+    def answers(self) -> bool:
+        """Whether the process that wrote the state file is there: it must prove that it knows the token."""
+        nonce = secrets.token_hex(16)
+        try:
+            self._connection.request("GET", f"/healthz?nonce={nonce}", headers={"Host": self._headers["Host"]})
+            response = self._connection.getresponse()
+            answer = msgspec.json.decode(response.read(_MAX_LINE_BYTES))
+        except (OSError, http.client.HTTPException, msgspec.MsgspecError):
+            self._connection.close()
+            return False
+        expected = rendezvous.proof(self.state.token, nonce)
+        return isinstance(answer, dict) and answer.get("proof") == expected and answer.get("status") == "ok"
+
+    def stream_chat(self, ask: ce.AskByName, timeout_s: float | None = None) -> Iterator[ce.CollegeEvent]:
+        """Events of one answer, ending with ``Finished``. Closing the iterator, or the process's end, cancels it.
+
+        Raises:
+            CoeError: as ``College.ask``; DeviceLost when the college itself goes away in mid-answer.
+            TimedOut: nothing came for ``timeout_s`` seconds.
+        """
+        try:
+            response = self._request("POST", "/coe/ask", msgspec.json.encode(ask), timeout_s)
+            silent_s = 0
+            while line := response.readline(_MAX_LINE_BYTES):
+                if line == b"\n":  # comes each second; counted, since the reader itself may have paused
+                    silent_s += 1
+                    if timeout_s is not None and silent_s > timeout_s:
+                        raise TimeoutError
+                    continue
+                silent_s = 0
+                event = _decode_event(line)
+                if isinstance(event, ce.Broken):
+                    error = from_code(event.code, event.message, event.hint)
+                    error.__dict__["retry_after_s"] = event.retry_after_s
+                    raise error
+                yield event
+                if isinstance(event, ce.Finished):
+                    response.read()
+                    return
+            raise self._gone()
+        except TimeoutError:
+            raise TimedOut(
+                f"the college said nothing for {timeout_s:g} s", "Allow more time with --timeout, or see `coe ps`."
+            ) from None
+        except (OSError, http.client.HTTPException, msgspec.MsgspecError):
+            raise self._gone() from None
+        finally:
+            self._connection.close()
+
+    def snapshot(self) -> CollegeStatus:
+        """What `coe ps` shows.
+
+        Raises:
+            DeviceLost: the college has gone.
+        """
+        return msgspec.json.decode(self._whole("GET", "/coe/snapshot"), type=CollegeStatus)
+
+    def route(self, request: RouteRequest) -> RouteAnswer:
+        """Decisions for questions by the college's own router.
+
+        Raises:
+            CoeError: it has none prepared, or one for other examples or another embedder.
+            DeviceLost: the college has gone.
+        """
+        return msgspec.json.decode(self._whole("POST", "/coe/route", request), type=RouteAnswer)
+
+    def unload(self, model: str) -> ModelLine:
+        """Take a model out as soon as it is idle; returns how it was.
+
+        Raises:
+            ModelMissing: it is not loaded.
+            DeviceLost: the college has gone.
+        """
+        return msgspec.json.decode(self._whole("POST", "/coe/unload", {"model": model}), type=ModelLine)
+
+    def stop(self, *, drain: bool = False) -> None:
+        """Tell the college to end, with ``drain`` only when its answers are complete; ``wait_until_gone`` waits.
+
+        Raises:
+            DeviceLost: it has gone already.
+        """
+        self._whole("POST", "/coe/stop", {"drain": drain})
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def abort(self) -> None:
+        """Break the connection off, from any thread: whoever waits on it is woken by an error."""
+        sock = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _whole(self, method: str, path: str, value: object = None) -> bytes:
+        try:
+            response = self._request(method, path, None if value is None else msgspec.json.encode(value), 30.0)
+            return response.read()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            raise self._gone() from None
+
+    def _request(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> http.client.HTTPResponse:
+        if self._connection.sock is not None and time.monotonic() - self._used_at > _FRESH_S:
+            self._connection.close()  # the server may be closing it at this very moment
+        if self._connection.sock is None:
+            self._connection.connect()
+        self._used_at = time.monotonic()
+        self._connection.sock.settimeout(timeout_s)
+        self._connection.request(method, path, body, self._headers)
+        response = self._connection.getresponse()
+        if response.status >= 400:
+            raise _refusal(response.status, response.read(_MAX_LINE_BYTES))
+        return response
+
+    def _gone(self) -> DeviceLost:
+        return DeviceLost("the college ended in the middle of it", "Ask again; see `coe ps`.")
+
+
+def _refusal(status: int, body: bytes) -> CoeError:
+    with contextlib.suppress(msgspec.MsgspecError, KeyError, TypeError):
+        error = msgspec.json.decode(body)["error"]
+        kind = ModelMissing if status == 404 else CoeError
+        return kind(str(error["message"]))
+    return CoeError(f"the college answered with status {status}")
+
+
+def wait_until_gone(timeout_s: float | None = None) -> bool:
+    """Wait until no process holds the college's lock; whether that came about within ``timeout_s`` seconds."""
+    folder = folders().state
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while folder.is_dir() and rendezvous.college_lives(folder):
+        if deadline is not None and time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def end_unresponsive() -> bool:
+    """End a college that holds the lock and does not answer; whether there was one.
+
+    Raises:
+        CoeError: it cannot be ended.
+    """
+    folder = folders().state
+    if not folder.is_dir() or not rendezvous.college_lives(folder):
+        return False
+    state = rendezvous.read_state(folder)
+    if state is None:
+        raise CoeError("a college is starting or ending", "Try again in a moment.")
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        with contextlib.suppress(OSError):
+            os.kill(state.pid, number)
+        if wait_until_gone(_KILL_AFTER_S):
+            return True
+    raise CoeError(f"process {state.pid} does not end", "End it by hand.")

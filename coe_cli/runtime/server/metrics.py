@@ -1,0 +1,75 @@
+"""The college's figures in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from coe_cli.core.college_status import CollegeStatus
+from coe_cli.core.scheduler_state import Snapshot
+from coe_cli.runtime.college.college_requests import Tally
+
+_MB = 2**20
+
+
+def prometheus_text(
+    status: CollegeStatus,
+    snapshot: Snapshot,
+    responses: Counter[tuple[str, int]],
+    tally: Tally,
+) -> bytes:
+    """All metrics; ``responses`` counts by path and status."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    def gauge(name: str, text: str, value: float) -> Any:
+        return GaugeMetricFamily(f"coe_{name}", text, value=value)
+
+    def counter(name: str, text: str, value: float) -> Any:
+        return CounterMetricFamily(f"coe_{name}", text, value=value)
+
+    def per_model(name: str, text: str, values: Iterable[tuple[str, float | None]]) -> Any:
+        family = GaugeMetricFamily(f"coe_model_{name}", text, labels=["model"])
+        for model, value in values:
+            if value is not None:
+                family.add_metric([model], value)
+        return family
+
+    class Collector:
+        def collect(self) -> Iterable[Any]:
+            yield gauge("uptime_seconds", "Time since the start", status.uptime_s or 0.0)
+            yield gauge("pressure_ratio", "Memory in use over the pool", snapshot.pressure)
+            yield gauge("memory_usage_bytes", "Larger of reserved and measured memory", snapshot.usage_mb * _MB)
+            yield gauge("memory_reserved_bytes", "Reserved memory", snapshot.reserved_mb * _MB)
+            yield gauge("memory_pool_bytes", "Memory that may be used", snapshot.pool_mb * _MB)
+            yield gauge("queue_length", "Requests that wait", snapshot.queue_length)
+            yield gauge("running", "Answers in progress", snapshot.running)
+            yield gauge("slots", "Answers that may be in progress at once", snapshot.max_concurrent_slots)
+            yield counter("answers", "Complete answers", tally.answers)
+            yield counter("failures", "Requests that ended with an error", tally.failures)
+            yield counter("prompt_tokens", "Tokens of the prompts of complete answers", tally.prompt_tokens)
+            yield counter("reused_prompt_tokens", "Prompt tokens found in a cache", tally.reused_prompt_tokens)
+            yield counter("completion_tokens", "Tokens of complete answers", tally.completion_tokens)
+            yield counter("model_loads", "Models loaded on request", snapshot.loads)
+            yield counter("model_preloads", "Models loaded ahead", snapshot.preloads)
+            yield counter("model_evictions", "Models taken out", snapshot.evictions)
+            yield counter("retries", "Answers started again", snapshot.retries)
+            yield counter("refusals", "Requests refused", snapshot.refusals)
+            lines = status.models
+            yield per_model("running", "Answers in progress", ((m.name, m.running) for m in lines))
+            yield per_model("waiting", "Requests that wait", ((m.name, m.waiting) for m in lines))
+            yield per_model("reserved_bytes", "Reserved memory", ((m.name, m.reserved_mb * _MB) for m in lines))
+            yield per_model(
+                "measured_bytes",
+                "Measured memory",
+                ((m.name, None if m.measured_mb is None else m.measured_mb * _MB) for m in lines),
+            )
+            family = CounterMetricFamily("coe_http_responses", "Responses", labels=["path", "status"])
+            for (path, code), count in sorted(responses.items()):
+                family.add_metric([path, str(code)], count)
+            yield family
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector())
+    return generate_latest(registry)

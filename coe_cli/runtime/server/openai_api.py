@@ -1,0 +1,266 @@
+"""Requests and responses of the OpenAI-compatible endpoints, as pydantic models. Only the HTTP server imports them.
+
+Fields that coe does not know are ignored; known ones that it cannot honour are refused, because an answer that silently
+disregards them would be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from coe_cli.runtime.college.desk import Wish
+from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
+
+_SEEDS = 2**31
+_MAX_STOPS = 16
+
+
+def _whole_unicode(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("text with unpaired surrogates is not Unicode")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_unicode)]
+_Stop = Annotated[Text, Field(min_length=1, max_length=1024)]
+_Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """One turn of the conversation; text only."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart]
+
+    def plain(self) -> ChatMessage:
+        role: Any = "system" if self.role == "developer" else self.role
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return ChatMessage(role, text)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(default="answer", max_length=256)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """``json_schema`` and ``json_object`` force the answer through a grammar."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing")
+        return self
+
+    def guidance(self) -> Guidance | None:
+        if self.type == "json_object":
+            return _compact({"type": "object"})
+        if self.type == "json_schema" and self.json_schema is not None:
+            return _compact(self.json_schema.schema_)
+        return None
+
+
+def _compact(schema: dict[str, Any]) -> Guidance:
+    """A grammar without optional white space, in which small models lose themselves until their tokens run out."""
+    return Guidance("json_schema", json.dumps({"x-guidance": {"whitespace_flexible": False}, **schema}))
+
+
+class _Generation(BaseModel):
+    """What chat and plain completions have in common."""
+
+    model: str = Field(min_length=1, max_length=256, description="`auto`, an expert's name or a model's name")
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=1, lt=2**31)
+    seed: _Seed | None = None
+    n: Literal[1] | None = 1
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=_MAX_STOPS)] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    presence_penalty: Literal[0] | None = Field(default=None, description="only 0: penalties are not supported")
+    frequency_penalty: Literal[0] | None = Field(default=None, description="only 0: penalties are not supported")
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    @property
+    def sampling(self) -> Sampling:
+        seed = None if self.seed is None else self.seed % _SEEDS
+        return Sampling(self.temperature, self.top_p, self.top_k, seed)
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(_Generation):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    def wish(self) -> Wish:
+        """What is asked of the desk."""
+        return Wish(
+            self.model,
+            [message.plain() for message in self.messages],
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            sampling=self.sampling,
+            stop=self.stops,
+            guidance=self.response_format.guidance() if self.response_format else None,
+        )
+
+
+class CompletionRequest(_Generation):
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None
+    logprobs: None = None
+
+    def wish(self) -> Wish:
+        """What is asked of the desk: the bare text, past the chat template."""
+        text = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        return Wish(
+            self.model,
+            [ChatMessage("user", text)],
+            raw=True,
+            max_tokens=self.max_tokens,
+            sampling=self.sampling,
+            stop=self.stops,
+        )
+
+
+class EmbeddingRequest(BaseModel):
+    model: str = Field(min_length=1, max_length=256, description="`auto` or an embedder's name")
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: None = None
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Coe(BaseModel):
+    """Who answered. ``load_s`` is null when the model was resident; ``reused_tokens`` came from its cache."""
+
+    expert: str | None
+    model: str
+    load_s: float | None
+    reused_tokens: int
+    notes: list[str]
+
+
+class ChatAnswer(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    reasoning_content: str | None = None
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatAnswer
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    coe: Coe
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextCompletion(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+    coe: Coe
+
+
+class ModelObject(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "coe"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorDetail

@@ -1,0 +1,146 @@
+"""The FastAPI application behind /v1. Importing it takes as long as starting everything else, so the server does it late."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from coe_cli import __version__
+from coe_cli.errors import CoeError
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.desk import Desk
+from coe_cli.runtime.server import openai_api as api
+from coe_cli.runtime.server.embeddings import embed
+from coe_cli.runtime.server.http_errors import HttpError, error_headers, error_object, status_of
+from coe_cli.runtime.server.streaming import ChatShape, HttpAnswer, TextShape, _encode
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": api.ErrorAnswer, "description": text}
+    for status, text in {
+        400: "The request is malformed, asks for what is not supported, or is too long",
+        401: "The API key is missing or wrong",
+        403: "The Host header is not this server's, or the request comes from a web page",
+        404: "No such model, or it is not on disk",
+        413: "The body is too large",
+        429: "The queue is full; see Retry-After",
+        503: "The server is ending, or memory has run out; see Retry-After",
+        504: "The model took too long to load",
+    }.items()
+}
+_STREAMS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+class _Answer(Response):
+    """Hands the channel over to an answer, so that its chunks pass through nothing else."""
+
+    def __init__(self, answer: HttpAnswer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._answer(scope, receive, send)
+
+
+def build_openai_app(college: College, desk: Desk) -> FastAPI:
+    """The OpenAI-compatible endpoints over a college."""
+    app = FastAPI(title="coe", version=__version__, docs_url=None, redoc_url=None)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(CoeError, _coe_error)
+
+    @app.post(
+        "/v1/chat/completions",
+        response_model=api.ChatCompletion,
+        responses={200: {"content": _STREAMS}, **_ERRORS},
+        operation_id="chat",
+    )
+    async def chat(request: api.ChatRequest) -> Response:
+        """Answer a conversation. Roles bring their system prompt, unless the conversation has one."""
+        prepared = await desk.prepare(request.wish())
+        return _Answer(
+            HttpAnswer(
+                college,
+                prepared,
+                ChatShape(),
+                stream=bool(request.stream),
+                include_usage=request.include_usage,
+            )
+        )
+
+    @app.post(
+        "/v1/completions",
+        response_model=api.TextCompletion,
+        responses={200: {"content": _STREAMS}, **_ERRORS},
+        operation_id="complete",
+    )
+    async def complete(request: api.CompletionRequest) -> Response:
+        """Continue a text, past the model's chat template."""
+        prepared = await desk.prepare(request.wish())
+        return _Answer(
+            HttpAnswer(
+                college,
+                prepared,
+                TextShape(),
+                stream=bool(request.stream),
+                include_usage=request.include_usage,
+            )
+        )
+
+    @app.get("/v1/models", responses=_ERRORS, operation_id="models")
+    async def models() -> api.ModelList:
+        """Every name that a request may give as its model."""
+        return api.ModelList(data=[api.ModelObject(id=name, created=time) for name, time in desk.names()])
+
+    @app.get("/v1/models/{name}", responses=_ERRORS, operation_id="model")
+    async def model(name: str) -> api.ModelObject:
+        for known, time in desk.names():
+            if known == name:
+                return api.ModelObject(id=name, created=time)
+        raise HttpError(404, f"unknown model `{name[:256]}`", "See /v1/models.", code="model_not_found", param="model")
+
+    @app.post("/v1/embeddings", response_model=api.EmbeddingList, responses=_ERRORS, operation_id="embeddings")
+    async def embeddings(request: api.EmbeddingRequest) -> Response:
+        """Vectors of length 1, from the embedder that routes questions."""
+        texts = [request.input] if isinstance(request.input, str) else request.input
+        answer = await asyncio.to_thread(
+            embed, request.model, texts, desk.router, base64=request.encoding_format == "base64"
+        )
+        return Response(_encode(answer), media_type="application/json")
+
+    return app
+
+
+def _response(error: CoeError) -> Response:
+    headers = {key.decode(): value.decode() for key, value in error_headers(error)}
+    body = _encode(error_object(error))
+    return Response(body, status_of(error), headers=headers, media_type="application/json")
+
+
+async def _coe_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CoeError)
+    return _response(error)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """The first complaint of pydantic, with the place it concerns."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return _response(HttpError(400, "the body is not JSON", code="invalid_json"))
+    param = ".".join(place) or None
+    message = f"`{param or 'body'}`: {first['msg']}"
+    return _response(HttpError(400, message.encode("utf-8", "replace").decode(), code="invalid_value", param=param))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    response = _response(HttpError(error.status_code, str(error.detail), code=code))
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,297 @@
+"""The process of a college: built from catalog and profile, announced in the state file, ended when nobody needs it.
+
+Everything runs in the main thread's loop. Workers ask the system to be ended with the thread that started them, so they
+are gone even if this process is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import msgspec
+
+from coe_cli import __version__
+from coe_cli.core.catalog import Catalog, load_catalog
+from coe_cli.core.college_status import CollegeStatus
+from coe_cli.core.duration import parse_duration_s
+from coe_cli.core.model_spec import models_on_disk, spec_from_folder
+from coe_cli.core.profile import HardwareProfile, ProfileSet, load_profiles
+from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.core.selection import choose_profile
+from coe_cli.errors import CoeError, ExitCode, UsageError
+from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.desk import Desk
+from coe_cli.runtime.college.meter import meter_for
+from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
+from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.server import rendezvous
+from coe_cli.runtime.server.guard import is_loopback
+from coe_cli.runtime.server.serve_options import ServeOptions
+from coe_cli.runtime.server.server import ACCESS_LOG, PROMPT_LOG, Server
+from coe_cli.runtime.settings import settings_digest
+
+API_KEY_VARIABLE = "COE_API_KEY"
+_LOG_BYTES = 1_000_000
+_DRAIN_S = 2.0
+_VIEW_EVERY_S = 0.5
+
+Observer = Callable[[CollegeStatus], None]
+
+
+class AlreadyRunning(CoeError):
+    """This user has a college already."""
+
+    code = "already_running"
+
+
+def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Observer | None = None) -> None:
+    """Run a college until it is stopped or idle for long enough. ``on_ready`` hears its URL, ``observer`` its status.
+
+    Raises:
+        AlreadyRunning: there is one.
+        UsageError: the address needs an API key, or cannot be bound.
+        ProfileInvalid: profiles or catalog are wrong.
+    """
+    api_key = os.environ.get(API_KEY_VARIABLE) or None
+    if not is_loopback(options.host) and api_key is None:
+        raise UsageError(
+            f"{options.host} can be reached from other machines, so it needs an API key",
+            f"Set {API_KEY_VARIABLE}, or give --api-key, or stay on 127.0.0.1.",
+        )
+    files = _path(options.profiles_file), _path(options.catalog_file)
+    settings = settings_digest(*files)
+    profiles = load_profiles(profile_paths(files[0]))
+    catalog = load_catalog(catalog_paths(files[1]))
+    where = folders()
+    profile = with_measured_embedder(college_profile(profiles, options.profile, catalog, where.models), where)
+    folder = rendezvous.private_folder(where.state)
+    lock = rendezvous.hold_college_lock(folder)
+    if lock is None:
+        raise AlreadyRunning("a college is running already", "See `coe ps`; end it with `coe stop`.")
+    try:
+        rendezvous.remove_state(folder)  # whoever left it behind is gone
+        with _bound_socket(options.host, options.port) as listener, _logging(folder):
+            state = rendezvous.CollegeState(
+                pid=os.getpid(),
+                host=options.host,
+                port=listener.getsockname()[1],
+                token=rendezvous.new_token(),
+                version=__version__,
+                started_at=time.time(),
+                profile=profile.name,
+                models_dir=str(where.models),
+                settings=settings,
+            )
+            router = SharedRouter(catalog, where, profile.provider)
+            desk = Desk(catalog, where.models, profile, router)
+            job = _Process(options, state, listener, profile, desk, api_key)
+            asyncio.run(job.run(folder, on_ready, observer))
+    finally:
+        rendezvous.remove_state(folder)
+        lock.release()
+
+
+def college_profile(profiles: ProfileSet, name: str | None, catalog: Catalog, models_dir: Path) -> HardwareProfile:
+    """The named profile; else the default one if a model on disk is for its provider, else one that some model is for.
+
+    Raises:
+        ProfileInvalid: no profile has that name.
+    """
+    if name is not None:
+        return profiles.select(name)
+    default = profiles.select(None)
+    providers = []
+    for model, folder in models_on_disk(models_dir).items():
+        with contextlib.suppress(CoeError):
+            providers.append(spec_from_folder(model, folder).provider)
+    if default.provider in providers:
+        return default
+    provider = providers[0] if providers else catalog.models[catalog.default_model].provider
+    return choose_profile(profiles, None, provider)
+
+
+class _Process:
+    """One run of the server around one college."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        state: rendezvous.CollegeState,
+        listener: socket.socket,
+        profile: HardwareProfile,
+        desk: Desk,
+        api_key: str | None,
+    ) -> None:
+        self._options, self._state, self._listener = options, state, listener
+        self._profile, self._desk, self._api_key = profile, desk, api_key
+        self._ending = False
+
+    async def run(self, folder: Path, on_ready: Callable[[str], None], observer: Observer | None) -> None:
+        import uvicorn
+
+        pool = pool_from_profile(self._profile, max_queue=self._options.max_queue)
+        settings = CollegeSettings(pool, cost_in(self._profile), recorder=Recorder(), keep_spare=True)
+        self._college = College(settings, meter_for(self._profile))
+        self._server = Server(
+            self._college,
+            self._desk,
+            self._state,
+            self.stop,
+            api_key=self._api_key,
+            log_prompts=self._options.log_prompts,
+            allowed_hosts=self._options.allowed_hosts,
+        )
+        config = uvicorn.Config(
+            self._server,
+            loop="none",
+            http="auto",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=None,
+            timeout_graceful_shutdown=1,
+        )
+        self._uvicorn = uvicorn.Server(config)
+        self._uvicorn.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+        self._take_signals()
+        helpers = [asyncio.create_task(self._announce(folder, on_ready)), asyncio.create_task(self._end_when_idle())]
+        if observer is not None:
+            helpers.append(asyncio.create_task(self._show(observer)))
+        try:
+            await self._uvicorn.serve(sockets=[self._listener])
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await self._college.close()
+
+    def stop(self, drain: bool) -> None:
+        """End: with ``drain`` when the answers in progress are complete, else after a moment. The second call is final."""
+        self._college.drain()
+        self._server.draining = True
+        if self._ending or not self._server.busy:
+            self._uvicorn.should_exit = True
+            return
+        self._ending = True
+        asyncio.get_running_loop().create_task(self._exit_when_done(None if drain else _DRAIN_S))
+
+    async def _exit_when_done(self, within_s: float | None) -> None:
+        deadline = None if within_s is None else time.monotonic() + within_s
+        while self._server.busy and (deadline is None or time.monotonic() < deadline):
+            await asyncio.sleep(0.02)
+        self._uvicorn.should_exit = True
+
+    async def _announce(self, folder: Path, on_ready: Callable[[str], None]) -> None:
+        while not self._uvicorn.started:
+            await asyncio.sleep(0.002)
+        rendezvous.write_state(folder, self._state)
+        on_ready(self._state.url)
+        if self._options.prepare_api:
+            await self._server.openai()
+            with contextlib.suppress(CoeError):  # where none is prepared, `auto` says so when it is asked for
+                await asyncio.to_thread(self._desk.router.route, "warm up")
+
+    async def _end_when_idle(self) -> None:
+        wished = self._options.keep_alive
+        keep_alive_s = self._profile.keep_alive_s if wished is None else parse_duration_s(wished)
+        if keep_alive_s is None:
+            return
+        while self._server.idle_s < keep_alive_s:
+            await asyncio.sleep(max(0.05, keep_alive_s - self._server.idle_s))
+        self.stop(False)
+
+    async def _show(self, observer: Observer) -> None:
+        async for status in self._server.statuses(_VIEW_EVERY_S):
+            observer(status)
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        if sys.platform == "win32":
+            for number in (signal.SIGINT, signal.SIGBREAK):
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.stop, False))
+        else:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.stop, False)
+
+
+def _path(name: str | None) -> Path | None:
+    return Path(name) if name else None
+
+
+@contextlib.contextmanager
+def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it each answer waits 40 ms for an ACK.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as error:
+        raise UsageError(f"{host} is not an address of this machine: {error.strerror}", "Use 127.0.0.1.") from None
+    with listener:
+        if sys.platform != "win32":  # there it would let another program take the port over
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise UsageError(
+                f"{host} port {port} cannot be used: {error.strerror}", "Choose another --port; 0 takes a free one."
+            ) from None
+        listener.listen(128)
+        yield listener
+
+
+@contextlib.contextmanager
+def _logging(folder: Path) -> Iterator[None]:
+    """Access, prompts and failures of the server in one bounded file that only its owner can read."""
+    path = folder / "serve.log"
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        path.chmod(0o600)
+    handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
+    handler.rotator = _rotate_privately
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [ACCESS_LOG, PROMPT_LOG, logging.getLogger("uvicorn.error")]
+    for logger in loggers:
+        logger.setLevel(logging.INFO if logger is not loggers[-1] else logging.WARNING)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def _rotate_privately(source: str, target: str) -> None:
+    Path(source).replace(target)
+    with contextlib.suppress(OSError):
+        os.close(os.open(source, os.O_CREAT | os.O_WRONLY, 0o600))
+
+
+def main() -> None:
+    """Run a detached college; its options are JSON in the first argument, its failure is JSON on stderr."""
+    try:
+        options = msgspec.json.decode(sys.argv[1], type=ServeOptions)
+        serve(options, lambda url: None)
+    except AlreadyRunning:
+        sys.exit(ExitCode.OK)
+    except CoeError as error:
+        sys.stderr.write(msgspec.json.encode(error.as_dict()).decode() + "\n")
+        sys.exit(error.exit_code)

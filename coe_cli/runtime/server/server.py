@@ -1,0 +1,314 @@
+"""The college's HTTP server: an ASGI application that guards every request, answers coe's own and passes /v1 on.
+
+coe's own endpoints need the token of the state file and speak JSON lines; they work before FastAPI is imported, so that a
+question starts a college without waiting for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+
+from coe_cli import __version__
+from coe_cli.core.college_status import CollegeStatus, ModelLine, PressureLine
+from coe_cli.core.scheduler_state import Snapshot
+from coe_cli.errors import Busy, CoeError, Draining
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.desk import Desk
+from coe_cli.runtime.server.guard import Guard, Headers, read_body, replay
+from coe_cli.runtime.server.http_errors import HttpError
+from coe_cli.runtime.server.rendezvous import CollegeState, proof
+from coe_cli.runtime.server.route_messages import RouteRequest
+from coe_cli.runtime.server.streaming import Receive, Send, send_error, send_json, until_client_goes
+
+ACCESS_LOG = logging.getLogger("coe.access")
+PROMPT_LOG = logging.getLogger("coe.prompts")
+
+_encode = msgspec.json.Encoder().encode
+_MAX_NONCE = 128
+_BEAT_S = 1.0
+_COUNTED_PATHS = {
+    "/healthz", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings",
+    "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
+}  # fmt: skip
+
+
+class _StopOptions(msgspec.Struct, frozen=True):
+    drain: bool = False
+
+
+class _UnloadOptions(msgspec.Struct, frozen=True):
+    model: str
+
+
+class Server:
+    """``stop`` is called with whether running answers are to be finished first."""
+
+    def __init__(
+        self,
+        college: College,
+        desk: Desk,
+        state: CollegeState,
+        stop: Callable[[bool], None],
+        *,
+        api_key: str | None = None,
+        log_prompts: bool = False,
+        allowed_hosts: Sequence[str] = (),
+    ) -> None:
+        self.college, self.desk, self.state = college, desk, state
+        self.draining = False
+        self._stop = stop
+        self._log_prompts = log_prompts
+        self._guard = Guard(state.host, state.port, api_key, state.token, allowed_hosts)
+        self._begin = self._last_request_at = time.monotonic()
+        self._in_flight = 0
+        self._responses: Counter[tuple[str, int]] = Counter()
+        self._openai: Any = None
+        self._building = asyncio.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any answer has not been sent to its end."""
+        return self._in_flight > 0 or self.college.busy
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request for an answer ended; 0 while one runs. Looking on does not count."""
+        if self.busy:
+            return 0.0
+        return time.monotonic() - self._last_request_at
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        begin, status = time.monotonic(), 0
+        path: str = scope["path"]
+
+        async def noting(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        counts = scope["method"] == "POST" and path.startswith(("/v1/", "/coe/ask"))
+        self._in_flight += counts
+        try:
+            await self._guarded(scope, receive, noting)
+        except ConnectionError:
+            pass
+        finally:
+            if counts:
+                self._in_flight -= 1
+                self._last_request_at = time.monotonic()
+            self._responses[path if path in _COUNTED_PATHS else "other", status or 499] += 1
+            ACCESS_LOG.info(
+                "%s %s %s %s %.0f ms",
+                (scope.get("client") or ("-",))[0],
+                scope["method"],
+                path.encode("unicode_escape").decode()[:200],
+                status or 499,
+                (time.monotonic() - begin) * 1000,
+            )
+
+    async def _guarded(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
+        headers: Headers = dict(scope["headers"])
+        try:
+            self._guard.check_origin(headers)
+            if path == "/healthz":
+                _allow(method, "GET", "HEAD")
+                await self._health(scope, send)
+            elif path.startswith("/coe/"):
+                self._guard.check_token(headers)
+                await self._own(path, method, headers, receive, send)
+            elif path == "/metrics":
+                _allow(method, "GET")
+                self._guard.check_key(headers)
+                await self._metrics(send)
+            elif path.startswith("/v1/") or path == "/openapi.json":
+                self._guard.check_key(headers)
+                if self.draining and method == "POST":
+                    raise Draining("the college is ending", "Ask another one.")
+                body = await read_body(receive, headers)
+                if self._log_prompts and body:
+                    PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
+                application = await self.openai()
+                await application(scope, replay(body, receive), send)
+            else:
+                raise HttpError(404, "there is nothing here", "See /openapi.json.", code="not_found")
+        except CoeError as error:
+            await send_error(send, error)
+
+    async def openai(self) -> Any:
+        """The FastAPI application, imported in a thread at its first use so that running answers go on."""
+        async with self._building:
+            if self._openai is None:
+                self._openai = await asyncio.to_thread(_build, self.college, self.desk)
+        return self._openai
+
+    # --- for everybody
+
+    async def _health(self, scope: MutableMapping[str, Any], send: Send) -> None:
+        """Whether to send requests here: 200, or 503 once it ends, for balancers that ask.
+
+        With ``?nonce=`` also the proof that it is the state file's college.
+        """
+        nonce = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
+        answer = {"status": "draining" if self.draining else "ok", "version": __version__}
+        if nonce and len(nonce) <= _MAX_NONCE:
+            answer["proof"] = proof(self.state.token, nonce)
+        await send_json(send, 503 if self.draining else 200, answer)
+
+    async def _metrics(self, send: Send) -> None:
+        from coe_cli.runtime.server.metrics import prometheus_text
+
+        snapshot = self.college.snapshot()
+        body = prometheus_text(self.status(snapshot), snapshot, self._responses, self.college.tally)
+        headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    # --- for coe itself
+
+    async def _own(self, path: str, method: str, headers: Headers, receive: Receive, send: Send) -> None:
+        if path == "/coe/snapshot":
+            _allow(method, "GET")
+            await send_json(send, 200, self.status())
+            return
+        if path not in ("/coe/ask", "/coe/route", "/coe/stop", "/coe/unload"):
+            raise HttpError(404, "there is nothing here", code="not_found")
+        _allow(method, "POST")
+        body = await read_body(receive, headers)
+        if path == "/coe/ask":
+            wish = _decode(body, ce.AskByName)
+            if self._log_prompts:
+                PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
+            await until_client_goes(receive, lambda: self._ask(wish, send))
+        elif path == "/coe/route":
+            request = _decode(body, RouteRequest)
+            loaded = list(self.college.workers())
+            routed = await asyncio.to_thread(self.desk.router.answer, request, loaded)
+            if routed is None:
+                raise HttpError(409, "this college routes by other examples", code="other_examples")
+            await send_json(send, 200, routed)
+        elif path == "/coe/stop":
+            await send_json(send, 202, {"pid": self.state.pid})
+            self._stop(_decode(body or b"{}", _StopOptions).drain)
+        else:
+            model = _decode(body, _UnloadOptions).model
+            line = next((m for m in self.status().models if m.name == model), None)
+            if line is None:
+                raise HttpError(404, f"model `{model}` is not loaded", "See `coe ps`.", code="model_missing")
+            self.college.unload(model)
+            await send_json(send, 202, line)
+
+    async def _ask(self, wish: ce.AskByName, send: Send) -> None:
+        """Events of one answer, one JSON object a line, errors among them; an empty line each second."""
+        headers = [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-cache")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        heartbeat = asyncio.create_task(_beat(send))
+        try:
+            await self._send_events(wish, send)
+        finally:
+            heartbeat.cancel()
+
+    async def _send_events(self, wish: ce.AskByName, send: Send) -> None:
+        try:
+            ask = ce.Ask(
+                model=self.desk.open(wish.model),
+                messages=wish.messages,
+                template=wish.template,
+                max_tokens=wish.max_tokens,
+                sampling=wish.sampling,
+                stop=wish.stop,
+                guidance=wish.guidance,
+                priority=wish.priority,
+                whole=wish.whole,
+                flush_s=wish.flush_s,
+            )
+            async with contextlib.aclosing(self.college.ask(ask)) as events:
+                async for event in events:
+                    await send({"type": "http.response.body", "body": _encode(event) + b"\n", "more_body": True})
+        except CoeError as error:
+            retry_after_s = error.retry_after_s if isinstance(error, Busy) else None
+            broken = ce.Broken(error.code, error.message, error.hint, retry_after_s)
+            await send({"type": "http.response.body", "body": _encode(broken) + b"\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    def status(self, snapshot: Snapshot | None = None) -> CollegeStatus:
+        """What `coe ps` shows."""
+        pool = snapshot or self.college.snapshot()
+        workers = self.college.workers()
+        lines = []
+        for model in pool.models:
+            pid, measured_mb, context_length = workers.get(model.name, (None, None, None))
+            if pid is None and model.state == "absent" and not model.waiting:
+                continue
+            lines.append(
+                ModelLine(
+                    name=model.name,
+                    pid=pid,
+                    state=model.state,
+                    running=model.running,
+                    max_slots=model.max_slots,
+                    waiting=model.waiting,
+                    context_length=context_length,
+                    reserved_mb=model.reserved_mb,
+                    measured_mb=None if measured_mb is None else round(measured_mb, 1),
+                    kv_reserved_mb=model.slots_reserved_mb,
+                    idle_s=None if model.idle_s is None else round(model.idle_s, 1),
+                )
+            )
+        return CollegeStatus(
+            pid=os.getpid(),
+            url=self.state.url,
+            profile=self.state.profile,
+            uptime_s=round(time.monotonic() - self._begin, 1),
+            models=lines,
+            pressure=PressureLine(round(pool.pressure, 4), pool.level),
+            usage_mb=round(pool.usage_mb, 1),
+            pool_mb=pool.pool_mb,
+            queue_length=pool.queue_length,
+            notices=list(self.college.notices),
+        )
+
+    async def statuses(self, interval_s: float) -> AsyncIterator[CollegeStatus]:
+        """The status now and then."""
+        while True:
+            yield self.status()
+            await asyncio.sleep(interval_s)
+
+
+async def _beat(send: Send) -> None:
+    """Empty lines, which wake a client that waits: on Windows a wait without an end does not see Ctrl-C."""
+    while True:
+        await asyncio.sleep(_BEAT_S)
+        await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+
+
+def _build(college: College, desk: Desk) -> Any:
+    from coe_cli.runtime.server.openai_app import build_openai_app
+
+    return build_openai_app(college, desk)
+
+
+def _allow(method: str, *allowed: str) -> None:
+    if method not in allowed:
+        raise HttpError(405, f"{method[:16]} is not for this address", code="method_not_allowed")
+
+
+def _decode(body: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpError(400, f"the body is not what it should be: {error}", code="invalid_value") from None

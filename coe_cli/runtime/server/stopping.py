@@ -1,0 +1,45 @@
+"""The steps of `coe stop`; each returns the sentence that says what came of it."""
+
+from __future__ import annotations
+
+import time
+
+from coe_cli.errors import ModelMissing, TimedOut
+from coe_cli.runtime.server.college_client import end_unresponsive, find, wait_until_gone
+
+_END_S = 20.0
+_SETTLE_S = 5.0
+
+
+def stop_college(*, drain: bool) -> str:
+    """End the college and wait until it is gone; with ``drain`` it finishes its answers first, however long they take.
+
+    Raises:
+        TimedOut: it does not end.
+    """
+    client = find()
+    if client is None:
+        return "the college did not answer and was ended" if end_unresponsive() else "no college is running"
+    client.stop(drain=drain)
+    client.close()
+    if not wait_until_gone(None if drain else _END_S) and not end_unresponsive():
+        raise TimedOut(f"the college does not end (process {client.state.pid})", "End the process by hand.")
+    return "the college has ended"
+
+
+def unload_model(model: str, *, wait: bool) -> str:
+    """Take one model out when it is idle; wait for that a moment, or with ``wait`` for as long as it takes.
+
+    Raises:
+        ModelMissing: the model is not loaded.
+    """
+    client = find()
+    if client is None:
+        raise ModelMissing(f"model `{model}` is not loaded: no college is running", "See `coe ps`.")
+    client.unload(model)
+    deadline = time.monotonic() + _SETTLE_S
+    while any(line.name == model for line in client.snapshot().models):
+        if not wait and time.monotonic() > deadline:
+            return f"{model} goes as soon as it is idle"
+        time.sleep(0.05)
+    return f"{model} has been taken out"

@@ -1,0 +1,1 @@
+"""The models folder: how a model gets there, whether it is whole, and how it leaves."""

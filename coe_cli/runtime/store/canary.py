@@ -1,0 +1,95 @@
+"""The canary: a short greedy answer of each model, recorded once per provider and compared ever after.
+
+A driver, a provider or a damaged file that makes a model compute something else shows here before it shows in answers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.errors import CoeError
+from coe_cli.runtime.store.integrity import sha256_of
+from coe_cli.runtime.worker.continuation import continue_prompts
+
+PROMPTS = ("The capital of France is", "def add(a, b):\n    return")
+_TOKENS = 16
+
+
+class Golden(Struct, frozen=True):
+    """The pieces of text, one a token, that a model continues each of ``PROMPTS`` with."""
+
+    provider: str
+    oga_version: str
+    graph_sha256: str
+    pieces: list[list[str]]
+
+
+def run_canary(spec: ModelSpec, *, timeout_s: float = 600.0) -> Golden:
+    """Load ``spec`` in a worker of its own and continue each of ``PROMPTS`` by 16 tokens, greedily.
+
+    Raises:
+        ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
+    """
+    assert spec.folder is not None
+    version, pieces = continue_prompts(spec, PROMPTS, max_tokens=_TOKENS, timeout_s=timeout_s)
+    return Golden(spec.provider, version, sha256_of(spec.folder / spec.graph), pieces)
+
+
+def recorded(state_dir: Path, name: str, provider: str) -> Golden | None:
+    """The golden that was recorded for a model on a provider, or None."""
+    try:
+        entry = _read(state_dir, name).get(provider)
+        return msgspec.convert(entry, Golden) if entry is not None else None
+    except msgspec.ValidationError:
+        return None
+
+
+def record(state_dir: Path, name: str, golden: Golden) -> None:
+    """Keep ``golden`` for the next time.
+
+    Raises:
+        CoeError: the state folder cannot be written.
+    """
+    path = _path(state_dir, name)
+    content = {**_read(state_dir, name), golden.provider: msgspec.to_builtins(golden)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".part")
+        scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise CoeError(
+            f"{path} cannot be written: {error.strerror or error}", "Make it writable, or set COE_STATE_DIR."
+        ) from error
+
+
+def forget(state_dir: Path, name: str) -> None:
+    """Drop what was recorded for a model."""
+    _path(state_dir, name).unlink(missing_ok=True)
+
+
+def first_difference(expected: Golden, actual: Golden) -> str | None:
+    """Where two runs part, in words, or None where they agree."""
+    for prompt, wanted, got in zip(PROMPTS, expected.pieces, actual.pieces, strict=True):
+        for place, (one, other) in enumerate(zip([*wanted, None], [*got, None], strict=False)):
+            if one != other:
+                return f"after {prompt!r}, token {place + 1} is {other!r} instead of {one!r}"
+    return None
+
+
+def _read(state_dir: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(_path(state_dir, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _path(state_dir: Path, name: str) -> Path:
+    return state_dir / "canary" / f"{name}.json"

@@ -1,0 +1,208 @@
+"""Install a model: fetch, convert where needed, check, and put in place."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from coe_cli.core.catalog import Catalog, ModelEntry, Source
+from coe_cli.core.findings import Level
+from coe_cli.core.model_name import check_name
+from coe_cli.core.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
+from coe_cli.core.source_uri import default_name, is_uri, parse_uri
+from coe_cli.errors import ModelDamaged
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.store.canary import forget
+from coe_cli.runtime.store.integrity import MANIFEST, check_files, write_manifest
+from coe_cli.runtime.store.model_store import (
+    check_room,
+    discard,
+    open_model,
+    put_in_place,
+    size_of,
+    staging_folder,
+    writing,
+)
+from coe_cli.runtime.store.sources import Arrival, fetch
+
+_FP16_COPIES_OF_GGUF = 5
+"""Converting needs the source, its weights as fp16 and the result side by side: about five times a 4-bit file."""
+_SPARE = 1.05
+_DECISIVE = ("graph", "config", "external data")
+"""Checks that a model must pass to be installed at all; `coe models verify` makes the others too."""
+
+_one_conversion = threading.Lock()
+
+
+class Request(Struct, frozen=True):
+    """What to install: a model of the catalog, or one from an address (then ``entry`` is None)."""
+
+    name: str
+    sources: list[Source]
+    entry: ModelEntry | None = None
+
+    @property
+    def needed_mb(self) -> float:
+        """Room on disk that it takes until it is installed, as far as it is known beforehand."""
+        sizes = [source.size_mb for source in self.sources if source.size_mb]
+        converts = self.entry is not None and self.entry.format == "gguf"
+        weights_mb = self.entry.weights_mb if self.entry else 0.0
+        return max(sizes, default=weights_mb) * (_FP16_COPIES_OF_GGUF if converts else _SPARE)
+
+
+def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request:
+    """The request for a catalog name or an address.
+
+    Raises:
+        UsageError: an address that cannot be read.
+        ModelMissing: the catalog does not know the name.
+    """
+    if is_uri(name_or_uri):
+        parse_uri(name_or_uri)
+        return Request(check_name(default_name(name_or_uri)), [Source(name_or_uri)])
+    entry = catalog.models.get(name_or_uri)
+    if entry is None:
+        raise catalog.unknown_model(name_or_uri, list(models_on_disk(models_dir)))
+    return Request(name_or_uri, entry.sources, entry)
+
+
+def install(
+    name: str, catalog: Catalog, models_dir: Path, on_progress: OnProgress, *, force: bool = False
+) -> ModelSpec:
+    """Install the catalog's model ``name``; see ``install_request``."""
+    return install_request(request_for(name, catalog, models_dir), models_dir, on_progress, force=force)
+
+
+def install_request(
+    request: Request,
+    models_dir: Path,
+    on_progress: OnProgress,
+    *,
+    force: bool = False,
+    as_is: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> ModelSpec:
+    """Fetch, convert where needed, check and put in place a model.
+
+    Two installs of one model at once give one model: the second waits and finds it done. The folder appears under its
+    name by a rename when it is complete. Whatever interrupts it leaves nothing under that name; what had been fetched
+    is kept out of sight, and the next install goes on from there. A model that comes ready-made is optimized, unless
+    ``as_is``; where that cannot be done it is installed as it came, and ``tell`` hears why.
+
+    Raises:
+        ModelMissing: no source reachable, or a folder that cannot be written.
+        ModelDamaged: what came is not a model that coe can use.
+        DiskFull: too little room.
+    """
+    name, target, staging = request.name, models_dir / request.name, staging_folder(request.name, models_dir)
+
+    def room(needed_bytes: float) -> None:
+        check_room(f"`{name}`", models_dir, needed_bytes)
+
+    with writing(name, models_dir, on_progress):
+        if target.exists() and not force:
+            shutil.rmtree(staging, ignore_errors=True)
+            return open_model(name, target)
+        room(request.needed_mb * BYTES_PER_MB - size_of(staging))
+        try:
+            arrival = fetch(name, request.sources, staging / "download", on_progress, lambda n: room(n * _SPARE))
+            result = _make(request, arrival, staging, on_progress)
+            on_progress(Step("Checking", 0, None))
+            _check(request, result)
+            if result == arrival.path and not as_is:
+                result = _optimized(name, result, staging, on_progress, tell)
+            (result / MANIFEST).unlink(missing_ok=True)
+            check_files(name, result)
+            write_manifest(result, _origin(request, arrival))
+            put_in_place(result, target)
+        except (ModelDamaged, OSError):
+            with suppress(OSError):
+                discard(staging, name)
+            raise
+        except BaseException:
+            if size_of(staging) == 0:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
+        forget(folders().state, name)
+    return open_model(name, target)
+
+
+def _optimized(name: str, result: Path, staging: Path, on_progress: OnProgress, tell: Callable[[str], None]) -> Path:
+    from coe_cli.runtime.conversion.optimize import NotOptimized, is_optimized, optimized_copy
+
+    if is_optimized(spec_from_folder(name, result)):
+        return result
+    try:
+        return optimized_copy(name, result, staging / "optimized", on_progress)
+    except NotOptimized as error:
+        tell(f"{error.message}. {error.hint}")
+        return result
+
+
+def _origin(request: Request, arrival: Arrival) -> dict[str, str | None]:
+    return {
+        "uri": arrival.source.uri,
+        "revision": arrival.revision,
+        "sha256": arrival.source.sha256,
+        "licence": request.entry.licence if request.entry else None,
+    }
+
+
+def _make(request: Request, arrival: Arrival, staging: Path, on_progress: OnProgress) -> Path:
+    """The folder in OGA layout, made of what arrived."""
+    if request.entry is not None and request.entry.format == "gguf":
+        from coe_cli.runtime.conversion.convert import convert
+
+        result = staging / "model"
+        shutil.rmtree(result, ignore_errors=True)
+        result.mkdir()
+        with _one_conversion:
+            convert(arrival.path, result, provider=request.entry.provider, precision="int4", on_progress=on_progress)
+        return result
+    if not (arrival.path / GENAI_CONFIG).is_file():
+        raise ModelDamaged(
+            f"{arrival.source.uri} has no {GENAI_CONFIG}, so it is not a model in ONNX Runtime GenAI's layout",
+            "Name the folder inside it that has one, or convert it: coe models import SOURCE --name NAME.",
+        )
+    return arrival.path
+
+
+def _check(request: Request, result: Path) -> None:
+    from coe_cli.runtime.store.verify import verify
+
+    spec = spec_from_folder(request.name, result)
+    # Builds of one model pad the vocabulary differently, and the folder knows better than the catalog.
+    if request.entry is not None and request.entry.shape != replace(
+        spec.shape, vocab_size=request.entry.shape.vocab_size
+    ):
+        raise ModelDamaged(
+            f"model `{request.name}` has another shape than the catalog says", "Report it, with `coe --version`."
+        )
+    for finding in verify(request.name, result, folders().state, run=False):
+        if finding.level is Level.ERROR and finding.check in _DECISIVE:
+            raise ModelDamaged(
+                f"model `{request.name}` is not sound where it came from: {finding.message}",
+                "Fetch it from another source, or report it to its publisher.",
+            )
+
+
+def preflight(requests: list[Request], models_dir: Path, *, force: bool) -> None:
+    """Check the disk for several installs together; a single one checks for itself when it can write at all.
+
+    Raises:
+        DiskFull: they do not all fit.
+    """
+    missing = [request for request in requests if force or not (models_dir / request.name).exists()]
+    needed_mb = sum(
+        request.needed_mb - size_of(staging_folder(request.name, models_dir)) / BYTES_PER_MB for request in missing
+    )
+    if len(missing) > 1:
+        check_room(", ".join(request.name for request in missing), models_dir, needed_mb * BYTES_PER_MB)

@@ -1,0 +1,62 @@
+"""Take a model off the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.model_name import check_name
+from coe_cli.core.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.errors import CoeError, ModelMissing
+from coe_cli.runtime.college.residents import resident_models
+from coe_cli.runtime.progress import ignore
+from coe_cli.runtime.store.canary import forget
+from coe_cli.runtime.store.model_store import discard, model_lock, size_of, staging_folder
+
+
+class ModelResident(CoeError):
+    """The model is in use."""
+
+    code = "model_resident"
+
+
+def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, force: bool = False) -> float:
+    """Remove a model, and what a broken-off install of it left; returns the MB that they took on disk.
+
+    The folder is renamed first, so nothing half-removed is ever seen under its name. A link to a folder elsewhere is
+    removed, the folder is not.
+
+    Raises:
+        UsageError: not a name.
+        ModelMissing: it is not on disk, or its folder cannot be written.
+        ModelResident: a worker holds it, and not ``force``.
+    """
+    check_name(name)
+    folder, staging = models_dir / name, staging_folder(name, models_dir)
+    if not os.path.lexists(folder) and not staging.exists():
+        if name in catalog.models:
+            raise ModelMissing(f"model `{name}` is not on disk", "See `coe models list`.")
+        raise catalog.unknown_model(name, list(models_on_disk(models_dir)))
+    workers = resident_models(models_dir).get(name, [])
+    if workers and not force:
+        raise ModelResident(
+            f"model `{name}` is in use by process {', '.join(map(str, workers))}",
+            f"Take it out first (coe stop {name}), or: coe models rm {name} --force",
+        )
+    try:
+        with model_lock(models_dir, name, ignore):
+            size = size_of(staging)
+            discard(staging, name)
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.exists():
+                size += size_of(folder)
+                discard(folder, name)
+    except OSError as error:
+        raise ModelMissing(
+            f"model `{name}` cannot be removed: {error.strerror or error}",
+            "Stop what uses it (coe stop) and make the folder writable, then run it again.",
+        ) from error
+    forget(state_dir, name)
+    return size / BYTES_PER_MB

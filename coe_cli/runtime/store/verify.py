@@ -1,0 +1,195 @@
+"""Everything that can be checked of one model on disk: files, configuration, tokenizer, and what it really answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from coe_cli.core.findings import Finding, error, ok, warning
+from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
+from coe_cli.core.onnx_graph import GraphFacts, read_graph
+from coe_cli.errors import CoeError, ModelDamaged
+from coe_cli.runtime.progress import OnProgress, Step, ignore
+from coe_cli.runtime.providers import installed_providers
+from coe_cli.runtime.store import canary
+from coe_cli.runtime.store.integrity import read_manifest, sha256_of
+
+_SAMPLE = "Grüße, 世界! def f(x): return x ** 2  # 3.14"
+
+
+def verify(
+    name: str,
+    folder: Path,
+    state_dir: Path,
+    *,
+    run: bool = True,
+    accept: bool = False,
+    on_progress: OnProgress = ignore,
+) -> list[Finding]:
+    """Check a model; with ``run`` also load it and compare its answer with the recorded one.
+
+    The answer is recorded in ``state_dir`` at the first run on a provider, and anew with ``accept``; nothing else is
+    written.
+    """
+    on_progress(Step("Reading the configuration", 0, None))
+    again = f"coe models pull {name} --force"
+    try:
+        spec = spec_from_folder(name, folder)
+        facts = read_graph(folder / spec.graph, past_key=spec.past_key, logits=spec.logits)
+    except CoeError as problem:
+        return [error("config", problem.message, problem.hint)]
+    except (OSError, ValueError) as problem:
+        return [error("graph", str(problem), again)]
+    findings = [
+        *_files(folder, facts, again, on_progress),
+        *_consistency(spec, facts, again),
+        *_tokenizer(spec, folder, again),
+    ]
+    if run and spec.provider not in installed_providers():
+        not_here = f"not loaded: it was built for {spec.provider}, which is not installed here"
+        findings.append(warning("canary", not_here, f"Run it where {spec.provider} is: coe models verify {name}"))
+    elif run and not any(finding.level == "error" for finding in findings):
+        on_progress(Step("Loading it and asking", 0, None))
+        if accept:
+            canary.forget(state_dir, name)
+        findings.append(check_canary(spec, state_dir))
+    return findings
+
+
+def check_canary(
+    spec: ModelSpec, state_dir: Path, *, run: Callable[[ModelSpec], canary.Golden] = canary.run_canary
+) -> Finding:
+    """Load the model and compare its greedy answer with the one recorded on this provider; record the first one."""
+    try:
+        actual = run(spec)
+        expected = canary.recorded(state_dir, spec.name, spec.provider)
+        where = f"on {spec.provider} (OGA {actual.oga_version})"
+        if expected is None or expected.graph_sha256 != actual.graph_sha256:
+            canary.record(state_dir, spec.name, actual)
+            return ok("canary", f"loads and answers {where}; its answer is recorded for the next time")
+        difference = canary.first_difference(expected, actual)
+        if difference is None:
+            return ok("canary", f"loads and gives the recorded tokens {where}")
+        if expected.oga_version != actual.oga_version:
+            return warning(
+                "canary",
+                f"answers otherwise {where} than recorded with OGA {expected.oga_version}: {difference}",
+                f"If its answers are sound, accept them: coe models verify {spec.name} --accept",
+            )
+        return error(
+            "canary",
+            f"does not give the recorded tokens {where}: {difference}",
+            "The driver or the card computes something else now: update the driver or go back to the one before, "
+            f"then: coe models pull {spec.name} --force",
+        )
+    except CoeError as problem:
+        return error("canary", problem.message, problem.hint)
+
+
+def _files(folder: Path, facts: GraphFacts, again: str, on_progress: OnProgress) -> list[Finding]:
+    findings: list[Finding] = []
+    for location, size in facts.external.items():
+        path = folder / location
+        if not path.resolve().is_relative_to(folder.resolve()):
+            findings.append(
+                error(
+                    "external data",
+                    f"the graph reads {location}, outside of the model's folder",
+                    f"Do not load it; {again}",
+                )
+            )
+        elif not path.is_file():
+            findings.append(error("external data", f"{path} is missing", again))
+        elif path.stat().st_size < size:
+            findings.append(
+                error("external data", f"{path} has {path.stat().st_size} bytes, the graph reads {size}", again)
+            )
+    if not findings:
+        amount = f"{len(facts.external)} file(s), complete" if facts.external else "none: the weights are in the graph"
+        findings.append(ok("external data", amount))
+    findings.append(_digests(folder, again, on_progress))
+    return findings
+
+
+def _digests(folder: Path, again: str, on_progress: OnProgress) -> Finding:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return warning("digests", "there is no record of this model's files to compare them with", f"Fetch it: {again}")
+    files: dict[str, Any] = manifest["files"]
+    wrong: list[str] = []
+    for file, facts in files.items():
+        on_progress(Step(f"Reading {file}", 0, None))
+        path = folder / file
+        if not path.is_file():
+            wrong.append(f"{file} is missing")
+        elif not isinstance(facts, dict) or sha256_of(path) != facts.get("sha256"):
+            wrong.append(f"{file} has changed")
+    if wrong:
+        return error("digests", "; ".join(wrong), again)
+    return ok("digests", f"{len(files)} files have their recorded SHA-256")
+
+
+def _consistency(spec: ModelSpec, facts: GraphFacts, again: str) -> list[Finding]:
+    shape = spec.shape
+    pairs = [
+        ("layers", shape.num_hidden_layers, facts.layers or None),
+        ("KV heads", shape.num_key_value_heads, facts.kv_heads),
+        ("head size", shape.head_size, facts.head_size),
+        ("vocabulary", shape.vocab_size, facts.vocab_size),
+    ]
+    wrong = [
+        f"{GENAI_CONFIG} says {said} {what}, the graph has {has}"
+        for what, said, has in pairs
+        if has not in (None, said)
+    ]
+    if wrong:
+        return [error("config", "; ".join(wrong), again)]
+    return [
+        ok(
+            "config",
+            f"agrees with the graph: {shape.num_hidden_layers} layers, {shape.num_key_value_heads} KV heads, "
+            f"vocabulary {shape.vocab_size}",
+        )
+    ]
+
+
+def _tokenizer(spec: ModelSpec, folder: Path, again: str) -> list[Finding]:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return [warning("tokenizer", f"{path} is missing, so only the load below tells whether it works", again)]
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        ids = tokenizer.encode(_SAMPLE, add_special_tokens=False).ids
+        back = tokenizer.decode(ids)
+    except Exception as problem:
+        return [error("tokenizer", f"{path} cannot be used: {problem}", again)]
+    if not ids or max(ids) >= spec.shape.vocab_size:
+        highest = max(ids, default=0)
+        return [error("tokenizer", f"gives token {highest}, the model knows {spec.shape.vocab_size}", again)]
+    findings = (
+        [ok("tokenizer", f"{tokenizer.get_vocab_size()} tokens, gives a text back as it was")]
+        if back.strip() == _SAMPLE
+        else [
+            warning("tokenizer", "does not give a text back as it was", "Compare an answer with the original model's.")
+        ]
+    )
+    return [*findings, _template(folder)]
+
+
+def _template(folder: Path) -> Finding:
+    from coe_cli.runtime.worker.prompt_length import chat_template, render_chat
+    from coe_cli.runtime.worker.protocol import ChatMessage
+
+    source = chat_template(folder)
+    if source is None:
+        return ok("chat template", "none: experts that use this model need a plain prompt")
+    try:
+        text = render_chat(source, [ChatMessage("user", "What is 2 + 2?")])
+    except ModelDamaged as problem:
+        return error("chat template", problem.message, problem.hint)
+    if "What is 2 + 2?" not in text:
+        return error("chat template", "drops the question", "Use a plain prompt for this model's experts.")
+    return ok("chat template", "works")

@@ -1,0 +1,1 @@
+"""One model in one process: the worker, its protocol, and the parent's end of it."""

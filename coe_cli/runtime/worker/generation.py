@@ -1,0 +1,191 @@
+"""Inside the worker: a loaded model and the answers it is writing. The only code that drives ONNX Runtime GenAI."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from coe_cli.core.stop_strings import StopStrings
+from coe_cli.errors import PromptTooLong
+from coe_cli.runtime.providers import configure
+from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.slots import Slot, Slots
+
+
+class PreparedModel:
+    """A model in memory with its tokenizer.
+
+    Raises:
+        RuntimeError: OGA cannot load it; the text says why.
+    """
+
+    def __init__(self, oga: Any, message: protocol.Load) -> None:
+        self.oga = oga
+        self.name = os.path.basename(os.path.normpath(message.folder))  # noqa: PTH119
+        self.provider = message.provider
+        self.chunk_size = message.chunk_size
+        config = oga.Config(message.folder)
+        configure(config, message.provider, message.provider_options, message.session_options)
+        self.model = oga.Model(config)
+        self.tokenizer = oga.Tokenizer(self.model)
+        self.bos_token_id = _bos_token_id(message.folder)
+        self.slots = Slots(oga, self.model, message.slots)
+        if message.warm_context_length is not None:
+            self.slots.warm({"max_length": message.warm_context_length}, self.encode("warm up")[:8])
+
+    def render(self, message: protocol.Generate) -> str:
+        """The prompt's text: the expert's plain template, the chat template, or the bare text where there is none."""
+        if message.template is not None:
+            system = next((m.content for m in message.messages if m.role == "system"), "")
+            question = next((m.content for m in reversed(message.messages) if m.role == "user"), "")
+            return message.template.replace("{system}", system.strip()).replace("{question}", question.strip())
+        chat = [{"role": m.role, "content": m.content} for m in message.messages]
+        try:
+            return self._apply_chat_template(chat)
+        except RuntimeError:
+            # Some templates (Mistral's) refuse the system role: say it in the user's first message instead.
+            folded = _fold_system(chat)
+            try:
+                return self._apply_chat_template(folded)
+            except RuntimeError:
+                return "\n\n".join(m["content"] for m in folded)
+
+    def encode(self, text: str) -> Any:
+        """Token ids, int32, shape [tokens]; one leading BOS where tokenizer and template both wrote one."""
+        ids = self.tokenizer.encode(text)
+        if self.bos_token_id is not None and len(ids) > 1 and ids[0] == ids[1] == self.bos_token_id:
+            ids = ids[1:]
+        return ids
+
+    def _apply_chat_template(self, chat: list[dict[str, str]]) -> str:
+        return str(self.tokenizer.apply_chat_template(json.dumps(chat), add_generation_prompt=True))
+
+
+class Generation:
+    """One answer in progress: ``prepare``, then ``step`` until ``finish_reason`` is set."""
+
+    def __init__(self, model: PreparedModel, message: protocol.Generate) -> None:
+        self.request_id = message.request_id
+        self.finish_reason: protocol.FinishReason | None = None
+        self._model = model
+        self._message = message
+        self._begin = time.perf_counter()
+        self._first_token_at = self._begin
+        self._prompt_ids: list[int] = []
+        self._slot: Slot | None = None
+        self._generator: Any = None
+        self._completion_tokens = 0
+        self._token_at_s: list[float] = []
+        self._stops = StopStrings(message.stop)
+
+    def prepare(self) -> protocol.Started:
+        """Tokenize the prompt and find a slot for it.
+
+        Raises:
+            PromptTooLong: prompt and one token of answer do not fit ``context_length``.
+        """
+        given = self._message.prompt_ids
+        text = "" if given else self._model.render(self._message)
+        self._prompt_ids = given or [int(token) for token in self._model.encode(text)]
+        prompt_tokens, context = len(self._prompt_ids), self._message.context_length
+        if prompt_tokens >= context:
+            raise PromptTooLong(
+                f"the prompt has {prompt_tokens} tokens and the context is {context}",
+                "Shorten the prompt, or choose a profile or model with a longer context.",
+            )
+        room = context - prompt_tokens
+        self._budget = min(self._message.max_tokens or room, room)
+        self._slot = self._model.slots.acquire(self._search_options(), self._message.guidance, self._prompt_ids)
+        self._stream = self._model.tokenizer.create_stream()
+        reused = self._slot.reusable_tokens(self._prompt_ids)
+        # A grammar sees the prompt as one piece only.
+        self._slot.begin(self._prompt_ids, whole=self._message.guidance is not None)
+        in_thinking = text.rstrip().endswith("<think>")
+        return protocol.Started(self.request_id, prompt_tokens, in_thinking, reused)
+
+    def release(self, *, reusable: bool = True) -> None:
+        """Give the slot back, ``reusable`` with what is in its cache; safe to call more than once."""
+        self._generator = None
+        if self._slot is not None:
+            self._model.slots.release(self._slot, reusable=reusable)
+            self._slot = None
+
+    def step(self) -> str | None:
+        """Run a piece of the prompt, or generate one token; the text that may be shown, None while the prompt is read.
+
+        Sets ``finish_reason`` at the end.
+        """
+        if self._generator is None:
+            assert self._slot is not None
+            self._generator = self._slot.run_piece()
+            return None
+        self._generator.generate_next_token()
+        self._completion_tokens += 1
+        if self._completion_tokens == 1:
+            self._first_token_at = time.perf_counter()
+        if self._message.measured:
+            self._token_at_s.append(time.perf_counter())
+        if self._generator.is_done():
+            context_full = len(self._prompt_ids) + self._completion_tokens >= self._message.context_length
+            self.finish_reason = "length" if context_full else "stop"
+            # The last token is the end-of-sequence mark unless the context ran out.
+            text = self._decode() if context_full else ""
+        else:
+            text = self._decode()
+            if self._completion_tokens >= self._budget:
+                self.finish_reason = "length"
+        return self._before_stop(text) if self._message.stop else text
+
+    def done(self, reason: protocol.FinishReason) -> protocol.Done:
+        return protocol.Done(
+            request_id=self.request_id,
+            finish_reason=reason,
+            prompt_tokens=len(self._prompt_ids),
+            completion_tokens=self._completion_tokens,
+            first_token_s=self._first_token_at - self._begin,
+            decode_s=time.perf_counter() - self._first_token_at,
+            token_at_s=self._token_at_s,
+        )
+
+    def _decode(self) -> str:
+        return str(self._stream.decode(self._generator.get_next_tokens()[0]))
+
+    def _search_options(self) -> dict[str, Any]:
+        sampling = self._message.sampling
+        options: dict[str, Any] = {"max_length": self._message.context_length}
+        if self._model.chunk_size is not None:
+            options["chunk_size"] = self._model.chunk_size
+        if sampling.temperature is not None and sampling.temperature <= 0:
+            options["do_sample"] = False
+        elif any(value is not None for value in (sampling.temperature, sampling.top_p, sampling.top_k)):
+            options["do_sample"] = True
+        if options.get("do_sample"):
+            named = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+            options.update({key: value for key, value in named.items() if value is not None})
+        if sampling.seed is not None:
+            options["random_seed"] = sampling.seed
+        if self._message.measured:
+            options["min_length"] = self._message.context_length  # no end-of-sequence before that
+        return options
+
+    def _before_stop(self, text: str) -> str:
+        shown = self._stops.feed(text)
+        if self._stops.stopped:
+            self.finish_reason = "stop"
+        return shown if self.finish_reason is None else shown + self._stops.finish()
+
+
+def _fold_system(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    system = "\n\n".join(m["content"].strip() for m in chat if m["role"] == "system")
+    rest = [m for m in chat if m["role"] != "system"]
+    if system and rest:
+        rest[0] = {"role": rest[0]["role"], "content": f"{system}\n\n{rest[0]['content']}"}
+    return rest
+
+
+def _bos_token_id(folder: str) -> int | None:
+    with open(os.path.join(folder, "genai_config.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
+        value = json.load(file).get("model", {}).get("bos_token_id")
+    return value if isinstance(value, int) else None

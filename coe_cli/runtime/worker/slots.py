@@ -1,0 +1,109 @@
+"""Inside the worker: the generators of one model, each with its KV cache, and what of it a new prompt can use again.
+
+A prompt that is run in pieces gives the same bits as in one piece, as long as no piece is a single token: one token at a
+time goes through other kernels with other rounding (measured on the CPU, ONNX Runtime GenAI 0.13.1 and 0.18.0). So only
+the tokens of earlier prompts are used again, not those of answers, which were made one by one; the next answer is then
+the same as in a fresh run.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from coe_cli.runtime.worker.protocol import Guidance
+
+_LEAST_PIECE = 2
+PIECE_TOKENS = 512
+"""So much of a prompt is run at a time: other answers go on, and a cancelled one ends, in between."""
+
+
+class Slot:
+    """One generator. ``prompt_ids`` are the tokens at the start of its cache that came from a prompt."""
+
+    def __init__(self, generator: Any, key: str) -> None:
+        self._generator = generator
+        self.key = key
+        self.prompt_ids: list[int] = []
+        self._rest: list[int] = []
+        self._whole = False
+        self.used = False
+
+    def reusable_tokens(self, prompt_ids: list[int]) -> int:
+        """How many tokens at the start of ``prompt_ids`` need not be run again."""
+        length = 0
+        for mine, new in zip(self.prompt_ids, prompt_ids, strict=False):
+            if mine != new:
+                break
+            length += 1
+        return max(0, min(length, len(prompt_ids) - _LEAST_PIECE))
+
+    def begin(self, prompt_ids: list[int], *, whole: bool = False) -> None:
+        """Keep what can be used again; ``run_piece`` then runs the rest, with ``whole`` in one piece."""
+        kept = self.reusable_tokens(prompt_ids)
+        if self.used:
+            self._generator.rewind_to(kept)
+        self.used = True
+        self.prompt_ids, self._rest, self._whole = prompt_ids[:kept], prompt_ids[kept:], whole
+
+    def run_piece(self) -> Any:
+        """Run the next piece of the prompt; the generator, ready to write, when it was the last."""
+        import numpy as np
+
+        length = len(self._rest)
+        if not self._whole and length >= PIECE_TOKENS + _LEAST_PIECE:
+            length = PIECE_TOKENS
+        piece, self._rest, before = self._rest[:length], self._rest[length:], self.prompt_ids
+        self.prompt_ids = []
+        self._generator.append_tokens(np.array(piece, dtype=np.int32))
+        self.prompt_ids = before + piece
+        return None if self._rest else self._generator
+
+
+class Slots:
+    """The slots of one model; never more generators than have answered at once, at most ``limit``.
+
+    The scheduler counts a slot's memory from its first use on (``ModelEntry.warm_slots``): an idle generator beyond those
+    would hold memory that is in nobody's plan.
+
+    A generator's options are fixed when it is made, and a seeded one also carries the state of its random numbers: it is
+    used again only for a request with the same options and without a seed or a grammar.
+    """
+
+    def __init__(self, oga: Any, model: Any, limit: int) -> None:
+        self._oga, self._model, self._limit = oga, model, max(1, limit)
+        self._idle: list[Slot] = []
+        self._running = 0
+        self._opened = 1
+
+    def acquire(self, options: dict[str, Any], guidance: Guidance | None, prompt_ids: list[int]) -> Slot:
+        """An idle slot with the longest common beginning, or a new one in place of the one idle for longest."""
+        key = json.dumps(options, sort_keys=True)
+        repeatable = guidance is None and "random_seed" not in options
+        fitting = [slot for slot in self._idle if slot.key == key] if repeatable else []
+        self._running += 1
+        self._opened = min(self._limit, max(self._opened, self._running))
+        if fitting:
+            best = max(fitting, key=lambda slot: slot.reusable_tokens(prompt_ids))
+            self._idle.remove(best)
+            return best
+        while self._idle and self._running + len(self._idle) > self._opened:
+            del self._idle[0]
+        params = self._oga.GeneratorParams(self._model)
+        params.set_search_options(**options)
+        if guidance is not None:
+            params.set_guidance(guidance.kind, guidance.data)
+        return Slot(self._oga.Generator(self._model, params), key if repeatable else "")
+
+    def release(self, slot: Slot, *, reusable: bool = True) -> None:
+        """The slot's answer has ended; after a failure its generator is not to be trusted any more."""
+        self._running -= 1
+        if reusable and slot.key and self._running + len(self._idle) < self._opened:
+            self._idle.append(slot)
+
+    def warm(self, options: dict[str, Any], ids: Any) -> None:
+        """Make one generator of the slots' size and let it write one token."""
+        slot = self.acquire(options, None, [])
+        slot.begin([int(token) for token in ids], whole=True)
+        slot.run_piece().generate_next_token()
+        self.release(slot)

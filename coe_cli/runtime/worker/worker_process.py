@@ -1,0 +1,183 @@
+"""coe's end of a worker: start the process, exchange messages, end it for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import IO, Any
+
+import msgspec
+
+from coe_cli.errors import DeviceLost, TimedOut
+from coe_cli.runtime.worker import protocol
+
+_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120
+_START = f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.worker.worker import main; main()"
+_STDERR_TAIL_BYTES = 4000
+_EXIT_WAIT_S = 5.0
+_LOOK_UP_S = 0.2
+
+
+def worker_command() -> list[str]:
+    """The command that starts a worker of this very coe."""
+    return [sys.executable, "-P", "-c", _START]
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of a worker: ours, no telemetry, and weights in huge pages where the C library is glibc.
+
+    Every token reads all the weights, and with pages of 4 KB the processor spends a tenth of the decode time looking the
+    pages up. glibc reads its tunables when a process starts, and others do not know the variable.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" not in tunables:
+        tunables = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", "GLIBC_TUNABLES": tunables}
+
+
+class WorkerProcess:
+    """A running worker. The process starts at once; it imports OGA while the caller goes on.
+
+    What the worker or native code prints goes to a temporary file that ends with the worker; ``stderr_tail`` reads it.
+    """
+
+    def __init__(self, command: list[str] | None = None) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        flags: dict[str, Any] = {"creationflags": 0x00000200} if sys.platform == "win32" else {}
+        # CREATE_NEW_PROCESS_GROUP: Ctrl-C reaches coe alone, which then decides; elsewhere the worker ignores SIGINT.
+        self._process = subprocess.Popen(
+            command or worker_command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=worker_environment(),
+            **flags,
+        )
+        self._messages: queue.SimpleQueue[protocol.FromWorker | None] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, message: protocol.Message) -> None:
+        """Send one message.
+
+        Raises:
+            DeviceLost: the worker is gone.
+        """
+        assert self._process.stdin is not None
+        try:
+            protocol.write(self._process.stdin, message)  # type: ignore[arg-type]
+        except (BrokenPipeError, OSError, ValueError):
+            raise self.death() from None
+
+    def receive(self, timeout_s: float | None = None) -> protocol.FromWorker:
+        """The next message.
+
+        Raises:
+            DeviceLost: the worker ended without saying why.
+            TimedOut: nothing came for ``timeout_s`` seconds.
+            KeyboardInterrupt: Ctrl-C, even if it was lost earlier on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            if _interrupted.is_set():
+                raise KeyboardInterrupt
+            left_s = _LOOK_UP_S if deadline is None else min(_LOOK_UP_S, max(0.0, deadline - time.monotonic()))
+            try:
+                message = self._messages.get(timeout=left_s)
+                break
+            except queue.Empty:
+                # Woken now and then, since a wait without an end does not see Ctrl-C on Windows.
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimedOut(
+                        f"the worker said nothing for {timeout_s:g} s",
+                        "Allow more time with --timeout, or use a smaller model.",
+                    ) from None
+        if message is None:
+            raise self.death()
+        return message
+
+    def death(self) -> DeviceLost:
+        """The error that says how the worker ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_EXIT_WAIT_S)
+        code = self._process.returncode
+        how = "is gone" if code is None else f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        tail = self.stderr_tail().strip().splitlines()
+        return DeviceLost(
+            f"the worker {how}" + (f": {tail[-1]}" if tail else ""), "Run it again; COE_DEBUG=1 shows what it printed."
+        )
+
+    def kill(self) -> None:
+        """End the process now and wait for it; safe to call more than once."""
+        if self.alive:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, ValueError):
+                if stream is not None:
+                    stream.close()
+
+    def stderr_tail(self) -> str:
+        """The end of what the worker printed on stderr."""
+        try:
+            size = os.fstat(self._log.fileno()).st_size
+            with os.fdopen(os.dup(self._log.fileno()), "rb") as log:
+                log.seek(max(0, size - _STDERR_TAIL_BYTES))
+                return log.read().decode("utf-8", "replace")
+        except (OSError, ValueError):
+            return ""
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            while (message := protocol.read_from_worker(self._process.stdout)) is not None:  # type: ignore[arg-type]
+                self._messages.put(message)
+        except (OSError, ValueError, msgspec.MsgspecError):
+            pass
+        self._messages.put(None)
+
+
+_early: WorkerProcess | None = None
+_interrupted = threading.Event()
+
+
+def _on_interrupt(signal_number: int, frame: object) -> None:
+    """Remember Ctrl-C: raised inside a callback of the interpreter or a careless import, the exception is lost."""
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def start_early() -> None:
+    """Start a worker before the command line is parsed, so that OGA is imported meanwhile."""
+    global _early
+    signal.signal(signal.SIGINT, _on_interrupt)
+    _early = WorkerProcess()
+
+
+def take() -> WorkerProcess:
+    """The worker that was started early, or a new one."""
+    global _early
+    worker, _early = _early, None
+    return worker if worker is not None and worker.alive else WorkerProcess()
+
+
+def discard_early() -> None:
+    """End the early worker if nobody took it."""
+    global _early
+    worker, _early = _early, None
+    if worker is not None:
+        worker.kill()

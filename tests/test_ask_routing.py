@@ -91,13 +91,13 @@ def test_a_question_that_can_be_split_is(routing_coe: Coe) -> None:
 
 def test_an_unsure_route_says_so(routing_coe: Coe) -> None:
     candidates = [
-        "zxqv",
-        "hmm the thing with it",
-        "42",
-        "ζ",
-        "and then?",
+        "What does yield from do?",
+        "Explain PKCE to me",
         "clause table fever",
-        "colourless green ideas",
+        "sharding of patients",
+        "the index of a contract",
+        "is a join a legal union?",
+        "proof of the schema",
     ]
     routed = routing_coe.run("route", "-", "--format", "jsonl", stdin="\n".join(candidates)).check().stdout
     unsure = [line["text"] for line in map(json.loads, routed.splitlines()) if line["unsure"]]

@@ -82,7 +82,7 @@ class RouterWeights(Struct, frozen=True):
 class Router:
     """Routes by trained weights. The same question and vectors always give the same decision."""
 
-    def __init__(self, weights: RouterWeights, *, unsure_below: float = 0.34, multi_from: float = 0.5) -> None:
+    def __init__(self, weights: RouterWeights, *, unsure_below: float = 0.4, multi_from: float = 0.5) -> None:
         self.weights = weights
         self.unsure_below = unsure_below
         self.multi_from = multi_from

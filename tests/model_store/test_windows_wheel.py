@@ -15,7 +15,7 @@ import pytest
 from coe_cli.runtime.doctor.software import WINDOWS_PAIR
 
 RUNTIME = Path(__file__).parents[2] / "coe_cli" / "runtime"
-DRIVES_OGA = ("generation", "slots", "providers", "worker", "oga_report")
+DRIVES_OGA = ("worker/generation", "worker/slots", "providers", "worker/worker", "worker/oga_report")
 OGA_OBJECTS = {"oga", "_oga", "config", "model", "_model", "tokenizer", "params", "generator", "_generator", "_stream"}
 """Names under which the code holds the module and its objects."""
 

@@ -12,10 +12,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
+from coe_cli.runtime.package import python_path
 from coe_cli.runtime.store.source_errors import is_full
 
 Message = dict[str, Any]
@@ -121,10 +121,9 @@ def _follow(child: subprocess.Popen[str], on_message: Callable[[Message], None])
 
 
 def _environment() -> dict[str, str]:
-    package = str(Path(__file__).resolve().parents[2])
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(),
         "PYTHONIOENCODING": "utf-8",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -19,6 +19,7 @@ from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.conversion.checkpoint import find_source, write_checkpoint
+from coe_cli.runtime.folders import PACKAGE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 MAX_LOSS_PERCENT = 1.0
 """What a conversion with the default recipe may lose of its source's perplexity."""
 
-QUALITY_TEXT = Path(__file__).resolve().parents[2] / "data" / "quality_text.txt"
+QUALITY_TEXT = PACKAGE / "data" / "quality_text.txt"
 WINDOW_TOKENS = 512
 
 

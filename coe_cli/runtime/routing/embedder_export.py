@@ -18,6 +18,7 @@ import msgspec
 
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.package import python_path
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, Embedder, EmbedderInfo, embedder_folder
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder, file_sha256
 
@@ -211,9 +212,7 @@ def _measure_resident_mb(folder: Path, texts: Sequence[str]) -> float:
         "Embedder(Path(sys.argv[1])).embed(json.load(sys.stdin))\n"
         "print((me.memory_info().rss - before) / 2**20)\n"
     )
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
-    root = str(Path(__file__).resolve().parents[3])
-    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONPATH": python_path()}
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)],
         input=json.dumps(list(texts)),

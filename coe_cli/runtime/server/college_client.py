@@ -21,15 +21,13 @@ from coe_cli.core.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, from_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.package import start_code
 from coe_cli.runtime.server import rendezvous
 from coe_cli.runtime.server.route_messages import RouteAnswer, RouteRequest
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.settings import settings_digest
 
-_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120
-_START = (
-    f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.server.serve_process import main; main()"
-)
+_START = start_code("coe_cli.runtime.server.serve_process")
 _START_LOG = "serve-start.log"
 _START_TIMEOUT_S = 60.0
 _PING_TIMEOUT_S = 5.0

@@ -10,11 +10,11 @@ from typing import Any
 
 from msgspec import Struct
 
+from coe_cli.runtime.package import start_code
 from coe_cli.runtime.worker.worker_process import worker_environment
 
 _TIMEOUT_S = 60.0
-_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120
-_START = f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.worker.oga_report import main; main()"
+_START = start_code("coe_cli.runtime.worker.oga_report")
 
 
 class OgaReport(Struct, frozen=True):

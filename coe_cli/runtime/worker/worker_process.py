@@ -16,10 +16,10 @@ from typing import IO, Any
 import msgspec
 
 from coe_cli.errors import DeviceLost, TimedOut
+from coe_cli.runtime.package import start_code
 from coe_cli.runtime.worker import protocol
 
-_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120
-_START = f"import sys; sys.path.append({_PACKAGE_ROOT!r}); from coe_cli.runtime.worker.worker import main; main()"
+_START = start_code("coe_cli.runtime.worker.worker")
 _STDERR_TAIL_BYTES = 4000
 _EXIT_WAIT_S = 5.0
 _LOOK_UP_S = 0.2

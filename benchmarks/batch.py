@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import yaml
-from pairs import COE, HEADER, ROOT, alternate
+from pairs import COE, COLUMNS, ROOT, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
 
@@ -140,11 +140,10 @@ def main() -> None:
         sides = Throughput(folder / "speed", given.rows, given.tokens)
         pair = alternate(sides.coe, sides.bare, given.rounds)
         loaded, fewest = loads(folder, given.rows)
-    print(HEADER)
-    print(pair.row(f"batch of {given.rows} rows of {given.tokens} tokens", "tokens/s", "≥ 0.95"))
-    print(
-        f"| loads, {COPIES} models in a pool for 2 | {loaded} | {fewest} at least | {loaded / fewest:.2f} | – | ≤ 1.10 |"
-    )
+    speed_row = pair.cells(f"batch of {given.rows} rows of {given.tokens} tokens", "tokens/s", "≥ 0.95")
+    ratio = f"{loaded / fewest:.2f}"
+    loads_row = [f"loads, {COPIES} models in a pool for 2", loaded, f"{fewest} at least", ratio, "–", "≤ 1.10"]
+    print_table(COLUMNS, [speed_row, loads_row])
     for (processes, threads), rate in sides.tried.items():
         print(f"\nbare, {processes} process(es) of {threads} thread(s): {rate:.1f} tokens/s", end="")
     print(f"\nbare side of the table: {sides.processes} × {sides.threads}")

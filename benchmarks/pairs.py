@@ -34,10 +34,6 @@ class Pair:
         """Median of the ratios A/B, pair by pair."""
         return statistics.median(x / y for x, y in zip(self.a, self.b, strict=True))
 
-    def row(self, name: str, unit: str, limit: str) -> str:
-        """``cells`` as a line under ``HEADER``, for a table that grows while it is measured."""
-        return f"| {' | '.join(self.cells(name, unit, limit))} |"
-
     def cells(self, name: str, unit: str, limit: str) -> list[str]:
         """One line for ``print_table`` under ``COLUMNS``: medians, the ratio and its range."""
         a, b = statistics.median(self.a), statistics.median(self.b)
@@ -55,7 +51,6 @@ class Pair:
 
 COLUMNS = ("measure", "coe", "bare", "ratio", "spread", "limit")
 """Titles over the cells of a ``Pair``."""
-HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-from pairs import ROOT, alternate
+from pairs import COLUMNS, ROOT, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
 
@@ -82,8 +82,7 @@ def main() -> None:
     on_ray = lambda: tokens_per_s(lambda: ray_engine(profile, models, address=None, retries=0), spec, arguments.rows)  # noqa: E731
     local = lambda: tokens_per_s(lambda: local_engine(profile, retries=0), spec, arguments.rows)  # noqa: E731
     pair = alternate(on_ray, local, arguments.rounds)
-    print("| measure | Ray | local | ratio | spread | limit |\n|---|---|---|---|---|---|")
-    print(pair.row("rows of 64 tokens", "tokens/s", "≥ 0.95"))
+    print_table((COLUMNS[0], "Ray", "local", *COLUMNS[3:]), [pair.cells("rows of 64 tokens", "tokens/s", "≥ 0.95")])
 
 
 if __name__ == "__main__":

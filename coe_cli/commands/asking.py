@@ -62,9 +62,9 @@ def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output:
         chosen = choose_experts(options, catalog, profiles, output, on_disk, conversation, view.output_format)
         if chosen.experts is not None and (len(chosen.experts) > 1 or options.refine):
             early.discard()
-            from coe_cli.commands.asking_several import answer_together
+            from coe_cli.commands.asking_several import Together
 
-            answer_together(chosen, options, catalog, profiles, output, view, conversation)
+            Together(chosen, options, catalog, profiles, output, view, conversation).answer()
             return
         expert = chosen.experts[0] if chosen.experts else None
         _answer_alone(expert, chosen.routed, options, catalog, profiles, output, view, conversation, on_disk, early)

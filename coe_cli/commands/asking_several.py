@@ -64,24 +64,9 @@ _BYTES_PER_TOKEN = 3.0
 """How many bytes of the question one token stands for at the least, when it is not counted."""
 
 
-def answer_together(
-    chosen: Chosen,
-    options: AskOptions,
-    catalog: Catalog,
-    profiles: ProfileSet,
-    output: Output,
-    view: View,
-    conversation: Conversation | None,
-) -> None:
-    """Ask the experts of ``chosen`` and write one answer, or their drafts under headings.
+class Together:
+    """The experts of ``chosen`` at work on one question."""
 
-    Raises:
-        CoeError: no expert could answer; the first one's reason.
-    """
-    _Together(chosen, options, catalog, profiles, output, view, conversation).answer()
-
-
-class _Together:
     def __init__(
         self,
         chosen: Chosen,
@@ -102,6 +87,11 @@ class _Together:
         self._choice, self._spec, self._profile = self._prepare(writer)
 
     def answer(self) -> None:
+        """Ask the experts and write one answer, or their drafts under headings.
+
+        Raises:
+            CoeError: no expert could answer; the first one's reason.
+        """
         jobs = [self._job(expert) for expert in self._experts]
         self._notes = _standing_in([self._choice.notes, *(job.about.notes for job in jobs)])
         if self._view.output_format is AnswerFormat.HUMAN:

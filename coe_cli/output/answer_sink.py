@@ -86,14 +86,10 @@ class JsonLinesSink(JsonSink):
     """One JSON object a line: ``{"type": "token"|"thinking", "text"}`` and at the end ``{"type": "answer", …}``."""
 
     def piece(self, text: str, *, is_thinking: bool) -> None:
-        self._line({"type": "thinking" if is_thinking else "token", "text": text})
+        self._output.json_line({"type": "thinking" if is_thinking else "token", "text": text})
 
     def finish(self, answer: Answer) -> None:
-        self._line({"type": "answer", **msgspec.to_builtins(answer), **self._more})
-
-    def _line(self, value: dict[str, Any]) -> None:
-        self._output.stdout.write(msgspec.json.encode(value).decode() + "\n")
-        self._output.stdout.flush()
+        self._output.json_line({"type": "answer", **msgspec.to_builtins(answer), **self._more})
 
 
 class CodeBlockSink(AnswerSink):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from coe_cli.core.batch_progress import Progress
 from coe_cli.output.answer_sink import for_terminal
-from coe_cli.output.console import Output
+from coe_cli.output.console import Output, start_live
+from coe_cli.output.tables import LEVEL_STYLE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _FRAMES_PER_S = 2
 _LINE_EVERY_S = 10.0
 _SHOWN_FAILURES = 20
-_LEVEL_STYLE = {"normal": "green", "elevated": "yellow", "high": "dark_orange", "critical": "red"}
 
 
 class TerminalBatchView:
@@ -33,17 +33,7 @@ class TerminalBatchView:
 
     def __enter__(self) -> Self:
         if self._output.stderr.isatty() and not self._quiet:
-            from rich.live import Live
-
-            self._live = Live(
-                get_renderable=self._view,
-                console=self._output.console(on_stderr=True),
-                refresh_per_second=_FRAMES_PER_S,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start()
+            self._live = start_live(self._output.console(on_stderr=True), self._view, _FRAMES_PER_S)
         return self
 
     def __exit__(
@@ -108,7 +98,7 @@ class TerminalBatchView:
             return grid
         now = self._progress()
         grid.add_row(ProgressBar(max(now.total, 1), now.done, width=30), Text(_counts(now)))
-        level = Text(now.pressure or "unknown", style=_LEVEL_STYLE.get(now.pressure, ""))
+        level = Text(now.pressure or "unknown", style=LEVEL_STYLE.get(now.pressure, ""))
         failed = Text(f" · {now.failed} failed", style="red") if now.failed else Text()
         return Group(grid, Text.assemble(f"{_who(now)} · pressure ", level, failed))
 

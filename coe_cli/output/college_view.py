@@ -13,12 +13,12 @@ from coe_cli.core.college_status import CollegeStatus
 from coe_cli.errors import DeviceLost
 from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
+from coe_cli.output.tables import LEVEL_STYLE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _EVERY_S = 0.5
-_LEVEL_STYLE = {"normal": "green", "elevated": "yellow", "high": "dark_orange", "critical": "red"}
 _SHOWN_NOTICES = 3
 _NONE_RUNS = "no college is running; `coe serve` or a question starts one"
 
@@ -35,7 +35,7 @@ def write_status(output: Output, status: CollegeStatus, *, as_json: bool) -> Non
 
 def watch_college(output: Output, look: Callable[[], CollegeStatus], *, as_json: bool) -> None:
     """The status until the college ends: a live table on a terminal, else one table or line of JSON each time."""
-    with contextlib.nullcontext(_json_line(output)) if as_json else live_view(output) as show:
+    with contextlib.nullcontext(output.json_line) if as_json else live_view(output) as show:
         while True:
             try:
                 status = look()
@@ -44,14 +44,6 @@ def watch_college(output: Output, look: Callable[[], CollegeStatus], *, as_json:
             show(status)
             time.sleep(_EVERY_S)
     output.note("the college has ended")
-
-
-def _json_line(output: Output) -> Callable[[CollegeStatus], None]:
-    def show(status: CollegeStatus) -> None:
-        output.stdout.write(msgspec.json.encode(status).decode() + "\n")
-        output.stdout.flush()
-
-    return show
 
 
 @contextlib.contextmanager
@@ -109,7 +101,7 @@ def status_table(status: CollegeStatus) -> RenderableType:
     head = Text(f"{status.url} · process {status.pid} · profile {status.profile} · up {_span(status.uptime_s)}")
     parts: list[Any] = [head]
     if status.pressure is not None:
-        level = Text(status.pressure.level, style=_LEVEL_STYLE.get(status.pressure.level, ""))
+        level = Text(status.pressure.level, style=LEVEL_STYLE.get(status.pressure.level, ""))
         usage = f" ({status.pressure.ratio:.0%}: {_mb(status.usage_mb)} of {_mb(status.pool_mb)})"
         parts.append(Text.assemble("pressure ", level, usage, f" · {status.queue_length} waiting"))
     # Names give way first: on 80 columns they take more lines, and every figure stays whole.

@@ -11,7 +11,7 @@ import msgspec
 
 from coe_cli.core.synthesis import Draft
 from coe_cli.output.answer_sink import AnswerFormat, for_terminal
-from coe_cli.output.console import Output
+from coe_cli.output.console import Output, start_live
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,21 +51,11 @@ class DraftPanels(DraftLines):
     def __init__(self, output: Output, experts: Sequence[tuple[str, str]]) -> None:
         """``experts`` are names and models, in the order of the jobs."""
         super().__init__(output, AnswerFormat.HUMAN)
-        from rich.live import Live
-
         self._panels = [_Panel(expert, model) for expert, model in experts]
         self._lock = threading.Lock()
         self._console = output.console(on_stderr=True)
         self._lines: list[str] = []
-        self._live = Live(
-            get_renderable=self._view,
-            console=self._console,
-            refresh_per_second=_FRAMES_PER_S,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._live.start()
+        self._live = start_live(self._console, self._view, _FRAMES_PER_S)
 
     def phase(self, number: int, name: str, worker_pid: int) -> None:
         """The panel says what is being done."""

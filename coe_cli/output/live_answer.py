@@ -7,17 +7,16 @@ from collections.abc import Callable
 
 from rich.cells import chop_cells
 from rich.console import Group
-from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from coe_cli.core.answer import Answer
 from coe_cli.output.answer_sink import AnswerSink, for_terminal
-from coe_cli.output.console import Output
+from coe_cli.output.console import Output, start_live
+from coe_cli.output.tables import LEVEL_STYLE
 
 _FRAMES_PER_S = 6
-_PRESSURE_STYLE = {"normal": "green", "elevated": "yellow", "high": "dark_orange", "critical": "red"}
 
 MemoryGauge = Callable[[int], tuple[float, float, str] | None]
 """Worker's process id → (MB in use, budget in MB, pressure level), or None where it is not known."""
@@ -36,15 +35,7 @@ class LiveAnswerSink(AnswerSink):
         self._to_stdout = output.stdout.isatty()
         self._console = output.console(on_stderr=True)
         self._spinner = Spinner("dots")
-        self._live = Live(
-            get_renderable=self._view,
-            console=self._console,
-            refresh_per_second=_FRAMES_PER_S,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._live.start()
+        self._live = start_live(self._console, self._view, _FRAMES_PER_S)
 
     def phase(self, name: str, worker_pid: int) -> None:
         self._phase, self._pid = name, worker_pid
@@ -107,7 +98,7 @@ class LiveAnswerSink(AnswerSink):
         if memory is not None:
             used_mb, budget_mb, level = memory
             line.append(f" · {used_mb:.0f} of {budget_mb:.0f} MB ")
-            line.append(level, style=_PRESSURE_STYLE.get(level, ""))
+            line.append(level, style=LEVEL_STYLE.get(level, ""))
         grid = Table.grid(padding=(0, 1))
         grid.add_row(self._spinner, line)
         return grid

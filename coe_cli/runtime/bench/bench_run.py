@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from coe_cli.core.bench_expected import bandwidth_share, planned_peak_bytes
 from coe_cli.core.bench_figures import RunFigures, run_figures, summarise
@@ -198,21 +198,13 @@ def _row(
     bandwidth = settings.bandwidth_gb_per_s.get(model.provider)
     assert model.memory is not None
     share = bandwidth_share(model.memory, point, decode.median if decode else None, bandwidth)
-    return BenchRow(
-        model=model.name,
-        provider=model.provider,
-        prompt_tokens=point.prompt_tokens,
-        gen_tokens=point.gen_tokens,
-        depth=point.depth,
-        max_length=point.max_length,
-        slots=point.slots,
-        repeats=len(runs),
+    return structs.replace(
+        _unmeasured(model, point, len(runs)),
         load_s=round(load_s, 4),
         ttft_s=ttft.median if ttft else None,
         prefill_tps=prefill.median if prefill else None,
         decode_tps=decode.median if decode else None,
         peak_mb=None if memory.peak_mb is None else round(memory.peak_mb, 1),
-        plan_mb=round(planned_peak_bytes(model.memory, point) / BYTES_PER_MB, 1),
         bandwidth_share=None if share is None else round(share, 4),
         spread=Spread(
             ttft_s=ttft.range if ttft else None,
@@ -224,6 +216,11 @@ def _row(
 
 
 def _failed(model: BenchModel, point: Point, settings: BenchSettings, error: str) -> BenchRow:
+    return structs.replace(_unmeasured(model, point, settings.repeats), error=error)
+
+
+def _unmeasured(model: BenchModel, point: Point, repeats: int) -> BenchRow:
+    """A row with what is known before any run."""
     plan_mb = None if model.memory is None else round(planned_peak_bytes(model.memory, point) / BYTES_PER_MB, 1)
     return BenchRow(
         model=model.name,
@@ -233,9 +230,8 @@ def _failed(model: BenchModel, point: Point, settings: BenchSettings, error: str
         depth=point.depth,
         max_length=point.max_length,
         slots=point.slots,
-        repeats=settings.repeats,
+        repeats=repeats,
         plan_mb=plan_mb,
-        error=error,
     )
 
 

@@ -8,25 +8,37 @@ import sys
 
 def main() -> None:
     """Run the command line; exits with an ExitCode."""
-    asks = sys.argv[1:2] == ["ask"] and not {"--help", "-h"} & set(sys.argv[2:]) and _alone()
     try:
-        if asks:
-            from coe_cli.runtime.worker import worker_process
-
-            worker_process.start_early()
         try:
-            from coe_cli.app import run
-
-            code = run(sys.argv[1:])
+            code = _run()
         finally:
-            if asks:
-                worker_process.discard_early()
+            _end_workers()
     except KeyboardInterrupt:
+        import signal
+
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        _end_workers()
         code = 130
     if code == 130:
         # After an interrupt inside exec(), as dataclasses call it, sys.exit would end by the signal and not with 130.
         os._exit(code)
     sys.exit(code)
+
+
+def _run() -> int:
+    if sys.argv[1:2] == ["ask"] and not {"--help", "-h"} & set(sys.argv[2:]) and _alone():
+        from coe_cli.runtime.worker import worker_process
+
+        worker_process.start_early()
+    from coe_cli.app import run
+
+    return run(sys.argv[1:])
+
+
+def _end_workers() -> None:
+    module = sys.modules.get("coe_cli.runtime.worker.worker_process")
+    if module is not None:
+        module.end_all()
 
 
 def _alone() -> bool:

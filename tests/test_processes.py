@@ -67,6 +67,44 @@ def test_ctrl_c_during_a_long_prefill(coe: Coe) -> None:
     assert _interrupt(process) == ""
 
 
+@pytest.mark.parametrize("moment", ["subprocess.Popen.__init__", "worker_process.take", "asking.sink_for"])
+def test_ctrl_c_between_two_owners_of_the_worker(coe: Coe, moment: str) -> None:
+    """The worker is stopped, so that it ends only if coe ends it, not by seeing that coe is gone."""
+    place, name = moment.rsplit(".", 1)
+    script = coe.folder / "interrupted.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import os, signal, subprocess, sys
+        import psutil
+        from coe_cli.__main__ import main
+        from coe_cli.commands import asking
+        from coe_cli.runtime.worker import worker_process
+
+        real = {moment}
+
+        def interrupted(*arguments, **named):
+            result = real(*arguments, **named)
+            for worker in psutil.Process().children():
+                worker.suspend()
+                with open("worker.pid", "w") as file:
+                    file.write(str(worker.pid))
+                os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+        {place}.{name} = interrupted
+        main()
+        """)
+    )
+    result = coe.run(command=[sys.executable, str(script), *LONG])
+    pid = int((coe.folder / "worker.pid").read_text())
+    try:
+        assert (result.code, result.stdout, result.stderr) == (130, "", "")
+        assert not psutil.pid_exists(pid)
+    finally:
+        if psutil.pid_exists(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_ctrl_c_while_coe_imports_a_module_that_calls_exec(coe: Coe) -> None:
     """CPython ends by the signal itself, not with 130, when the interrupt came out of exec(), as in dataclasses."""
     shim = coe.folder / "shim"

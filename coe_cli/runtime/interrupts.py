@@ -1,4 +1,4 @@
-"""Ctrl-C in two steps: the first asks for an orderly end, the second is a KeyboardInterrupt as ever."""
+"""Ctrl-C at a bad moment: in two steps where an orderly end takes a while, put off where it would leave something behind."""
 
 from __future__ import annotations
 
@@ -35,3 +35,20 @@ def two_step_interrupt(stop: Callable[[], None]) -> Iterator[Interrupt]:
         yield state
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def interrupt_put_off() -> Iterator[None]:
+    """While it lasts, SIGINT does nothing; one that came takes effect at the end."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(*came[0])

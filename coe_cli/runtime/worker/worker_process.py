@@ -16,6 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from coe_cli.errors import DeviceLost, TimedOut
+from coe_cli.runtime.interrupts import interrupt_put_off
 from coe_cli.runtime.package import start_code
 from coe_cli.runtime.worker import protocol
 
@@ -52,14 +53,16 @@ class WorkerProcess:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         flags: dict[str, Any] = {"creationflags": 0x00000200} if sys.platform == "win32" else {}
         # CREATE_NEW_PROCESS_GROUP: Ctrl-C reaches coe alone, which then decides; elsewhere the worker ignores SIGINT.
-        self._process = subprocess.Popen(
-            command or worker_command(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=worker_environment(),
-            **flags,
-        )
+        with interrupt_put_off():
+            self._process = subprocess.Popen(
+                command or worker_command(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=worker_environment(),
+                **flags,
+            )
+            _living.add(self)
         self._messages: queue.SimpleQueue[protocol.FromWorker | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -126,6 +129,7 @@ class WorkerProcess:
         if self.alive:
             self._process.kill()
         self._process.wait()
+        _living.discard(self)
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError, ValueError):
                 if stream is not None:
@@ -151,6 +155,7 @@ class WorkerProcess:
         self._messages.put(None)
 
 
+_living: set[WorkerProcess] = set()
 _early: WorkerProcess | None = None
 _interrupted = threading.Event()
 
@@ -175,9 +180,7 @@ def take() -> WorkerProcess:
     return worker if worker is not None and worker.alive else WorkerProcess()
 
 
-def discard_early() -> None:
-    """End the early worker if nobody took it."""
-    global _early
-    worker, _early = _early, None
-    if worker is not None:
+def end_all() -> None:
+    """End every worker of this process, whoever had it when an interrupt came between two owners."""
+    for worker in list(_living):
         worker.kill()

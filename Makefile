@@ -26,7 +26,7 @@ test-slow: $(VENV)/developed
 
 ## the tests on Ray clusters of several nodes that are slow
 test-ray: $(VENV)/developed
-	$(BIN)/python -m pytest -m slow tests/test_ray_engine.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow tests/test_ray_engine.py tests/test_node_command.py $(PYTEST_ARGS)
 
 ## the tests that drive a model, against the ONNX Runtime GenAI that Windows has
 test-oga013: $(VENV)/developed $(OLD_OGA)/installed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -112,22 +111,31 @@ def test_windows_gets_powershell() -> None:
 
 
 @pytest.mark.slow
-def test_start_runs_a_node_that_offers_the_memory(coe: Coe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_token", [False, True])
+def test_start_runs_a_node_that_offers_the_memory(coe: Coe, with_token: bool) -> None:
+    """With and without the token that Ray leaves in the home folder when it first starts a cluster of its own."""
     pytest.importorskip("ray")
-    from coe_cli.runtime.fleet.ray_cluster import RayCluster
-
+    if with_token:
+        token = coe.folder / ".ray" / "auth_token"
+        token.parent.mkdir()
+        token.write_text("0123456789abcdef" * 4)
+    home = {"HOME": str(coe.folder), "USERPROFILE": str(coe.folder)}
     port = "6391"
+    look = f"""
+import json
+from coe_cli.runtime.fleet.ray_cluster import RayCluster
+cluster = RayCluster("127.0.0.1:{port}", {{}})
+print(json.dumps(cluster.nodes()))
+cluster.close()
+"""
     before = {process.pid for process in psutil.process_iter()}
-    result = coe.run("node", "-p", "embedded", "--head", "--port", port, "--start")
+    result = coe.run("node", "-p", "embedded", "--head", "--port", port, "--start", **home)
     try:
         assert result.code == 0, result.stderr
         assert shlex.split(result.stdout)[1:4] == ["ray", "start", "--head"]
-        cluster = RayCluster(f"127.0.0.1:{port}", {})
-        try:
-            (node,) = cluster.nodes()
-            assert node["vram_mb"] == 1900 and node["model:smollm2-135m"] > 0
-        finally:
-            cluster.close()
+        found = coe.run(command=[sys.executable, "-c", look], **home)
+        (node,) = json.loads(found.check().stdout)
+        assert node["vram_mb"] == 1900 and node["model:smollm2-135m"] > 0
     finally:
         _end_ray(before, port)
 

@@ -8,12 +8,14 @@ import os
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import Any, TextIO
 
 from coe_cli.core.ray_node import NAMESPACE, OBJECT_STORE_BYTES
 from coe_cli.errors import CoeError, DeviceLost
 
 _HOME_REPORTS = "RAY_USAGE_STATS_ENABLED"
+_AUTH_MODE = "RAY_AUTH_MODE"
 _REACH_S = 10.0
 
 
@@ -58,19 +60,23 @@ class RayCluster:
             CoeError: Ray is not installed, or a process can have only one connection and has one.
             DeviceLost: there is no cluster at ``address``.
         """
+        wanted = address or os.environ.get("RAY_ADDRESS")
+        if wanted and _is_here(wanted) and _has_token():
+            # `ray start --head` asks for the token of this machine as soon as there is one; an explicit address sends none
+            # by itself, and a head that asks for none does not mind one. Ray reads the mode when it is imported.
+            os.environ.setdefault(_AUTH_MODE, "token")
         self.ray = ray_module()
         self._quiet = _Quiet()
         self._quiet.begin()
         self.own = False
         try:
-            self._connect(address, resources)
+            self._connect(wanted, resources)
         except BaseException:
             self._quiet.end()
             raise
 
-    def _connect(self, address: str | None, resources: dict[str, float]) -> None:
+    def _connect(self, wanted: str | None, resources: dict[str, float]) -> None:
         common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "CRITICAL"}
-        wanted = address or os.environ.get("RAY_ADDRESS")
         try:
             if wanted:
                 _reach(wanted)
@@ -80,7 +86,8 @@ class RayCluster:
             if wanted:
                 raise DeviceLost(
                     f"there is no Ray cluster at {wanted}: {str(error).splitlines()[0]}",
-                    "Start its head with `coe node --head --start`, or leave out --address for a cluster of this machine.",
+                    "Start its head with `coe node --head --start`. One that asks for a token: set RAY_AUTH_MODE=token and the"
+                    " head's RAY_AUTH_TOKEN here. Leave out --address for a cluster of this machine.",
                 ) from None
         self.ray.init(
             address="local",
@@ -114,6 +121,24 @@ def _reach(address: str) -> None:
     if host and port.isdecimal() and "/" not in host:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S):
             pass
+
+
+def _is_here(address: str) -> bool:
+    """Whether HOST:PORT is an address of this machine; no name is looked up."""
+    import psutil
+
+    host = address.rpartition(":")[0].strip("[]")
+    return host == "localhost" or any(
+        host == card.address for cards in psutil.net_if_addrs().values() for card in cards
+    )
+
+
+def _has_token() -> bool:
+    """Whether Ray would find a token, where it looks for one."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()
 
 
 class _Quiet:

@@ -77,7 +77,7 @@ def test_ctrl_c_between_two_owners_of_the_worker(coe: Coe, moment: str) -> None:
         import os, signal, subprocess, sys
         import psutil
         from coe_cli.__main__ import main
-        from coe_cli.commands import asking
+        from coe_cli.use_cases import asking
         from coe_cli.runtime.worker import worker_process
 
         real = {moment}

@@ -103,8 +103,8 @@ def ask(
     text = join_question(_read_stdin(), question)
     if not text:
         raise UsageError("there is no question", 'Give one as an argument or on stdin: coe ask "…".')
-    from coe_cli.commands.ask_steps import AskOptions, View
-    from coe_cli.commands.asking import run_ask
+    from coe_cli.use_cases.ask_steps import AskOptions, View
+    from coe_cli.use_cases.asking import run_ask
 
     run_ask(
         AskOptions(

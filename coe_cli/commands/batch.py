@@ -96,8 +96,8 @@ def batch(
         raise UsageError("--temperature is not a number", "See `coe batch --help`.")
     if address is not None and engine is not EngineName.RAY:
         raise UsageError("--address is that of a Ray cluster", "Add --engine ray.")
-    from coe_cli.commands.batching import BatchOptions, run
     from coe_cli.runtime.batch.batch_index import RowDefaults
+    from coe_cli.use_cases.batching import BatchOptions, run
 
     path = None if source == "-" else Path(source)
     failed = run(

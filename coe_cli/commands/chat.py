@@ -51,7 +51,7 @@ def chat(
 
     Example: coe chat -e python_backend
     """
-    from coe_cli.commands.chatting import ChatOptions, run_chat
+    from coe_cli.use_cases.chatting import ChatOptions, run_chat
 
     run_chat(
         ChatOptions(

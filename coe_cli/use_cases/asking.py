@@ -11,20 +11,6 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from coe_cli.commands.ask_steps import (
-    AskOptions,
-    View,
-    ask_for,
-    college_for,
-    context_length,
-    conversation_to_resume,
-    fit,
-    install_chosen,
-    keep,
-    messages_for,
-    sink_for,
-)
-from coe_cli.commands.choosing import choose_experts
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
@@ -39,6 +25,20 @@ from coe_cli.runtime.folders import folders
 from coe_cli.runtime.providers import choose_provider, installed_providers
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker import worker_process
+from coe_cli.use_cases.ask_steps import (
+    AskOptions,
+    View,
+    ask_for,
+    college_for,
+    context_length,
+    conversation_to_resume,
+    fit,
+    install_chosen,
+    keep,
+    messages_for,
+    sink_for,
+)
+from coe_cli.use_cases.choosing import choose_experts
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
@@ -62,7 +62,7 @@ def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output:
         chosen = choose_experts(options, catalog, profiles, output, on_disk, conversation, view.output_format)
         if chosen.experts is not None and (len(chosen.experts) > 1 or options.refine):
             early.discard()
-            from coe_cli.commands.asking_several import Together
+            from coe_cli.use_cases.asking_several import Together
 
             Together(chosen, options, catalog, profiles, output, view, conversation).answer()
             return

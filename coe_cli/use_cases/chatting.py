@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe_cli.commands.ask_steps import install_chosen
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.conversations import Conversation
 from coe_cli.core.names import did_you_mean
@@ -27,6 +26,7 @@ from coe_cli.runtime.conversation.line_input import QuestionReader
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.worker.protocol import Sampling
+from coe_cli.use_cases.ask_steps import install_chosen
 
 _COMMANDS = {
     "expert": "/expert NAME   let this expert answer; without a name, who answers now",

@@ -154,7 +154,7 @@ def _provide_a_model(options: BatchOptions, catalog: Catalog, output: Output) ->
     """Fetch the embedded model where there is none at all, as `coe ask` does."""
     if models_on_disk(folders().models):
         return
-    from coe_cli.commands.ask_steps import install_chosen
+    from coe_cli.use_cases.ask_steps import install_chosen
 
     choice = choose_model(catalog, [], expert=None, model=None)
     if choice.install:

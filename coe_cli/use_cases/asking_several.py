@@ -9,19 +9,6 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from coe_cli.commands.ask_steps import (
-    AskOptions,
-    View,
-    ask_for,
-    college_for,
-    context_length,
-    fit,
-    install_chosen,
-    keep,
-    messages_for,
-    sink_for,
-)
-from coe_cli.commands.choosing import Chosen
 from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
@@ -56,6 +43,19 @@ from coe_cli.runtime.providers import choose_provider, installed_providers
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.prompt_length import prompt_tokens
+from coe_cli.use_cases.ask_steps import (
+    AskOptions,
+    View,
+    ask_for,
+    college_for,
+    context_length,
+    fit,
+    install_chosen,
+    keep,
+    messages_for,
+    sink_for,
+)
+from coe_cli.use_cases.choosing import Chosen
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from coe_cli.commands.ask_steps import AskOptions, serve_options
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import ProfileSet
 from coe_cli.core.selection import choose_model
@@ -18,6 +17,7 @@ from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import Step
+from coe_cli.use_cases.ask_steps import AskOptions, serve_options
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation

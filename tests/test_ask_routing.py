@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import MODEL, Coe, Result, copy_model, one_line
-from serving import serving
+from serving import Served, serving
 
 SQL = "Write a SELECT statement that counts the rows of the table orders, grouped by customer"
 LEGAL = "Is this indemnification clause of my contract enforceable?"
@@ -164,6 +164,21 @@ experts:
 """
 
 
+def answered_over_http(served: Served) -> list[tuple[str, str, list[str]]]:
+    """Expert, model and notes of `model: auto`, by each completion endpoint, whole and in chunks."""
+    body = {"model": "auto", "max_tokens": 2, "temperature": 0}
+    chat = body | {"messages": [{"role": "user", "content": "can zebras swim"}]}
+    plain = body | {"prompt": "can zebras swim"}
+    answers = []
+    for path, fields in (("/v1/chat/completions", chat), ("/v1/completions", plain)):
+        whole = served.request("POST", path, fields).json
+        first = served.request("POST", path, fields | {"stream": True}).chunks[0]
+        for value in (whole, first):
+            assert value["model"] == value["coe"]["model"]
+            answers.append((value["coe"]["expert"], value["model"], value["coe"]["notes"]))
+    return answers
+
+
 @pytest.mark.slow
 def test_of_two_likely_experts_the_loaded_one_answers_unless_the_profile_says_no(
     routing_coe: Coe, models_dir: Path, tmp_path: Path
@@ -180,8 +195,10 @@ def test_of_two_likely_experts_the_loaded_one_answers_unless_the_profile_says_no
     loaded_model = "other" if first == "first_rival" else MODEL
     second = "second_rival" if first == "first_rival" else "first_rival"
     served = {"COE_NO_SERVE": "0"}
-    with serving(routing_coe):
+    with serving(routing_coe) as college:
         ask(routing_coe, "-m", loaded_model, "hello", **served).check()
+        note = f"{second} answers because its model is loaded; {first} is as likely"
+        assert answered_over_http(college) == [(second, loaded_model, [note])] * 4
         told = ask(routing_coe, "--explain", "can zebras swim", **served).check()
         assert f"coe: {second}" in told.stderr and "taken because its model is loaded" in told.stderr
         chosen = answer(ask(routing_coe, "--explain", "--format", "json", "can zebras swim", **served))
@@ -193,3 +210,7 @@ def test_of_two_likely_experts_the_loaded_one_answers_unless_the_profile_says_no
         plain = answer(ask(routing_coe, "--explain", "--format", "json", "can zebras swim", **served))
         assert plain["expert"] == first
         assert plain["routing"]["preferred_resident"] is False
+    with serving(routing_coe) as college:
+        ask(routing_coe, "-m", loaded_model, "hello", **served).check()
+        first_model = MODEL if loaded_model == "other" else "other"
+        assert [answer[:2] for answer in answered_over_http(college)] == [(first, first_model)] * 4

@@ -7,7 +7,8 @@ from conftest import MODEL, REPOSITORY
 
 from coe_cli.core.catalog import Catalog, load_catalog
 from coe_cli.core.profile import load_profiles
-from coe_cli.core.selection import choose_model, choose_profile
+from coe_cli.core.router import Decision, Scored
+from coe_cli.core.selection import choose_model, choose_profile, swap_aware
 from coe_cli.errors import ModelMissing, ProfileInvalid, UsageError
 
 DEEPSEEK, SQL, LAW = "DeepSeek-R1-Distill-Qwen-7B-DML", "sqlcoder-7b-2-DML", "law-LLM-DML"
@@ -103,3 +104,23 @@ def test_an_unknown_profile() -> None:
     with pytest.raises(ProfileInvalid) as caught:
         choose_profile(PROFILES, "performence", "dml")
     assert "`performance`" in caught.value.hint and caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "resident", "chosen"),
+    [
+        ([SQL, LAW, MODEL], [], "sql_query"),
+        ([SQL, LAW, MODEL], [LAW], "lawyer"),
+        ([SQL, LAW, MODEL], [SQL, LAW], "sql_query"),
+        ([SQL, DEEPSEEK, MODEL], [DEEPSEEK], "lawyer"),  # its fallback answers for it
+        ([SQL, MODEL], [MODEL], "lawyer"),  # and so does the default model
+        ([MODEL], [MODEL], "sql_query"),  # one model answers for both
+    ],
+)
+def test_of_two_likely_experts_the_one_whose_answering_model_is_resident(
+    catalog: Catalog, on_disk: list[str], resident: list[str], chosen: str
+) -> None:
+    ranking = [Scored("sql_query", 0.5), Scored("lawyer", 0.45), Scored("general_reasoner", 0.05)]
+    decision = swap_aware(Decision(ranking[:1], "single", False, 0.05, ranking), catalog, on_disk, resident)
+    assert decision.experts[0].name == chosen
+    assert decision.preferred_resident is (chosen != "sql_query")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import ProfileSet
-from coe_cli.core.selection import choose_model
+from coe_cli.core.selection import swap_aware
 from coe_cli.core.synthesis import experts_to_ask, parse_experts
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.output.answer_sink import AnswerFormat
@@ -107,7 +107,6 @@ def _route(
     on_disk: Mapping[str, Path],
     output_format: AnswerFormat,
 ) -> Routed:
-    from coe_cli.core.router import prefer_resident
     from coe_cli.runtime.routing.ask_routing import route_question
     from coe_cli.runtime.server import college_client
 
@@ -130,10 +129,7 @@ def _route(
         if routed.decision is not None and college is not None and profiles.routing.prefer_resident:
             with contextlib.suppress(CoeError):
                 loaded = [line.name for line in college.snapshot().models if line.pid]
-                answering = {
-                    role: choose_model(catalog, on_disk, expert=role, model=None).model for role in catalog.experts
-                }
-                routed = routed._replace(decision=prefer_resident(routed.decision, answering, loaded))
+                routed = routed._replace(decision=swap_aware(routed.decision, catalog, on_disk, loaded))
         return routed
     finally:
         if college is not None:

@@ -120,6 +120,11 @@ class College:
         }
 
     @property
+    def resident_models(self) -> list[str]:
+        """Models that have a worker."""
+        return [name for name, worker in self._workers.items() if worker.pid]
+
+    @property
     def busy(self) -> bool:
         """Whether any request has not ended."""
         return bool(self._requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import msgspec
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.selection import Choice, choose_model
+from coe_cli.core.selection import Choice, choose_model, swap_aware
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.costs import slot_context
@@ -54,14 +55,24 @@ class Prepared(NamedTuple):
 class Desk:
     """Settles each request against the catalog and the models on disk, as they are at that moment.
 
-    ``router`` gives the expert for a question, from any thread.
+    ``router`` gives the expert for a question, from any thread. ``prefers_resident``: of two likely experts take the one
+    whose model is resident.
     """
 
-    def __init__(self, catalog: Catalog, models_dir: Path, profile: HardwareProfile, router: SharedRouter) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        models_dir: Path,
+        profile: HardwareProfile,
+        router: SharedRouter,
+        *,
+        prefers_resident: bool = True,
+    ) -> None:
         self.catalog = catalog
         self.router = router
         self.models_dir = models_dir
         self._profile = profile
+        self._prefers_resident = prefers_resident
         self._opened: dict[str, tuple[int, ModelSpec, str]] = {}
 
     def names(self) -> list[tuple[str, int]]:
@@ -99,8 +110,8 @@ class Desk:
             known = self._opened[name] = (changed, spec, note)
         return known[1:]
 
-    async def prepare(self, wish: Wish) -> Prepared:
-        """Settle expert, model, system prompt and room.
+    async def prepare(self, wish: Wish, resident_models: Collection[str] = ()) -> Prepared:
+        """Settle expert, model, system prompt and room. ``resident_models`` are what the college has loaded.
 
         Raises:
             ModelMissing, ModelDamaged: there is no such name, or nothing on disk that could answer.
@@ -111,7 +122,7 @@ class Desk:
             raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
         if wish.raw and not any(message.content.strip() for message in wish.messages):
             raise UsageError("the prompt is empty", "Give it some text.")
-        name, notes = await self._route(wish.messages) if wish.name == AUTO else (wish.name, [])
+        name, notes = await self._route(wish.messages, resident_models) if wish.name == AUTO else (wish.name, [])
         choice = self._choose(name, wish.expert)
         spec, slower = self._open(choice.model)
         messages, template = wish.messages, choice.template
@@ -136,14 +147,19 @@ class Desk:
         )
         return Prepared(ask, choice.expert, notes)
 
-    async def _route(self, messages: list[ChatMessage]) -> tuple[str, list[str]]:
+    async def _route(self, messages: list[ChatMessage], resident_models: Collection[str]) -> tuple[str, list[str]]:
         """The expert for the last question, and what is to be said about the choice."""
         question = next((m.content for m in reversed(messages) if m.role == "user"), "")
         try:
             decision = await asyncio.to_thread(self.router.route, question)
         except CoeError as error:
             return GENERAL_EXPERT, [f"{error.message}, so {GENERAL_EXPERT} answers ({error.hint.rstrip('.')})"]
-        return decision.experts[0].name, []
+        if self._prefers_resident:
+            decision = swap_aware(decision, self.catalog, models_on_disk(self.models_dir), resident_models)
+        chosen = decision.experts[0].name
+        if decision.preferred_resident:
+            return chosen, [f"{chosen} answers because its model is loaded; {decision.ranking[0].name} is as likely"]
+        return chosen, []
 
     def _choose(self, name: str, words_of: str | None) -> Choice:
         """``words_of``: the expert in whose words a model answers."""

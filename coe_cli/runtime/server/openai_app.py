@@ -53,6 +53,11 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(CoeError, _coe_error)
 
+    async def answer(request: api.ChatRequest | api.CompletionRequest, shape: ChatShape | TextShape) -> Response:
+        prepared = await desk.prepare(request.wish(), college.resident_models)
+        stream = bool(request.stream)
+        return _Answer(HttpAnswer(college, prepared, shape, stream=stream, include_usage=request.include_usage))
+
     @app.post(
         "/v1/chat/completions",
         response_model=api.ChatCompletion,
@@ -61,16 +66,7 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
     )
     async def chat(request: api.ChatRequest) -> Response:
         """Answer a conversation. Roles bring their system prompt, unless the conversation has one."""
-        prepared = await desk.prepare(request.wish())
-        return _Answer(
-            HttpAnswer(
-                college,
-                prepared,
-                ChatShape(),
-                stream=bool(request.stream),
-                include_usage=request.include_usage,
-            )
-        )
+        return await answer(request, ChatShape())
 
     @app.post(
         "/v1/completions",
@@ -80,16 +76,7 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
     )
     async def complete(request: api.CompletionRequest) -> Response:
         """Continue a text, past the model's chat template."""
-        prepared = await desk.prepare(request.wish())
-        return _Answer(
-            HttpAnswer(
-                college,
-                prepared,
-                TextShape(),
-                stream=bool(request.stream),
-                include_usage=request.include_usage,
-            )
-        )
+        return await answer(request, TextShape())
 
     @app.get("/v1/models", responses=_ERRORS, operation_id="models")
     async def models() -> api.ModelList:

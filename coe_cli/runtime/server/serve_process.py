@@ -96,7 +96,8 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
                 settings=settings,
             )
             router = SharedRouter(catalog, where, profile.provider)
-            desk = Desk(catalog, where.models, profile, router)
+            prefers_resident = profiles.routing.prefer_resident
+            desk = Desk(catalog, where.models, profile, router, prefers_resident=prefers_resident)
             job = _Process(options, state, listener, profile, desk, api_key)
             asyncio.run(job.run(folder, on_ready, observer))
     finally:

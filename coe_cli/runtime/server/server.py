@@ -196,8 +196,7 @@ class Server:
             await until_client_goes(receive, lambda: self._ask(wish, send))
         elif path == "/coe/route":
             request = _decode(body, RouteRequest)
-            loaded = list(self.college.workers())
-            routed = await asyncio.to_thread(self.desk.router.answer, request, loaded)
+            routed = await asyncio.to_thread(self.desk.router.answer, request, self.college.resident_models)
             if routed is None:
                 raise HttpError(409, "this college routes by other examples", code="other_examples")
             await send_json(send, 200, routed)

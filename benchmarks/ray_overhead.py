@@ -1,7 +1,9 @@
 """What Ray costs: the same rows of 64 tokens through the engine on this machine and through Ray on one node.
 
-Usage: ray_overhead.py [--rounds N] [--rows N]. Each figure is tokens a second between the sixth and the last answer of a
-run, so loads do not count; the runs alternate.
+Usage: ray_overhead.py [--rounds N] [--rows N]. Each figure is tokens a second between two answers of a run, the sixth and
+the last but two, so that neither loads count nor a worker that has nothing left to do; the runs alternate. Both sides must
+have had a worker for each slot, because two workers with one thread each are faster than one with two threads: otherwise
+there is no figure.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from coe_cli.runtime.batch.batch_setup import local_engine
 from coe_cli.runtime.college.college_events import Ask
 from coe_cli.runtime.fleet.ray_setup import ray_engine
 from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 MODEL = "smollm2-135m"
 TOKENS = 64
 LEAD = 6
 """So many answers are not counted: until then every worker has loaded and writes."""
+TAIL = 2
+"""Nor are these: the last of them are written by one worker alone."""
 
 
 class Rows:
@@ -53,34 +58,49 @@ class Rows:
         return PreparedRow(self._taken, ask)
 
 
-def tokens_per_s(new_engine: Callable[[], Engine], spec: ModelSpec, count: int) -> float:
-    """Tokens of a run's answers after the sixth, ÷ the time from the sixth to the last."""
+def tokens_per_s(new_engine: Callable[[], Engine], spec: ModelSpec, count: int, workers: int) -> float:
+    """Tokens of a run's answers after ``LEAD`` and before ``TAIL`` of them, ÷ the time in which they came.
+
+    Raises:
+        RuntimeError: a row failed, or there were not ``workers`` workers.
+    """
     engine = new_engine()
     try:
-        tokens, begin = 0, 0.0
+        tokens, begin, end = 0, 0.0, 0.0
         for number, result in enumerate(engine.run(Rows(spec, count)), 1):
             if result.answer is None:
                 raise RuntimeError(f"a row failed: {result.failure}")
-            if number > LEAD:
-                tokens += result.answer.usage.completion_tokens
-            elif number == LEAD:
+            if number == LEAD:
                 begin = time.perf_counter()
-        return tokens / (time.perf_counter() - begin)
+            elif LEAD < number <= count - TAIL:
+                tokens += result.answer.usage.completion_tokens
+                end = time.perf_counter()
     finally:
         engine.close()
+    loads = engine.status().loads
+    if loads != workers:
+        raise RuntimeError(f"{loads} workers wrote and not {workers}: the two engines cannot be compared")
+    return tokens / (end - begin)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=22)
+    parser.add_argument("--rows", type=int, default=46)
     arguments = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     profile = load_profiles(profile_paths()).select("embedded")
+    workers = min(profile.max_concurrent_slots, worker_threads())
     models = folders().models
     spec = spec_from_folder(MODEL, models / MODEL)
-    on_ray = lambda: tokens_per_s(lambda: ray_engine(profile, models, address=None, retries=0), spec, arguments.rows)  # noqa: E731
-    local = lambda: tokens_per_s(lambda: local_engine(profile, retries=0), spec, arguments.rows)  # noqa: E731
+
+    def on_ray() -> float:
+        engine = lambda: ray_engine(profile, models, address=None, retries=0)  # noqa: E731
+        return tokens_per_s(engine, spec, arguments.rows, workers)
+
+    def local() -> float:
+        return tokens_per_s(lambda: local_engine(profile, retries=0), spec, arguments.rows, workers)
+
     pair = alternate(on_ray, local, arguments.rounds)
     print_table((COLUMNS[0], "Ray", "local", *COLUMNS[3:]), [pair.cells("rows of 64 tokens", "tokens/s", "≥ 0.95")])
 

@@ -14,15 +14,22 @@ from typing import Any
 import msgspec
 import pytest
 from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
-from conftest import REPOSITORY, eventually
+from conftest import MODEL, REPOSITORY, eventually
 from faulty_worker import expected
 
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.batch_order import WORTH_A_COPY
+from coe_cli.core.footprint import load_bytes
+from coe_cli.core.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
 from coe_cli.runtime.batch.batch_local import LocalEngine
+from coe_cli.runtime.batch.batch_setup import local_engine
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import CollegeSettings
+from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.planning.calibration_store import CalibrationStore
+from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_on_disk
 from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -158,3 +165,46 @@ def test_on_the_cpu_models_stand_side_by_side_and_copies_fill_up(tmp_path: Path)
         "large": 2,
         "small": 1,
     }
+
+
+def test_on_the_cpu_few_rows_are_enough_for_a_second_worker_and_the_last_waits_for_who_is_free(tmp_path: Path) -> None:
+    if worker_threads() < 2:
+        pytest.skip("one core has one place")
+    count = 2 * WORTH_A_COPY
+    rows = Rows(tmp_path, {"a": count})
+    with engine(tmp_path, side_by_side=True, max_concurrent_slots=2) as running:
+        results, taken = [], []
+        for result in running.run(rows):
+            results.append(result)
+            taken.append(len(rows.taken))
+    assert len(results) == count and all(rows.right(result) for result in results)
+    assert len(list(tmp_path.glob("a.start-*"))) == 2
+    # Each worker has one row more than it writes, but the last one is given to whichever has none.
+    assert taken[: count - 4] == [min(number + 4, count - 1) for number in range(count - 4)]
+    assert taken[count - 4] == count - 1
+
+
+def test_what_two_workers_of_one_model_take_is_recorded_as_that_models(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if worker_threads() < 2:
+        pytest.skip("one core has one place")
+    monkeypatch.setenv("COE_STATE_DIR", str(tmp_path))
+    spec = spec_from_folder(MODEL, models_dir / MODEL)
+
+    class RealRows(Rows):
+        def spec(self, model: str) -> ModelSpec:
+            return spec
+
+    running = local_engine(load_profiles(profile_paths()).select("embedded"), retries=0)
+    try:
+        results = list(running.run(RealRows(tmp_path, {MODEL: 2 * WORTH_A_COPY})))
+    finally:
+        running.close()
+    assert all(result.answer is not None for result in results)
+    memory = memory_on_disk(spec)
+    store = CalibrationStore(folders().state)
+    # Two loads, and the first answer of each.
+    eventually(lambda: (found := calibration_of(memory, store.read())) is not None and found.records == 4)
+    found = calibration_of(memory, store.read())
+    assert found is not None and found.load_bytes == pytest.approx(load_bytes(memory), rel=0.15)

@@ -96,7 +96,7 @@ def test_places_side_by_side_load_each_model_once_and_stay_in_the_pool(
                 if chosen is None:
                     continue
                 if chosen in busy:
-                    assert left[chosen] >= WORTH_A_COPY * 2 and not [n for n in left if left[n] and n not in busy]
+                    assert left[chosen] + 1 >= WORTH_A_COPY * 2 and not [n for n in left if left[n] and n not in busy]
                 held[number] = chosen
                 loads[chosen] += 1
                 assert len(busy) == 0 or sum(need_mb[name] for name in [*busy, chosen]) <= pool_mb
@@ -124,7 +124,21 @@ def test_even_models_need_no_copies() -> None:
 
 
 def test_one_model_is_loaded_for_each_core_only_if_it_has_rows_for_them() -> None:
-    assert places({"a": 10}, {"a": 1.0}, 10.0, 2) == 1
-    assert places({"a": 100}, {"a": 1.0}, 10.0, 2) == 2
+    assert places({"a": 2 * WORTH_A_COPY - 1}, {"a": 1.0}, 10.0, 2) == 1
+    assert places({"a": 2 * WORTH_A_COPY}, {"a": 1.0}, 10.0, 2) == 2
+    assert places({"a": 2 * WORTH_A_COPY}, {"a": 1.0}, 10.0, 8) == 2
     assert places({"a": 100}, {"a": 6.0}, 10.0, 2) == 1
     assert places({"a": 100, "b": 1}, {"a": 6.0, "b": 6.0}, 10.0, 2) == 1
+
+
+@given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 12))
+def test_no_place_of_one_model_stands_empty(count: int, most: int, pool_mb: int) -> None:
+    """Each place has its part of the cores for the whole batch: one that gets no worker would leave them idle."""
+    need = {"a": 1.0}
+    busy: list[str] = []
+    left = count
+    for _ in range(places({"a": count}, need, pool_mb, most)):
+        chosen = next_turn(["a"], {"a": left}, busy, need, pool_mb, count)
+        assert chosen == "a"
+        busy.append(chosen)
+        left -= 1  # each place is given one row before the next one is asked for

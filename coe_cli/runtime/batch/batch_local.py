@@ -81,20 +81,11 @@ class LocalEngine:
         self._turns = _Turns(source, self._settings)
         count = min(pool.max_concurrent_slots, worker_threads()) if self._side_by_side else 1
         count = places(source.remaining(), self._turns.need_mb, self._turns.room_mb, count)
-        depth = (1 if self._side_by_side else pool.max_concurrent_slots) + _AHEAD
+        at_once = 1 if self._side_by_side else pool.max_concurrent_slots
         college = self._college = self._new_college(count)
         self._places = [_Place() for _ in range(count)]
         while True:
-            for place in self._places:
-                while place.running < depth and not self._stopping:
-                    row = self._next_row(place, source)
-                    if row is None:
-                        break
-                    if isinstance(row, RowResult):
-                        yield row
-                        continue
-                    place.running += 1
-                    asyncio.run_coroutine_threadsafe(self._answer(college, row, place, place.copy), self._loop)
+            yield from self._hand_out(source, college, at_once)
             if not any(place.running for place in self._places):
                 return
             try:
@@ -126,6 +117,27 @@ class LocalEngine:
             task.cancel()
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
+
+    def _hand_out(self, source: RowSource, college: College, at_once: int) -> Iterator[RowResult]:
+        """Give every place its rows, each its first before any its second; rows that cannot be run are given back."""
+        for depth in range(1, at_once + _AHEAD + 1):
+            for place in self._places:
+                while place.running < depth and not self._stopping:
+                    if depth > at_once and self._last_of_its_model(place, source):
+                        break
+                    row = self._next_row(place, source)
+                    if row is None:
+                        break
+                    if isinstance(row, RowResult):
+                        yield row
+                        continue
+                    place.running += 1
+                    asyncio.run_coroutine_threadsafe(self._answer(college, row, place, place.copy), self._loop)
+
+    def _last_of_its_model(self, place: _Place, source: RowSource) -> bool:
+        """Whether what is left of the place's model had better go to whichever of its workers is free first."""
+        workers = sum(other.model == place.model for other in self._places)
+        return place.model is not None and 0 < source.remaining().get(place.model, 0) < workers
 
     def _next_row(self, place: _Place, source: RowSource) -> PreparedRow | RowResult | None:
         """The next row of the place's model, or the first of the model that it takes up now."""

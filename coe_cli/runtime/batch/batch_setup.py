@@ -67,7 +67,6 @@ def local_engine(
     if concurrency is not None:
         profile = structs.replace(profile, max_concurrent_slots=concurrency)
     pool = structs.replace(pool_from_profile(profile), min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
-    side_by_side = profile.provider == "cpu"  # where workers of one model get names of their own, unfit for the records
-    recorder = None if side_by_side else Recorder()
-    settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command, recorder=recorder)
-    return LocalEngine(settings, meter_for(profile), profile=profile.name, retries=retries, side_by_side=side_by_side)
+    settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command, recorder=Recorder())
+    on_cpu = profile.provider == "cpu"
+    return LocalEngine(settings, meter_for(profile), profile=profile.name, retries=retries, side_by_side=on_cpu)

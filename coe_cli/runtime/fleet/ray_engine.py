@@ -20,6 +20,7 @@ import msgspec
 from msgspec import structs
 
 from coe_cli.core.answer import Answer
+from coe_cli.core.batch_order import WORTH_A_COPY
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.ray_node import NAMESPACE, VRAM_RESOURCE, actor_mb, actor_pool, actor_resources, model_resource
@@ -44,8 +45,6 @@ _PATIENCE_S = 1.0
 """Ray has so long to place an actor before idle ones of other batches are asked to make room."""
 _IDLE_ELSEWHERE_S = 5.0
 _CONTENT_S = 15.0
-_ENOUGH_ROWS = 4
-"""A further actor for a model is worth its load from so many rows a slot on."""
 
 
 class _Row:
@@ -277,7 +276,7 @@ class RayEngine:
             for model in rows
             if not count[model]
             or (
-                rows[model] > _ENOUGH_ROWS * slots[model]
+                rows[model] >= WORTH_A_COPY * slots[model]
                 and self._content.get(model, 0.0) < now
                 and self._room_for(source, model)
             )

@@ -24,6 +24,7 @@ from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.model_store import folder_of, open_model
+from coe_cli.runtime.whole_file import written_whole
 
 _UNKNOWN_CONTEXT = 2**30
 
@@ -142,12 +143,10 @@ def save_report(report: BenchReport, path: Path) -> None:
     Raises:
         UsageError: the system refuses.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-        scratch.replace(path)
+        with written_whole(path) as scratch:
+            scratch.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Name another file.") from None
 
 

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from coe_cli.core.calibration import Calibration, CalibrationKey, CalibrationRecord, merge
 from coe_cli.core.model_spec import GENAI_CONFIG
+from coe_cli.runtime.whole_file import written_whole
 
 CALIBRATION_FILE = "calibration.jsonl"
 MOST_BYTES = 4 * 2**20
@@ -62,9 +63,8 @@ class CalibrationStore:
 
     def _keep_newest_half(self) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
-        fresh = self.path.with_suffix(".new")
-        fresh.write_bytes(b"".join(lines[len(lines) // 2 :]))
-        fresh.replace(self.path)
+        with written_whole(self.path) as fresh:
+            fresh.write_bytes(b"".join(lines[len(lines) // 2 :]))
 
 
 def model_digest(folder: Path, graph: str = "model.onnx") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from coe_cli.runtime.routing.embedder import (
     embedder_folder,
 )
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
+from coe_cli.runtime.whole_file import written_whole
 
 ROUTER_VERSION = 2
 
@@ -175,18 +175,12 @@ def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str]
     arrays = {name: getattr(weights, name) for name in _ARRAYS}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".router-", suffix=".npz")
-        try:
-            with os.fdopen(descriptor, "wb") as sink:
-                np.savez(
-                    sink,
-                    digest=np.array(digest),
-                    scalars=np.array([weights.temperature, weights.pair_bias, weights.pair_gate]),
-                    **arrays,
-                )
-            Path(scratch).replace(path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        with written_whole(path) as scratch:
+            np.savez(
+                scratch,
+                digest=np.array(digest),
+                scalars=np.array([weights.temperature, weights.pair_bias, weights.pair_gate]),
+                **arrays,
+            )
     except OSError as error:
         note(f"warning: the router cannot be kept in {path.parent}: {error.strerror or error}")

@@ -11,6 +11,7 @@ from typing import Any
 from coe_cli.core.model_spec import GENAI_CONFIG
 from coe_cli.core.onnx_graph import external_data_sizes
 from coe_cli.errors import ModelDamaged
+from coe_cli.runtime.whole_file import written_whole
 
 MANIFEST = "coe_manifest.json"
 MANIFEST_VERSION = 1
@@ -25,7 +26,8 @@ def write_manifest(folder: Path, origin: dict[str, Any]) -> None:
         if path.is_file() and path.name != MANIFEST
     }
     content = {"manifest_version": MANIFEST_VERSION, "origin": origin, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with written_whole(folder / MANIFEST) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

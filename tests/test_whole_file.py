@@ -1,0 +1,45 @@
+"""Files that are there as a whole or not at all, and models that share files by hard links."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
+from coe_cli.runtime.whole_file import written_whole
+
+
+def test_it_appears_with_the_end_of_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    with written_whole(path) as scratch:
+        scratch.write_text("new")
+        assert not path.exists() and scratch.suffix == ".json"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_what_breaks_off_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises(error), written_whole(path) as scratch:
+        scratch.write_text("ne")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_record_of_a_copy_by_hard_links_is_its_own(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    (first / "model.onnx").write_bytes(b"graph")
+    write_manifest(first, {"uri": "hf:someone/tiny"})
+    for file in first.iterdir():
+        os.link(file, second / file.name)
+    write_manifest(second, {})
+    found = read_manifest(first)
+    assert found is not None and found["origin"] == {"uri": "hf:someone/tiny"}
+    assert (first / MANIFEST).read_text() != (second / MANIFEST).read_text()

@@ -36,9 +36,10 @@ class Notes:
         self.times: dict[int, list[float]] = {}
         self.text: dict[int, str] = {}
         self.ended: list[int] = []
+        self.phases: dict[int, list[str]] = {}
 
     def phase(self, number: int, name: str, worker_pid: int) -> None:
-        pass
+        self.phases.setdefault(number, []).append(name)
 
     def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
         self.times.setdefault(number, []).append(time.monotonic())
@@ -57,7 +58,10 @@ def start(tmp_path: Path) -> Iterator[Any]:
         os.environ["PYTHONPATH"] = str(REPOSITORY)
         college = CollegeSettings(
             pool=POOL,
-            cost_of=lambda spec: (ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4), 1024),
+            cost_of=lambda spec: (
+                ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=settings.get("slots", 4)),
+                1024,
+            ),
             load_timeout_s=30.0,
             watchdog_s=settings.get("watchdog_s", 30.0),
             worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(tmp_path)],
@@ -90,6 +94,17 @@ def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> 
     firsts, lasts = [t[0] for t in board.times.values()], [t[-1] for t in board.times.values()]
     assert max(firsts) < min(lasts), "all had begun before one had ended"
     assert sorted(board.ended) == [0, 1, 2]
+
+
+def test_one_without_a_slot_is_waiting_once_the_load_is_over(start: Any, tmp_path: Path) -> None:
+    board = Notes()
+    jobs = [job(tmp_path, name, "one", tokens=30) for name in ("a", "b", "c")]
+    consult(jobs, start({"one": [{"load_s": 1.0, "step_s": 0.01}]}, slots=2), board)
+    (late,) = {0, 1, 2} - set(sorted(board.times, key=lambda number: board.times[number][0])[:2])
+    assert board.phases[late][-3:] == ["loading", "waiting (slots, 0 ahead)", "reading the prompt"]
+    for number in {0, 1, 2} - {late}:
+        assert board.phases[number][-2:] == ["loading", "reading the prompt"]
+    assert board.times[late][0] > min(times[-1] for times in board.times.values()), "it had to wait"
 
 
 @pytest.mark.parametrize(

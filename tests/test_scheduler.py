@@ -114,6 +114,16 @@ def test_a_model_runs_no_more_than_its_own_slots() -> None:
     assert feed(s, 2, Done(1)) == [Start(2, "a")]
 
 
+def test_who_still_waits_after_a_load_is_told_what_for() -> None:
+    s = scheduler({"a": ModelCost(1000, 100, max_slots=1), "b": (1000, 100)})
+    feed(s, 1, Request(1, "a"), Request(2, "a"), Request(3, "b"), Request(4, "a"), Request(5, "a", 9))
+    feed(s, 1, Cancelled(2))
+    assert s.waits("a") == [Wait(5, "a", "loading", 0), Wait(1, "a", "loading", 1), Wait(4, "a", "loading", 2)]
+    assert Start(5, "a") in feed(s, 2, Loaded("a"))
+    assert s.waits("a") == [Wait(1, "a", "slots", 0), Wait(4, "a", "slots", 1)]
+    assert s.waits("b") == [Wait(3, "b", "loading", 0)]
+
+
 def test_what_can_never_fit_is_refused_at_once_with_the_numbers() -> None:
     s = scheduler({"big": (9000, 501), "fits": (9000, 500)})
     (refusal,) = feed(s, 0, Request(1, "big"))

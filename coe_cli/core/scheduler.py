@@ -351,6 +351,13 @@ class Scheduler(Admission):
 
     # --- what it looks like
 
+    def waits(self, model: str) -> list[Wait]:
+        """Those who are queued for a model, in their order, each with how many are queued for it before."""
+        entry = self._models[model]
+        queued = sorted(item for item in entry.queue if item[2].state is RequestState.QUEUED)
+        reason = self._wait_reason(entry, self._now_s)
+        return [Wait(request.request_id, model, reason, ahead) for ahead, (_, _, request) in enumerate(queued)]
+
     def snapshot(self) -> Snapshot:
         """The pool as of the last event, for ``coe ps`` and the metrics."""
         memory, now_s = self.memory, self._now_s

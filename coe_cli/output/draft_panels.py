@@ -133,7 +133,9 @@ class _Panel:
         rows = [row.plain.rstrip() for row in Text(self._text).wrap(console, max(1, width))]
         rows = rows[-lines:] + [""] * (lines - len(rows))
         now = self._end or time.monotonic()
-        parts = [f"{now - self._begin:.0f} s", f"{self._tokens} tokens"]
+        parts = [f"{now - self._begin:.0f} s"]
+        if self._tokens:
+            parts.append(f"{self._tokens} tokens")
         if self._tokens > 1 and now > self._first_at:
             parts.append(f"{(self._tokens - 1) / (now - self._first_at):.0f}/s")
         return Panel(

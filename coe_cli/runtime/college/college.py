@@ -261,6 +261,8 @@ class College:
             if request.ask.model.name == model:
                 request.load_s = worker.load_s
         self._tell(ev.Loaded(model, self._used_mb()))
+        for wait in self._scheduler.waits(model):  # they were told of the load, and it is over
+            self._carry_out(wait)
 
     async def _evict(self, model: str, worker: ResidentWorker | None) -> None:
         before_mb = self._used_mb()

@@ -34,7 +34,7 @@ def together(shared_coe: Coe) -> dict[str, Any]:
 
 
 def test_json_has_every_draft_with_expert_model_and_timing(together: dict[str, Any]) -> None:
-    assert list(together)[-2:] == ["warnings", "drafts"]
+    assert list(together)[-3:] == ["warnings", "drafts", "error"]
     assert together["expert"] == "general_reasoner"
     assert [draft["expert"] for draft in together["drafts"]] == ["math_expert", "sql_query"]
     for draft in together["drafts"]:

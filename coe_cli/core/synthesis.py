@@ -42,7 +42,7 @@ draft."""
 
 
 class DraftError(Struct, frozen=True):
-    """Why an expert gave no draft."""
+    """Why an expert gave no draft, or the supervisor no answer."""
 
     code: str
     message: str
@@ -65,9 +65,13 @@ class Draft(Struct, frozen=True):
 
 
 class JointAnswer(Answer, frozen=True):
-    """An answer made from drafts: what ``coe ask --format json`` prints when experts were asked together."""
+    """An answer made from drafts: what ``coe ask --format json`` prints when experts were asked together.
+
+    ``error``: why the supervisor made none; ``answer`` then holds the drafts under headings.
+    """
 
     drafts: list[Draft]
+    error: DraftError | None = None
 
 
 def draft_of(answer: Answer) -> Draft:

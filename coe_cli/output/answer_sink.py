@@ -25,6 +25,10 @@ class AnswerFormat(StrEnum):
     QUIET = "quiet"
 
 
+class NoCodeBlock(CoeError):
+    """``-x`` asks for a code block and the answer has none."""
+
+
 def for_terminal(text: str) -> str:
     """Text without control characters, so that a model cannot drive the user's terminal."""
     return _CONTROL.sub("", text)
@@ -37,7 +41,7 @@ class AnswerSink:
         self._output = output
         self._show_thinking = show_thinking
         self._clean = for_terminal if output.stdout.isatty() else str
-        self._ends_with_newline = True
+        self._ends_with_newline, self._wrote = True, False
 
     def phase(self, name: str, worker_pid: int) -> None:
         """Say what is being done now."""
@@ -52,7 +56,7 @@ class AnswerSink:
                 self._output.stderr.write(for_terminal(text))
                 self._output.stderr.flush()
             return
-        self._ends_with_newline = text.endswith("\n")
+        self._ends_with_newline, self._wrote = text.endswith("\n"), True
         self._output.stdout.write(self._clean(text))
         self._output.stdout.flush()
 
@@ -62,10 +66,18 @@ class AnswerSink:
             self._output.stdout.write("\n")
             self._output.stdout.flush()
 
+    def break_off(self) -> None:
+        """The answer ends unfinished and something else follows: keep the two apart."""
+        self.close()
+        if self._wrote:
+            self._output.stdout.write("\n" if self._ends_with_newline else "\n\n")
+            self._ends_with_newline, self._wrote = True, False
+
     def close(self) -> None:
         """Whatever happened, leave the screen clean."""
         if not self._ends_with_newline and self._output.stdout.isatty():
             self._output.stdout.write("\n")
+            self._ends_with_newline = True
 
 
 class JsonSink(AnswerSink):
@@ -103,10 +115,10 @@ class CodeBlockSink(AnswerSink):
         """Write the block.
 
         Raises:
-            CoeError: the answer has none.
+            NoCodeBlock: the answer has none.
         """
         block = last_code_block(answer.answer)
         if block is None:
-            raise CoeError("the answer has no code block", "Run it without -x to see the answer.")
+            raise NoCodeBlock("the answer has no code block", "Run it without -x to see the answer.")
         self._output.stdout.write(self._clean(block) if block.endswith("\n") else self._clean(block) + "\n")
         self._output.stdout.flush()

@@ -51,6 +51,7 @@ class LiveAnswerSink(AnswerSink):
             if self._show_thinking:
                 self._append(text, style="dim")
         elif self._to_stdout:
+            self._wrote = True
             self._append(text)
         else:
             super().piece(text, is_thinking=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from msgspec import structs
 
@@ -19,6 +19,7 @@ from coe_cli.core.synthesis import (
     LEAST_DRAFT_CHARS,
     SUPERVISOR,
     Draft,
+    DraftError,
     JointAnswer,
     answer_room,
     draft_max_tokens,
@@ -29,7 +30,7 @@ from coe_cli.core.synthesis import (
     under_headings,
 )
 from coe_cli.errors import CoeError, from_code
-from coe_cli.output.answer_sink import AnswerFormat, AnswerSink
+from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, NoCodeBlock
 from coe_cli.output.console import Output
 from coe_cli.output.draft_panels import DraftLines, DraftPanels
 from coe_cli.runtime.college.answerer import CollegeAnswerer
@@ -90,7 +91,8 @@ class Together:
         """Ask the experts and write one answer, or their drafts under headings.
 
         Raises:
-            CoeError: no expert could answer; the first one's reason.
+            CoeError: no expert could answer, and the first one's reason; or the supervisor could not make one answer of
+                the drafts, which have been written in its place.
         """
         jobs = [self._job(expert) for expert in self._experts]
         self._notes = _standing_in([self._choice.notes, *(job.about.notes for job in jobs)])
@@ -189,25 +191,43 @@ class Together:
             return consult(jobs, source, board)
 
     def _synthesise(self, drafts: list[Draft], source: Source) -> None:
-        options = self._options
-        prompt = self._bounded_prompt(drafts)
-        asked = replace(options, question=prompt)
-        messages = messages_for(asked, self._choice, self._conversation)
         about = About(self._choice.expert, self._spec.name, self._spec.provider, self._profile.name, [])
-        job = Job(about, self._spec, ask_for(self._spec, self._choice, messages, asked))
         sink = self._sink()
         try:
             try:
-                final = collect(source.events(job), about, sink)
+                final = collect(source.events(self._synthesis_job(drafts, about)), about, sink)
             except CoeError as error:
-                self._output.note(f"{about.expert or about.model} failed: {error.message}; these are the drafts")
-                sink.close()
-                self._write(drafts, [f"no synthesis: {error.message}"])
-                return
-            sink.finish(self._joined(drafts, final))
+                sink.break_off()
+                self._write_instead(drafts, about, error)
+            joint = self._joined(drafts, final)
+            sink.finish(joint)
         finally:
             sink.close()
-        self._keep(self._joined(drafts, final))
+        self._keep(joint)
+
+    def _synthesis_job(self, drafts: list[Draft], about: About) -> Job:
+        asked = replace(self._options, question=self._bounded_prompt(drafts))
+        messages = messages_for(asked, self._choice, self._conversation)
+        # As with drafts: what is shown at its end only can start again.
+        whole = self._view.output_format is AnswerFormat.JSON
+        ask = structs.replace(ask_for(self._spec, self._choice, messages, asked), whole=whole)
+        return Job(about, self._spec, ask)
+
+    def _write_instead(self, drafts: list[Draft], about: About, error: CoeError) -> NoReturn:
+        """Write the drafts in place of the answer that could not be made of them.
+
+        Raises:
+            CoeError: always, why it could not.
+        """
+        writer = about.expert or about.model
+        failure = from_code(
+            error.code,
+            f"{writer} made no answer of the drafts, so they are given as they are: {error.message}",
+            error.hint,
+        )
+        with contextlib.suppress(NoCodeBlock):
+            self._write(drafts, DraftError(error.code, error.message, error.hint))
+        raise failure from error
 
     def _bounded_prompt(self, drafts: list[Draft]) -> str:
         """The supervisor's prompt, with the drafts shortened until it fits its slot beside the answer."""
@@ -225,8 +245,8 @@ class Together:
                 return prompt
             room = min(room - 1, int(room * 0.95 * limit / tokens))
 
-    def _write(self, drafts: list[Draft], warnings: list[str] | None = None) -> None:
-        """The drafts under headings, as they are."""
+    def _write(self, drafts: list[Draft], error: DraftError | None = None) -> None:
+        """The drafts under headings, as they are; ``error``: why there is nothing better."""
         models = dict.fromkeys(draft.model for draft in drafts)
         known = [draft.timing for draft in drafts if draft.timing is not None]
         answer = Answer(
@@ -246,9 +266,9 @@ class Together:
                 total_s=0.0,
                 tokens_per_s=None,
             ),
-            warnings=warnings or [],
+            warnings=[] if error is None else [f"no synthesis: {error.message}"],
         )
-        joint = self._joined(drafts, answer)
+        joint = self._joined(drafts, answer, error)
         sink = self._sink(live=False)
         sink.piece(joint.answer, is_thinking=False)
         sink.finish(joint)
@@ -260,7 +280,7 @@ class Together:
         label = f"{self._choice.expert or 'supervisor'} · {self._spec.name}"
         return sink_for(self._output, label, self._spec, self._profile, view, explained)
 
-    def _joined(self, drafts: list[Draft], final: Answer) -> JointAnswer:
+    def _joined(self, drafts: list[Draft], final: Answer, error: DraftError | None = None) -> JointAnswer:
         """The whole: ``usage`` counts every token, ``total_s`` every second."""
         failures = [f"{d.expert} failed: {d.error.message}" for d in drafts if d.error is not None]
         fields = {name: getattr(final, name) for name in Answer.__struct_fields__}
@@ -269,7 +289,7 @@ class Together:
             "timing": structs.replace(final.timing, total_s=time.monotonic() - self._begin),
             "warnings": [*self._notes, *final.warnings, *failures],
         }
-        return JointAnswer(drafts=drafts, **fields)
+        return JointAnswer(drafts=drafts, error=error, **fields)
 
     def _keep(self, answer: JointAnswer) -> None:
         asked = messages_for(self._options, self._choice, self._conversation)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, REPOSITORY, Coe, Result, eventually, is_gone, one_line
+from conftest import MODEL, REPOSITORY, Coe, Result, copy_model, eventually, is_gone, one_line
 from faulty_worker import expected
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
@@ -159,6 +159,8 @@ def test_empty_input_is_an_empty_output(coe: Coe) -> None:
         (["in.jsonl", "-o", "foreign.txt"], "foreign.txt exists already and no batch of coe has begun it"),
         (["in.jsonl", "-o", "foreign.txt", "--keep-order"], "foreign.txt exists already"),
         (["in.jsonl", "--retries", "-1"], "--retries"),
+        (["in.jsonl", "--retry-failed"], "without -o no earlier run is known"),
+        (["in.jsonl", "-o", "out.jsonl", "--retry-failed", "--restart"], "--restart runs every row again"),
     ],
 )
 def test_what_cannot_be_is_refused_with_advice(coe: Coe, arguments: list[str], message: str) -> None:
@@ -175,6 +177,36 @@ def test_fail_fast_ends_before_anything_is_loaded(coe: Coe) -> None:
     result = coe.run("batch", str(source), "--fail-fast")
     assert (result.code, [row["line"] for row in read_rows(result.stdout)]) == (1, [2])
     assert "line 2 failed: it is not JSON" in one_line(result.stderr)
+
+
+@pytest.mark.parametrize("options", [(), ("--keep-order",)])
+def test_failed_rows_are_run_again_only_where_that_is_asked_for(
+    bare_coe: Coe, copied_model: Path, options: tuple[str, ...]
+) -> None:
+    """A model that is not there at first, and a line that never is a row."""
+    rows = [{"prompt": "Name a colour.", **SHORT}, {"prompt": "Name a river.", **SHORT, "model": "late"}, "{"]
+    rows += [{"prompt": "Name a tree.", **SHORT}, {"prompt": "Name a fish.", **SHORT, "model": "late"}]
+    source, out = write_rows(bare_coe.folder / "in.jsonl", rows), bare_coe.folder / "out.jsonl"
+    command = ("batch", str(source), "-o", str(out), *options)
+    first = bare_coe.run(*command)
+    assert first.code == 1 and "3 failed" in first.stderr.splitlines()[-1]
+    before = by_line(out)
+    assert {line for line, row in before.items() if "error" in row} == {2, 3, 5}
+    copy_model(copied_model, bare_coe.models / "late")
+    untouched = out.read_bytes()
+    again = bare_coe.run(*command)
+    assert (again.code, out.read_bytes()) == (1, untouched), "errors count as done"
+    assert one_line(again.stderr) == "coe: all 5 rows are in the output already; 3 failed"
+    retried = bare_coe.run(*command, "--retry-failed")
+    assert retried.code == 1 and "coe: 3 rows that failed are run again\n" in retried.stderr
+    assert retried.stderr.splitlines()[-1].startswith("coe: 5 rows (2 before) in ")
+    after = by_line(out)
+    assert set(after) == {1, 2, 3, 4, 5}
+    assert (after[1], after[4]) == (before[1], before[4]), "answers are kept as they are, timing and all"
+    assert all(after[line]["answer"] and after[line]["model"] == "late" for line in (2, 5))
+    assert after[3]["error"] == before[3]["error"]
+    if options:
+        assert list(after) == [1, 2, 3, 4, 5]
 
 
 # --- going on, with workers that have no model

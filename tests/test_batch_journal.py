@@ -86,6 +86,43 @@ def test_a_torn_end_costs_only_what_was_not_whole(tmp_path: Path, whole: Path, d
     assert sorted((folder / "out").read_bytes().splitlines()) == sorted(results.splitlines())
 
 
+@pytest.mark.parametrize("kept_renames", range(4))
+def test_errors_are_forgotten_wholly_or_not_at_all(
+    tmp_path: Path, whole: Path, kept_renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends before the first rename of a file, before the second …, or not at all."""
+    folder = tmp_path / "batch"
+    shutil.copytree(whole, folder)
+    (folder / "out").chmod(0o640)
+    real_replace, renamed = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        if len(renamed) == kept_renames:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        return real_replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        if kept_renames < 3:
+            with pytest.raises(KeyboardInterrupt):
+                Journal(folder / "journal", folder / "out", HEADER, forget_errors=True)
+        else:
+            journal = Journal(folder / "journal", folder / "out", HEADER, forget_errors=True)
+            assert journal.forgotten == 1
+            journal.close()
+    journal = open_in(folder)
+    kept = ROWS if kept_renames == 0 else [row for row in ROWS if row[2]]
+    assert [journal.read(position) for position in range(len(journal.lines))] == [data for _, data, _ in kept]
+    assert (list(journal.lines), list(journal.ok)) == ([row[0] for row in kept], [row[2] for row in kept])
+    assert journal.routed == {5: "e", 6: "f"}
+    journal.write(1, b"{}\n", ok=True)
+    journal.close()
+    assert (folder / "out").read_bytes() == b"".join(data for _, data, _ in kept) + b"{}\n"
+    assert oct((folder / "out").stat().st_mode & 0o777) == "0o640"
+    Journal(folder / "journal", folder / "out", HEADER, forget_errors=True).close()
+
+
 def test_a_process_killed_before_its_header_leaves_a_new_batch(tmp_path: Path) -> None:
     (tmp_path / "journal").write_bytes(b'{"input_sha')
     open_in(tmp_path).close()

@@ -57,6 +57,9 @@ def batch(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an earlier run wrote, and begin anew.")
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run the rows again that failed in an earlier run.")
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="For rows that name nobody: this model.", autocompletion=complete_models),
@@ -94,6 +97,9 @@ def batch(
     """
     if temperature is not None and math.isnan(temperature):
         raise UsageError("--temperature is not a number", "See `coe batch --help`.")
+    if retry_failed and (restart or output_file is None):
+        problem = "--restart runs every row again" if restart else "without -o no earlier run is known"
+        raise UsageError(f"--retry-failed goes on with an earlier run, and {problem}", "See `coe batch --help`.")
     if address is not None and engine is not EngineName.RAY:
         raise UsageError("--address is that of a Ray cluster", "Add --engine ray.")
     from coe_cli.runtime.batch.batch_index import RowDefaults
@@ -109,6 +115,7 @@ def batch(
             fail_fast=fail_fast,
             retries=retries,
             restart=restart,
+            retry_failed=retry_failed,
             concurrency=concurrency,
             engine=engine.value,
             address=address,

@@ -35,6 +35,7 @@ class BatchOptions:
     fail_fast: bool
     retries: int
     restart: bool
+    retry_failed: bool
     concurrency: int | None
     engine: str
     address: str | None
@@ -67,6 +68,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
         keep_order=options.keep_order,
         fail_fast=options.fail_fast,
         restart=options.restart,
+        retry_failed=options.retry_failed,
         again=options.again,
     )
     with (

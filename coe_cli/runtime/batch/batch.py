@@ -35,6 +35,7 @@ class BatchJob:
     keep_order: bool = False
     fail_fast: bool = False
     restart: bool = False
+    retry_failed: bool = False
     again: str = "the same command"
 
 
@@ -94,6 +95,9 @@ class _Batch:
 
     def run(self, desk: Desk, route: Route, new_engine: Callable[[], Engine]) -> Progress:
         results = self._results
+        if results.forgotten:
+            rows = "1 row that failed is" if results.forgotten == 1 else f"{results.forgotten} rows that failed are"
+            self._view.note(f"{rows} run again")
         with (
             contextlib.closing(results),
             contextlib.closing(BatchIndex(self._source, desk, self._job.defaults)) as index,
@@ -201,7 +205,8 @@ class _Results:
             options |= {name: getattr(job.defaults, name) for name in job.defaults.__struct_fields__}
             if job.keep_order and job.target is not None:
                 _refuse_foreign(job.target, folder / _JOURNAL)
-            self._journal = Journal(folder / _JOURNAL, results, Header(facts.sha256, options))
+            header = Header(facts.sha256, options)
+            self._journal = Journal(folder / _JOURNAL, results, header, forget_errors=job.retry_failed)
             for line in self._journal.lines:
                 self._lines_done[line] = 1
             self.done = self.earlier = len(self._journal.lines)
@@ -210,6 +215,10 @@ class _Results:
     @property
     def is_done(self) -> _Lines:
         return _Lines(self._lines_done)
+
+    @property
+    def forgotten(self) -> int:
+        return self._journal.forgotten if self._journal is not None else 0
 
     @property
     def routed(self) -> Mapping[int, str]:
@@ -320,7 +329,7 @@ def _workplace(job: BatchJob) -> Iterator[Path]:
         ) from None
     try:
         if job.restart:
-            for name in (_JOURNAL, _UNORDERED, _SPOOL):
+            for name in (_JOURNAL, f"{_JOURNAL}.new", _UNORDERED, _SPOOL):
                 (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError), job.target.open("r+b") as old:
                 old.truncate(0)

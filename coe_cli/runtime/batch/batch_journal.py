@@ -2,7 +2,8 @@
 
 An entry with a row's line number, length and checksum goes into the journal first, then the row's bytes into the results.
 A row is done if and only if its bytes are there. Both files only grow, so whatever a killed process left behind ends in
-at most one entry without its bytes: opening the batch again cuts that off and loses nothing.
+at most one entry without its bytes: opening the batch again cuts that off and loses nothing. Errors are forgotten by
+writing both files anew beside the old ones; the new journal's name is the moment from which they count.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import time
 import zlib
 from array import array
@@ -54,28 +56,39 @@ class Journal:
     """The results of one batch, open for more. ``lines``, ``starts`` and ``sizes`` are in the order of writing.
 
     ``ok`` has one byte for each of them: 1 for an answer, 0 for an error. Times and sizes are seconds and bytes.
+    ``forgotten`` counts the errors that were taken out when it was opened.
     """
 
-    def __init__(self, path: Path, results: Path, header: Header) -> None:
-        """Open or begin a batch.
+    lines: array[int]
+    starts: array[int]
+    sizes: array[int]
+    ok: bytearray
+    routed: dict[int, str]
+    _journal: IO[bytes]
+    _results: IO[bytes]
+    _end: int
+    _journal_end: int
+    _unsynced: bool
+
+    def __init__(self, path: Path, results: Path, header: Header, *, forget_errors: bool = False) -> None:
+        """Open or begin a batch. ``forget_errors``: take the errors of earlier runs out, as if their rows had not been run.
 
         Raises:
             UsageError: the journal is another batch's, or the results were changed by somebody else.
             CoeError: the files cannot be read or written.
         """
         self.path, self.results_path = path, results
-        self.lines, self.starts, self.sizes, self.ok = array("Q"), array("Q"), array("L"), bytearray()
-        self.routed: dict[int, str] = {}
-        self._end = self._journal_end = 0
-        self._synced_at = time.monotonic()
-        self._unsynced = False
+        self._new_journal, self._new_results = path.with_name(f"{path.name}.new"), path.with_name("results.new")
+        self.forgotten = 0
         with self._explained():
-            self._journal = _open_unbuffered(path, 0o600)
-            self._results = _open_unbuffered(results, 0o666)
-            if not self._recover(header):
-                self._results.truncate(0)
-                self._journal.truncate(0)
-                self._journal_end = _append(self._journal, 0, _encode(header) + b"\n")
+            self._replace()
+            self._open(header)
+            if forget_errors and (errors := self.ok.count(0)):
+                self._write_without_errors(header)
+                self.close()
+                self._replace()
+                self._open(header)
+                self.forgotten = errors
 
     def write(self, line: int, data: bytes, *, ok: bool) -> None:
         """Add the result of ``line``: whole lines of text.
@@ -123,6 +136,47 @@ class Journal:
         """Safe to call more than once."""
         self._journal.close()
         self._results.close()
+
+    def _open(self, header: Header) -> None:
+        self.lines, self.starts, self.sizes, self.ok = array("Q"), array("Q"), array("L"), bytearray()
+        self.routed = {}
+        self._end = self._journal_end = 0
+        self._synced_at = time.monotonic()
+        self._unsynced = False
+        self._journal = _open_unbuffered(self.path, 0o600)
+        self._results = _open_unbuffered(self.results_path, 0o666)
+        if not self._recover(header):
+            self._results.truncate(0)
+            self._journal.truncate(0)
+            self._journal_end = _append(self._journal, 0, _encode(header) + b"\n")
+
+    def _write_without_errors(self, header: Header) -> None:
+        """Write both files anew; they count from the moment when the journal has its name."""
+        part = self._new_journal.with_name(f"{self._new_journal.name}.part")
+        with part.open("wb") as journal, self._new_results.open("wb") as results:
+            part.chmod(0o600)
+            shutil.copymode(self.results_path, self._new_results)
+            journal.write(_encode(header) + b"\n")
+            if self.routed:
+                journal.write(_encode(_Entry(routed=self.routed)) + b"\n")
+            for position, (line, ok) in enumerate(zip(self.lines, self.ok, strict=True)):
+                if ok:
+                    data = self.read(position)
+                    journal.write(_encode(_Entry(line, len(data), zlib.crc32(data))) + b"\n")
+                    results.write(data)
+            for file in (results, journal):
+                file.flush()
+                os.fsync(file.fileno())
+        part.replace(self._new_journal)
+
+    def _replace(self) -> None:
+        """Put new files in place of the old ones, the journal last; also what a killed process left of that."""
+        if self._new_journal.exists():
+            if self._new_results.exists():
+                self._new_results.replace(self.results_path)
+            self._new_journal.replace(self.path)
+        else:
+            self._new_results.unlink(missing_ok=True)
 
     def _note(self, entry: _Entry, end: int) -> None:
         self.lines.append(entry.line)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from coe_cli.runtime.college.college import College, CollegeSettings
-from coe_cli.runtime.college.college_events import Ask, AskByName, CollegeEvent
+from coe_cli.runtime.college.college_events import Ask, CollegeEvent
 from coe_cli.runtime.college.meter import Meter
 from coe_cli.runtime.server.college_client import reach
 from coe_cli.runtime.server.serve_options import ServeOptions
@@ -59,9 +59,8 @@ class ResidentAnswerer:
                 self._other = self._instead()
             yield from self._other.answer(ask)
             return
-        fields = {name: getattr(ask, name) for name in AskByName.__struct_fields__ if name != "model"}
         with contextlib.closing(client):
-            yield from client.stream_chat(AskByName(model=ask.model.name, **fields), self._timeout_s)
+            yield from client.stream_chat(ask.by_name(), self._timeout_s)
 
     def close(self) -> None:
         """End what stood in for the college; the college stays."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
 
+Model = TypeVar("Model")
 
-class Ask(Struct, frozen=True):
-    """A request to one model. ``template`` is for models without a chat template.
 
-    ``whole``: nothing of the answer is handed on before its end, so that it can start again however far it was.
-    ``flush_s`` as in ``protocol.Generate``.
-    """
-
-    model: ModelSpec
+class _Asking(Struct, Generic[Model], frozen=True):
+    model: Model
     messages: list[ChatMessage]
     template: str | None = None
     max_tokens: int | None = None
@@ -27,6 +23,26 @@ class Ask(Struct, frozen=True):
     priority: int = 0
     whole: bool = False
     flush_s: float = FLUSH_S
+
+
+class Ask(_Asking[ModelSpec], frozen=True):
+    """A request to one model. ``template`` is for models without a chat template.
+
+    ``whole``: nothing of the answer is handed on before its end, so that it can start again however far it was.
+    ``flush_s`` as in ``protocol.Generate``.
+    """
+
+    def by_name(self) -> AskByName:
+        """The same for another process."""
+        return AskByName(**structs.asdict(self) | {"model": self.model.name})
+
+
+class AskByName(_Asking[str], frozen=True):
+    """An ``Ask`` from another process, which names the model."""
+
+    def of(self, spec: ModelSpec) -> Ask:
+        """The same with the model itself."""
+        return Ask(**structs.asdict(self) | {"model": spec})
 
 
 class Waiting(Struct, frozen=True, tag=True):
@@ -86,18 +102,3 @@ class Broken(Struct, frozen=True, tag=True):
 
 
 WireEvent: TypeAlias = Waiting | Loading | Reading | Piece | Again | Finished | Broken
-
-
-class AskByName(Struct, frozen=True):
-    """An ``Ask`` from another process, which names the model. ``template`` as in ``Ask``."""
-
-    model: str
-    messages: list[ChatMessage]
-    template: str | None = None
-    max_tokens: int | None = None
-    sampling: Sampling = Sampling()
-    stop: list[str] = []
-    guidance: Guidance | None = None
-    priority: int = 0
-    whole: bool = False
-    flush_s: float = FLUSH_S

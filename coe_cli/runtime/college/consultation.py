@@ -90,20 +90,7 @@ class OwnSource:
 
     def events(self, job: Job) -> Iterator[ce.CollegeEvent]:
         """See ``Source.events``."""
-        ask = job.ask
-        return self._answerer.answer(
-            ce.Ask(
-                job.spec,
-                ask.messages,
-                ask.template,
-                ask.max_tokens,
-                ask.sampling,
-                ask.stop,
-                ask.guidance,
-                ask.priority,
-                ask.whole,
-            )
-        )
+        return self._answerer.answer(job.ask.of(job.spec))
 
     def close(self) -> None:
         """See ``Source.close``."""

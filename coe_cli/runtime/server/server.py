@@ -223,18 +223,7 @@ class Server:
 
     async def _send_events(self, wish: ce.AskByName, send: Send) -> None:
         try:
-            ask = ce.Ask(
-                model=self.desk.open(wish.model),
-                messages=wish.messages,
-                template=wish.template,
-                max_tokens=wish.max_tokens,
-                sampling=wish.sampling,
-                stop=wish.stop,
-                guidance=wish.guidance,
-                priority=wish.priority,
-                whole=wish.whole,
-                flush_s=wish.flush_s,
-            )
+            ask = wish.of(self.desk.open(wish.model))
             async with contextlib.aclosing(self.college.ask(ask)) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": _encode(event) + b"\n", "more_body": True})

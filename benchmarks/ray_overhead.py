@@ -1,7 +1,7 @@
 """What Ray costs: the same rows of 64 tokens through the engine on this machine and through Ray on one node.
 
-Usage: ray_overhead.py [--rounds N] [--rows N]. Each figure is tokens a second between two answers of a run, the sixth and
-the last but two, so that neither loads count nor a worker that has nothing left to do; the runs alternate. Both sides must
+Usage: ray_overhead.py [--rounds N] [--rows N]. Each figure is tokens a second between two answers of a run, the twelfth
+and the last but two, so that neither loads count nor a worker that has nothing left to do; the runs alternate. Both sides must
 have had a worker for each slot, because two workers with one thread each are faster than one with two threads: otherwise
 there is no figure.
 """
@@ -30,7 +30,7 @@ from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 MODEL = "smollm2-135m"
 TOKENS = 64
-LEAD = 6
+LEAD = 12
 """So many answers are not counted: until then every worker has loaded and writes."""
 TAIL = 2
 """Nor are these: the last of them are written by one worker alone."""
@@ -86,7 +86,7 @@ def tokens_per_s(new_engine: Callable[[], Engine], spec: ModelSpec, count: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=46)
+    parser.add_argument("--rows", type=int, default=60)
     arguments = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     profile = load_profiles(profile_paths()).select("embedded")

@@ -17,6 +17,8 @@ from coe_cli.errors import CoeError, DeviceLost
 _HOME_REPORTS = "RAY_USAGE_STATS_ENABLED"
 _AUTH_MODE = "RAY_AUTH_MODE"
 _REACH_S = 10.0
+_UNREAD = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
+"""Leaves off the records of a cluster that ends with its batch: nobody reads them, and the models' cores would write them."""
 
 
 def check_installed() -> None:
@@ -89,6 +91,8 @@ class RayCluster:
                     "Start its head with `coe node --head --start`. One that asks for a token: set RAY_AUTH_MODE=token and the"
                     " head's RAY_AUTH_TOKEN here. Leave out --address for a cluster of this machine.",
                 ) from None
+        for name, value in _UNREAD.items():
+            os.environ.setdefault(name, value)
         self.ray.init(
             address="local",
             num_cpus=1,

@@ -14,15 +14,18 @@ import pytest
 from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 
 from coe_cli.core.catalog import load_catalog
+from coe_cli.core.machine import Machine
 from coe_cli.core.profile import load_profiles
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.planning.profile_report import check
 from coe_cli.runtime.routing import embedder_export
 from coe_cli.runtime.routing.embedder import Embedder, embedder_folder, read_info
 from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts, export_embedder, prepare_embedder
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.embedder_sources import EMBEDDED, EMBEDDERS, fetch_embedder
 from coe_cli.runtime.routing.router_cache import open_router
+from coe_cli.runtime.server.serve_process import college_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles" / "hardware_profiles.yaml"
@@ -99,6 +102,10 @@ def test_the_measured_memory_is_in_the_plans_fixed_part(exported: Path, tmp_path
     assert measured.bge_m3_embeddings == math.ceil(info.resident_mb) > 0
     assert measured.system_overhead == constant.system_overhead
     assert measured.total == measured.bge_m3_embeddings + measured.system_overhead
+    profiles, catalog = load_profiles([PROFILES]), load_catalog([ROOT / "profiles" / "experts.yaml"])
+    checked = check(profiles, "standard", catalog, where, machine=Machine((), False, 16_000.0))
+    college = college_profile(profiles, "standard", catalog, where)
+    assert checked.profile.fixed_mb == college.fixed_mb == measured.total, "check, batch, chat and serve count alike"
     (embedder_folder(EMBEDDED, where) / "embedder.json").write_text("{")
     assert with_measured_embedder(standard, where) == standard, "a damaged one is as good as none"
 

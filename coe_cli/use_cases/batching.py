@@ -59,7 +59,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
 
         check_installed()
     where = folders()
-    profile = college_profile(profiles, options.profile, catalog, where.models)
+    profile = college_profile(profiles, options.profile, catalog, where)
     _provide_a_model(options, catalog, output)
     job = BatchJob(
         source,

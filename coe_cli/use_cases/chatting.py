@@ -231,7 +231,7 @@ def _answerer(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outp
     def own_college() -> CollegeAnswerer:
         from coe_cli.runtime.server.serve_process import college_profile
 
-        profile = college_profile(profiles, options.profile, catalog, folders().models)
+        profile = college_profile(profiles, options.profile, catalog, folders())
         settings = CollegeSettings(pool_from_profile(profile), cost_in(profile), recorder=Recorder())
         return CollegeAnswerer(settings, meter_for(profile))
 

@@ -7,6 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
+from msgspec import structs
+
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.machine import Machine, pick_profile
 from coe_cli.core.model_spec import BYTES_PER_MB, find_spec, models_on_disk
@@ -17,6 +19,7 @@ from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, gather
 from coe_cli.runtime.probe import probe_machine, remember
+from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.store.integrity import check_files
 
 
@@ -44,7 +47,9 @@ def check(
         inputs = gather(PlanRequest(), profile, catalog, where)
     except CoeError as error:
         return CheckReport(profile, reason, seen, [*findings, Finding("error", "model", error.message, error.hint)])
-    result = plan(profile, inputs.scenario, inputs.known)
+    known = structs.replace(inputs.known, guide_fixed_mb=float(profile.fixed_mb))
+    profile = with_measured_embedder(profile, where)
+    result = plan(profile, inputs.scenario, known)
     answering = {role.model for role in (*inputs.scenario.roles, *inputs.known.candidates)}
     models = [_state(model, catalog, where) for model in sorted(answering)]
     findings += check_profile(

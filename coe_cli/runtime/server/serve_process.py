@@ -34,7 +34,7 @@ from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.desk import Desk
 from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
-from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+from coe_cli.runtime.folders import Folders, catalog_paths, folders, profile_paths
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server import rendezvous
@@ -76,7 +76,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
     profiles = load_profiles(profile_paths(files[0]))
     catalog = load_catalog(catalog_paths(files[1]))
     where = folders()
-    profile = with_measured_embedder(college_profile(profiles, options.profile, catalog, where.models), where)
+    profile = college_profile(profiles, options.profile, catalog, where)
     folder = rendezvous.private_folder(where.state)
     lock = rendezvous.hold_college_lock(folder)
     if lock is None:
@@ -105,23 +105,25 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
         lock.release()
 
 
-def college_profile(profiles: ProfileSet, name: str | None, catalog: Catalog, models_dir: Path) -> HardwareProfile:
+def college_profile(profiles: ProfileSet, name: str | None, catalog: Catalog, where: Folders) -> HardwareProfile:
     """The named profile; else the default one if a model on disk is for its provider, else one that some model is for.
+
+    Its fixed part has the embedder's memory as it was measured, where it was.
 
     Raises:
         ProfileInvalid: no profile has that name.
     """
     if name is not None:
-        return profiles.select(name)
+        return with_measured_embedder(profiles.select(name), where)
     default = profiles.select(None)
     providers = []
-    for model, folder in models_on_disk(models_dir).items():
+    for model, folder in models_on_disk(where.models).items():
         with contextlib.suppress(CoeError):
             providers.append(spec_from_folder(model, folder).provider)
     if default.provider in providers:
-        return default
+        return with_measured_embedder(default, where)
     provider = providers[0] if providers else catalog.models[catalog.default_model].provider
-    return choose_profile(profiles, None, provider)
+    return with_measured_embedder(choose_profile(profiles, None, provider), where)
 
 
 class _Process:

@@ -63,9 +63,10 @@ class RayCluster:
             DeviceLost: there is no cluster at ``address``.
         """
         wanted = address or os.environ.get("RAY_ADDRESS")
-        if wanted and _is_here(wanted) and _has_token():
+        if wanted and "ray" not in sys.modules and _is_here(wanted) and _has_token():
             # `ray start --head` asks for the token of this machine as soon as there is one; an explicit address sends none
-            # by itself, and a head that asks for none does not mind one. Ray reads the mode when it is imported.
+            # by itself, and a head that asks for none does not mind one. Ray reads the mode when it is imported: set later,
+            # it would hold for the processes that are started, and not for this one.
             os.environ.setdefault(_AUTH_MODE, "token")
         self.ray = ray_module()
         self._quiet = _Quiet()

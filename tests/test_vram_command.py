@@ -15,7 +15,11 @@ from typer.testing import CliRunner
 
 from coe_cli.commands import vram
 from coe_cli.core.calibration import CalibrationRecord
+from coe_cli.core.catalog import load_catalog
+from coe_cli.core.footprint import ExactAccounting, ModelMemory
+from coe_cli.core.model_spec import spec_from_catalog
 from coe_cli.errors import ModelDamaged, ProfileInvalid, UsageError
+from coe_cli.runtime.folders import catalog_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -53,6 +57,19 @@ def test_json_keys_are_pinned() -> None:
     assert plan["schema_version"] == 1
     assert (plan["accounting"], plan["provider"], plan["fixed_mb"], plan["pool_mb"]) == ("exact", "dml", 2000, 30000)
     assert plan["models"][0]["source"] == "catalog"
+
+
+def test_a_model_to_be_pulled_is_planned_as_pull_leaves_it() -> None:
+    """Logits of 4096 tokens over 152,064 words would take 2 GB more, and 8 GB cards would look too small."""
+    name = "Qwen2.5-Coder-7B-DML"
+    spec = spec_from_catalog(name, load_catalog(catalog_paths()).models[name])
+    pruned, whole = (
+        ExactAccounting().slot(ModelMemory(spec, "dml", prunes_logits=prunes), 4096).activation_bytes / 2**20
+        for prunes in (True, False)
+    )
+    (slot,) = plan_json("-p", "minimal", "-e", "python_backend")["slots"]
+    assert slot["activation_mb"] == pytest.approx(pruned, abs=1)
+    assert whole - pruned > 2000
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     for warning in plan.warnings:
         style = "red" if warning.code == "does_not_fit" else "yellow"
         write_line(output, (f"{warning.code}: {warning.message}", style))
-    most = f" · at most {plan.max_slots} slots at this context, at most {plan.max_context} tokens with these slots"
+    slots = "1 slot" if plan.max_slots == 1 else f"{plan.max_slots} slots"
+    most = f" · at most {slots} at this context, at most {plan.max_context} tokens with these slots"
     write_line(output, ("fits" if plan.fits else "does not fit", "bold"), most)
 
 

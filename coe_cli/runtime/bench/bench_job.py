@@ -156,7 +156,7 @@ def _open(name: str, request: BenchRequest, profile: HardwareProfile, catalog: C
         spec = open_model(name, folder)
         if request.provider is not None:
             spec = structs.replace(spec, provider=request.provider)
-        memory = memory_of(spec, spec.provider, catalog)
+        memory = memory_of(spec, spec.provider)
     except CoeError as error:
         return BenchModel(
             name=name,

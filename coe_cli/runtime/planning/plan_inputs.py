@@ -86,7 +86,7 @@ def gather(
     computed: dict[str, ModelMemory] = {}
     for model in [*wanted, *dict.fromkeys(role.model for role in candidates)]:
         try:
-            computed[model] = memory_of(find_spec(model, catalog, where.models), provider, catalog, request.chunk_size)
+            computed[model] = memory_of(find_spec(model, catalog, where.models), provider, request.chunk_size)
         except CoeError:
             if model in wanted:
                 raise
@@ -99,12 +99,10 @@ def gather(
     return PlanInputs(scenario, structs.replace(known, models=measured), known, calibrations, notes)
 
 
-def memory_of(spec: ModelSpec, provider: Provider, catalog: Catalog, chunk_size: int | None = None) -> ModelMemory:
-    """A model's memory with its graph, where it is on disk; a GGUF source is converted with pruned logits."""
-    entry = catalog.models.get(spec.name)
+def memory_of(spec: ModelSpec, provider: Provider, chunk_size: int | None = None) -> ModelMemory:
+    """A model's memory with its graph, where it is on disk; else as `coe models pull` leaves it, with pruned logits."""
     if spec.folder is None:
-        pruned = True if entry is not None and entry.format == "gguf" else None
-        return ModelMemory(spec, provider, prunes_logits=pruned, chunk_size=chunk_size)
+        return ModelMemory(spec, provider, prunes_logits=True, chunk_size=chunk_size)
     return memory_on_disk(spec, provider, chunk_size)
 
 

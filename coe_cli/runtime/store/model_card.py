@@ -102,7 +102,7 @@ def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir
     spec = find_spec(name, catalog, models_dir)
     entry = catalog.models.get(name)
     facts = graph_of(spec) if spec.folder else None
-    computed = memory_of(spec, spec.provider, catalog)
+    computed = memory_of(spec, spec.provider)
     calibration = calibration_of(computed, CalibrationStore(state_dir).read())
     manifest = (read_manifest(spec.folder) if spec.folder else None) or {"files": {}, "origin": {}}
     origin = manifest.get("origin") or {}

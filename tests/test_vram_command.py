@@ -156,6 +156,11 @@ def test_a_model_on_disk_wins_and_its_measurements_show(own_folders: Path) -> No
     assert json.loads(noisy.stdout)["models"][0]["weights_mb"] == 250
 
 
+def test_one_slot_is_not_called_slots() -> None:
+    text = run("--experts", "python_backend", "--vram-mb", "9500", "--context", "8192").stdout
+    assert "at most 1 slot at this context" in " ".join(text.split())
+
+
 def test_weights_under_two_names_are_named(own_folders: Path) -> None:
     import shutil
 

@@ -29,7 +29,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import CollegeSettings
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
-from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_on_disk
+from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -202,7 +202,7 @@ def test_what_two_workers_of_one_model_take_is_recorded_as_that_models(
     finally:
         running.close()
     assert all(result.answer is not None for result in results)
-    memory = memory_on_disk(spec)
+    memory = memory_of(spec)
     store = CalibrationStore(folders().state)
     # Two loads, and the first answer of each.
     eventually(lambda: (found := calibration_of(memory, store.read())) is not None and found.records == 4)

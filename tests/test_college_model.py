@@ -28,7 +28,7 @@ from coe_cli.runtime.college.meter import ResidentSetMeter
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
-from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_on_disk
+from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -264,7 +264,7 @@ def test_a_real_load_and_answer_are_recorded_and_the_next_plan_uses_them(models_
     recorder.wait()
     measurements = store.read()
     assert measurements.warning is None
-    memory = memory_on_disk(spec_from_folder(MODEL, models_dir / MODEL))
+    memory = memory_of(spec_from_folder(MODEL, models_dir / MODEL))
     found = calibration_of(memory, measurements)
     assert found is not None and found.records == 2  # the load, and the first answer alone
     assert found.load_bytes == pytest.approx(load_bytes(memory), rel=0.1)

@@ -239,10 +239,10 @@ def test_a_state_folder_that_cannot_be_written_disturbs_nobody(tmp_path: Path) -
 
 def test_the_college_charges_what_the_plan_says_and_learns_from_a_record(own_state: Path) -> None:
     from coe_cli.core.footprint import ExactAccounting
-    from coe_cli.runtime.planning.plan_inputs import memory_on_disk
+    from coe_cli.runtime.planning.plan_inputs import memory_of
 
     spec, profile = spec_from_folder("smollm2-135m", MODEL), PROFILES.select("embedded")
-    counting, memory = ExactAccounting(), memory_on_disk(spec)
+    counting, memory = ExactAccounting(), memory_of(spec)
     cost, context = cost_in(profile)(spec)
     slot = counting.slot(memory, context)
     assert context == 4096

@@ -18,8 +18,10 @@ from coe_cli.core.calibration import CalibrationRecord
 from coe_cli.core.catalog import load_catalog
 from coe_cli.core.footprint import ExactAccounting, ModelMemory
 from coe_cli.core.model_spec import spec_from_catalog
+from coe_cli.core.profile import load_profiles
 from coe_cli.errors import ModelDamaged, ProfileInvalid, UsageError
-from coe_cli.runtime.folders import catalog_paths
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.folders import catalog_paths, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -68,7 +70,10 @@ def test_a_model_to_be_pulled_is_planned_as_pull_leaves_it() -> None:
         for prunes in (True, False)
     )
     (slot,) = plan_json("-p", "minimal", "-e", "python_backend")["slots"]
+    cost, context_length = cost_in(load_profiles(profile_paths()).select("minimal"))(spec)
+    assert context_length == 4096
     assert slot["activation_mb"] == pytest.approx(pruned, abs=1)
+    assert slot["activation_mb"] == pytest.approx(cost.activation_mb, abs=1)
     assert whole - pruned > 2000
 
 

@@ -33,9 +33,8 @@ class RatioRow(Struct, frozen=True):
     def complaints(self, limit: float) -> list[str]:
         """One sentence for each judged figure that is worse than ``limit`` times the earlier one."""
         row = self.row
-        where = (
-            f"{row.model}, prompt {row.prompt_tokens}, depth {row.depth}, {row.max_length} tokens, {row.slots} slots"
-        )
+        slots = "1 slot" if row.slots == 1 else f"{row.slots} slots"
+        where = f"{row.model}, prompt {row.prompt_tokens}, depth {row.depth}, {row.max_length} tokens, {slots}"
         if self.lost:
             return [f"{where}: was measured earlier and fails now"]
         found = [(name, getattr(self, name)) for name in JUDGED]

@@ -11,7 +11,7 @@ from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
-from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_on_disk
+from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 
 _LOAD_MB_PER_S = 1000.0
 
@@ -29,7 +29,7 @@ def cost_in(profile: HardwareProfile) -> Callable[[ModelSpec], tuple[ModelCost, 
 
     def cost_of(spec: ModelSpec) -> tuple[ModelCost, int]:
         context_length = slot_context(spec, profile)
-        memory = memory_on_disk(spec)
+        memory = memory_of(spec)
         memory = apply(memory, calibration_of(memory, CalibrationStore(folders().state).read()))
         counting = ExactAccounting()
         slot = counting.slot(memory, context_length)

@@ -21,7 +21,7 @@ from coe_cli.runtime.college.gpu_memory import GpuMemory, open_gpu
 from coe_cli.runtime.college.meter import ResidentSetMeter
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
-from coe_cli.runtime.planning.plan_inputs import memory_on_disk
+from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.providers import runtime_version, settings_from
 
 READINGS_KEPT = 64
@@ -97,7 +97,7 @@ class Recorder:
 
         def write() -> None:
             with contextlib.suppress(OSError):
-                memory = memory_on_disk(spec)
+                memory = memory_of(spec)
                 predicted = _predicted_bytes(memory, kind, context_length, prompt_tokens)
                 self._store.record(
                     CalibrationRecord(

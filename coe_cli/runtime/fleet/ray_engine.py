@@ -38,6 +38,8 @@ from coe_cli.runtime.fleet.ray_actor import ActorSettings, ModelActor, RowToAnsw
 from coe_cli.runtime.fleet.ray_cluster import RayCluster
 
 _LOOK_UP_S = 0.2
+_CALM_S = 1.0
+"""Between two looks at the room where one more actor would gain nothing or has none: each is a call to Ray's head."""
 _AHEAD = 1
 _MOST_LOSSES = 5
 """So often may a row's actor be lost before the row is given up."""
@@ -98,7 +100,7 @@ class RayEngine:
         self._answers: dict[Any, _Row] = {}
         self._starting: dict[Any, _Replica] = {}
         self._made_room_at = 0.0
-        self._scaled_at = 0.0
+        self._scale_at = 0.0
         self._content: dict[str, float] = {}
         """Model → until when no further actor of it is asked for, since there was no room."""
         self._stopping = False
@@ -238,9 +240,9 @@ class RayEngine:
     def _scale(self, source: RowSource) -> Iterator[RowResult]:
         """Ask for one more actor where that helps, and make room for one that waits."""
         now = time.monotonic()
-        if now - self._scaled_at < _LOOK_UP_S:
+        if now < self._scale_at:
             return
-        self._scaled_at = now
+        self._scale_at = now + _LOOK_UP_S
         rows = dict(source.remaining()) if not self._stopping else {}
         for model, again in self._again.items():
             if again:
@@ -266,6 +268,8 @@ class RayEngine:
         wanted = self._wanted(source, rows, now)
         if wanted is not None:
             self._start(source, wanted)
+        else:
+            self._scale_at = now + _CALM_S
 
     def _wanted(self, source: RowSource, rows: dict[str, int], now: float) -> str | None:
         """The model that gains the most by one more actor."""

@@ -99,23 +99,19 @@ def gather(
     return PlanInputs(scenario, structs.replace(known, models=measured), known, calibrations, notes)
 
 
-def memory_of(spec: ModelSpec, provider: Provider, chunk_size: int | None = None) -> ModelMemory:
-    """A model's memory with its graph, where it is on disk; else as `coe models pull` leaves it, with pruned logits."""
+def memory_of(spec: ModelSpec, provider: Provider | None = None, chunk_size: int | None = None) -> ModelMemory:
+    """A model's memory on its own provider unless another is named.
+
+    One on disk counts with its graph and configuration; another as `coe models pull` leaves it, with pruned logits.
+    """
     if spec.folder is None:
-        return ModelMemory(spec, provider, prunes_logits=True, chunk_size=chunk_size)
-    return memory_on_disk(spec, provider, chunk_size)
-
-
-def memory_on_disk(spec: ModelSpec, provider: Provider | None = None, chunk_size: int | None = None) -> ModelMemory:
-    """The memory of a model in ``spec.folder``, on its own provider unless another is named."""
-    configured = _configured_chunk_size(spec.folder) if spec.folder is not None else None
-    graph = _graph(spec) if spec.folder is not None else None
+        return ModelMemory(spec, provider or spec.provider, prunes_logits=True, chunk_size=chunk_size)
     return ModelMemory(
         spec,
         provider or spec.provider,
-        graph=graph,
-        chunk_size=chunk_size or configured,
-        tokenizer_file_bytes=_size(spec.folder / "tokenizer.json") if spec.folder is not None else None,
+        graph=_graph(spec),
+        chunk_size=chunk_size or _configured_chunk_size(spec.folder),
+        tokenizer_file_bytes=_size(spec.folder / "tokenizer.json"),
     )
 
 

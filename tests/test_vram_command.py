@@ -198,6 +198,12 @@ def test_the_human_view_shows_the_budget_as_one_bar() -> None:
     assert "fits" in text and "guide" in text
 
 
+def test_the_human_view_says_what_is_not_on_disk(own_folders: Path) -> None:
+    assert "counted as `coe models pull` will leave it: Qwen2.5-Coder-7B-DML\n" in run("-e", "python_backend").stdout
+    folder_with_model(own_folders / "models")
+    assert "not on disk" not in run("-p", "embedded").stdout
+
+
 def test_mistakes_are_told_with_the_nearest_name(own_folders: Path) -> None:
     wrong = run("--experts", "python_backed")
     assert isinstance(wrong.exception, UsageError) and "python_backend" in wrong.exception.hint

@@ -89,6 +89,8 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     if plan.preload is not None:
         preload = f"preload: {plan.preload.model} ({plan.preload.weights_mb:.0f} MB) stays within normal pressure"
         write_line(output, preload)
+    if to_pull := [model.name for model in plan.models if model.source == "catalog"]:
+        write_line(output, f"not on disk, counted as `coe models pull` will leave it: {', '.join(to_pull)}")
     for warning in plan.warnings:
         style = "red" if warning.code == "does_not_fit" else "yellow"
         write_line(output, (f"{warning.code}: {warning.message}", style))

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,15 @@ class Notes:
     def __init__(self) -> None:
         self.times: dict[int, list[float]] = {}
         self.text: dict[int, str] = {}
+        self.tokens: Counter[int] = Counter()
         self.ended: list[int] = []
         self.phases: dict[int, list[str]] = {}
 
     def phase(self, number: int, name: str, worker_pid: int) -> None:
         self.phases.setdefault(number, []).append(name)
+
+    def wrote(self, number: int, tokens: int) -> None:
+        self.tokens[number] += tokens
 
     def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
         self.times.setdefault(number, []).append(time.monotonic())
@@ -91,6 +96,7 @@ def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> 
         assert board.text[number].strip() == draft.answer.strip()
         assert draft.usage is not None and draft.usage.completion_tokens == 30
         assert draft.timing is not None and draft.timing.total_s > 0
+    assert board.tokens == Counter(dict.fromkeys(range(len(drafts)), 30))
     firsts, lasts = [t[0] for t in board.times.values()], [t[-1] for t in board.times.values()]
     assert max(firsts) < min(lasts), "all had begun before one had ended"
     assert sorted(board.ended) == [0, 1, 2]

@@ -31,6 +31,9 @@ class DraftLines:
     def phase(self, number: int, name: str, worker_pid: int) -> None:
         """Nothing is shown of a draft before its end."""
 
+    def wrote(self, number: int, tokens: int) -> None:
+        """Lines have no use for it."""
+
     def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
         """Nothing is shown of a draft before its end."""
 
@@ -61,6 +64,11 @@ class DraftPanels(DraftLines):
         """The panel says what is being done."""
         with self._lock:
             self._panels[number].phase = name
+
+    def wrote(self, number: int, tokens: int) -> None:
+        """The panel counts them."""
+        with self._lock:
+            self._panels[number].wrote(tokens)
 
     def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
         """The text grows in the panel; thoughts only change what the panel says is being done."""
@@ -107,14 +115,16 @@ class _Panel:
         self._expert, self._model = expert, model
         self.phase = "starting"
         self._text, self._style = "", "cyan"
-        self._tokens = 0
+        self._tokens = self._first_tokens = 0
         self._begin = self._first_at = time.monotonic()
         self._end: float | None = None
 
+    def wrote(self, tokens: int) -> None:
+        if not self._tokens:
+            self._first_at, self._first_tokens = time.monotonic(), tokens
+        self._tokens += tokens
+
     def add(self, text: str, *, is_thinking: bool) -> None:
-        self._tokens += 1
-        if self._tokens == 1:
-            self._first_at = time.monotonic()
         self.phase = "thinking" if is_thinking else "writing"
         if not is_thinking:
             self._text = (self._text + for_terminal(text))[-_KEPT_CHARS:]
@@ -136,8 +146,8 @@ class _Panel:
         parts = [f"{now - self._begin:.0f} s"]
         if self._tokens:
             parts.append(f"{self._tokens} tokens")
-        if self._tokens > 1 and now > self._first_at:
-            parts.append(f"{(self._tokens - 1) / (now - self._first_at):.0f}/s")
+        if self._tokens > self._first_tokens and now > self._first_at:
+            parts.append(f"{(self._tokens - self._first_tokens) / (now - self._first_at):.0f}/s")
         return Panel(
             Text("\n".join(rows), no_wrap=True, overflow="crop"),
             title=Text.assemble((self._expert, "bold"), " ", (self._model, "dim")),

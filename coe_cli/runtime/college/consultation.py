@@ -33,6 +33,8 @@ class Board(Protocol):
 
     def phase(self, number: int, name: str, worker_pid: int) -> None: ...
 
+    def wrote(self, number: int, tokens: int) -> None: ...
+
     def piece(self, number: int, text: str, *, is_thinking: bool) -> None: ...
 
     def done(self, number: int, draft: Draft) -> None: ...
@@ -153,7 +155,7 @@ class _Listener:
         self._board.phase(self._number, name, worker_pid)
 
     def wrote(self, tokens: int) -> None:
-        """The board shows texts and no rates."""
+        self._board.wrote(self._number, tokens)
 
     def piece(self, text: str, *, is_thinking: bool) -> None:
         self._board.piece(self._number, text, is_thinking=is_thinking)

@@ -8,6 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from coe_cli.core.bench_rows import BenchMachine, BenchReport, BenchRow
+from coe_cli.core.names import counted
 
 RATIO_FIELDS: Final = ("load_s", "ttft_s", "prefill_tps", "decode_tps", "peak_mb")
 JUDGED: Final = ("ttft_s", "prefill_tps", "decode_tps")
@@ -33,7 +34,7 @@ class RatioRow(Struct, frozen=True):
     def complaints(self, limit: float) -> list[str]:
         """One sentence for each judged figure that is worse than ``limit`` times the earlier one."""
         row = self.row
-        slots = "1 slot" if row.slots == 1 else f"{row.slots} slots"
+        slots = counted(row.slots, "slot")
         where = f"{row.model}, prompt {row.prompt_tokens}, depth {row.depth}, {row.max_length} tokens, {slots}"
         if self.lost:
             return [f"{where}: was measured earlier and fails now"]

@@ -1,4 +1,4 @@
-"""Names that were almost right."""
+"""Words for messages: names that were almost right, nouns that are counted."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
 def nearest(name: str, known: list[str]) -> str:
     """A hint that names the nearest known names, or all of them when none is near."""
     return did_you_mean(name, known) or (f"Known: {', '.join(sorted(known))}." if known else "None are known.")
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 slot``, ``2 slots``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from coe_cli.core.calibration import Calibration
 from coe_cli.core.machine import Machine, card_mb, free_mb
+from coe_cli.core.names import counted
 from coe_cli.core.planner import Plan
 from coe_cli.core.profile import HardwareProfile
 
@@ -127,7 +128,7 @@ def _other_programs(profile: HardwareProfile, machine: Machine) -> Finding:
 
 
 def _plan(plan: Plan) -> Finding:
-    slots = f"{len(plan.slots)} slot{'s' if len(plan.slots) != 1 else ''}"
+    slots = counted(len(plan.slots), "slot")
     if plan.fits:
         return Finding("ok", "plan", f"{slots} take {plan.total_mb:.0f} MB, pressure {plan.pressure.level}")
     change = next((warning.message for warning in plan.warnings if warning.code == "does_not_fit"), "")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, structs
 
-from coe_cli.core.catalog import GENERAL_EXPERT
+from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.router_features import (
     bounded,
     clauses,
@@ -16,6 +16,7 @@ from coe_cli.core.router_features import (
     pair_features,
     with_neighbours,
 )
+from coe_cli.core.selection import choose_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,3 +209,14 @@ def prefer_resident(
         if other.name not in (first.name, GENERAL_EXPERT) and model_of.get(other.name) in resident_models:
             return structs.replace(decision, experts=[other], preferred_resident=True)
     return decision
+
+
+def swap_aware(
+    decision: Decision, catalog: Catalog, on_disk: Collection[str], resident_models: Collection[str]
+) -> Decision:
+    """``decision``, or the runner-up whose model is resident, as ``prefer_resident`` has it.
+
+    The model that counts for an expert is the one that would answer for it with the models ``on_disk``.
+    """
+    answering = {role: choose_model(catalog, on_disk, expert=role, model=None).model for role in catalog.experts}
+    return prefer_resident(decision, answering, resident_models)

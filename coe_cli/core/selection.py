@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
-from coe_cli.core.router import Decision, prefer_resident
 from coe_cli.errors import ModelMissing
 
 
@@ -61,17 +60,6 @@ def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | No
         stand_in not in on_disk,
         [note] if role.model != stand_in else [],
     )
-
-
-def swap_aware(
-    decision: Decision, catalog: Catalog, on_disk: Collection[str], resident_models: Collection[str]
-) -> Decision:
-    """``decision``, or the runner-up whose model is resident, as ``prefer_resident`` has it.
-
-    The model that counts for an expert is the one that would answer for it with the models ``on_disk``.
-    """
-    answering = {role: choose_model(catalog, on_disk, expert=role, model=None).model for role in catalog.experts}
-    return prefer_resident(decision, answering, resident_models)
 
 
 def models_for(catalog: Catalog, profile: HardwareProfile) -> list[str]:

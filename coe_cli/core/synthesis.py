@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
 from coe_cli.core.answer import Answer, Timing, Usage
 from coe_cli.core.catalog import GENERAL_EXPERT
 from coe_cli.core.names import nearest
-from coe_cli.core.router import Decision
 from coe_cli.errors import CoeError, UsageError
+
+if TYPE_CHECKING:
+    from coe_cli.core.router import Decision
 
 SUPERVISOR = GENERAL_EXPERT
 AUTO = "auto"

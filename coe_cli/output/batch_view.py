@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from coe_cli.core.batch_progress import Progress
+from coe_cli.core.names import counted
 from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output, start_live
 from coe_cli.output.tables import LEVEL_STYLE
@@ -120,7 +121,7 @@ def summary_line(now: Progress) -> str:
         earlier = f" ({now.earlier} before)" if now.earlier else ""
         text = f"{now.done} rows{earlier} in {_span(now.elapsed_s)}"
         if now.completion_tokens:
-            loads = f"{now.loads} load{'s' if now.loads != 1 else ''}"
+            loads = counted(now.loads, "load")
             text += f": {now.completion_tokens} tokens, {now.tokens_per_s or 0:.1f} tokens/s, {loads}"
     return f"{text}; {now.failed} failed" if now.failed else text
 

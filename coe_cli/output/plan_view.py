@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from coe_cli.core.names import counted
 from coe_cli.core.planner import ComparisonRow, Plan
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import LEVEL_STYLE, folded, left, number, right, write_line, write_table
@@ -94,7 +95,7 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     for warning in plan.warnings:
         style = "red" if warning.code == "does_not_fit" else "yellow"
         write_line(output, (f"{warning.code}: {warning.message}", style))
-    slots = "1 slot" if plan.max_slots == 1 else f"{plan.max_slots} slots"
+    slots = counted(plan.max_slots, "slot")
     most = f" · at most {slots} at this context, at most {plan.max_context} tokens with these slots"
     write_line(output, ("fits" if plan.fits else "does not fit", "bold"), most)
 

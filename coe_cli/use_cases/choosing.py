@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import ProfileSet
-from coe_cli.core.selection import swap_aware
 from coe_cli.core.synthesis import experts_to_ask, parse_experts
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.output.answer_sink import AnswerFormat
@@ -107,6 +106,7 @@ def _route(
     on_disk: Mapping[str, Path],
     output_format: AnswerFormat,
 ) -> Routed:
+    from coe_cli.core.router import swap_aware
     from coe_cli.runtime.routing.ask_routing import route_question
     from coe_cli.runtime.server import college_client
 

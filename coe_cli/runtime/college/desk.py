@@ -12,7 +12,8 @@ import msgspec
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.selection import Choice, choose_model, swap_aware
+from coe_cli.core.router import swap_aware
+from coe_cli.core.selection import Choice, choose_model
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.costs import slot_context

@@ -113,17 +113,21 @@ def college_profile(profiles: ProfileSet, name: str | None, catalog: Catalog, wh
     Raises:
         ProfileInvalid: no profile has that name.
     """
+    return with_measured_embedder(_profile_of_the_file(profiles, name, catalog, where.models), where)
+
+
+def _profile_of_the_file(profiles: ProfileSet, name: str | None, catalog: Catalog, models_dir: Path) -> HardwareProfile:
     if name is not None:
-        return with_measured_embedder(profiles.select(name), where)
+        return profiles.select(name)
     default = profiles.select(None)
     providers = []
-    for model, folder in models_on_disk(where.models).items():
+    for model, folder in models_on_disk(models_dir).items():
         with contextlib.suppress(CoeError):
             providers.append(spec_from_folder(model, folder).provider)
     if default.provider in providers:
-        return with_measured_embedder(default, where)
+        return default
     provider = providers[0] if providers else catalog.models[catalog.default_model].provider
-    return with_measured_embedder(choose_profile(profiles, None, provider), where)
+    return choose_profile(profiles, None, provider)
 
 
 class _Process:

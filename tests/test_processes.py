@@ -188,6 +188,15 @@ def test_a_reader_that_left_before_the_list_came(coe: Coe) -> None:
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
+@pytest.mark.parametrize(("closed", "shows"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)])
+def test_a_stream_that_was_closed_from_the_start_is_like_a_reader_that_left(coe: Coe, closed: str, shows: bool) -> None:
+    ask = '"$0" -m coe_cli ask --no-log -m "$1" --max-tokens 3 "The capital of France is" ' + closed
+    result = coe.run(command=["bash", "-c", ask, sys.executable, MODEL])
+    assert (result.code, bool(result.stdout), result.stderr) == (0, shows, "")
+    listed = coe.run(command=["bash", "-c", f'"$0" -m coe_cli models list {closed}', sys.executable])
+    assert (listed.code, bool(listed.stdout), listed.stderr) == (0, shows, "")
+
+
 def test_noise_of_native_code_does_not_reach_stdout(coe: Coe) -> None:
     """A module in front of the real OGA writes to file descriptor 1 when imported and all the time after that."""
     noisy = coe.folder / "noisy"

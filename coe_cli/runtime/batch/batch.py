@@ -17,12 +17,12 @@ from typing import Any, BinaryIO, Protocol
 
 from coe_cli.core.batch_progress import Pace, Progress, left_s
 from coe_cli.errors import CoeError, Interrupted, UsageError
+from coe_cli.interrupts import two_step_interrupt
 from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult
 from coe_cli.runtime.batch.batch_index import BatchIndex, InputFacts, Route, RowDefaults, RowHead, look_through
 from coe_cli.runtime.batch.batch_journal import Header, Journal
 from coe_cli.runtime.batch.batch_output import output_line
 from coe_cli.runtime.college.desk import Desk
-from coe_cli.runtime.interrupts import two_step_interrupt
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from coe_cli.errors import DeviceLost, TimedOut
-from coe_cli.runtime.interrupts import interrupt_put_off
+from coe_cli.interrupts import interrupt_put_off
 from coe_cli.runtime.package import start_code
 from coe_cli.runtime.worker import protocol
 

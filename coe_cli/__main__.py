@@ -13,12 +13,12 @@ def main() -> None:
         try:
             code = _run()
         finally:
-            _end_workers()
+            _end_what_was_left()
     except KeyboardInterrupt:
         import signal
 
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-        _end_workers()
+        _end_what_was_left()
         code = 130
     if code == 130:
         # After an interrupt inside exec(), as dataclasses call it, sys.exit would end by the signal and not with 130.
@@ -45,10 +45,12 @@ def _run() -> int:
     return run(sys.argv[1:])
 
 
-def _end_workers() -> None:
-    module = sys.modules.get("coe_cli.runtime.worker.worker_process")
-    if module is not None:
-        module.end_all()
+def _end_what_was_left() -> None:
+    """Displays and workers that an interrupt between two owners left behind."""
+    for name in ("coe_cli.output.display", "coe_cli.runtime.worker.worker_process"):
+        module = sys.modules.get(name)
+        if module is not None:
+            module.end_all()
 
 
 def _alone() -> bool:

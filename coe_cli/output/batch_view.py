@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from coe_cli.core.batch_progress import Progress
 from coe_cli.core.names import counted
 from coe_cli.output.answer_sink import for_terminal
-from coe_cli.output.console import Output, start_live
+from coe_cli.output.console import Output
 from coe_cli.output.tables import LEVEL_STYLE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from coe_cli.output.display import Display
 
 _FRAMES_PER_S = 2
 _LINE_EVERY_S = 10.0
@@ -26,7 +28,7 @@ class TerminalBatchView:
 
     def __init__(self, output: Output, *, quiet: bool = False) -> None:
         self._output, self._quiet = output, quiet
-        self._live: Any = None
+        self._display: Display | None = None
         self._read = (0, 0)
         self._progress: Callable[[], Progress] | None = None
         self._failures = 0
@@ -34,25 +36,27 @@ class TerminalBatchView:
 
     def __enter__(self) -> Self:
         if self._output.stderr.isatty() and not self._quiet:
-            self._live = start_live(self._output.console(on_stderr=True), self._view, _FRAMES_PER_S)
+            from coe_cli.output.display import Display
+
+            self._display = Display(self._output.console(on_stderr=True), self._view, _FRAMES_PER_S)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
         if self._failures > _SHOWN_FAILURES:
             self._output.note(f"and {self._failures - _SHOWN_FAILURES} more rows failed: they are in the output")
 
     def note(self, message: str) -> None:
-        if self._live is None:
+        if self._display is None:
             self._output.note(for_terminal(message) if self._output.stderr.isatty() else message)
         else:
             from rich.text import Text
 
-            self._live.console.print(Text(f"coe: {for_terminal(message)}"), soft_wrap=True)
+            self._display.print(Text(f"coe: {for_terminal(message)}"))
 
     def failed(self, line: int, message: str) -> None:
         self._failures += 1
@@ -80,7 +84,7 @@ class TerminalBatchView:
             self._output.note(summary_line(progress))
 
     def _now_and_then(self, text: Callable[[], str]) -> None:
-        if self._live is None and not self._quiet and time.monotonic() - self._said_at >= _LINE_EVERY_S:
+        if self._display is None and not self._quiet and time.monotonic() - self._said_at >= _LINE_EVERY_S:
             self._said_at = time.monotonic()
             self._output.note(text())
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _EVERY_S = 0.5
+_FRAMES_PER_S = 4
 _SHOWN_NOTICES = 3
 _NONE_RUNS = "no college is running; `coe serve` or a question starts one"
 
@@ -52,10 +53,21 @@ def live_view(output: Output) -> Iterator[Callable[[CollegeStatus], None]]:
     if not output.stdout.isatty():
         yield lambda status: output.rich(status_table(status))
         return
-    from rich.live import Live
+    from rich.text import Text
 
-    with Live(console=output.console(), auto_refresh=False, transient=False) as live:
-        yield lambda status: live.update(status_table(status), refresh=True)
+    from coe_cli.output.display import Display
+
+    shown: RenderableType = Text()
+
+    def show(status: CollegeStatus) -> None:
+        nonlocal shown
+        shown = status_table(status)
+
+    display = Display(output.console(), lambda: shown, _FRAMES_PER_S, keep=True)
+    try:
+        yield show
+    finally:
+        display.stop()
 
 
 class ForegroundView:

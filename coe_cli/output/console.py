@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.live import Live
 
 
 _WIDTH_IN_A_PIPE = 160
@@ -83,19 +82,3 @@ class Output:
         stream = self.stderr if on_stderr else self.stdout
         width = None if stream.isatty() else _WIDTH_IN_A_PIPE
         return Console(file=stream, highlight=False, width=width)
-
-
-def start_live(console: Console, view: Callable[[], RenderableType], frames_per_s: float) -> Live:
-    """``view`` drawn again and again at the bottom of the terminal, and gone when it is stopped; it is running already."""
-    from rich.live import Live
-
-    live = Live(
-        get_renderable=view,
-        console=console,
-        refresh_per_second=frames_per_s,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    live.start()
-    return live

@@ -11,7 +11,7 @@ import msgspec
 
 from coe_cli.core.synthesis import Draft
 from coe_cli.output.answer_sink import AnswerFormat, for_terminal
-from coe_cli.output.console import Output, start_live
+from coe_cli.output.console import Output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,12 +53,14 @@ class DraftPanels(DraftLines):
 
     def __init__(self, output: Output, experts: Sequence[tuple[str, str]]) -> None:
         """``experts`` are names and models, in the order of the jobs."""
+        from coe_cli.output.display import Display
+
         super().__init__(output, AnswerFormat.HUMAN)
         self._panels = [_Panel(expert, model) for expert, model in experts]
         self._lock = threading.Lock()
         self._console = output.console(on_stderr=True)
         self._lines: list[str] = []
-        self._live = start_live(self._console, self._view, _FRAMES_PER_S)
+        self._display = Display(self._console, self._view, _FRAMES_PER_S)
 
     def phase(self, number: int, name: str, worker_pid: int) -> None:
         """The panel says what is being done."""
@@ -83,8 +85,8 @@ class DraftPanels(DraftLines):
 
     def close(self) -> None:
         """Take the panels away and leave a line for each draft."""
-        if self._live.is_started:
-            self._live.stop()
+        if self._display.is_shown:
+            self._display.stop()
             for line in self._lines:
                 self._output.note(line)
 

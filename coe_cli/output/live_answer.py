@@ -13,7 +13,8 @@ from rich.text import Text
 
 from coe_cli.core.answer import Answer
 from coe_cli.output.answer_sink import AnswerSink, for_terminal
-from coe_cli.output.console import Output, start_live
+from coe_cli.output.console import Output
+from coe_cli.output.display import Display
 from coe_cli.output.tables import LEVEL_STYLE
 
 _FRAMES_PER_S = 6
@@ -35,7 +36,7 @@ class LiveAnswerSink(AnswerSink):
         self._to_stdout = output.stdout.isatty()
         self._console = output.console(on_stderr=True)
         self._spinner = Spinner("dots")
-        self._live = start_live(self._console, self._view, _FRAMES_PER_S)
+        self._display = Display(self._console, self._view, _FRAMES_PER_S)
 
     def phase(self, name: str, worker_pid: int) -> None:
         self._phase, self._pid = name, worker_pid
@@ -62,24 +63,24 @@ class LiveAnswerSink(AnswerSink):
             super().finish(answer)
 
     def close(self) -> None:
-        if self._live.is_started:
-            self._live.stop()
+        if self._display.is_shown:
+            self._display.stop()
             if self._line:
                 self._console.print(Text(self._line, style=self._style), soft_wrap=True)
                 self._line = ""
 
     def _append(self, text: str, style: str = "") -> None:
         if style != self._style and self._line:
-            self._console.print(Text(self._line, style=self._style), soft_wrap=True)
+            self._display.print(Text(self._line, style=self._style))
             self._line = ""
         self._style = style
         *complete, self._line = (self._line + for_terminal(text)).split("\n")
         for line in complete:
-            self._console.print(Text(line, style=style), soft_wrap=True)
+            self._display.print(Text(line, style=style))
         rows = chop_cells(self._line, self._console.width)
         room = max(3, self._console.height // 2)
         if len(rows) > room:
-            self._console.print(Text("".join(rows[:-1]), style=style), soft_wrap=True)
+            self._display.print(Text("".join(rows[:-1]), style=style))
             self._line = rows[-1]
 
     def _view(self) -> Group:

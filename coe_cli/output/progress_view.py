@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from coe_cli.output.console import Output
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from coe_cli.output.display import Display
+
+_FRAMES_PER_S: Final = 10
 
 
 class StepLike(Protocol):
@@ -27,28 +34,37 @@ class ProgressView:
     def __init__(self, output: Output, title: str) -> None:
         self._output, self._title = output, title
         self._stages: dict[str, str] = {}
-        self._progress: Any = None
-        self._tasks: dict[str, Any] = {}
-        self._escape: Callable[[str], str] = str
+        self._progress: Progress | None = None
+        self._display: Display | None = None
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         if self._output.stderr.isatty():
-            from rich.markup import escape
+            from rich.constrain import Constrain
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
             from rich.table import Column
 
-            self._escape = escape
+            from coe_cli.output.display import Display
+
             console = self._output.console(on_stderr=True)
-            self._progress = _with_room(Progress, console)(
+            self._progress = progress = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                TextColumn(
+                    "{task.description}",
+                    markup=False,
+                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+                ),
                 BarColumn(bar_width=12),
                 _amount_column(),
                 console=console,
-                transient=True,
                 expand=True,
             )
-            self._progress.start()
+            # An echoed ^C in the last column would wrap and leave the bar behind.
+            self._display = Display(
+                console,
+                lambda: Constrain(progress.get_renderable(), console.width - len("^C") - 1),
+                _FRAMES_PER_S,
+            )
         else:
             self._output.note(self._title)
         return self
@@ -67,10 +83,12 @@ class ProgressView:
 
     def note(self, message: str) -> None:
         """One line on stderr, above the bars."""
-        if self._progress is None:
+        if self._display is None:
             self._output.note(message)
         else:
-            self._progress.console.print(f"coe: {message}", markup=False, soft_wrap=True)
+            from rich.text import Text
+
+            self._display.print(Text(f"coe: {message}"))
 
     def _show(self, name: str, step: StepLike) -> None:
         text = f"{name}: {step.stage[:1].lower()}{step.stage[1:]}" if name else step.stage
@@ -83,15 +101,15 @@ class ProgressView:
         if self._stages.get(name) != step.stage:
             if name in self._tasks:
                 self._progress.remove_task(self._tasks[name])
-            self._tasks[name] = self._progress.add_task(self._escape(text), total=step.total, is_bytes=step.is_bytes)
+            self._tasks[name] = self._progress.add_task(text, total=step.total, is_bytes=step.is_bytes)
             self._stages[name] = step.stage
         self._progress.update(self._tasks[name], completed=step.done, total=step.total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._display is not None:
+            self._display.stop()
 
 
 def amount(
@@ -114,18 +132,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _with_room(progress: type[Any], console: Any) -> Any:
-    """The class ``progress`` with the last columns of the terminal left free: an echoed ^C would wrap and leave the bar behind."""
-    from rich.constrain import Constrain
-
-    class Bars(progress):  # type: ignore[misc]
-        def get_renderables(self) -> Iterator[Any]:
-            for table in super().get_renderables():
-                yield Constrain(table, console.width - len("^C") - 1)
-
-    return Bars
 
 
 def _amount_column() -> Any:

@@ -20,6 +20,7 @@ from coe_cli.use_cases.ask_steps import AskOptions, serve_options
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
+    from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.routing.ask_routing import Routed
 
 
@@ -175,25 +176,24 @@ class _Preparing:
 
     def __init__(self, output: Output, *, speaks: bool) -> None:
         self._output, self._speaks = output, speaks
-        self._view: object = None
+        self._view: ProgressView | None = None
 
     def __call__(self, message: str) -> None:
         if not self._speaks:
             return
-        from coe_cli.output.progress_view import ProgressView
-
         if message.startswith("warning:"):
-            self._output.note(message)
+            (self._view or self._output).note(message)
             return
         if self._view is None:
+            from coe_cli.output.progress_view import ProgressView
+
             title = "preparing to route questions, once: this takes about a minute"
             if self._output.stderr.isatty():  # elsewhere the view says it
                 self._output.note(title)
             self._view = ProgressView(self._output, title)
             self._view.__enter__()
-        assert isinstance(self._view, ProgressView)
         self._view(Step(message, 0, None))
 
     def close(self) -> None:
         if self._view is not None:
-            self._view.__exit__(None, None, None)  # type: ignore[attr-defined]
+            self._view.__exit__(None, None, None)

@@ -1,0 +1,61 @@
+"""What is redrawn at the bottom of the terminal, and is gone or whole at the end, whenever Ctrl-C comes.
+
+An interrupt in the middle of Rich's buffering would leave half of a frame, or a console that never writes again and so a
+hidden cursor. Here it waits for the end of each drawing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from rich.live import Live
+
+from coe_cli.interrupts import interrupt_put_off
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_shown: Final[list[Display]] = []
+
+
+class Display:
+    """``view`` drawn again and again below what is printed, from now until ``stop``; with ``keep`` its last frame stays."""
+
+    def __init__(
+        self, console: Console, view: Callable[[], RenderableType], frames_per_s: float, *, keep: bool = False
+    ) -> None:
+        self._console = console
+        self._live = Live(
+            get_renderable=view,
+            console=console,
+            refresh_per_second=frames_per_s,
+            transient=not keep,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with interrupt_put_off():
+            _shown.append(self)
+            self._live.start()
+
+    @property
+    def is_shown(self) -> bool:
+        return self in _shown
+
+    def print(self, renderable: RenderableType) -> None:
+        """Above the view, for good; long lines are the terminal's to wrap."""
+        with interrupt_put_off():
+            self._console.print(renderable, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take it off the screen; a second time does nothing."""
+        with interrupt_put_off():
+            if self.is_shown:
+                self._live.stop()
+                _shown.remove(self)
+
+
+def end_all() -> None:
+    """Stop every display that an interrupt has left without an owner."""
+    for display in tuple(_shown):
+        display.stop()

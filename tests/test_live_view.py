@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -25,9 +24,10 @@ WIDTH, HEIGHT = 100, 30
 
 
 class Terminal:
-    """A process on a pseudo-terminal, and the screen that its output draws.
+    """A process whose controlling terminal is a pseudo-terminal, and the screen that its output draws.
 
-    When ``interrupt_at`` has been seen, Ctrl-C is typed, which the terminal echoes, and its signal sent.
+    When ``interrupt_at`` has been seen, Ctrl-C is typed: the terminal echoes it and signals coe and its workers. A signal
+    sent from here could be faster than the terminal, which discards what coe wrote before it came to the key.
     """
 
     def __init__(
@@ -37,7 +37,12 @@ class Terminal:
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
         environment = {"TERM": "xterm-256color", **environment}
         process = coe.start(
-            *arguments, stdin=child, stdout=child if stdout is None else stdout, stderr=child, environment=environment
+            *arguments,
+            stdin=child,
+            stdout=child if stdout is None else stdout,
+            stderr=child,
+            environment=environment,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(child)
         data = b""
@@ -47,7 +52,6 @@ class Terminal:
                 if interrupt_at is not None and interrupt_at.encode() in data:
                     interrupt_at = None
                     os.write(parent, b"\x03")
-                    process.send_signal(signal.SIGINT)
         except OSError:  # Linux ends a terminal that nobody writes to with EIO
             pass
         os.close(parent)

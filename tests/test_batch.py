@@ -361,11 +361,11 @@ def test_ctrl_c_twice_drops_the_running_rows(coe: Coe) -> None:
     batches = Batches(coe, step_s=30.0)
     process = batches.start()
     eventually((batches.faults / "pids").exists)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    assert process.stderr is not None
+    assert any(b"once more drops them" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=25)
     assert process.returncode == 130, error
     assert b"stopped: 0 of 200 rows are done" in error
 

@@ -164,6 +164,14 @@ class Terminal:
         os.write(self.controller, text.encode())
 
 
+def _wait_until_idle(pid: int) -> None:
+    process = psutil.Process(pid)
+    looks: list[object] = []
+    while len(looks) < 4 or len(set(looks[-4:])) > 1:
+        looks.append(process.cpu_times())
+        time.sleep(0.1)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
 def test_on_a_terminal(coe: Coe) -> None:
     chat = Terminal(coe, "chat", "-m", MODEL, "--temperature", "1", "--seed", "5", "--max-tokens", "3000")
@@ -180,7 +188,9 @@ def test_on_a_terminal(coe: Coe) -> None:
     chat.wait_for("> ")
     chat.type("half a li")
     chat.wait_for("half a li")
-    time.sleep(0.3)  # a signal between its read and its select is seen by readline at the next key only
+    _wait_until_idle(
+        chat.process.pid
+    )  # a signal between its read and its select is seen by readline at the next key only
     os.kill(chat.process.pid, signal.SIGINT)
     chat.wait_for("> ")
     chat.type("/stats\n")

@@ -26,7 +26,7 @@ def _interrupt(process: subprocess.Popen[bytes]) -> str:
     """Ctrl-C: SIGINT to the whole process group, as a terminal sends it; returns what was said on stderr."""
     children = _children(process)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=5)
+    _, errors = process.communicate(timeout=15)
     assert process.returncode == 130
     assert all(is_gone(child) for child in children)
     assert b"Traceback" not in errors
@@ -166,7 +166,7 @@ def test_the_worker_ends_with_coe_even_in_a_prefill(coe: Coe) -> None:
     eventually(lambda: _has_lost_gil_to_prefill(worker))
     process.kill()
     process.wait(timeout=10)
-    eventually(lambda: is_gone(worker), within_s=2)
+    eventually(lambda: is_gone(worker), within_s=5)
 
 
 @pytest.mark.parametrize("output_format", ["human", "jsonl"])

@@ -111,6 +111,6 @@ def test_a_prompt_too_long_even_with_shortened_drafts(coe: Coe, tmp_path: Path) 
 
 
 def test_the_code_block_asked_for_is_not_what_failed(coe: Coe) -> None:
-    result = failing(coe, "kill", 1, "-x")
+    result = failing(coe, "kill", 2, "-x")  # the first one starts again unseen, since only the block is shown
     assert (result.code, result.stdout) == (7, "")
     assert "general_reasoner made no answer" in result.stderr.splitlines()[-1]

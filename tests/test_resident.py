@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,28 @@ def test_a_college_that_dies_in_mid_answer_is_an_error_and_no_hang(home: Coe) ->
     assert "the college ended in the middle of it" in one_line(said.decode())
     eventually(lambda: all(is_gone(worker) for worker in workers), 10)
     assert answer(home, *ASK, "Hi")["timing"]["load_s"] > 0, "the next question starts another"
+
+
+@pytest.mark.parametrize("form", [("--format", "json"), ("-x",)])
+def test_an_answer_that_nobody_has_seen_starts_again_when_its_worker_dies(home: Coe, form: tuple[str, ...]) -> None:
+    question = "Write a Python function that adds two numbers. Put the code in a ```python block."
+    ask = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "200", "--no-log", *form, question)
+    undisturbed = home.run(*ask).check().stdout
+    served = college(home)
+    process = home.start(*ask)
+    eventually(lambda: any(model["running"] for model in served.snapshot()["models"]))
+    time.sleep(0.3)  # well into the answer, which takes seconds
+    (worker,) = (pid for model in served.snapshot()["models"] if (pid := model["pid"]))
+    os.kill(worker, signal.SIGKILL)
+    written, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert [model["pid"] for model in served.snapshot()["models"]] != [worker]
+    if form == ("-x",):
+        assert written.decode() == undisturbed
+        return
+    again, before = json.loads(written), json.loads(undisturbed)
+    assert again["answer"] == before["answer"] and again["usage"] == before["usage"]
+    assert again["timing"]["load_s"] > 0, "it was killed in mid-answer, and loaded again"
 
 
 def _of(process: psutil.Process, home: Coe, what: str) -> bool:

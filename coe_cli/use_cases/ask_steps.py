@@ -63,6 +63,13 @@ class View(NamedTuple):
     show_thinking: bool = False
     live: bool = True
 
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of an answer is shown before its end, so that it may start again unseen."""
+        if self.output_format in (AnswerFormat.JSON, AnswerFormat.JSONL):
+            return self.output_format is AnswerFormat.JSON
+        return self.extract and not self.show_thinking
+
 
 def college_for(options: AskOptions, output: Output) -> CollegeClient | None:
     """The resident college, started if there is none; None where it cannot serve this question, and why is said."""

@@ -138,7 +138,7 @@ def _answer_alone(
         spec = open_model(choice.model, on_disk[choice.model])
     messages = messages_for(options, choice, conversation)
     spec, profile = fit(spec, choice, messages, options, profiles, output)
-    ask = ask_for(spec, choice, messages, options)
+    ask = structs.replace(ask_for(spec, choice, messages, options), whole=view.whole)
     if view.output_format is AnswerFormat.JSONL:
         ask = structs.replace(ask, flush_s=0.0)  # a line for each token
     events = _events(ask, spec, profile, options, output, early)

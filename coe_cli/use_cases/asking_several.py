@@ -209,8 +209,7 @@ class Together:
         asked = replace(self._options, question=self._bounded_prompt(drafts))
         messages = messages_for(asked, self._choice, self._conversation)
         # As with drafts: what is shown at its end only can start again.
-        whole = self._view.output_format is AnswerFormat.JSON
-        ask = structs.replace(ask_for(self._spec, self._choice, messages, asked), whole=whole)
+        ask = structs.replace(ask_for(self._spec, self._choice, messages, asked), whole=self._view.whole)
         return Job(about, self._spec, ask)
 
     def _write_instead(self, drafts: list[Draft], about: About, error: CoeError) -> NoReturn:

@@ -28,7 +28,8 @@ class _Asking(Struct, Generic[Model], frozen=True):
 class Ask(_Asking[ModelSpec], frozen=True):
     """A request to one model. ``template`` is for models without a chat template.
 
-    ``whole``: nothing of the answer is handed on before its end, so that it can start again however far it was.
+    ``whole``: no text of the answer is handed on before its end, so that it can start again however far it was; the
+    pieces until then are empty and tell how many tokens were written.
     ``flush_s`` as in ``protocol.Generate``.
     """
 

@@ -23,6 +23,7 @@ class OpenRequest:
         """Hand a piece on, or hold it back; whether the asker now has something of the answer for the first time."""
         if self.ask.whole:
             self.held_back.append(piece)
+            self.events.put_nowait(ce.Piece("", piece.tokens))  # a sign of life for whoever bounds the silence
             return False
         self.events.put_nowait(piece)
         first, self.delivered = not self.delivered, True
@@ -36,8 +37,7 @@ class OpenRequest:
     def end(self, outcome: ce.Finished | CoeError) -> None:
         """The last event, after what was held back of a complete answer."""
         if self.held_back and isinstance(outcome, ce.Finished):
-            tokens = sum(piece.tokens for piece in self.held_back)
-            self.events.put_nowait(ce.Piece("".join(piece.text for piece in self.held_back), tokens))
+            self.events.put_nowait(ce.Piece("".join(piece.text for piece in self.held_back), 0))
         self.events.put_nowait(outcome)
 
 

@@ -26,15 +26,22 @@ WIDTH, HEIGHT = 100, 30
 class Terminal:
     """A process whose controlling terminal is a pseudo-terminal, and the screen that its output draws.
 
-    When ``interrupt_at`` has been seen, Ctrl-C is typed: the terminal echoes it and signals coe and its workers. A signal
+    When the pattern ``interrupt_at`` has been seen, Ctrl-C is typed: the terminal echoes it and signals coe and its workers. A signal
     sent from here could be faster than the terminal, which discards what coe wrote before it came to the key.
     """
 
     def __init__(
-        self, coe: Coe, *arguments: str, stdout: int | None = None, interrupt_at: str | None = None, **environment: str
+        self,
+        coe: Coe,
+        *arguments: str,
+        stdout: int | None = None,
+        interrupt_at: str | None = None,
+        size: tuple[int, int] = (WIDTH, HEIGHT),
+        **environment: str,
     ) -> None:
+        self._size = width, height = size
         parent, child = pty.openpty()
-        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         environment = {"TERM": "xterm-256color", **environment}
         process = coe.start(
             *arguments,
@@ -49,7 +56,7 @@ class Terminal:
         try:
             while part := os.read(parent, 65536):
                 data += part
-                if interrupt_at is not None and interrupt_at.encode() in data:
+                if interrupt_at is not None and re.search(interrupt_at.encode(), data):
                     interrupt_at = None
                     os.write(parent, b"\x03")
         except OSError:  # Linux ends a terminal that nobody writes to with EIO
@@ -62,7 +69,7 @@ class Terminal:
     @property
     def screen(self) -> list[str]:
         """Lines of the final screen."""
-        screen = pyte.Screen(WIDTH, HEIGHT)
+        screen = pyte.Screen(*self._size)
         pyte.Stream(screen).feed(self.raw)
         assert not screen.cursor.hidden
         return [line.rstrip() for line in screen.display]
@@ -138,6 +145,28 @@ def test_an_interrupted_benchmark_leaves_only_its_rows(coe: Coe) -> None:
     assert "━" in terminal.seen and not any("━" in line for line in terminal.screen)
     rows = [line for line in terminal.screen if "█" in line]
     assert len(rows) == 1 and rows[0].split()[0] == "16"
+
+
+@pytest.mark.parametrize("width", [44, 60])
+def test_an_interrupted_answer_stays_as_far_as_it_came(coe: Coe, width: int) -> None:
+    """Where the status takes two lines, the second one reaches to the edge, and the echo of ^C would wrap."""
+    question = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "150", "Tell me a long story.")
+    terminal = Terminal(coe, *question, interrupt_at=r"[3-9]\d tokens", size=(width, HEIGHT))
+    assert terminal.code == 130
+    left = "".join("".join(terminal.screen).split())
+    assert len(left) > 40
+    assert "".join(coe.run(*question).check().stdout.split()).startswith(left)
+
+
+def test_panels_of_many_experts_fit_a_small_terminal(coe: Coe) -> None:
+    names = ("math_expert", "sql_query", "python_backend")
+    size = (40, 12)
+    terminal = Terminal(
+        coe, "ask", "-m", MODEL, "--experts", ",".join(names), "--max-tokens", "8", "Count to three.", size=size
+    )
+    assert terminal.code == 0, terminal.raw
+    assert "..." not in terminal.seen.split("coe: math_expert")[0], "Rich's mark of a view that is too high"
+    assert all(f"╭─ {name} " in terminal.seen for name in names)
 
 
 def test_each_expert_has_a_panel_and_one_line_stays_of_it(coe: Coe) -> None:

@@ -11,6 +11,7 @@ from coe_cli.core.batch_progress import Progress
 from coe_cli.core.names import counted
 from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
+from coe_cli.output.progress_view import clock
 from coe_cli.output.tables import LEVEL_STYLE
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def summary_line(now: Progress) -> str:
         text = f"all {now.total} rows are in the output already"
     else:
         earlier = f" ({now.earlier} before)" if now.earlier else ""
-        text = f"{now.done} rows{earlier} in {_span(now.elapsed_s)}"
+        text = f"{now.done} rows{earlier} in {clock(now.elapsed_s)}"
         if now.completion_tokens:
             loads = counted(now.loads, "load")
             text += f": {now.completion_tokens} tokens, {now.tokens_per_s or 0:.1f} tokens/s, {loads}"
@@ -135,16 +136,10 @@ def _counts(now: Progress) -> str:
     if now.rows_per_s:
         parts.append(f"{now.rows_per_s:.1f} rows/s" if now.rows_per_s >= 1 else f"{60 * now.rows_per_s:.1f} rows/min")
     if now.left_s is not None:
-        parts.append(f"{_span(now.left_s)} left")
+        parts.append(f"{clock(now.left_s)} left")
     return " · ".join(parts)
 
 
 def _who(now: Progress) -> str:
     names = ", ".join(now.models) or "loading"
     return f"{names} · {now.tokens_per_s:.1f} tokens/s" if now.tokens_per_s else names
-
-
-def _span(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,7 +1,8 @@
 """What is redrawn at the bottom of the terminal, and is gone or whole at the end, whenever Ctrl-C comes.
 
 An interrupt in the middle of Rich's buffering would leave half of a frame, or a console that never writes again and so a
-hidden cursor. Here it waits for the end of each drawing.
+hidden cursor. Here it waits for the end of each drawing. And a view leaves the last columns free: the terminal echoes ``^C``
+behind it, which would wrap there, and a line of the view would stay.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from rich.constrain import Constrain
 from rich.live import Live
 
 from coe_cli.interrupts import interrupt_put_off
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _shown: Final[list[Display]] = []
+_ECHO_CELLS: Final = len("^C") + 1
+
+
+def view_width(console: Console) -> int:
+    """Cells that a view may use."""
+    return max(1, console.width - _ECHO_CELLS)
 
 
 class Display:
@@ -27,7 +35,7 @@ class Display:
     ) -> None:
         self._console = console
         self._live = Live(
-            get_renderable=view,
+            get_renderable=lambda: Constrain(view(), view_width(console)),
             console=console,
             refresh_per_second=frames_per_s,
             transient=not keep,

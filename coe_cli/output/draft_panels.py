@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _FRAMES_PER_S = 6
 _LEAST_WIDTH = 36
-_LEAST_LINES = 3
+_LEAST_LINES = 1
 _KEPT_CHARS = 4000
 
 
@@ -91,11 +91,11 @@ class DraftPanels(DraftLines):
                 self._output.note(line)
 
     def _view(self) -> Any:
-        from rich.constrain import Constrain
         from rich.table import Table
 
-        width, height = self._console.size
-        width -= len("^C") + 1  # an echoed ^C in the last column would wrap and leave a line of the panels behind
+        from coe_cli.output.display import view_width
+
+        width, height = view_width(self._console), self._console.height
         columns = max(1, min(len(self._panels), width // _LEAST_WIDTH))
         rows = -(-len(self._panels) // columns)
         lines = max(_LEAST_LINES, height * 2 // 3 // rows - 2)
@@ -107,7 +107,7 @@ class DraftPanels(DraftLines):
         for start in range(0, len(shown), columns):
             row = shown[start : start + columns]
             grid.add_row(*row, *[""] * (columns - len(row)))
-        return Constrain(grid, width)
+        return grid
 
 
 class _Panel:

@@ -85,7 +85,8 @@ class LiveAnswerSink(AnswerSink):
 
     def _view(self) -> Group:
         rows = chop_cells(self._line, self._console.width) if self._line else []
-        return Group(*(Text(row, style=self._style) for row in rows), self._status())
+        # as wide as the terminal, where the line will be whole
+        return Group(*(Text(row, self._style, no_wrap=True, overflow="ignore") for row in rows), self._status())
 
     def _status(self) -> Table:
         now = time.monotonic()

@@ -40,7 +40,6 @@ class ProgressView:
 
     def __enter__(self) -> Self:
         if self._output.stderr.isatty():
-            from rich.constrain import Constrain
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
             from rich.table import Column
 
@@ -59,12 +58,7 @@ class ProgressView:
                 console=console,
                 expand=True,
             )
-            # An echoed ^C in the last column would wrap and leave the bar behind.
-            self._display = Display(
-                console,
-                lambda: Constrain(progress.get_renderable(), console.width - len("^C") - 1),
-                _FRAMES_PER_S,
-            )
+            self._display = Display(console, progress.get_renderable, _FRAMES_PER_S)
         else:
             self._output.note(self._title)
         return self

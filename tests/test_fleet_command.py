@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -19,8 +20,12 @@ from typer.testing import CliRunner
 from coe_cli.commands import vram
 from coe_cli.core.fleet import Demand
 from coe_cli.core.fleet_problem import Group, Problem
+from coe_cli.core.profile import load_profiles
 from coe_cli.errors import CoeError, DoesNotFit, ProfileInvalid, UsageError
 from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement
+from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, EmbedderInfo
+from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from tests.fleet_fixtures import kind_of
 
 FLEET: dict[str, Any] = {
@@ -64,6 +69,7 @@ def test_json_keys_are_pinned(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert list(found["fleet"][0]) == [
         "name", "count", "profile", "provider", "vram_budget_mb", "max_concurrent_slots", "context_length", "price",
+        "fixed_mb",
     ]  # fmt: skip
     assert list(found["rates"][0]) == [
         "node", "model", "prefill_tokens_per_s", "decode_tokens_per_s", "load_s", "overhead_s", "source",
@@ -171,6 +177,32 @@ def test_a_cpu_node_answers_with_the_fallback(tmp_path: Path) -> None:
     assert sorted(share["expert"] for share in group["experts"]) == sorted(FLEET["demand"])
 
 
+def test_the_fixed_part_is_the_nodes_own_and_never_this_machines(tmp_path: Path) -> None:
+    """Two models share a node just when what the system takes of it leaves them room."""
+    demand = {
+        "python_backend": {"requests_per_s": 0.02, "tokens_in": 100, "tokens_out": 50},
+        "general_reasoner": {"requests_per_s": 0.02, "tokens_in": 100, "tokens_out": 50},
+    }
+
+    def planned(**own: int) -> tuple[bool, int]:
+        nodes = [{"name": "mini", "profile": "standard", **own}]
+        found, _ = report(tmp_path, nodes=nodes, demand=demand, target=None)
+        (group,) = found["plan"]["placement"]
+        return group["takes_turns"], found["fleet"][0]["fixed_mb"]
+
+    assert planned() == (False, 2000)
+    assert planned(fixed_mb=22000) == (True, 22000)
+    assert planned(fixed_mb=0) == (False, 0)
+    embedder = tmp_path / "cache" / "embedders" / "all-MiniLM-L6-v2"
+    embedder.mkdir(parents=True)
+    (embedder / "model.onnx").touch()
+    info = EmbedderInfo(EMBEDDER_FORMAT, "all-MiniLM-L6-v2", 384, 256, 0, "", "", 80.0, resident_mb=12000.0)
+    (embedder / "embedder.json").write_bytes(msgspec.json.encode(info))
+    standard = load_profiles(profile_paths()[:1]).profiles["standard"]
+    assert with_measured_embedder(standard, folders()).fixed_mb == 13000, "here the embedder takes so much"
+    assert planned() == (False, 2000)
+
+
 def test_an_expert_that_no_node_can_hold(tmp_path: Path) -> None:
     nodes = [{"name": "tiny", "profile": "minimal", "vram_mb": 4000}]
     error = run(tmp_path, {**FLEET, "nodes": nodes}).exception
@@ -187,6 +219,12 @@ MISTAKES = [
      "demand:\n  sql_query: {requests_per_s: 1, tokens_in: 1, tokens_out: 1}\n", ":3: nodes.1.name: `a` is written twice"),
     ("nodes:\n  - {name: a, profile: standard, vram_mb: 2000}\n"
      "demand:\n  sql_query: {requests_per_s: 1, tokens_in: 1, tokens_out: 1}\n", ":2: nodes.0.vram_mb: 2000 leaves nothing"),
+    ("nodes:\n  - {name: a, profile: standard, vram_mb: 9000, fixed_mb: 9000}\n"
+     "demand:\n  sql_query: {requests_per_s: 1, tokens_in: 1, tokens_out: 1}\n", ":2: nodes.0.vram_mb: 9000 leaves nothing"),
+    ("nodes:\n  - {name: a, profile: standard, fixed_mb: 99000}\n"
+     "demand:\n  sql_query: {requests_per_s: 1, tokens_in: 1, tokens_out: 1}\n", ":2: nodes.0.fixed_mb: 99000 leaves nothing"),
+    ("nodes:\n  - {name: a, profile: standard, fixed_mb: -1}\n"
+     "demand:\n  sql_query: {requests_per_s: 1, tokens_in: 1, tokens_out: 1}\n", ":2: nodes.0.fixed_mb"),
     ("nodes:\n  - {name: a, profile: standard, count: 4, most: 3}\n"
      "demand:\n  sql_query: {requests_per_s: 1, tokens_in: 1, tokens_out: 1}\n", ":2: nodes.0.most: 3 is below the count"),
     ("nodes:\n  - {name: a, profile: standard}\ndemand:\n  sql: {requests_per_s: 1, tokens_in: 1, tokens_out: 1}\n",

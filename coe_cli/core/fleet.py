@@ -49,6 +49,9 @@ class Rates(Struct, frozen=True, forbid_unknown_fields=True):
 class NodeType(Struct, frozen=True, forbid_unknown_fields=True):
     """``count`` machines of one kind. ``vram_mb``, ``slots``, ``context`` and ``provider`` win over the profile's.
 
+    So does ``fixed_mb``, what the system and the embedder take of the budget on such a machine (DESIGN §4: 2000 MB by the
+    guide). The profile's own figure is the default, never what was measured where the plan is made: the nodes are other
+    machines, and one file gives one plan wherever it is read.
     ``most`` bounds how many of them the smallest fleet may have; ``price`` is what one costs in it, in any unit.
     ``parallel_speedup``: work done a second with 1, 2, … models of the node at work, against one alone; 1 is pure sharing.
     """
@@ -60,6 +63,7 @@ class NodeType(Struct, frozen=True, forbid_unknown_fields=True):
     price: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     provider: Provider | None = None
     vram_mb: Annotated[int, Meta(ge=1, le=2**30)] | None = None
+    fixed_mb: Annotated[int, Meta(ge=0, le=2**30)] | None = None
     slots: Annotated[int, Meta(ge=1, le=1024)] | None = None
     context: Annotated[int, Meta(ge=16, le=2**24)] | None = None
     parallel_speedup: Annotated[tuple[_Positive, ...], Meta(min_length=1, max_length=64)] = (1.0,)
@@ -163,7 +167,8 @@ def _settled(entry: NodeType, profile: HardwareProfile) -> HardwareProfile:
         "max_concurrent_slots": entry.slots,
         "context_length": entry.context,
     }
-    return structs.replace(profile, **{key: value for key, value in own.items() if value is not None})
+    settled = structs.replace(profile, **{key: value for key, value in own.items() if value is not None})
+    return settled if entry.fixed_mb is None else settled.with_fixed(entry.fixed_mb)
 
 
 def _check(document: Document, content: _FleetFile, profiles: ProfileSet, catalog: Catalog) -> None:
@@ -181,10 +186,15 @@ def _check(document: Document, content: _FleetFile, profiles: ProfileSet, catalo
         if entry.most is not None and entry.most < entry.count:
             problem = f"{entry.most} is below the count of {entry.count}"
             raise document.error([*where, "most"], problem, "Let it be as many as there are, or leave it out.")
-        fixed_mb = profiles.profiles[entry.profile].fixed_mb
-        if entry.vram_mb is not None and entry.vram_mb <= fixed_mb:
-            problem = f"{entry.vram_mb} leaves nothing beside the fixed part of {fixed_mb} MB"
-            raise document.error([*where, "vram_mb"], problem, f"Let it be more than {fixed_mb}.")
+        node = _settled(entry, profiles.profiles[entry.profile])
+        if node.vram_budget_mb <= node.fixed_mb:
+            key, named, hint = (
+                ("fixed_mb", node.fixed_mb, f"Let it be less than {node.vram_budget_mb}.")
+                if entry.vram_mb is None and entry.fixed_mb is not None
+                else ("vram_mb", node.vram_budget_mb, f"Let it be more than {node.fixed_mb}.")
+            )
+            problem = f"{named} leaves nothing: the budget is {node.vram_budget_mb} MB, its fixed part {node.fixed_mb}"
+            raise document.error([*where, key], problem, hint)
         seen.add(entry.name)
         _check_names(document, [*where, "rates"], list(entry.rates), models, "model")
     _check_names(document, ["rates"], list(content.rates), models, "model")

@@ -36,6 +36,7 @@ class FleetNode(Struct, frozen=True):
     max_concurrent_slots: int
     context_length: int
     price: int
+    fixed_mb: int
 
 
 class FleetRates(Struct, frozen=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.core.names import nearest
@@ -134,6 +134,13 @@ class HardwareProfile(Struct, frozen=True):
     @property
     def fixed_mb(self) -> int:
         return self.vram_components.fixed_overhead.total
+
+    def with_fixed(self, total_mb: int, embedder_mb: int | None = None) -> HardwareProfile:
+        """The same profile with another fixed part, of which ``embedder_mb`` is the embedder's where that is known."""
+        overhead = structs.replace(self.vram_components.fixed_overhead, total=total_mb)
+        if embedder_mb is not None:
+            overhead = structs.replace(overhead, bge_m3_embeddings=embedder_mb)
+        return structs.replace(self, vram_components=structs.replace(self.vram_components, fixed_overhead=overhead))
 
 
 class ProfileSet(Struct, frozen=True):

@@ -33,7 +33,6 @@ from coe_cli.runtime.fleet.fleet_simulation import Samples, simulate_fleet
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.plan_inputs import answering_models
 from coe_cli.runtime.progress import OnProgress, Step, ignore
-from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 
 MOST_NODES = 100_000
 """The smallest fleet is looked for up to so many nodes of each kind."""
@@ -68,7 +67,7 @@ def _kind(fleet: Fleet, node: Node, catalog: Catalog, where: Folders) -> NodeKin
     profile = node.profile
     on_disk = models_on_disk(where.models)
     answering = answering_models(catalog, on_disk, profile.provider, explicit=node.type.provider is not None)
-    pool = pool_from_profile(with_measured_embedder(profile, where), max_queue=fleet.simulation.max_queue)
+    pool = pool_from_profile(profile, max_queue=fleet.simulation.max_queue)
     cost_of = cost_in(profile)
     models: dict[str, NodeModel] = {}
     for name in dict.fromkeys(answering[expert] for expert in fleet.demand):
@@ -268,6 +267,7 @@ class _Planner:
             max_concurrent_slots=profile.max_concurrent_slots,
             context_length=profile.context_length,
             price=node.type.price,
+            fixed_mb=profile.fixed_mb,
         )
 
     def _rates(self, kind: NodeKind, name: str) -> FleetRates:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 
-from msgspec import structs
-
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.folders import Folders
@@ -33,6 +31,4 @@ def with_measured_embedder(profile: HardwareProfile, where: Folders) -> Hardware
         return profile
     fixed = profile.vram_components.fixed_overhead
     measured_mb = math.ceil(info.resident_mb)
-    total_mb = fixed.total - fixed.bge_m3_embeddings + measured_mb
-    overhead = structs.replace(fixed, bge_m3_embeddings=measured_mb, total=total_mb)
-    return structs.replace(profile, vram_components=structs.replace(profile.vram_components, fixed_overhead=overhead))
+    return profile.with_fixed(fixed.total - fixed.bge_m3_embeddings + measured_mb, measured_mb)

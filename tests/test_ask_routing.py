@@ -66,6 +66,16 @@ def test_who_is_named_is_not_routed(
 def test_a_profile_key_turns_routing_off(routing_coe: Coe) -> None:
     (routing_coe.config / "hardware_profiles.yaml").write_text("routing: {enabled: false}\n")
     assert answer(ask(routing_coe, "--format", "json", SQL))["expert"] == "general_reasoner"
+    rows = "".join(json.dumps({"prompt": question, "max_tokens": 2}) + "\n" for question in (SQL, LEGAL))
+    batch = routing_coe.run("batch", "-", stdin=rows).check()
+    assert {json.loads(line)["expert"] for line in batch.stdout.splitlines()} == {"general_reasoner"}
+    assert batch.stderr.count("routing is off") == 1
+    with serving(routing_coe) as served:
+        coe = served.chat(SQL, model="auto", max_tokens=2).json["coe"]
+        assert coe["expert"] == "general_reasoner" and not any("rout" in note for note in coe["notes"])
+        assert served.chat(SQL, model="sql_query", max_tokens=2).json["coe"]["expert"] == "sql_query", "named is named"
+    shown = routing_coe.run("route", SQL).check()
+    assert "sql_query" in shown.stdout and "routing is off" in one_line(shown.stderr)
 
 
 def test_two_domains_are_asked_together_unless_the_profile_says_no(routing_coe: Coe) -> None:

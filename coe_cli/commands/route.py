@@ -48,7 +48,7 @@ def route(
 
       coe route --rebuild
     """
-    from coe_cli.core.catalog import load_catalog
+    from coe_cli.core.catalog import GENERAL_EXPERT, load_catalog
     from coe_cli.core.profile import load_profiles
     from coe_cli.errors import UsageError
     from coe_cli.output.console import Output
@@ -60,7 +60,10 @@ def route(
     from_stdin = question == "-" or (question is None and not _stdin_is_terminal() and not rebuild)
     if question is None and not from_stdin and not rebuild:
         raise UsageError("there is no question", 'Give one: coe route "…", or one a line on stdin: coe route -')
-    selected = load_profiles(profile_paths(profiles)).select(profile)
+    known = load_profiles(profile_paths(profiles))
+    selected = known.select(profile)
+    if not known.routing.enabled:
+        output.note(f"routing is off in the profile file: {GENERAL_EXPERT} answers whatever is shown here")
     catalog = load_catalog(catalog_paths(experts))
     if question is not None and not from_stdin and not rebuild:
         answer = _by_the_college(question, catalog, embedder)

@@ -78,7 +78,7 @@ class HistorySettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RoutingSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """How `coe ask` chooses when the user names neither expert nor model.
+    """Who answers when the user names neither expert nor model: in `coe ask`, in a batch, as `auto` over HTTP.
 
     ``enabled`` false leaves every such question to the general reasoner. ``prefer_resident`` takes the runner-up where it
     is about as likely and only its model is loaded. ``two_experts`` asks both experts of a question that spans two

@@ -79,7 +79,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
         progress = run_batch(
             job,
             batch_desk(catalog, where.models, profile, where),
-            bulk_router(catalog, where, profile, view.note, fetch=options.pull),
+            bulk_router(catalog, where, profile, view.note, fetch=options.pull, enabled=profiles.routing.enabled),
             lambda: _engine(options, profile, where.models),
             view,
             stdin,

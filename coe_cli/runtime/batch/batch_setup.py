@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from coe_cli.core.catalog import Catalog
+from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import ModelMissing
@@ -29,10 +29,28 @@ def batch_desk(catalog: Catalog, models_dir: Path, profile: HardwareProfile, whe
 
 
 def bulk_router(
-    catalog: Catalog, where: Folders, profile: HardwareProfile, note: Callable[[str], None], *, fetch: bool
+    catalog: Catalog,
+    where: Folders,
+    profile: HardwareProfile,
+    note: Callable[[str], None],
+    *,
+    fetch: bool,
+    enabled: bool = True,
 ) -> Route:
-    """Routes many questions at once; the router is opened, and fetched if need be, at the first of them."""
+    """Routes many questions at once; the router is opened, and fetched if need be, at the first of them.
+
+    Where routing is not ``enabled`` all of them go to the general reasoner, which is said once.
+    """
     opened: list[object] = []
+
+    def general(questions: Sequence[str]) -> list[str]:
+        if not opened:
+            opened.append(None)
+            note(f"routing is off, so {GENERAL_EXPERT} answers the rows that name nobody")
+        return [GENERAL_EXPERT] * len(questions)
+
+    if not enabled:
+        return general
 
     def route(questions: Sequence[str]) -> list[str]:
         from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router

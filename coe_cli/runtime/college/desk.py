@@ -11,7 +11,7 @@ import msgspec
 
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.router import swap_aware
 from coe_cli.core.selection import Choice, choose_model
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
@@ -56,8 +56,8 @@ class Prepared(NamedTuple):
 class Desk:
     """Settles each request against the catalog and the models on disk, as they are at that moment.
 
-    ``router`` gives the expert for a question, from any thread. ``prefers_resident``: of two likely experts take the one
-    whose model is resident.
+    ``router`` gives the expert for a question, from any thread; ``routing`` says whether it is asked, and whether of two
+    likely experts the one is taken whose model is resident.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Desk:
         profile: HardwareProfile,
         router: SharedRouter,
         *,
-        prefers_resident: bool = True,
+        routing: RoutingSettings = RoutingSettings(),
     ) -> None:
         self.catalog = catalog
         self.router = router
         self.models_dir = models_dir
         self._profile = profile
-        self._prefers_resident = prefers_resident
+        self.routing = routing
         self._opened: dict[str, tuple[int, ModelSpec, str]] = {}
 
     def names(self) -> list[tuple[str, int]]:
@@ -150,12 +150,14 @@ class Desk:
 
     async def _route(self, messages: list[ChatMessage], resident_models: Collection[str]) -> tuple[str, list[str]]:
         """The expert for the last question, and what is to be said about the choice."""
+        if not self.routing.enabled:
+            return GENERAL_EXPERT, []
         question = next((m.content for m in reversed(messages) if m.role == "user"), "")
         try:
             decision = await asyncio.to_thread(self.router.route, question)
         except CoeError as error:
             return GENERAL_EXPERT, [f"{error.message}, so {GENERAL_EXPERT} answers ({error.hint.rstrip('.')})"]
-        if self._prefers_resident:
+        if self.routing.prefer_resident:
             decision = swap_aware(decision, self.catalog, models_on_disk(self.models_dir), resident_models)
         chosen = decision.experts[0].name
         if decision.preferred_resident:

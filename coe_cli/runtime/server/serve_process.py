@@ -96,8 +96,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
                 settings=settings,
             )
             router = SharedRouter(catalog, where, profile.provider)
-            prefers_resident = profiles.routing.prefer_resident
-            desk = Desk(catalog, where.models, profile, router, prefers_resident=prefers_resident)
+            desk = Desk(catalog, where.models, profile, router, routing=profiles.routing)
             job = _Process(options, state, listener, profile, desk, api_key)
             asyncio.run(job.run(folder, on_ready, observer))
     finally:
@@ -212,6 +211,8 @@ class _Process:
         on_ready(self._state.url)
         if self._options.prepare_api:
             await self._server.openai()
+            if not self._desk.routing.enabled:
+                return
             with contextlib.suppress(CoeError):  # where none is prepared, `auto` says so when it is asked for
                 await asyncio.to_thread(self._desk.router.route, "warm up")
 

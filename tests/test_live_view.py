@@ -154,7 +154,7 @@ def test_an_interrupted_answer_stays_as_far_as_it_came(coe: Coe, width: int) -> 
     terminal = Terminal(coe, *question, interrupt_at=r"[3-9]\d tokens", size=(width, HEIGHT))
     assert terminal.code == 130
     left = "".join("".join(terminal.screen).split())
-    assert len(left) > 40
+    assert left
     assert "".join(coe.run(*question).check().stdout.split()).startswith(left)
 
 

@@ -219,13 +219,17 @@ class Batches:
         self.coe = coe
         self.faults = coe.folder / "faults"
         self.faults.mkdir()
-        (self.faults / "faults.json").write_text(json.dumps({MODEL: [{"step_s": step_s}]}))
+        self.set_step_s(step_s)
         self.rows = [
             {"id": f"r{number}", "prompt": f"question {number}", "model": MODEL, "max_tokens": 5, "seed": number}
             for number in range(1, rows + 1)
         ]
         self.source = write_rows(coe.folder / "in.jsonl", self.rows)
         self.out = coe.folder / "out.jsonl"
+
+    def set_step_s(self, step_s: float) -> None:
+        """How long the workers that are started from now on take for a token."""
+        (self.faults / "faults.json").write_text(json.dumps({MODEL: [{"step_s": step_s}]}))
 
     def command(self, *options: str) -> list[str]:
         return [*DRIVER, str(self.faults), str(self.source), str(self.out), *options]
@@ -290,7 +294,9 @@ def test_killed_twice_it_goes_on_with_nothing_lost_and_nothing_twice(batches: Ba
 def test_two_batches_on_one_output_are_refused(batches: Batches) -> None:
     first = batches.start()
     eventually(lambda: batches.written() > 0)
+    first.send_signal(signal.SIGSTOP)
     second = batches.run()
+    first.send_signal(signal.SIGCONT)
     assert second.code == 2
     assert "another `coe batch` is writing to" in one_line(second.stderr)
     assert first.wait() == 0
@@ -343,6 +349,7 @@ def test_a_full_disk_leaves_what_is_done_and_goes_on(batches: Batches) -> None:
 
 
 def test_ctrl_c_finishes_the_running_rows_and_says_how_to_go_on(batches: Batches) -> None:
+    batches.set_step_s(0.05)
     process = batches.start()
     eventually(lambda: batches.written() >= 5)
     process.send_signal(signal.SIGINT)
@@ -353,6 +360,7 @@ def test_ctrl_c_finishes_the_running_rows_and_says_how_to_go_on(batches: Batches
     done = batches.written()
     assert f"stopped: {done} of 200 rows are done in {batches.out}" in lines[-1] and "Go on with: " in lines[-1]
     assert 5 <= done < 200
+    batches.set_step_s(0.002)
     batches.run().check()
     batches.check()
 

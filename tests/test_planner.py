@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -14,6 +17,9 @@ from coe_cli.core.planner import Plan, plan
 from coe_cli.core.pressure import LEVELS, PressureLevel, pressure, pressure_level
 from coe_cli.core.profile import HardwareProfile, PressureThresholds, Provider, load_profiles
 from coe_cli.core.scenario import Known, Role, Scenario, working_set
+from coe_cli.core.scheduler import Scheduler
+from coe_cli.core.scheduler_events import Event, Load, Loaded, Request, Start
+from coe_cli.core.scheduler_state import ModelCost, PoolConfig
 from coe_cli.core.solve import largest_context, most_slots, smallest_budget_mb
 from coe_cli.runtime.folders import catalog_paths, profile_paths
 
@@ -218,6 +224,49 @@ def test_warning_codes() -> None:
     assert "slots_above_profile" in codes(made("standard", CODER, slots=3))
     assert "slots_above_profile" not in codes(made("standard", CODER, slots=2))
     assert "does_not_fit" in codes(made("minimal", CODER))
+
+
+@settings(max_examples=60, deadline=None)
+@given(some_experts, st.integers(1, 4), st.integers(8_000, 60_000))
+def test_what_fits_and_is_not_warned_of_is_admitted_by_the_college(
+    experts: list[str], slots: int, budget_mb: int
+) -> None:
+    """The scheduler itself is asked, with one question for each slot of the plan."""
+    profile, facts = PROFILES.select("standard"), known()
+    base = structs.replace(scenario(*experts, profile=profile), slots=slots, budget_mb=budget_mb)
+    result = plan(profile, base, facts)
+    assume(result.fits and slots >= len(experts))
+    weights = {model.name: math.ceil(model.weights_mb) for model in result.models}
+    sizes = {slot.model: slot for slot in result.slots}
+    costs = {
+        name: ModelCost(weights[name], slot.kv_mb, slot.activation_mb, max_slots=slots) for name, slot in sizes.items()
+    }
+    pool = PoolConfig(budget_mb, profile.fixed_mb, slots)
+    scheduler, running = Scheduler(pool, costs), 0
+    for number, slot in enumerate(result.slots):
+        events: list[Event] = [Request(number, slot.model)]
+        while events:
+            for decision in scheduler.handle(events.pop(), 0.0):
+                running += isinstance(decision, Start)
+                if isinstance(decision, Load):
+                    events.append(Loaded(decision.model))
+    # a whole megabyte for each part is what rounding may add in the scheduler
+    near = abs(result.total_mb - profile.fixed_mb - 0.9 * result.pool_mb) <= 2 * slots + len(weights) or (
+        slots == 1 and abs(result.total_mb - profile.fixed_mb - 0.95 * result.pool_mb) <= 4
+    )
+    assert near or (running == slots) == ("above_admission" not in codes(result))
+
+
+@settings(max_examples=30, deadline=None)
+@given(some_experts, st.integers(1, 4), st.integers(8_000, 60_000))
+def test_a_change_that_is_named_is_admitted(experts: list[str], slots: int, budget_mb: int) -> None:
+    profile, facts = PROFILES.select("standard"), known()
+    base = structs.replace(scenario(*experts, profile=profile), slots=slots, budget_mb=budget_mb)
+    (message,) = [w.message for w in plan(profile, base, facts).warnings if w.code == "above_admission"] or [""]
+    fields = {"--context": "context_length", "--slots": "slots", "--vram-mb": "budget_mb"}
+    for option, value in re.findall(r"(--context|--slots|--vram-mb) (\d+)", message):
+        changed = plan(profile, structs.replace(base, **{fields[option]: int(value)}), facts)
+        assert changed.fits and "above_admission" not in codes(changed), option
 
 
 def test_law_model_ends_at_2048_tokens() -> None:

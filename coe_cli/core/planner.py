@@ -11,7 +11,7 @@ from coe_cli.core.model_spec import BYTES_PER_MB
 from coe_cli.core.pressure import Pressure, pressure, pressure_level
 from coe_cli.core.profile import HardwareProfile, Provider
 from coe_cli.core.scenario import Known, PlannedModel, PlannedSlot, Scenario, Usage, total_mb, usage
-from coe_cli.core.solve import largest_context, most_slots, nearest_change
+from coe_cli.core.solve import largest_context, most_slots, nearest_change, not_admitted
 
 WASTE_LIMIT: Final = 0.15
 GUIDE_TOLERANCE: Final = 0.25
@@ -101,6 +101,8 @@ def plan(profile: HardwareProfile, scenario: Scenario, known: Known, name: Accou
     warnings = _warnings(profile, scenario, known, counting, used)
     if not fits:
         warnings.append(PlanWarning("does_not_fit", nearest_change(profile, scenario, known, counting)))
+    elif counting.name == "exact" and (message := not_admitted(profile, scenario, known, counting)):
+        warnings.append(PlanWarning("above_admission", message))
     return Plan(
         schema_version=SCHEMA_VERSION,
         accounting=name,

@@ -129,10 +129,14 @@ def _other_programs(profile: HardwareProfile, machine: Machine) -> Finding:
 
 def _plan(plan: Plan) -> Finding:
     slots = counted(len(plan.slots), "slot")
-    if plan.fits:
-        return Finding("ok", "plan", f"{slots} take {plan.total_mb:.0f} MB, pressure {plan.pressure.level}")
-    change = next((warning.message for warning in plan.warnings if warning.code == "does_not_fit"), "")
-    return Finding("error", "plan", f"{slots} take {plan.total_mb:.0f} MB", f"{change}: coe vram plan")
+    text = f"{plan.total_mb:.0f} MB for {slots}"
+    said = {warning.code: warning.message for warning in plan.warnings}
+    if not plan.fits:
+        return Finding("error", "plan", text, f"{said.get('does_not_fit', '')}: coe vram plan")
+    text += f", pressure {plan.pressure.level}"
+    if "above_admission" in said:
+        return Finding("warning", "plan", text, f"{said['above_admission']}: coe vram plan")
+    return Finding("ok", "plan", text)
 
 
 def _model(state: ModelState) -> Finding:

@@ -42,25 +42,55 @@ def smallest_budget_mb(profile: HardwareProfile, scenario: Scenario, known: Know
 
 def nearest_change(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> str:
     """One sentence: what would make the scenario fit, the smallest changes first."""
-    needed_mb = smallest_budget_mb(profile, scenario, known, counting)
+    short_mb = smallest_budget_mb(profile, scenario, known, counting) - scenario.budget_mb
+    changes = _changes(profile, scenario, known, counting, 1.0)
+    return f"{short_mb} MB short of {scenario.budget_mb} MB; it would fit with {changes}"
+
+
+def not_admitted(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> str:
+    """One sentence on a scenario that fits the budget and is more than the college's scheduler admits, else "".
+
+    Beside other work it admits up to the threshold of high pressure, one answer alone up to critical (``core.scheduler``).
+    """
+    thresholds, alone = profile.pressure_thresholds, scenario.slots == 1
+    limit = thresholds.critical if alone else thresholds.high
+    used_mb = total_mb(scenario, known.models, counting, profile.fixed_mb) - profile.fixed_mb
+    pool_mb = scenario.budget_mb - profile.fixed_mb
+    if used_mb < limit * pool_mb or (alone and used_mb <= limit * pool_mb):
+        return ""
+    changes = _changes(profile, scenario, known, counting, limit)
+    if alone:
+        return f"the college refuses it, for it goes up to {limit:.0%} of the pool; it would run with {changes}"
+    return f"its slots take turns, for beside other work the college goes up to {limit:.0%}; all at once with {changes}"
+
+
+def _changes(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting, limit: float) -> str:
+    """Options that would bring the scenario below ``limit`` of its pool."""
+    fixed_mb = profile.fixed_mb
+    needed_mb = total_mb(scenario, known.models, counting, fixed_mb) - fixed_mb
+    enough_mb = math.ceil(fixed_mb + needed_mb)
+    inside = scenario
+    if limit < 1.0:
+        enough_mb = math.floor(fixed_mb + needed_mb / limit) + 1
+        inside_mb = math.ceil(fixed_mb + limit * (scenario.budget_mb - fixed_mb)) - 1
+        inside = structs.replace(scenario, budget_mb=inside_mb)
     changes = []
     chunked = {
         name: structs.replace(memory, chunk_size=min(memory.chunk_size or CHUNK_SIZE, CHUNK_SIZE))
         for name, memory in known.models.items()
     }
-    if _fits(profile, scenario, structs.replace(known, models=chunked), counting):
+    if _fits(profile, inside, structs.replace(known, models=chunked), counting):
         changes.append(f"--chunk-size {CHUNK_SIZE}")
-    context = largest_context(profile, scenario, known, counting)
+    context = largest_context(profile, inside, known, counting)
     if 0 < context < scenario.context_length:
         changes.append(f"--context {context}")
-    slots = most_slots(profile, scenario, known, counting)
+    slots = most_slots(profile, inside, known, counting)
     if 0 < slots < scenario.slots:
         changes.append(f"--slots {slots}")
-    if not changes and (fewer := _fewer_experts(profile, scenario, known, counting)):
+    if not changes and (fewer := _fewer_experts(profile, inside, known, counting)):
         changes.append(f"--experts {fewer} --slots 1")
-    changes.append(f"--vram-mb {needed_mb}")
-    short_mb = needed_mb - scenario.budget_mb
-    return f"{short_mb} MB short of {scenario.budget_mb} MB; it would fit with {' or '.join(changes)}"
+    changes.append(f"--vram-mb {enough_mb}")
+    return " or ".join(changes)
 
 
 def _fewer_experts(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> str:

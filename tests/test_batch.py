@@ -108,6 +108,16 @@ def test_bad_lines_are_told_with_their_number_and_stop_nothing(mixed: tuple[Resu
     assert notes[-1].startswith("coe: 10 rows in ") and notes[-1].endswith("; 5 failed")
 
 
+def test_an_expert_that_is_none_is_said_to_be_none(coe: Coe) -> None:
+    """Neither is a model one, where an expert is asked for."""
+    rows = [{"prompt": "Hi", "expert": name} for name in ("sql_qery", MODEL)]
+    result = coe.run("batch", "-", stdin=b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    assert result.code == 1
+    errors = [row["error"] for row in read_rows(result.stdout)]
+    assert [error["message"] for error in errors] == ["unknown expert `sql_qery`", f"unknown expert `{MODEL}`"]
+    assert "Did you mean `sql_query`" in errors[0]["hint"]
+
+
 def test_openai_lines_come_back_in_openais_shape(mixed: tuple[Result, list[dict[str, Any]]]) -> None:
     chat, text, wrong, nobody = mixed[1][4:8]
     for line in (chat, text, wrong, nobody):
@@ -196,7 +206,9 @@ def test_failed_rows_are_run_again_only_where_that_is_asked_for(
     untouched = out.read_bytes()
     again = bare_coe.run(*command)
     assert (again.code, out.read_bytes()) == (1, untouched), "errors count as done"
-    assert one_line(again.stderr) == "coe: all 5 rows are in the output already; 3 failed"
+    assert (
+        one_line(again.stderr) == "coe: all 5 rows are in the output already; 3 failed (--retry-failed runs them again)"
+    )
     retried = bare_coe.run(*command, "--retry-failed")
     assert retried.code == 1 and "coe: 3 rows that failed are run again\n" in retried.stderr
     assert retried.stderr.splitlines()[-1].startswith("coe: 5 rows (2 before) in ")

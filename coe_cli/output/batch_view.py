@@ -122,6 +122,8 @@ def summary_line(now: Progress) -> str:
     here = now.done - now.earlier
     if here == 0:
         text = f"all {now.total} rows are in the output already"
+        if now.failed:
+            return f"{text}; {now.failed} failed (--retry-failed runs them again)"
     else:
         earlier = f" ({now.earlier} before)" if now.earlier else ""
         text = f"{now.done} rows{earlier} in {clock(now.elapsed_s)}"

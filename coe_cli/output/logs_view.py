@@ -9,7 +9,7 @@ import msgspec
 from coe_cli.core.conversations import Conversation, ConversationRow, Match
 from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
-from coe_cli.output.tables import left, right, table
+from coe_cli.output.tables import folded, left, right, table
 
 LOGS_SCHEMA_VERSION = 1
 _TITLE_WIDTH = 70
@@ -23,7 +23,7 @@ def write_conversations(output: Output, rows: list[ConversationRow], *, as_json:
     from rich.text import Text
 
     title = ("first question", {"overflow": "ellipsis", "no_wrap": True, "max_width": _TITLE_WIDTH})
-    shown = table(right("number"), left("last asked"), right("questions"), left("answered by"), title)
+    shown = table(right("number"), left("last asked"), right("questions"), folded("answered by"), title)
     for row in rows:
         shown.add_row(
             str(row.id),

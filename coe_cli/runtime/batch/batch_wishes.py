@@ -36,7 +36,7 @@ def to_wish(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> Wish:
             row.seed if row.seed is not None else defaults.seed,
         ),
         stop=row.stop,
-        expert=expert if model is not None else None,
+        expert=expert,
     )
 
 

@@ -32,7 +32,7 @@ MAX_PROMPT_CHARS = 2_000_000
 class Wish(NamedTuple):
     """What a client wants: ``name`` is `auto`, an expert or a model; a raw prompt goes past the chat template.
 
-    ``expert``: whose words a model named by ``name`` answers in.
+    ``expert``: whose words a model named by ``name`` answers in; the same as ``name`` where that must be an expert.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Desk:
 
         Raises:
             ModelMissing, ModelDamaged: there is no such name, or nothing on disk that could answer.
-            UsageError: a raw prompt has nothing but white space.
+            UsageError: an unknown expert, or a raw prompt that has nothing but white space.
             PromptTooLong: neither the model nor the expert's fallback has room for the prompt.
         """
         if sum(len(message.content) for message in wish.messages) > MAX_PROMPT_CHARS:
@@ -167,7 +167,7 @@ class Desk:
     def _choose(self, name: str, words_of: str | None) -> Choice:
         """``words_of``: the expert in whose words a model answers."""
         on_disk = models_on_disk(self.models_dir)
-        if name in self.catalog.experts:
+        if name in self.catalog.experts or name == words_of:
             choice = choose_model(self.catalog, on_disk, expert=name, model=None)
         else:
             choice = choose_model(self.catalog, on_disk, expert=words_of, model=name)

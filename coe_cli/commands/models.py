@@ -125,8 +125,8 @@ def show(
     from coe_cli.output.model_card_view import write_card
     from coe_cli.runtime.store.model_card import model_card
 
-    chosen = read_profiles(profiles_file).select(profile)
-    card = model_card(name, read_catalog(catalog_file), chosen, folders().models, folders().state)
+    where, profiles = folders(), read_profiles(profiles_file)
+    card = model_card(name, read_catalog(catalog_file), profiles, profile, where.models, where.state)
     if report_format is ReportFormat.JSON:
         Output().json(msgspec.to_builtins(card))
     else:

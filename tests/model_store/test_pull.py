@@ -262,7 +262,7 @@ def test_offline_means_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = pull(coe, "tiny")
     assert result.code == 4
-    assert "HF_HUB_OFFLINE is set" in result.stderr
+    assert "HF_HUB_OFFLINE is set. Unset it" in result.stderr
     assert hub.requests == []
 
 
@@ -350,6 +350,12 @@ def test_profile_means_the_models_of_its_device(coe: Coe, hub: Hub, tmp_path: Pa
         "smollm2-135m",
         "tiny",
     ]
+
+
+def test_a_file_that_is_not_there_is_not_the_networks_fault(coe: Coe, tmp_path: Path) -> None:
+    result = pull(coe, f"file:{tmp_path}/none")
+    assert result.code == 4
+    assert "none does not exist. Name a folder" in result.stderr and "network" not in result.stderr
 
 
 def test_nothing_named_is_a_usage_error(coe: Coe) -> None:

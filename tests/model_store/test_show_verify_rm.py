@@ -114,6 +114,13 @@ def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path)
     assert "80 MB after a load, slots 2.00 × the plan's" in " ".join(coe("models", "show", "tiny").stdout.split())
 
 
+def test_show_counts_in_the_profile_in_which_the_model_would_run(coe: Coe, tiny: Path) -> None:
+    figures = [coe("models", "show", name, "--format", "json").json["plan"] for name in ("tiny", "law-LLM-DML")]
+    assert [(plan["profile"], plan["provider"]) for plan in figures] == [("embedded", "cpu"), ("standard", "dml")]
+    named = coe("models", "show", "tiny", "-p", "compact", "--format", "json").json
+    assert named["plan"]["profile"] == named["cache"]["profile"] == "compact"
+
+
 def test_show_of_a_model_that_is_not_on_disk(coe: Coe) -> None:
     card = coe("models", "show", "law-LLM-DML", "--format", "json").json
     assert (card["on_disk"], card["attention"], card["weight_formats"]) == (False, "MHA", None)

@@ -48,7 +48,10 @@ def fetch_from_hub(
         OSError: this machine's fault: a full disk, a folder that cannot be written.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise SourceFailed("was skipped because HF_HUB_OFFLINE is set")
+        raise SourceFailed(
+            "was skipped because HF_HUB_OFFLINE is set",
+            "Unset it, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
+        )
     commit, files = _list_files(source)
     parts = {_part(file, destination) for file in files}
     for old in set(destination.rglob("*.part")) - parts:

@@ -12,7 +12,8 @@ from coe_cli.core.catalog import Catalog, ModelShape
 from coe_cli.core.footprint import ExactAccounting, ModelMemory
 from coe_cli.core.model_spec import BYTES_PER_MB, find_spec
 from coe_cli.core.onnx_graph import graph_of
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.profile import HardwareProfile, ProfileSet
+from coe_cli.core.selection import choose_profile
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 from coe_cli.runtime.store.integrity import read_manifest
@@ -92,14 +93,20 @@ class ModelCard(Struct, frozen=True):
     files: list[FileFacts]
 
 
-def model_card(name: str, catalog: Catalog, profile: HardwareProfile, models_dir: Path, state_dir: Path) -> ModelCard:
+def model_card(
+    name: str, catalog: Catalog, profiles: ProfileSet, profile_name: str | None, models_dir: Path, state_dir: Path
+) -> ModelCard:
     """Read what the catalog, the configuration, the graph, the manifest and earlier runs say of ``name``.
 
+    Without a ``profile_name`` the figures are those of the profile under which `coe ask` would run it.
+
     Raises:
+        ProfileInvalid: no profile has that name.
         ModelMissing: nobody knows the name.
         ModelDamaged: the configuration or the graph cannot be used.
     """
     spec = find_spec(name, catalog, models_dir)
+    profile = choose_profile(profiles, profile_name, spec.provider)
     entry = catalog.models.get(name)
     facts = graph_of(spec) if spec.folder else None
     computed = memory_of(spec, spec.provider)

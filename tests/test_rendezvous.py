@@ -121,6 +121,19 @@ def test_two_starts_at_the_same_moment_give_one_college(coe: Coe) -> None:
         end(served.process)
 
 
+def test_a_second_start_says_what_it_could_not_give(coe: Coe) -> None:
+    with serving(coe) as served:
+        plain = coe.run("serve").check()
+        assert plain.stdout.strip() == served.url and "running already" in plain.stderr
+        assert coe.run("serve", "--port", str(served.port)).check().stdout == plain.stdout
+        ignored = coe.run("serve", "--keep-alive", "never", "--log-prompts").check()
+        assert "--keep-alive, --log-prompts not applied: `coe stop` ends it" in ignored.stderr
+        for options in (("--foreground",), ("--host", "::1"), ("--port", str(served.port + 1))):
+            refused = coe.run("serve", *options)
+            assert (refused.code, refused.stdout) == (2, "")
+            assert f"at {served.url}. Use that one, or end it first: coe stop" in refused.stderr
+
+
 def _serves(process: psutil.Process, coe: Coe) -> bool:
     try:
         return (

@@ -323,6 +323,14 @@ def test_a_body_that_is_not_a_request(served: Served, body: bytes) -> None:
     assert answer.error["message"]
 
 
+def test_json_under_another_type_is_told_the_header(served: Served) -> None:
+    """What `curl -d` sends."""
+    form = "application/x-www-form-urlencoded"
+    answer = served.request("POST", CHAT, body=b'{"model": "auto", "messages": []}', Content_Type=form)
+    assert answer.status == 400
+    assert "Content-Type: application/json" in answer.error["message"]
+
+
 def test_a_prompt_that_is_too_long(served: Served) -> None:
     for question in ("word " * 5000, "x" * 2_100_000):
         answer = served.chat(question)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +12,12 @@ from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.errors import UsageError
 from coe_cli.output.console import Output
 
+if TYPE_CHECKING:
+    from coe_cli.runtime.server.rendezvous import CollegeState
+
 
 def serve(
+    context: typer.Context,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than 127.0.0.1 need --api-key.")
     ] = "127.0.0.1",
@@ -56,8 +60,7 @@ def serve(
     output = Output()
     running = find()
     if running is not None:
-        output.note(f"a college is running already (process {running.state.pid})")
-        output.stdout.write(running.state.url + "\n")
+        _settle_for(running.state, context, output)
         return
     if api_key:
         os.environ["COE_API_KEY"] = api_key
@@ -81,3 +84,30 @@ def serve(
 
     with foreground_view(output) as view:
         run(options, view.ready, view.show)
+
+
+_PLACE = ("host", "port", "foreground")
+
+
+def _settle_for(running: CollegeState, context: typer.Context, output: Output) -> None:
+    """Print the URL of the college that runs, and say what was asked for in vain.
+
+    Raises:
+        UsageError: it was to be at another address, or in the foreground.
+    """
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    elsewhere = (
+        given.get("foreground", False)
+        or given.get("port", 0) not in (0, running.port)
+        or given.get("host", running.host) != running.host
+    )
+    already = f"a college is running already (process {running.pid})"
+    if elsewhere:
+        raise UsageError(f"{already} at {running.url}", "Use that one, or end it first: coe stop")
+    ignored = [f"--{name.removesuffix('_file').replace('_', '-')}" for name in given if name not in _PLACE]
+    output.note(f"{already}; {', '.join(ignored)} not applied: `coe stop` ends it" if ignored else already)
+    output.stdout.write(running.url + "\n")

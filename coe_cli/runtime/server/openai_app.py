@@ -17,7 +17,7 @@ from coe_cli.runtime.college.desk import Desk
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError, error_headers, error_object, status_of
-from coe_cli.runtime.server.streaming import ChatShape, HttpAnswer, TextShape, _encode
+from coe_cli.runtime.server.streaming import ChatShape, HttpAnswer, TextShape, encode
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": api.ErrorAnswer, "description": text}
@@ -97,14 +97,14 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
         answer = await asyncio.to_thread(
             embed, request.model, texts, desk.router, base64=request.encoding_format == "base64"
         )
-        return Response(_encode(answer), media_type="application/json")
+        return Response(encode(answer), media_type="application/json")
 
     return app
 
 
 def _response(error: CoeError) -> Response:
     headers = {key.decode(): value.decode() for key, value in error_headers(error)}
-    body = _encode(error_object(error))
+    body = encode(error_object(error))
     return Response(body, status_of(error), headers=headers, media_type="application/json")
 
 
@@ -120,6 +120,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     place = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return _response(HttpError(400, "the body is not JSON", code="invalid_json"))
+    if not place and "json" not in request.headers.get("content-type", ""):
+        hint = "Send it as JSON with the header Content-Type: application/json."
+        return _response(HttpError(400, "the body has no type that is read here", hint, code="invalid_json"))
     param = ".".join(place) or None
     message = f"`{param or 'body'}`: {first['msg']}"
     return _response(HttpError(400, message.encode("utf-8", "replace").decode(), code="invalid_value", param=param))

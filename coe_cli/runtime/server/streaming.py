@@ -24,7 +24,7 @@ from coe_cli.runtime.server.http_errors import error_headers, error_object, stat
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
 
 
@@ -43,7 +43,7 @@ class ChatShape:
         return b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
 
     def last(self, reason: str) -> bytes:
-        return b'"delta":{},"logprobs":null,"finish_reason":' + _encode(reason) + b"}"
+        return b'"delta":{},"logprobs":null,"finish_reason":' + encode(reason) + b"}"
 
     def whole(self, text: str, thoughts: str, reason: str) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
@@ -65,7 +65,7 @@ class TextShape:
         return None
 
     def last(self, reason: str) -> bytes:
-        return b'"text":"","logprobs":null,"finish_reason":' + _encode(reason) + b"}"
+        return b'"text":"","logprobs":null,"finish_reason":' + encode(reason) + b"}"
 
     def whole(self, text: str, thoughts: str, reason: str) -> dict[str, Any]:
         return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
@@ -115,7 +115,7 @@ async def send_json(
     send: Send, status: int, value: Any, headers: list[tuple[bytes, bytes]] | None = None, body: bytes | None = None
 ) -> None:
     """One whole JSON response."""
-    data = _encode(value) if body is None else body
+    data = encode(value) if body is None else body
     length = (b"content-length", str(len(data)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *(headers or [])]})
     await send({"type": "http.response.body", "body": data})
@@ -159,7 +159,7 @@ class HttpAnswer:
             if not self._sent:
                 await send_error(send, error)
             else:
-                await self._send_last(send, b"data: " + _encode(error_object(error)) + b"\n\n")
+                await self._send_last(send, b"data: " + encode(error_object(error)) + b"\n\n")
 
     async def _answer_whole(self, send: Send) -> None:
         splitter = self._splitter(in_thinking=False)
@@ -190,7 +190,7 @@ class HttpAnswer:
 
     async def _answer_in_chunks(self, send: Send) -> None:
         splitter = self._splitter(in_thinking=False)
-        head = b"data: " + _encode(
+        head = b"data: " + encode(
             {
                 "id": self._id,
                 "object": self._shape.chunk_name,
@@ -217,14 +217,14 @@ class HttpAnswer:
                         self._reading = event
                         splitter = self._splitter(in_thinking=event.in_thinking)
                     continue
-                data = b"".join([wrap[thinks][0] + _encode(text) + wrap[thinks][1] for text, thinks in pieces])
+                data = b"".join([wrap[thinks][0] + encode(text) + wrap[thinks][1] for text, thinks in pieces])
                 if not self._sent:
                     await self._begin(send)
                     data = self._first_chunk(before, after) + data
                 if isinstance(event, ce.Finished):
                     data += before + self._shape.last(_reason(event)) + after
                     if self._include_usage:
-                        data += head + b',"choices":[],"usage":' + _encode(self._usage(event)) + b"}\n\n"
+                        data += head + b',"choices":[],"usage":' + encode(self._usage(event)) + b"}\n\n"
                     await self._send_last(send, data + b"data: [DONE]\n\n")
                 elif data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -241,7 +241,7 @@ class HttpAnswer:
     def _first_chunk(self, before: bytes, after: bytes) -> bytes:
         """The role, and who answers."""
         first = self._shape.first() or b'"text":"","logprobs":null,"finish_reason":null}'
-        return before + first + after.replace(b"}\n\n", b',"coe":' + _encode(self._coe()) + b"}\n\n")
+        return before + first + after.replace(b"}\n\n", b',"coe":' + encode(self._coe()) + b"}\n\n")
 
     async def _send_last(self, send: Send, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": False})

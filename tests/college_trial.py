@@ -20,6 +20,7 @@ from faulty_worker import expected
 
 from coe_cli.core.catalog import ModelShape
 from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.scheduler_events import Elsewhere
 from coe_cli.core.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
@@ -32,6 +33,8 @@ POOL = PoolConfig(vram_budget_mb=1000, max_concurrent_slots=4, min_resident_s=0.
 
 class FakeMeter:
     """Every worker holds the same; other programs and memory that did not come back are set by the test."""
+
+    sees_others = False
 
     def __init__(self, worker_mb: float = WEIGHTS_MB + SLOT_MB) -> None:
         self.worker_mb = worker_mb
@@ -149,6 +152,7 @@ async def trial(
     load_timeout_s: float = 30.0,
     watchdog_s: float = 30.0,
     keep_spare: bool = False,
+    elsewhere: Callable[[], Elsewhere] | None = None,
     **pool: Any,
 ) -> AsyncIterator[Trial]:
     """A college on faulty workers; afterwards no process of it is left."""
@@ -161,6 +165,7 @@ async def trial(
         load_timeout_s=load_timeout_s,
         watchdog_s=watchdog_s,
         keep_spare=keep_spare,
+        elsewhere=elsewhere,
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
     )
     the_meter = meter or FakeMeter()

@@ -31,6 +31,9 @@ KEYS = [
     "pool_mb",
     "queue_length",
     "notices",
+    "device",
+    "elsewhere_mb",
+    "elsewhere_by",
 ]
 MODEL_KEYS = [
     "name",
@@ -44,6 +47,7 @@ MODEL_KEYS = [
     "measured_mb",
     "idle_s",
     "kv_reserved_mb",
+    "held_mb",
 ]
 
 

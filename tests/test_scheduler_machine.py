@@ -13,6 +13,7 @@ from coe_cli.core.scheduler import Scheduler
 from coe_cli.core.scheduler_events import (
     Cancelled,
     Done,
+    Elsewhere,
     Event,
     Evict,
     Evicted,
@@ -105,6 +106,7 @@ class World(RuleBasedStateMachine):
         self.now_s = 0.0
         self.count = 0
         self.external_mb = 0.0
+        self.elsewhere_mb = 0.0
         self.leaked_mb = 0.0
         self.measured_mb: float | None = None
         self.processes: dict[str, Process] = {}
@@ -127,13 +129,13 @@ class World(RuleBasedStateMachine):
         if not self.measures:
             return None
         own = sum(p.physical_mb(name) for name, p in self.processes.items())
-        return own + self.external_mb + self.leaked_mb
+        return own + self.external_mb + self.leaked_mb + self.elsewhere_mb
 
     def reserved_mb(self) -> float:
         return sum(p.reserved_mb(name) for name, p in self.processes.items())
 
     def usage_mb(self) -> float:
-        return max(self.reserved_mb(), self.measured_mb or 0.0)
+        return max(self.reserved_mb() + self.elsewhere_mb, self.measured_mb or 0.0)
 
     def in_state(self, *states: str) -> list[str]:
         return sorted(name for name, p in self.processes.items() if p.state in states)
@@ -384,6 +386,14 @@ class World(RuleBasedStateMachine):
         if self.measures and not self.in_state("loading"):
             self.external_mb = external_mb
             self.leaked_mb *= leak_stays
+            self.send(MeasuredUsage(self.used_mb() or 0.0))
+
+    @rule(elsewhere_mb=st.sampled_from([0.0, 1_500.0, 5_000.0, 9_000.0]))
+    def another_coe_claims_memory(self, elsewhere_mb: float) -> None:
+        """What it may use at most; whoever claims looks first what fits, but a load may have begun at that moment."""
+        self.elsewhere_mb = elsewhere_mb
+        self.send(Elsewhere(elsewhere_mb, "`coe batch` (process 7)"))
+        if self.measures and not self.in_state("loading"):
             self.send(MeasuredUsage(self.used_mb() or 0.0))
 
     @precondition(lambda self: self.measures and len(self.processes) > 1 and not self.in_state("loading"))

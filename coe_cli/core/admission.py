@@ -21,6 +21,7 @@ class Admission(Residency):
         self._next_model = NextModel()
         self._preload_due = False
         self._service_s = 1.0
+        self._elsewhere_by = ""
         self._settled_s = -math.inf
         self.loads = self.preloads = 0
 
@@ -143,11 +144,18 @@ class Admission(Residency):
         if model.infeasible_since_s == math.inf:
             model.infeasible_since_s = now_s
         if now_s >= model.infeasible_since_s + self.config.give_up_s:
+            others, hint = (
+                "other programs or beyond the plan",
+                "Close other programs that use the device, then try again.",
+            )
+            if memory.elsewhere_mb:
+                alone = memory.external_mb <= memory.elsewhere_mb + self.config.shortfall_tolerance_mb
+                others = self._elsewhere_by if alone else f"{self._elsewhere_by} and other programs"
+                hint = "Ask again when that has ended."
             message = (
                 f"`{model.name}` needs {model.need_mb} MB, and {memory.external_mb:.0f} of the {memory.critical_mb:.0f} MB"
-                " that may be used are taken by other programs or beyond the plan"
+                f" that may be used are taken by {others}"
             )
-            hint = "Close other programs that use the device, then try again."
             self._refuse_queue(model, "out_of_memory", message, hint, out, self.config.give_up_s)
         return True
 

@@ -11,6 +11,7 @@ class ModelLine(Struct, frozen=True):
     """One model that is resident, on its way in or out, or waited for. None where nothing was measured.
 
     ``kv_reserved_mb`` is the part of ``reserved_mb`` that is for the slots: KV caches, and activations with them.
+    ``held_mb``: what it keeps until its process ends, with each slot that was opened since its load.
     """
 
     name: str
@@ -24,6 +25,7 @@ class ModelLine(Struct, frozen=True):
     measured_mb: float | None
     idle_s: float | None
     kv_reserved_mb: int = 0
+    held_mb: int = 0
 
 
 class PressureLine(Struct, frozen=True):
@@ -34,7 +36,10 @@ class PressureLine(Struct, frozen=True):
 
 
 class CollegeStatus(Struct, frozen=True):
-    """One college at one moment; all None and empty when none runs."""
+    """One college at one moment; all None and empty when none runs.
+
+    ``elsewhere_mb`` of the pool may be used by other processes of coe, ``elsewhere_by`` name.
+    """
 
     schema_version: int = STATUS_SCHEMA_VERSION
     pid: int | None = None
@@ -47,3 +52,6 @@ class CollegeStatus(Struct, frozen=True):
     pool_mb: float | None = None
     queue_length: int = 0
     notices: list[str] = []
+    device: str | None = None
+    elsewhere_mb: float = 0.0
+    elsewhere_by: str = ""

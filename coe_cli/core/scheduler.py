@@ -9,7 +9,8 @@ would be taken for those of the next one. Cost per event: O(log n) in requests, 
 Memory. The pool is the budget less its fixed part. Reserved are the weights of each model that loads, is resident or is
 being evicted, once, and one slot (KV cache and activations) for each generation. Usage is the larger of reserved and
 measured; pressure is usage ÷ pool; a level falls back 0.02 below its threshold (``core.pool_memory``). A shortfall after
-an eviction counts as reserved until a later measurement shows it back.
+an eviction counts as reserved until a later measurement shows it back. What other processes of coe may use of the same
+budget (``Elsewhere``) counts as reserved too, and as memory that others hold.
 
 Admission. Beside other work a start or a load is admitted only if the projected usage stays below ``high``, and at high
 pressure nothing is admitted at all. Only when nothing runs or loads may one start or load go up to ``critical``: there
@@ -51,6 +52,7 @@ from coe_cli.core.scheduler_events import (
     Decision,
     Done,
     Drain,
+    Elsewhere,
     Event,
     Evicted,
     Loaded,
@@ -148,6 +150,8 @@ class Scheduler(Admission):
                 self._on_evicted(event, out)
             case MeasuredUsage():
                 self._measure(event.used_mb, out)
+            case Elsewhere():
+                self.memory.elsewhere_mb, self._elsewhere_by = event.mb, event.by
             case Tick():
                 self._unload_expired(now_s, out)
             case Unload():
@@ -340,7 +344,10 @@ class Scheduler(Admission):
             return
         shortfall_mb = expected_mb - max(0.0, event.reclaimed_mb)
         if event.used_mb is not None:  # a plan that was too high is no shortfall: what is not in use is not lost
-            shortfall_mb = min(shortfall_mb, event.used_mb - self.memory.footprint_mb - self.memory.lost_mb)
+            shortfall_mb = min(
+                shortfall_mb,
+                event.used_mb - self.memory.footprint_mb - self.memory.lost_mb - self.memory.elsewhere_mb,
+            )
         if shortfall_mb > self.config.shortfall_tolerance_mb:
             self.memory.lose(shortfall_mb)
             text = (
@@ -375,6 +382,7 @@ class Scheduler(Admission):
                 resident_s=now_s - model.loaded_s if resident else None,
                 idle_s=now_s - model.idle_since_s if resident and not model.active else None,
                 preloaded=model.unasked,
+                held_mb=max(model.reserved_mb, model.footprint_mb),
             )
             models.append(status)
         return Snapshot(
@@ -385,6 +393,8 @@ class Scheduler(Admission):
             reserved_mb=memory.reserved_mb,
             measured_mb=memory.measured_mb if memory.measured_mb > -math.inf else None,
             lost_mb=memory.lost_mb,
+            elsewhere_mb=memory.elsewhere_mb,
+            elsewhere_by=self._elsewhere_by if memory.elsewhere_mb else "",
             pool_mb=memory.pool_mb,
             running=self._running,
             max_concurrent_slots=self.config.max_concurrent_slots,

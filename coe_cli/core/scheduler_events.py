@@ -82,6 +82,13 @@ class MeasuredUsage(Struct, frozen=True, gc=False):
     used_mb: float
 
 
+class Elsewhere(Struct, frozen=True, gc=False):
+    """Other processes of coe, ``by`` name, may use so much of the same budget from now on."""
+
+    mb: float
+    by: str = ""
+
+
 class Tick(Struct, frozen=True, gc=False):
     """Time has passed; send one at ``Scheduler.next_wakeup_s()``."""
 
@@ -106,6 +113,7 @@ Event: TypeAlias = (
     | WorkerDied
     | Evicted
     | MeasuredUsage
+    | Elsewhere
     | Tick
     | Unload
     | Drain

@@ -209,6 +209,8 @@ class ModelStatus(Struct, frozen=True):
     resident_s: float | None
     idle_s: float | None
     preloaded: bool
+    held_mb: int
+    """What it keeps until its process ends: weights and each slot opened since the load, or more where more is reserved."""
 
 
 class Snapshot(Struct, frozen=True):
@@ -221,6 +223,8 @@ class Snapshot(Struct, frozen=True):
     reserved_mb: float
     measured_mb: float | None
     lost_mb: float
+    elsewhere_mb: float
+    elsewhere_by: str
     pool_mb: float
     running: int
     max_concurrent_slots: int

@@ -47,6 +47,8 @@ class CollegeSettings:
     worker_threads: int | None = None
     keep_spare: bool = False
     """After the second load, whenever nothing is asked, have a process ready for the next one."""
+    elsewhere: Callable[[], ev.Elsewhere] | None = None
+    """What other processes of coe may use of the pool; looked at before each request and each measurement."""
 
 
 class College:
@@ -67,6 +69,7 @@ class College:
         self._tasks: set[asyncio.Task[None]] = set()
         self._decisions: deque[ev.Decision] = deque()
         self._carrying_out = False
+        self._elsewhere = ev.Elsewhere(0.0)
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._housekeeper: asyncio.Task[None] | None = None
@@ -90,6 +93,7 @@ class College:
         self._requests[request_id] = request
         self.active_at = self._clock()
         try:
+            self._look_elsewhere()
             self._tell(ev.Request(request_id, ask.model.name, ask.priority))
             while True:
                 event = await request.events.get()
@@ -108,6 +112,7 @@ class College:
 
     def snapshot(self) -> Snapshot:
         """The pool as of now."""
+        self._look_elsewhere()
         self._measure()
         return self._scheduler.snapshot()
 
@@ -380,6 +385,7 @@ class College:
         interval_s = min(_MEASURE_EVERY_S, self._settings.watchdog_s / 4)
         while True:
             await asyncio.sleep(interval_s)
+            self._look_elsewhere()
             self._measure()
             now = time.monotonic()
             for model, worker in list(self._workers.items()):
@@ -391,13 +397,21 @@ class College:
                     )
                     self._lose(model, worker, error)
 
+    def _look_elsewhere(self) -> None:
+        now = self._settings.elsewhere() if self._settings.elsewhere is not None else self._elsewhere
+        if now != self._elsewhere:
+            self._elsewhere = now
+            self._tell(now)
+            self._measure()
+
     def _measure(self) -> None:
         used_mb = self._used_mb()
         if used_mb is not None:
             self._tell(ev.MeasuredUsage(used_mb))
 
     def _used_mb(self) -> float | None:
-        return self._meter.used_mb([worker.pid for worker in self._workers.values() if worker.alive])
+        used_mb = self._meter.used_mb([worker.pid for worker in self._workers.values() if worker.alive])
+        return used_mb if used_mb is None or self._meter.sees_others else used_mb + self._elsewhere.mb
 
     def _spawn(self, job: object) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(job)  # type: ignore[call-overload]

@@ -14,7 +14,13 @@ from coe_cli.runtime.providers import settings_from
 
 
 class Meter(Protocol):
-    """Measures memory in MB; None where it cannot be measured."""
+    """Measures memory in MB; None where it cannot be measured.
+
+    ``sees_others``: whether ``used_mb`` has the memory of workers of other processes of coe in it.
+    """
+
+    @property
+    def sees_others(self) -> bool: ...
 
     def used_mb(self, pids: Iterable[int]) -> float | None:
         """Memory in use that counts against the pool."""
@@ -27,6 +33,8 @@ class Meter(Protocol):
 
 class ResidentSetMeter:
     """The CPU provider: the resident sets of the workers. Other programs have their own memory there."""
+
+    sees_others = False
 
     def used_mb(self, pids: Iterable[int]) -> float | None:
         return sum(self.process_mb(pid) or 0.0 for pid in pids)
@@ -48,6 +56,8 @@ class GpuMeter:
     ``slack_mb`` is what others may use without taking from the pool: the card beyond the budget, and the budget's fixed
     part. Where the driver does not tell processes apart, what was in use at the start counts as the others'.
     """
+
+    sees_others = True
 
     def __init__(self, gpu: GpuMemory, slack_mb: float) -> None:
         self._gpu, self._slack_mb = gpu, max(0.0, slack_mb)
@@ -71,6 +81,8 @@ class GpuMeter:
 
 class Unmeasured:
     """A device whose memory in use cannot be told: what is reserved counts."""
+
+    sees_others = False
 
     def used_mb(self, pids: Iterable[int]) -> float | None:
         return None

@@ -132,9 +132,14 @@ def hold_college_lock(folder: Path) -> Any | None:
 
 def college_lives(folder: Path) -> bool:
     """Whether some process holds the college's lock."""
+    return is_held(folder / "college.lock")
+
+
+def is_held(lock_file: Path) -> bool:
+    """Whether some process holds a lock; it is held for a moment to see that."""
     import filelock
 
-    lock = filelock.FileLock(folder / "college.lock", mode=0o600)
+    lock = filelock.FileLock(lock_file, mode=0o600)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

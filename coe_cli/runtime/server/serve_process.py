@@ -38,6 +38,7 @@ from coe_cli.runtime.folders import Folders, catalog_paths, folders, profile_pat
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server import rendezvous
+from coe_cli.runtime.server.claims import claims, device_of, elsewhere
 from coe_cli.runtime.server.guard import is_loopback
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.server import ACCESS_LOG, PROMPT_LOG, Server
@@ -149,7 +150,14 @@ class _Process:
         import uvicorn
 
         pool = pool_from_profile(self._profile, max_queue=self._options.max_queue)
-        settings = CollegeSettings(pool, cost_in(self._profile), recorder=Recorder(), keep_spare=True)
+        device = device_of(self._profile)
+        settings = CollegeSettings(
+            pool,
+            cost_in(self._profile),
+            recorder=Recorder(),
+            keep_spare=True,
+            elsewhere=lambda: elsewhere(claims(folder, device)),
+        )
         self._college = College(settings, meter_for(self._profile))
         self._server = Server(
             self._college,
@@ -157,6 +165,7 @@ class _Process:
             self._state,
             self.stop,
             api_key=self._api_key,
+            device=device,
             log_prompts=self._options.log_prompts,
             allowed_hosts=self._options.allowed_hosts,
         )

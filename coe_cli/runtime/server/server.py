@@ -62,11 +62,13 @@ class Server:
         stop: Callable[[bool], None],
         *,
         api_key: str | None = None,
+        device: str | None = None,
         log_prompts: bool = False,
         allowed_hosts: Sequence[str] = (),
     ) -> None:
         self.college, self.desk, self.state = college, desk, state
         self.draining = False
+        self.device = device
         self._stop = stop
         self._log_prompts = log_prompts
         self._guard = Guard(state.host, state.port, api_key, state.token, allowed_hosts)
@@ -254,6 +256,7 @@ class Server:
                     reserved_mb=model.reserved_mb,
                     measured_mb=None if measured_mb is None else round(measured_mb, 1),
                     kv_reserved_mb=model.slots_reserved_mb,
+                    held_mb=model.held_mb,
                     idle_s=None if model.idle_s is None else round(model.idle_s, 1),
                 )
             )
@@ -268,6 +271,9 @@ class Server:
             pool_mb=pool.pool_mb,
             queue_length=pool.queue_length,
             notices=list(self.college.notices),
+            device=self.device,
+            elsewhere_mb=round(pool.elsewhere_mb, 1),
+            elsewhere_by=pool.elsewhere_by,
         )
 
     async def statuses(self, interval_s: float) -> AsyncIterator[CollegeStatus]:

@@ -42,7 +42,7 @@ def main() -> int:
                 job,
                 batch_desk(catalog, where.models, profile, where),
                 bulk_router(catalog, where, profile, view.note, fetch=False),
-                lambda: local_engine(profile, retries=2, worker_command=worker),
+                lambda rows: local_engine(profile, retries=2, worker_command=worker),
                 view,
             )
         view.summary(progress)

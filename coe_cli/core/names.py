@@ -1,6 +1,8 @@
-"""Words for messages: names that were almost right, nouns that are counted."""
+"""Words for messages: names that were almost right, nouns that are counted, lists."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
@@ -19,3 +21,8 @@ def nearest(name: str, known: list[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 slot``, ``2 slots``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

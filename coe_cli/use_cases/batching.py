@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import models_on_disk
@@ -17,10 +19,10 @@ from coe_cli.errors import UsageError
 from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
-from coe_cli.runtime.batch.batch_engine import Engine
+from coe_cli.runtime.batch.batch_engine import Engine, RowSource
 from coe_cli.runtime.batch.batch_index import RowDefaults
-from coe_cli.runtime.batch.batch_setup import batch_desk, bulk_router, local_engine
-from coe_cli.runtime.folders import folders
+from coe_cli.runtime.batch.batch_setup import batch_desk, bulk_router, engine_beside_others, local_engine
+from coe_cli.runtime.folders import Folders, folders
 from coe_cli.runtime.server.serve_process import college_profile
 
 
@@ -80,7 +82,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
             job,
             batch_desk(catalog, where.models, profile, where),
             bulk_router(catalog, where, profile, view.note, fetch=options.pull, enabled=profiles.routing.enabled),
-            lambda: _engine(options, profile, where.models),
+            lambda rows: _engine(options, rows, profile, where, view.note),
             view,
             stdin,
             stdout,
@@ -89,18 +91,22 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
     return progress.failed
 
 
-def _engine(options: BatchOptions, profile: HardwareProfile, models_dir: Path) -> Engine:
-    if options.engine == "local":
-        return local_engine(profile, retries=options.retries, concurrency=options.concurrency)
-    from coe_cli.runtime.fleet.ray_setup import ray_engine
+def _engine(
+    options: BatchOptions, rows: RowSource, profile: HardwareProfile, where: Folders, note: Callable[[str], None]
+) -> Engine:
+    if options.concurrency is not None:
+        profile = structs.replace(profile, max_concurrent_slots=options.concurrency)
 
-    return ray_engine(
-        profile,
-        models_dir,
-        address=options.address,
-        retries=options.retries,
-        concurrency=options.concurrency,
-    )
+    def make(part: HardwareProfile) -> Engine:
+        if options.engine == "local":
+            return local_engine(part, retries=options.retries)
+        from coe_cli.runtime.fleet.ray_setup import ray_engine
+
+        return ray_engine(part, where.models, address=options.address, retries=options.retries)
+
+    if options.address is not None:  # the memory of other machines
+        return make(profile)
+    return engine_beside_others(rows, profile, where, note, make)
 
 
 def _source(path: Path | None) -> Path | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.names import joined
 from coe_cli.core.profile import ProfileSet
 from coe_cli.core.synthesis import experts_to_ask, parse_experts
 from coe_cli.errors import CoeError, UsageError
@@ -168,7 +169,7 @@ def _tell(options: AskOptions, routed: Routed, experts: list[str], output: Outpu
     elif output_format is AnswerFormat.HUMAN and decision.unsure and len(experts) == 1:
         output.note(f"{describe(decision)}; name an expert with -e if it should be another")
     if len(experts) > 1 and output_format is AnswerFormat.HUMAN:
-        output.note(f"{', '.join(experts[:-1])} and {experts[-1]} are asked (--experts 1 asks one)")
+        output.note(f"{joined(experts)} are asked (--experts 1 asks one)")
 
 
 class _Preparing:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 from coe_cli.core.batch_progress import Pace, Progress, left_s
 from coe_cli.errors import CoeError, Interrupted, UsageError
 from coe_cli.interrupts import two_step_interrupt
-from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult
+from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult, RowSource
 from coe_cli.runtime.batch.batch_index import BatchIndex, InputFacts, Route, RowDefaults, RowHead, look_through
 from coe_cli.runtime.batch.batch_journal import Header, Journal
 from coe_cli.runtime.batch.batch_output import output_line
@@ -57,11 +57,15 @@ class BatchView(Protocol):
         ...
 
 
+NewEngine = Callable[[RowSource], Engine]
+"""Makes the engine for the rows that are left."""
+
+
 def run_batch(
     job: BatchJob,
     desk: Desk,
     route: Route,
-    new_engine: Callable[[], Engine],
+    new_engine: NewEngine,
     view: BatchView,
     stdin: BinaryIO | None = None,
     stdout: BinaryIO | None = None,
@@ -93,7 +97,7 @@ class _Batch:
         self._ignored: set[str] = set()
         self._counting = threading.Lock()
 
-    def run(self, desk: Desk, route: Route, new_engine: Callable[[], Engine]) -> Progress:
+    def run(self, desk: Desk, route: Route, new_engine: NewEngine) -> Progress:
         results = self._results
         if results.forgotten:
             rows = "1 row that failed is" if results.forgotten == 1 else f"{results.forgotten} rows that failed are"
@@ -108,7 +112,7 @@ class _Batch:
             self._begin = time.monotonic()
             self._total, self._pace = len(index), Pace(self._begin, results.done)
             if index.remaining():
-                self._engine = new_engine()
+                self._engine = new_engine(index)
                 with contextlib.closing(self._engine):
                     self._run(index, self._engine)
             progress = self.progress()

@@ -10,16 +10,22 @@ from msgspec import structs
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.core.sharing import working_set
 from coe_cli.errors import ModelMissing
+from coe_cli.runtime.batch.batch_engine import Engine, RowSource
 from coe_cli.runtime.batch.batch_index import Route
 from coe_cli.runtime.batch.batch_local import LocalEngine
+from coe_cli.runtime.batch.beside import Beside
 from coe_cli.runtime.college.college import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.desk import Desk
 from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.routing.shared_router import SharedRouter
+
+MakeEngine = Callable[[HardwareProfile], Engine]
 
 
 def batch_desk(catalog: Catalog, models_dir: Path, profile: HardwareProfile, where: Folders) -> Desk:
@@ -70,20 +76,54 @@ def bulk_router(
     return route
 
 
+def engine_beside_others(
+    rows: RowSource, profile: HardwareProfile, where: Folders, note: Callable[[str], None], make: MakeEngine
+) -> Engine:
+    """An engine with the part of the profile's budget that the running college and other batches leave to it.
+
+    ``note`` is told what that costs, and of the time that it waits for its part.
+    """
+    cost_of = cost_in(profile)
+    costs = {model: cost_of(rows.spec(model))[0] for model in rows.remaining()}
+    critical_mb = profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb)
+    workers, slots = 1, profile.max_concurrent_slots
+    if profile.provider == "cpu":  # a worker for each slot
+        workers, slots = min(profile.max_concurrent_slots, worker_threads()), 1
+    beside = Beside(where.state, profile, note)
+    try:
+        engine = make(beside.part(working_set(costs, workers, slots, critical_mb)))
+    except BaseException:
+        beside.close()
+        raise
+    return ClaimingEngine(engine, beside)
+
+
+class ClaimingEngine:
+    """An engine and its part of the budget, which is given back when it is closed."""
+
+    def __init__(self, engine: Engine, beside: Beside) -> None:
+        self._engine, self._beside = engine, beside
+        self.run, self.stop, self.status = engine.run, engine.stop, engine.status
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        try:
+            self._engine.close()
+        finally:
+            self._beside.close()
+
+
 def local_engine(
     profile: HardwareProfile,
     *,
     retries: int,
-    concurrency: int | None = None,
     worker_command: list[str] | None = None,
 ) -> LocalEngine:
-    """A college in this process under ``profile``; ``concurrency`` in place of the profile's slots.
+    """A college in this process under ``profile``.
 
     The order of the rows is known, so no model is kept for those who might ask for it next: it goes when the next one
     needs its room.
     """
-    if concurrency is not None:
-        profile = structs.replace(profile, max_concurrent_slots=concurrency)
     pool = structs.replace(pool_from_profile(profile), min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
     settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command, recorder=Recorder())
     on_cpu = profile.provider == "cpu"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msgspec import structs
-
 from coe_cli.core.model_spec import models_on_disk
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.ray_node import node_resources
@@ -15,16 +13,12 @@ from coe_cli.runtime.fleet.ray_engine import RayEngine
 from coe_cli.runtime.providers import worker_threads
 
 
-def ray_engine(
-    profile: HardwareProfile, models_dir: Path, *, address: str | None, retries: int, concurrency: int | None = None
-) -> RayEngine:
+def ray_engine(profile: HardwareProfile, models_dir: Path, *, address: str | None, retries: int) -> RayEngine:
     """An engine on the cluster at ``address``; without one on this machine's, or on one of its own with this one node.
 
     Raises:
         CoeError: Ray is not installed.
         DeviceLost: there is no cluster at ``address``.
     """
-    if concurrency is not None:
-        profile = structs.replace(profile, max_concurrent_slots=concurrency)
     offered = node_resources(profile, models_on_disk(models_dir), worker_threads())
     return RayEngine(RayCluster(address, offered), profile, cost_in(profile), retries=retries)

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import filelock
+import hypothesis
 import psutil
 import pytest
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Examples are not timed either: a machine that stands still for a moment proves nothing.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "smollm2-135m"

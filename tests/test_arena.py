@@ -64,7 +64,7 @@ def test_freed_neighbours_join_when_the_run_ends_and_not_before() -> None:
     assert arena.total_bytes == 512 * MB
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 3 * MB), st.booleans(), st.integers(0, 9)), max_size=60))
 def test_random_use_never_overlaps_and_ends_empty(steps: list[tuple[int, bool, int]]) -> None:
     arena = Arena()

@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_torn_end_costs_only_what_was_not_whole(tmp_path: Path, whole: Path, data: st.DataObject) -> None:
     """The journal is cut anywhere; the results end anywhere up to what the journal knows, as its entries go first."""

@@ -37,7 +37,7 @@ def loads_of(sequence: tuple[str, ...], need_mb: dict[str, int], pool_mb: int, r
     return rest(0, resident)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, NEEDS, st.integers(1, 25), st.frozensets(st.sampled_from(NAMES), max_size=2))
 def test_no_order_of_the_rows_needs_fewer_loads(
     rows: dict[str, int], need_mb: dict[str, int], pool_mb: int, resident: frozenset[str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_cli.core.batch_rows import MAX_LINE_BYTES, InvalidRow, OpenAIRow, Parsed, Row, Turn, parse_line
@@ -99,7 +99,6 @@ JSON = st.recursive(
 KEYS = st.sampled_from([*Row.__struct_fields__, *OpenAIRow.__struct_fields__])
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=200) | st.dictionaries(KEYS, JSON, max_size=5).map(lambda value: json.dumps(value).encode()))
 def test_any_line_is_a_row_or_refused(line: bytes) -> None:
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -81,7 +81,6 @@ def test_records_out_of_all_proportion_are_left_out() -> None:
     assert merge([record(measured_mb=0), record(measured_mb=5000, predicted_mb=100), record(predicted_mb=0)]) == {}
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60).filter(lambda line: b"\n" not in line and b"\r" not in line), max_size=5))
 def test_corrupt_and_foreign_lines_cost_one_warning(lines: list[bytes]) -> None:
     import tempfile

@@ -41,7 +41,7 @@ def ignore(step: Step) -> None:
 # --- the quantiser
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.sampled_from([(1, 32), (5, 64), (3, 96)]), st.floats(-3, 3), st.floats(1e-3, 1e3))
 def test_codes_stand_for_the_nearest_level(seed, shape, shift, size):
     matrix = weights(seed, *shape, shift) * np.float32(size)
@@ -58,7 +58,7 @@ def with_block_sums(inputs: np.ndarray, columns: int) -> np.ndarray:
     return np.pad(extended, ((0, 0), (0, columns - extended.shape[1])))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.sampled_from([(4, 64), (3, 96), (2, 1088)]))
 def test_offset_correction_reproduces_a_q4_1_grid(seed, shape):
     rng = np.random.default_rng(seed)

@@ -289,7 +289,7 @@ def busiest(problem: Problem, groups: list[Group]) -> float:
     return max((problem.utilisation(group) for group in groups), default=0.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     demand=DEMANDS,
     weights=st.lists(st.sampled_from([2000, 4000, 6000]), min_size=3, max_size=3),

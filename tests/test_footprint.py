@@ -233,14 +233,13 @@ def test_logits_cost_what_the_graph_says_and_a_chunk_bounds_them() -> None:
     assert not made(SMOL_SHAPE, 1, "cpu", prunes_logits=True).logits_for_every_token
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["dml", "cuda", "cpu"]), st.sampled_from(sorted(CATALOG.models)), st.integers(1, 2**17))
 def test_a_longer_context_never_takes_less(provider: Provider, name: str, context: int) -> None:
     model, counting = memory(name, provider), ExactAccounting()
     assert counting.slot(model, context + 1).total_bytes >= counting.slot(model, context).total_bytes
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 2**15), st.integers(0, 20), st.sampled_from([None, 64, 512]), st.sampled_from(["Qa", "Sp"]))
 def test_another_slot_on_cuda_takes_at_least_its_cache(context: int, before: int, chunk: int | None, name: str) -> None:
     model = on_cuda(name, chunk)
@@ -249,7 +248,6 @@ def test_another_slot_on_cuda_takes_at_least_its_cache(context: int, before: int
     assert slot.total_bytes >= slot.kv_bytes
 
 
-@settings(deadline=None)
 @given(st.integers(1, 2**50))
 def test_power_of_two_is_the_least_one_above(size: int) -> None:
     assert size <= power_of_two(size) < 2 * size
@@ -313,7 +311,6 @@ def test_a_graph_is_read_without_onnx(tmp_path: Path, pruned: bool, cache_type: 
     )
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_a_damaged_graph_is_a_value_error_and_never_a_crash(content: bytes) -> None:
     import tempfile

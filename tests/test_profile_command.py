@@ -157,7 +157,7 @@ documents = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(documents.map(yaml.safe_dump) | st.text(max_size=80))
 def test_no_profile_file_ends_in_a_traceback(text: str) -> None:
     import tempfile

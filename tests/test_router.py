@@ -76,7 +76,7 @@ def test_probabilities_are_probabilities_and_ranked(router: Router) -> None:
     assert decision.margin == pytest.approx(values[0] - values[1], abs=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=400))
 def test_any_text_gets_a_decision(router: Router, text: str) -> None:
     decision = decide(router, text)

@@ -453,9 +453,7 @@ def test_ten_thousand_steps_in_a_world_that_misbehaves() -> None:
     World.steps, World.seen = 0, set()
     run_state_machine_as_test(
         World,
-        settings=settings(
-            max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=400, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
     )
     assert World.steps >= 10_000
     # the walk was wide enough to mean something

@@ -54,7 +54,7 @@ def test_no_failure_of_the_server(
     seen: list[int] = []
 
     @settings(
-        max_examples=max(1, round(share * OPERATIONS[name])), deadline=None, derandomize=True, database=None,
+        max_examples=max(1, round(share * OPERATIONS[name])), derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=schema[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))

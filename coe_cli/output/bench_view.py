@@ -10,6 +10,7 @@ import msgspec
 
 from coe_cli.core.bench_compare import RATIO_FIELDS, RatioRow
 from coe_cli.core.bench_rows import ROW_FIELDS, BenchReport, BenchRow, Range, Spread
+from coe_cli.core.names import counted
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import folded, right, table
 
@@ -193,7 +194,7 @@ def _shared(rows: Sequence[BenchRow]) -> list[str]:
     parts += [f"context {first.max_length}"] if len({row.max_length for row in rows}) == 1 else []
     parts += [f"{first.slots} slots"] if len({row.slots for row in rows}) == 1 and first.slots > 1 else []
     parts += [f"depth {first.depth}"] if len({row.depth for row in rows}) == 1 and first.depth else []
-    return [*parts, f"{first.repeats} repeats"]
+    return [*parts, counted(first.repeats, "repeat")]
 
 
 def _table(console: Console, rows: Sequence[BenchRow], fastest: float) -> Table:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from coe_cli.core.stop_strings import StopStrings
-from coe_cli.errors import PromptTooLong
+from coe_cli.errors import PromptTooLong, UsageError
 from coe_cli.runtime.providers import configure
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.slots import Slot, Slots
@@ -84,12 +84,15 @@ class Generation:
         """Tokenize the prompt and find a slot for it.
 
         Raises:
+            UsageError: the tokenizer leaves nothing of the prompt.
             PromptTooLong: prompt and one token of answer do not fit ``context_length``.
         """
         given = self._message.prompt_ids
         text = "" if given else self._model.render(self._message)
         self._prompt_ids = given or [int(token) for token in self._model.encode(text)]
         prompt_tokens, context = len(self._prompt_ids), self._message.context_length
+        if prompt_tokens == 0:
+            raise UsageError("the prompt has no token that the model knows", "Give it some text.")
         if prompt_tokens >= context:
             raise PromptTooLong(
                 f"the prompt has {prompt_tokens} tokens and the context is {context}",

@@ -75,22 +75,16 @@ class WorkerProcess:
         return self._process.poll() is None
 
     def send(self, message: protocol.Message) -> None:
-        """Send one message.
-
-        Raises:
-            DeviceLost: the worker is gone.
-        """
+        """Send one message; a worker that is gone is noticed by ``receive``, which may still have its last words."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError, ValueError):
             protocol.write(self._process.stdin, message)  # type: ignore[arg-type]
-        except (BrokenPipeError, OSError, ValueError):
-            raise self.death() from None
 
     def receive(self, timeout_s: float | None = None) -> protocol.FromWorker:
         """The next message.
 
         Raises:
-            DeviceLost: the worker ended without saying why.
+            DeviceLost: the worker has ended, after the last message that it sent.
             TimedOut: nothing came for ``timeout_s`` seconds.
             KeyboardInterrupt: Ctrl-C, even if it was lost earlier on.
         """
@@ -110,6 +104,7 @@ class WorkerProcess:
                         "Allow more time with --timeout, or use a smaller model.",
                     ) from None
         if message is None:
+            self._messages.put(None)  # for who asks again
             raise self.death()
         return message
 

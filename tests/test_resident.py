@@ -177,10 +177,12 @@ def test_an_answer_that_nobody_has_seen_starts_again_when_its_worker_dies(home: 
     ask = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "200", "--no-log", *form, question)
     undisturbed = home.run(*ask).check().stdout
     served = college(home)
+    (worker,) = (pid for model in served.snapshot()["models"] if (pid := model["pid"]))
+    os.kill(worker, signal.SIGSTOP)  # so that it cannot answer before it is seen to
     process = home.start(*ask)
     eventually(lambda: any(model["running"] for model in served.snapshot()["models"]))
+    os.kill(worker, signal.SIGCONT)
     time.sleep(0.3)  # well into the answer, which takes seconds
-    (worker,) = (pid for model in served.snapshot()["models"] if (pid := model["pid"]))
     os.kill(worker, signal.SIGKILL)
     written, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from college_trial import run, trial
-from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually
+from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually, one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Served, serving
@@ -235,7 +235,7 @@ def test_an_idle_model_of_the_college_makes_room_and_the_budget_holds(home: Coe)
         assert answered(out) == 4
         assert 200 < peak_mb <= BUDGET_MB, "the college and the batch together"
         notes = [text for text in said.splitlines() if "college" in text]
-        assert len(notes) == 1 and "`one`, idle, is taken out" in notes[0]
+        assert len(notes) == 1 and "takes out, idle, `one`" in notes[0]
         assert served.status()["models"] == []
         assert served.chat(model=ONE, max_tokens=2).status == 200, "afterwards the college has the room again"
 
@@ -263,6 +263,22 @@ def test_waiting_ends_with_ctrl_c(home: Coe) -> None:
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=20)[1].decode()
         assert process.returncode == 130 and "Go on with: coe batch" in said
+
+
+def test_one_process_answers_beside_the_college_and_says_what_that_takes(home: Coe) -> None:
+    with serving(home) as served:
+        served.chat(model=ONE, max_tokens=2)
+        ask = ("ask", "-m", TWO, "--max-tokens", "2", "--no-log", "Hi")
+        said = one_line(home.run(*ask).check().stderr)
+        assert said.startswith("coe: `two` takes ") and "the running college keeps" in said and "`one`" in said
+        assert "500 MB of profile small" in said and "coe stop" in said
+        chat = home.run("chat", "-m", TWO, "--max-tokens", "2", "--no-log", stdin="Hi\n").check()
+        assert "`one`" in one_line(chat.stderr)
+        assert home.run(*ask, "-p", "large").check().stderr == "", "there both fit"
+        path = os.pathsep.join([str(REPOSITORY / "tests" / "failing_oga"), home.environment["PYTHONPATH"]])
+        fault = {"kind": "oom", "times": 1, "prompt_tokens": 1, "tokens": 1, "folder": str(home.folder)}
+        failed = home.run("models", "verify", TWO, PYTHONPATH=path, OGA_FAULT=json.dumps(fault))
+        assert failed.code and "The running college keeps" in failed.stdout + failed.stderr
 
 
 def test_both_stay_where_there_is_room_and_a_killed_batch_gives_it_back(home: Coe) -> None:

@@ -172,7 +172,7 @@ def _events(
     client = college_for(options, output) if options.serve else None  # which gives the model the same provider
     if client is not None:
         return _of_college(client, ask, options.timeout_s)
-    return _of_worker(early.take(spec), spec, ask, context_length(spec, profile), options.timeout_s)
+    return _of_worker(early.take(spec), spec, ask, profile, options.timeout_s, output)
 
 
 def _of_college(client: CollegeClient, ask: ce.AskByName, timeout_s: float) -> Generator[ce.CollegeEvent]:
@@ -181,13 +181,21 @@ def _of_college(client: CollegeClient, ask: ce.AskByName, timeout_s: float) -> G
 
 
 def _of_worker(
-    worker: worker_process.WorkerProcess, spec: ModelSpec, ask: ce.AskByName, context_length: int, timeout_s: float
+    worker: worker_process.WorkerProcess,
+    spec: ModelSpec,
+    ask: ce.AskByName,
+    profile: HardwareProfile,
+    timeout_s: float,
+    output: Output,
 ) -> Generator[ce.CollegeEvent]:
     from coe_cli.runtime.college.recorder import Recorder  # while the worker loads
+    from coe_cli.runtime.server.neighbour import tight
 
     recorder = Recorder()
     try:
-        yield from one_shot.events(worker, spec, ask, context_length, timeout_s, recorder)
+        if said := tight(spec, profile):
+            output.note(said)
+        yield from one_shot.events(worker, spec, ask, context_length(spec, profile), timeout_s, recorder)
     finally:
         recorder.wait()
         if os.environ.get("COE_DEBUG"):

@@ -42,6 +42,7 @@ from coe_cli.runtime.college.meter import ResidentSetMeter, Unmeasured
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.providers import choose_provider, installed_providers
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
+from coe_cli.runtime.server.neighbour import tight
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.prompt_length import prompt_tokens
 from coe_cli.use_cases.ask_steps import (
@@ -178,6 +179,8 @@ class Together:
                 return ResidentSource(lambda: CollegeClient(state), self._options.timeout_s)
         meter = ResidentSetMeter() if self._profile.provider == "cpu" else Unmeasured()
         profile = with_measured_embedder(self._profile, folders())
+        if said := tight(self._spec, profile):
+            self._output.note(said)
         settings = CollegeSettings(pool_from_profile(profile), cost_in(profile))
         return OwnSource(CollegeAnswerer(settings, meter))
 

@@ -87,6 +87,7 @@ def run_chat(
             sampling=Sampling(options.temperature, options.top_p, options.top_k, options.seed),
             max_tokens=options.max_tokens,
             no_log=options.no_log,
+            alone=not options.serve,
         )
         session.system = options.system
         notes = _choose(session, options, conversation)

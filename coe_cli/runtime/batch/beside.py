@@ -17,10 +17,11 @@ from msgspec import structs
 from coe_cli.core.college_status import CollegeStatus
 from coe_cli.core.names import joined
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.sharing import Share, WorkingSet, held_mb, is_idle, share
+from coe_cli.core.sharing import Share, WorkingSet, is_idle, share
 from coe_cli.errors import CoeError
 from coe_cli.runtime.server import college_client
 from coe_cli.runtime.server.claims import Claim, OwnClaim, claims, device_of, one_at_a_time
+from coe_cli.runtime.server.neighbour import college_mb, college_on, kept
 
 _UNLOAD_WITHIN_S = 20.0
 _LOOK_EVERY_S = 0.05
@@ -58,11 +59,11 @@ class Beside:
         """MB that are claimed now, or None while there is not enough."""
         with one_at_a_time(self._state):
             others = claims(self._state, self._device)
-            before = self._college()
+            before = college_on(self._device)
             part = self._share(needs, before, others)
             if part.unload:
                 self._unload(part.unload, before)
-                before = self._college()
+                before = college_on(self._device)
                 part = self._share(needs, before, others)
             if part.unload or part.room_mb < needs.least_mb:
                 self._say(f"waiting for {needs.least_mb:.0f} MB", before, others)
@@ -70,7 +71,7 @@ class Beside:
             claimed_mb = min(needs.wanted_mb, part.room_mb)
             self._own.set(claimed_mb)
             # From now on the college loads nothing into that. What it began a moment ago is seen by a second look.
-            if {line.name for line in self._college().models} - {line.name for line in before.models}:
+            if {line.name for line in college_on(self._device).models} - {line.name for line in before.models}:
                 self._own.close()
                 return None
         if claimed_mb < needs.wanted_mb:
@@ -87,25 +88,11 @@ class Beside:
             critical_mb=thresholds.critical * pool_mb,
         )
 
-    def _college(self) -> CollegeStatus:
-        """The running college, if it has the same device: with the models that are in memory or on their way."""
-        with contextlib.suppress(CoeError):
-            client = college_client.find()
-            if client is not None:
-                with contextlib.closing(client):
-                    status = client.snapshot()
-                if status.device == self._device:
-                    return structs.replace(status, models=[line for line in status.models if line.held_mb])
-        return CollegeStatus()
-
     def _unload(self, names: Sequence[str], college: CollegeStatus) -> None:
         """Ask the college to take idle models out, and wait until their memory is back."""
-        freed_mb = sum(held_mb(line) for line in college.models if line.name in names)
-        self._note(
-            f"the running college gives {freed_mb:.0f} MB to the batch: {_quoted(names)}, idle, is taken out"
-            if len(names) == 1
-            else f"the running college gives {freed_mb:.0f} MB to the batch: {_quoted(names)}, idle, are taken out"
-        )
+        taken = structs.replace(college, models=[line for line in college.models if line.name in names])
+        idle = joined([f"`{name}`" for name in names])
+        self._note(f"the running college gives {college_mb(taken):.0f} MB to the batch and takes out, idle, {idle}")
         with contextlib.suppress(CoeError):
             client = college_client.find()
             if client is None:
@@ -116,20 +103,14 @@ class Beside:
                         client.unload(name)
         deadline = time.monotonic() + _UNLOAD_WITHIN_S
         while time.monotonic() < deadline and any(
-            line.name in names and (line.state == "evicting" or is_idle(line)) for line in self._college().models
+            line.name in names and (line.state == "evicting" or is_idle(line))
+            for line in college_on(self._device).models
         ):
             time.sleep(_LOOK_EVERY_S)
 
     def _say(self, what: str, college: CollegeStatus, others: Sequence[Claim]) -> None:
-        who = [f"{claim.by} has claimed {claim.mb:.0f}" for claim in others]
-        if college.models:
-            names = _quoted([line.name for line in college.models])
-            who.append(f"the running college keeps {sum(map(held_mb, college.models)):.0f} for {names}")
-        message = f"{what}: of the {self._pool_mb} MB {joined(who)}"
+        who = [f"{claim.by} has claimed {claim.mb:.0f} MB" for claim in others] + [kept(college)] * bool(college.models)
+        message = f"{what} of {self._pool_mb}: {joined(who)}"
         if message not in self._said:
             self._said.add(message)
             self._note(message + (" (`coe stop` frees that)" if college.models else ""))
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return joined([f"`{name}`" for name in names])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -169,17 +169,13 @@ def _open(name: str, request: BenchRequest, profile: HardwareProfile, catalog: C
 
 def _college_notes() -> list[str]:
     """What a running college may do to the figures."""
-    from coe_cli.runtime.server.college_client import find
+    from coe_cli.runtime.server.neighbour import college_on, kept
 
-    client = find()
-    if client is None:
+    status = college_on()
+    if status.pid is None:
         return []
-    models: Sequence[str] = [line.name for line in client.snapshot().models]
-    client.close()
-    held = f" and holds {', '.join(models)}" if models else ""
-    return [
-        f"a college is running{held}: its memory counts as another program's, and its work slows this; see coe stop"
-    ]
+    keeps = kept(status) or "a college is running"
+    return [f"{keeps}: its memory counts as another program's, and its work slows this; `coe stop` ends it"]
 
 
 def _now() -> str:

@@ -20,6 +20,7 @@ from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.providers import choose_provider, installed_providers
+from coe_cli.runtime.server.neighbour import tight
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -46,7 +47,10 @@ class ChatStats:
 
 
 class ChatSession:
-    """Sends the whole conversation each turn: the slot's cache makes what is old in it cheap."""
+    """Sends the whole conversation each turn: the slot's cache makes what is old in it cheap.
+
+    ``alone``: the answerer is in this process, beside any running college.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,9 @@ class ChatSession:
         sampling: Sampling = Sampling(),
         max_tokens: int | None = None,
         no_log: bool = False,
+        alone: bool = False,
     ) -> None:
+        self._alone = alone
         self._answerer = answerer
         self._catalog = catalog
         self._profiles = profiles
@@ -107,6 +113,8 @@ class ChatSession:
         profile = choose_profile(self._profiles, self._profile_name, spec.provider)
         provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
         notes = list(choice.notes)
+        if self._alone and (said := tight(spec, profile)):
+            notes.append(said)
         if why.startswith("slower:"):
             notes.append(why)
             spec = structs.replace(spec, provider=provider)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coe_cli.core.model_spec import ModelSpec
-from coe_cli.errors import from_code
+from coe_cli.errors import OutOfMemory, from_code
 from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
@@ -35,6 +35,10 @@ def continue_prompts(
             _continue(worker, number, prompt, context, max_tokens, timeout_s) for number, prompt in enumerate(prompts)
         ]
         return version, pieces
+    except OutOfMemory as error:
+        from coe_cli.runtime.server.neighbour import out_of_memory_hint
+
+        raise OutOfMemory(error.message, out_of_memory_hint(error.hint)) from error
     finally:
         worker.kill()
 

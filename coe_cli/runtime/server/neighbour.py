@@ -1,0 +1,67 @@
+"""The running college as a neighbour in memory, for commands that run a model in a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+
+from msgspec import structs
+
+from coe_cli.core.college_status import CollegeStatus
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.names import joined
+from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.sharing import held_mb
+from coe_cli.errors import CoeError
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.server.claims import device_of
+from coe_cli.runtime.server.rendezvous import read_state
+
+
+def college_on(device: str | None = None) -> CollegeStatus:
+    """The college that runs on ``device`` (None: any), with the models that are in memory; an empty status for none."""
+    if read_state(folders().state) is None:  # most often there is none, and then nothing more is imported
+        return CollegeStatus()
+    from coe_cli.runtime.server import college_client
+
+    with contextlib.suppress(CoeError):
+        client = college_client.find()
+        if client is not None:
+            with contextlib.closing(client):
+                status = client.snapshot()
+            if device in (None, status.device):
+                return structs.replace(status, models=[line for line in status.models if line.held_mb])
+    return CollegeStatus()
+
+
+def college_mb(status: CollegeStatus) -> float:
+    """What its models hold."""
+    return sum(map(held_mb, status.models))
+
+
+def kept(status: CollegeStatus) -> str:
+    """``the running college keeps 336 MB for `a` and `b```, or an empty text where it keeps none."""
+    names = joined([f"`{line.name}`" for line in status.models])
+    return f"the running college keeps {college_mb(status):.0f} MB for {names}" if names else ""
+
+
+def tight(spec: ModelSpec, profile: HardwareProfile) -> str:
+    """What to say before ``spec`` is loaded beside the college, where both do not fit the profile's budget."""
+    status = college_on(device_of(profile))
+    if not status.models:
+        return ""
+    from coe_cli.runtime.college.costs import cost_in
+
+    cost, _ = cost_in(profile)(spec)
+    needed_mb, pool_mb = cost.weights_mb + cost.kv_mb + cost.activation_mb, profile.vram_budget_mb - profile.fixed_mb
+    if needed_mb + college_mb(status) <= profile.pressure_thresholds.critical * pool_mb:
+        return ""
+    return (
+        f"`{spec.name}` takes {needed_mb:.0f} MB and {kept(status)}: more than the {pool_mb} MB of profile"
+        f" {profile.name} (`coe stop` frees that)"
+    )
+
+
+def out_of_memory_hint(hint: str) -> str:
+    """``hint``, and what the running college keeps, if it does."""
+    keeps = kept(college_on())
+    return f"{hint} {keeps[0].upper()}{keeps[1:]}: `coe stop` frees that.".strip() if keeps else hint

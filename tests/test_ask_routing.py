@@ -136,6 +136,14 @@ def test_without_a_router_and_a_network_the_general_reasoner_answers(coe: Coe) -
     assert "--no-pull forbids" in refused.stderr
 
 
+def test_a_cache_that_cannot_be_written_costs_a_note_that_says_what_to_do(coe: Coe) -> None:
+    (coe.folder / "file").write_text("")
+    result = ask(coe, SQL, COE_NO_ROUTE="0", COE_CACHE_DIR=str(coe.folder / "file")).check()
+    (note,) = [line for line in result.stderr.splitlines() if "routing could not be prepared" in line]
+    assert note.endswith("general_reasoner answers (Make it writable, or set COE_CACHE_DIR)")
+    assert result.stdout
+
+
 @pytest.mark.slow
 def test_a_broken_router_costs_a_note_and_no_answer(routing_coe: Coe, routing_home: Path) -> None:
     """The export is damaged and its source is gone."""

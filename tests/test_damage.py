@@ -126,6 +126,16 @@ def test_a_folder_that_cannot_be_written(bare_coe: Coe, arguments: tuple[str, ..
 
 
 @needs_mounts
+def test_a_batch_whose_output_cannot_be_written_fetches_no_model_first(bare_coe: Coe) -> None:
+    sealed, source = bare_coe.folder / "sealed", bare_coe.folder / "in.jsonl"
+    sealed.mkdir()
+    source.write_text('{"prompt": "Hi"}\n')
+    result = bare_coe.run("batch", str(source), "-o", str(sealed / "out"), prefix=_mounted("ro,size=1m", sealed))
+    assert (result.code, result.stdout) == (2, "left: \n")
+    assert result.stderr == f"coe: the folder {sealed} cannot be written. Choose an output elsewhere.\n"
+
+
+@needs_mounts
 def test_too_little_room_is_said_before_anything_is_fetched(bare_coe: Coe) -> None:
     result = bare_coe.run("models", "pull", MODEL, prefix=_mounted("size=20m", bare_coe.models))
     assert result.code == 5, result.stderr

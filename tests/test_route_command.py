@@ -12,7 +12,8 @@ from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 from typer.testing import CliRunner
 
 from coe_cli.commands.route import route
-from coe_cli.errors import ModelMissing, UsageError
+from coe_cli.errors import CoeError, ModelMissing, UsageError
+from coe_cli.runtime import folders
 
 app = typer.Typer()
 app.command()(route)
@@ -35,8 +36,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coe(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("CACHE", "CONFIG", "STATE", "MODELS"):
         monkeypatch.setenv(f"COE_{name}_DIR", str(home / name.lower()))
-    # The shipped catalog would be trained too, each time: these tests replace it by a small one.
-    monkeypatch.setattr("coe_cli.runtime.folders.catalog_paths", lambda extra=None: [home / "experts.yaml"])
+    # The shipped catalog would be trained too, each time: these tests replace it by a small one. The function that every
+    # module has imported stays as it is, or one that imports it meanwhile would keep the small catalog.
+    layers = folders._layers
+    monkeypatch.setattr(
+        folders,
+        "_layers",
+        lambda name, extra: [home / name] if name == "experts.yaml" else layers(name, extra),
+    )
     embedder = ["--embedder", str(home / "source" / "model")]
 
     def run(*arguments: str, stdin: str | bytes | None = None, embed: list[str] = embedder) -> Any:
@@ -145,6 +152,16 @@ def test_an_embedder_that_may_not_be_fetched(coe: Any) -> None:
     result = coe("question", "--no-pull", embed=["--embedder", "all-MiniLM-L6-v2"])
     assert isinstance(result.exception, ModelMissing)
     assert "coe route --rebuild" in result.exception.hint
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(
+    coe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("COE_CACHE_DIR", str(tmp_path / "cache"))
+    error = coe("question").exception
+    assert isinstance(error, CoeError)
+    assert "cache cannot be written: " in error.message and "COE_CACHE_DIR" in error.hint
 
 
 def test_no_question_at_all(coe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def _target(path: Path | None) -> Path | None:
     """The output if it is a file that can be gone on with; None where it is a stream: stdout or a device.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: there is no such folder, or it cannot be written.
     """
     if path is None:
         return None
@@ -141,7 +142,11 @@ def _target(path: Path | None) -> Path | None:
             f"{path} is a folder" if path.is_dir() else f"the folder {path.parent} does not exist",
             "Name a file in a folder that exists.",
         )
-    return path if path.is_file() or not path.exists() else None
+    if path.is_file() or not path.exists():
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"the folder {path.parent} cannot be written", "Choose an output elsewhere.")
+        return path
+    return None
 
 
 @contextlib.contextmanager

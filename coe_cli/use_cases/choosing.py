@@ -159,7 +159,7 @@ def _tell(options: AskOptions, routed: Routed, experts: list[str], output: Outpu
     decision = routed.decision
     if decision is None:
         if output_format is AnswerFormat.HUMAN or options.explain:
-            output.note(unrouted_note(routed.problem or "not routed", experts[0]))
+            output.note(unrouted_note(routed, experts[0]))
         return
     if options.explain:
         by = "the running college" if routed.by == "college" else "coe itself"

@@ -272,6 +272,14 @@ def test_tokenizer_and_template_that_do_not_work(coe: Coe, tiny: Path) -> None:
     assert levels(verify(coe, "--no-run"))["tokenizer"] == "error"
 
 
+def test_a_state_folder_that_cannot_be_written_is_not_the_models_fault(coe: Coe, tiny: Path) -> None:
+    (coe.folder / "state").mkdir(exist_ok=True)
+    (coe.folder / "state" / "canary").write_text("a file")
+    result = verify(coe)
+    assert (result.code, levels(result)["canary"]) == (0, "warning")
+    assert "loads and answers" in result.stdout and "COE_STATE_DIR" in result.stdout
+
+
 def test_a_worker_that_dies_is_a_finding(coe: Coe, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import coe_cli.runtime.worker.worker_process as worker_process
 

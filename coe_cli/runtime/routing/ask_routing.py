@@ -25,16 +25,20 @@ if TYPE_CHECKING:
     from coe_cli.runtime.server.college_client import CollegeClient
 
 _TRY_AGAIN_AFTER_S = 3600.0
-_HOW_TO_PREPARE = "coe route --rebuild"
+_PREPARES_IT = "coe route --rebuild prepares it"
 
 
 class Routed(NamedTuple):
-    """Who answers, or why that is not known. ``latency_ms`` is the routing's own time, without what it had to load."""
+    """Who answers, or why that is not known and what to do about it.
+
+    ``latency_ms`` is the routing's own time, without what it had to load.
+    """
 
     decision: Decision | None
     latency_ms: float
     by: Literal["college", "coe"]
-    problem: str | None = None
+    problem: str = ""
+    remedy: str = _PREPARES_IT
 
 
 def route_question(
@@ -84,12 +88,14 @@ def _here(
     except Exception as error:  # whatever it is, the question is answered
         reason = error.message if isinstance(error, CoeError) else f"{type(error).__name__}: {error}"
         _remember_failure(failures, reason)
-        return Routed(None, 0.0, "coe", f"routing could not be prepared ({reason})")
+        other = isinstance(error, CoeError) and not isinstance(error, ModelMissing)
+        remedy = error.hint.rstrip(".") if isinstance(error, CoeError) and other else _PREPARES_IT
+        return Routed(None, 0.0, "coe", f"routing could not be prepared ({reason})", remedy)
 
 
-def unrouted_note(problem: str, expert: str) -> str:
+def unrouted_note(routed: Routed, expert: str) -> str:
     """What the user is told when there is no decision."""
-    return f"{problem}: {expert} answers ({_HOW_TO_PREPARE} prepares it)"
+    return f"{routed.problem}: {expert} answers ({routed.remedy})"
 
 
 def _failed_lately(path: Path) -> str | None:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from coe_cli.errors import ModelDamaged
+from coe_cli.errors import CoeError, DiskFull, ModelDamaged
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.package import python_path
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, Embedder, EmbedderInfo, embedder_folder
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder, file_sha256
+from coe_cli.runtime.store.source_errors import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,18 +37,27 @@ def prepare_embedder(name: str, where: Folders, note: Callable[[str], None]) -> 
         ModelMissing: it cannot be fetched.
         ModelDamaged: a pinned digest does not hold, the folder is no sentence-transformers model, or the export's
             vectors are not the original's.
+        DiskFull: the cache folder's disk ran full.
+        CoeError: the cache folder cannot be written.
     """
     target = embedder_folder(name, where)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-", ignore_cleanup_errors=True) as scratch:
-        work = Path(scratch)
-        source = fetch_embedder(name, work, note)
-        note("exporting the embedder to ONNX and comparing the two, once")
-        built = work / "export"
-        info = export_embedder(source, built, name)
-        if target.exists():
-            shutil.rmtree(target)
-        built.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-", ignore_cleanup_errors=True) as scratch:
+            work = Path(scratch)
+            source = fetch_embedder(name, work, note)
+            note("exporting the embedder to ONNX and comparing the two, once")
+            built = work / "export"
+            info = export_embedder(source, built, name)
+            if target.exists():
+                shutil.rmtree(target)
+            built.replace(target)
+    except OSError as error:
+        if is_full(error):
+            raise DiskFull(f"the disk of {where.cache} is full", "Make room, or set COE_CACHE_DIR.") from error
+        raise CoeError(
+            f"{where.cache} cannot be written: {error.strerror or error}", "Make it writable, or set COE_CACHE_DIR."
+        ) from error
     return info
 
 

@@ -67,7 +67,11 @@ def check_canary(
         expected = canary.recorded(state_dir, spec.name, spec.provider)
         where = f"on {spec.provider} (OGA {actual.oga_version})"
         if expected is None or expected.graph_sha256 != actual.graph_sha256:
-            canary.record(state_dir, spec.name, actual)
+            try:
+                canary.record(state_dir, spec.name, actual)
+            except CoeError as problem:
+                said = f"loads and answers {where}, and that cannot be recorded: {problem.message}"
+                return warning("canary", said, problem.hint)
             return ok("canary", f"loads and answers {where}; its answer is recorded for the next time")
         difference = canary.first_difference(expected, actual)
         if difference is None:

@@ -19,6 +19,7 @@ from coe_cli.core.scheduler import Scheduler
 from coe_cli.core.scheduler_state import ModelCost, PoolConfig, Snapshot
 from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, from_code
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college import translation
 from coe_cli.runtime.college.college_requests import OpenRequest, Tally
 from coe_cli.runtime.college.meter import Meter
 from coe_cli.runtime.college.reclaim import until_reclaimed
@@ -28,7 +29,6 @@ from coe_cli.runtime.college.spare import SpareWorker
 from coe_cli.runtime.worker import protocol
 
 _MEASURE_EVERY_S = 2.0
-_WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
 
 @dataclass(frozen=True)
@@ -311,20 +311,7 @@ class College:
             self._settings.recorder.begun(worker.pid, beside=bool(worker.running))
         worker.running.add(request_id)
         worker.progress_at = time.monotonic()
-        ask = request.ask
-        worker.send(
-            protocol.Generate(
-                request_id=request_id,
-                messages=ask.messages,
-                context_length=self._contexts[model],
-                max_tokens=ask.max_tokens,
-                template=ask.template,
-                sampling=ask.sampling,
-                stop=ask.stop,
-                guidance=ask.guidance,
-                flush_s=_WHOLE_FLUSH_S if ask.whole else ask.flush_s,
-            )
-        )
+        worker.send(translation.to_worker(request_id, request.ask, self._contexts[model]))
 
     def _on_message(self, model: str, worker: ResidentWorker, message: protocol.FromWorker) -> None:
         if worker.ending:
@@ -332,34 +319,18 @@ class College:
         match message:
             case protocol.Token(request_id=request_id):
                 request = self._requests.get(request_id)
-                if request is not None and request.piece(ce.Piece(message.text, message.tokens)):
+                if request is not None and request.piece(translation.piece(message)):
                     self._tell(ev.Tokens(request_id))
             case protocol.Started(request_id=request_id):
                 request = self._requests.get(request_id)
                 if request is not None:
-                    reading = ce.Reading(
-                        prompt_tokens=message.prompt_tokens,
-                        reused_tokens=message.reused_tokens,
-                        in_thinking=message.in_thinking,
-                        load_s=request.load_s,
-                        worker_pid=worker.pid,
-                    )
-                    request.events.put_nowait(reading)
+                    request.events.put_nowait(translation.reading(message, request.load_s, worker.pid))
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
                 if self._settings.recorder is not None:
                     length = self._contexts[model]
                     self._settings.recorder.answered(self._specs[model], worker.pid, length, message.prompt_tokens)
-                self._end(
-                    request_id,
-                    ce.Finished(
-                        finish_reason=message.finish_reason,
-                        prompt_tokens=message.prompt_tokens,
-                        completion_tokens=message.completion_tokens,
-                        first_token_s=message.first_token_s,
-                        decode_s=message.decode_s,
-                    ),
-                )
+                self._end(request_id, translation.finished(message))
                 self._tell(ev.Done(request_id))
             case protocol.Failed():
                 self._failed(model, worker, message)

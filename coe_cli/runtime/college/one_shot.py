@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, from_code
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college import translation
 from coe_cli.runtime.providers import default_provider_options, default_session_options
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
@@ -46,34 +47,18 @@ def events(
     load_s = wait_until_loaded(worker, timeout_s)
     recorder.loaded(spec, worker.pid)
     recorder.begun(worker.pid, beside=False)
-    worker.send(
-        protocol.Generate(
-            request_id=1,
-            messages=ask.messages,
-            context_length=context_length,
-            max_tokens=ask.max_tokens,
-            template=ask.template,
-            sampling=ask.sampling,
-            flush_s=ask.flush_s,
-        )
-    )
+    worker.send(translation.to_worker(1, ask, context_length))
     while True:
         message = worker.receive(timeout_s)
         if isinstance(message, protocol.Token):
-            yield ce.Piece(message.text, message.tokens)
+            yield translation.piece(message)
         elif isinstance(message, protocol.Started):
-            yield ce.Reading(message.prompt_tokens, message.reused_tokens, message.in_thinking, load_s, worker.pid)
+            yield translation.reading(message, load_s, worker.pid)
         elif isinstance(message, protocol.Failed):
             raise from_code(message.code, message.message, message.hint)
         elif isinstance(message, protocol.Done):
             recorder.answered(spec, worker.pid, context_length, message.prompt_tokens)
-            yield ce.Finished(
-                finish_reason=message.finish_reason,
-                prompt_tokens=message.prompt_tokens,
-                completion_tokens=message.completion_tokens,
-                first_token_s=message.first_token_s,
-                decode_s=message.decode_s,
-            )
+            yield translation.finished(message)
             return
 
 

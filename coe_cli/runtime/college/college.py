@@ -120,14 +120,16 @@ class College:
         """Model → (process id, measured MB or None, context length of its slots)."""
         return {
             name: (worker.pid, self._meter.process_mb(worker.pid), self._contexts[name])
-            for name, worker in self._workers.items()
-            if worker.pid
+            for name, worker in self._with_process().items()
         }
 
     @property
     def resident_models(self) -> list[str]:
         """Models that have a worker."""
-        return [name for name, worker in self._workers.items() if worker.pid]
+        return list(self._with_process())
+
+    def _with_process(self) -> dict[str, ResidentWorker]:
+        return {name: worker for name, worker in self._workers.items() if worker.pid}
 
     @property
     def busy(self) -> bool:

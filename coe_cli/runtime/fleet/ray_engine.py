@@ -9,21 +9,19 @@ one waits for their room. When an actor is lost with its node, its rows are run 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import msgspec
 from msgspec import structs
 
 from coe_cli.core.answer import Answer
 from coe_cli.core.batch_order import WORTH_A_COPY
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.ray_node import NAMESPACE, VRAM_RESOURCE, actor_mb, actor_pool, actor_resources, model_resource
+from coe_cli.core.ray_node import NAMESPACE, VRAM_RESOURCE, model_resource
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.errors import DeviceLost, DoesNotFit, from_code
 from coe_cli.runtime.batch.batch_engine import (
@@ -34,8 +32,9 @@ from coe_cli.runtime.batch.batch_engine import (
     RowSource,
     worth_retrying,
 )
-from coe_cli.runtime.fleet.ray_actor import ActorSettings, ModelActor, RowToAnswer
+from coe_cli.runtime.fleet.ray_actor import ModelActor, RowToAnswer
 from coe_cli.runtime.fleet.ray_cluster import RayCluster
+from coe_cli.runtime.fleet.ray_plan import ActorPlan, actor_plan
 
 _LOOK_UP_S = 0.2
 _CALM_S = 1.0
@@ -94,8 +93,7 @@ class RayEngine:
         self._retries = retries
         self._worker_command = tuple(worker_command) if worker_command else None
         self._replicas: list[_Replica] = []
-        self._settings: dict[str, ActorSettings] = {}
-        self._demands: dict[str, dict[str, float]] = {}
+        self._plans: dict[str, ActorPlan] = {}
         self._again: dict[str, deque[_Row]] = {}
         self._answers: dict[Any, _Row] = {}
         self._starting: dict[Any, _Replica] = {}
@@ -145,7 +143,7 @@ class RayEngine:
     def _hand_out(self, source: RowSource) -> Iterator[RowResult]:
         """Give every actor that is ready rows of its model, those with the fewest first."""
         for replica in sorted((r for r in self._replicas if r.placed), key=lambda r: r.running):
-            window = self._settings[replica.model].pool.max_concurrent_slots + _AHEAD
+            window = self._plan(source, replica.model).settings.pool.max_concurrent_slots + _AHEAD
             while replica.running < window:
                 row = self._next(source, replica.model)
                 if isinstance(row, RowResult):
@@ -226,7 +224,7 @@ class RayEngine:
         """Take over what earlier batches left, as far as it suits this one."""
         for name in self._ray.util.list_named_actors():
             for model in source.remaining():
-                if name.startswith(self._prefix(source, model)):
+                if name.startswith(self._plan(source, model).prefix):
                     self._quietly(self._take_over, model, name)
 
     def _take_over(self, model: str, name: str) -> None:
@@ -274,7 +272,7 @@ class RayEngine:
     def _wanted(self, source: RowSource, rows: dict[str, int], now: float) -> str | None:
         """The model that gains the most by one more actor."""
         count = {model: sum(r.model == model for r in self._replicas) for model in rows}
-        slots = {model: self._settings_of(source, model).pool.max_concurrent_slots for model in rows}
+        slots = {model: self._plan(source, model).settings.pool.max_concurrent_slots for model in rows}
         worth = [
             model
             for model in rows
@@ -289,21 +287,21 @@ class RayEngine:
 
     def _room_for(self, source: RowSource, model: str) -> bool:
         """Whether a further actor could be placed beside those that there are, as far as this batch can tell."""
-        return _holds(self._ray.available_resources(), self._demand(source, model))
+        return _holds(self._ray.available_resources(), self._plan(source, model).demand)
 
     def _start(self, source: RowSource, model: str) -> None:
-        settings = self._settings_of(source, model)
+        plan = self._plan(source, model)
         actor = self._ray.remote(ModelActor).options(
-            name=f"{self._prefix(source, model)}{uuid.uuid4().hex[:8]}",
+            name=f"{plan.prefix}{uuid.uuid4().hex[:8]}",
             namespace=NAMESPACE,
             lifetime="detached",
             num_cpus=0,
-            resources=self._demand(source, model),
+            resources=plan.demand,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        self._watch(model, actor.remote(settings), ours=True)
+        self._watch(model, actor.remote(plan.settings), ours=True)
 
     def _started(self, reference: Any) -> None:
         replica = self._starting.pop(reference)
@@ -347,7 +345,7 @@ class RayEngine:
             self._ray.wait([handle.retire.remote(_IDLE_ELSEWHERE_S)], timeout=_LOOK_UP_S)
 
     def _give_up(self, source: RowSource, model: str) -> Iterator[RowResult]:
-        demand_mb = self._demand(source, model)[VRAM_RESOURCE]
+        demand_mb = self._plan(source, model).demand[VRAM_RESOURCE]
         nodes = self._cluster.nodes()
         if any(model_resource(model) in node for node in nodes):
             most_mb = max(node.get(VRAM_RESOURCE, 0.0) for node in nodes)
@@ -365,41 +363,17 @@ class RayEngine:
 
     def _placeable(self, source: RowSource, model: str) -> bool:
         """Whether some node could hold the model if it were empty."""
-        demand = self._demand(source, model)
+        demand = self._plan(source, model).demand
         return any(_holds(node, demand) for node in self._cluster.nodes())
 
     def _has_replica(self, model: str) -> bool:
         return any(replica.model == model for replica in self._replicas)
 
-    def _settings_of(self, source: RowSource, model: str) -> ActorSettings:
-        if model not in self._settings:
+    def _plan(self, source: RowSource, model: str) -> ActorPlan:
+        if model not in self._plans:
             spec = source.spec(model)
-            cost, context_length = self._cost_of(spec)
-            at_once = self._profile.max_concurrent_slots
-            on_cpu = spec.provider == "cpu"
-            slots = 1 if on_cpu else at_once
-            self._settings[model] = ActorSettings(
-                model=model,
-                pool=actor_pool(self._profile, actor_mb(cost, slots), slots),
-                cost=structs.replace(cost, max_slots=slots),
-                context_length=context_length,
-                profile=self._profile.name,
-                keep_alive_s=self._profile.keep_alive_s,
-                side_by_side=at_once if on_cpu else 1,
-                worker_command=self._worker_command,
-            )
-            self._demands[model] = actor_resources(model, actor_mb(cost, slots), cpu_slots=1 if on_cpu else 0)
-        return self._settings[model]
-
-    def _demand(self, source: RowSource, model: str) -> dict[str, float]:
-        """The resources of one actor of the model."""
-        self._settings_of(source, model)
-        return self._demands[model]
-
-    def _prefix(self, source: RowSource, model: str) -> str:
-        """The part of an actor's name that those with the same settings share."""
-        digest = hashlib.sha256(msgspec.json.encode(self._settings_of(source, model))).hexdigest()[:12]
-        return f"{model}/{digest}/"
+            self._plans[model] = actor_plan(spec, self._profile, *self._cost_of(spec), self._worker_command)
+        return self._plans[model]
 
     def _look(self) -> None:
         self._status = EngineStatus(

@@ -235,7 +235,7 @@ def test_an_idle_model_of_the_college_makes_room_and_the_budget_holds(home: Coe)
         assert answered(out) == 4
         assert 200 < peak_mb <= BUDGET_MB, "the college and the batch together"
         notes = [text for text in said.splitlines() if "college" in text]
-        assert len(notes) == 1 and "takes out, idle, `one`" in notes[0]
+        assert len(notes) == 1 and "takes out `one`, idle" in notes[0]
         assert served.status()["models"] == []
         assert served.chat(model=ONE, max_tokens=2).status == 200, "afterwards the college has the room again"
 

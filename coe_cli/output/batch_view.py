@@ -98,6 +98,8 @@ class TerminalBatchView:
         grid = Table.grid(padding=(0, 1))
         if self._progress is None:
             lines, total = self._read
+            if lines == total:  # a small input is not counted; then models are looked at, or room is waited for
+                return Text("preparing")
             grid.add_row(
                 Text("reading"), ProgressBar(max(total, 1), lines, width=30), Text(f"{lines} of {total} lines")
             )

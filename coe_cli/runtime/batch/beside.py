@@ -92,7 +92,9 @@ class Beside:
         """Ask the college to take idle models out, and wait until their memory is back."""
         taken = structs.replace(college, models=[line for line in college.models if line.name in names])
         idle = joined([f"`{name}`" for name in names])
-        self._note(f"the running college gives {college_mb(taken):.0f} MB to the batch and takes out, idle, {idle}")
+        self._note(
+            f"the running college takes out {idle}, idle, so that the batch has room: {college_mb(taken):.0f} MB"
+        )
         with contextlib.suppress(CoeError):
             client = college_client.find()
             if client is None:

@@ -24,7 +24,7 @@ from coe_cli.core.college_status import ModelLine
 from coe_cli.core.scheduler_events import Elsewhere
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.core.sharing import Share, WorkingSet, share, working_set
-from coe_cli.runtime.server.claims import Claim, OwnClaim, claims
+from coe_cli.runtime.server.claims import Claim, OwnClaim, claimed_mb, claims
 
 ONE, TWO = "one", "two"
 BUDGET_MB = 500
@@ -70,6 +70,24 @@ def test_idle_models_give_way_and_no_more_than_is_of_use(
     wanted_mb: float, models: list[ModelLine], claimed_mb: float, expected: Share
 ) -> None:
     assert share(WorkingSet(100, wanted_mb), models, claimed_mb, high_mb=900, critical_mb=950) == expected
+
+
+@pytest.mark.parametrize(
+    ("college_pool_mb", "batch_pool_mb", "college_mb", "room_mb"),
+    [(1000, 1000, 300, 600), (500, 1000, 300, 600), (2000, 1000, 300, 950), (2000, 1000, 1200, 700)],
+)
+def test_with_two_budgets_both_stay_within_the_larger_one(
+    college_pool_mb: int, batch_pool_mb: int, college_mb: int, room_mb: int
+) -> None:
+    """Each counts of the other what the other cannot have of its own larger budget."""
+    models = [line("busy", college_mb, idle_s=None, running=1)]
+    beyond_mb = max(0, college_pool_mb - batch_pool_mb)
+    limits = {"high_mb": 0.9 * batch_pool_mb, "critical_mb": 0.95 * batch_pool_mb}
+    part = share(WorkingSet(100, 950), models, 0, beyond_mb=beyond_mb, **limits)
+    assert part.room_mb == room_mb
+    assert college_mb + part.room_mb <= max(college_pool_mb, batch_pool_mb)
+    seen_mb = claimed_mb([Claim(7, "a batch", "cpu", part.room_mb, batch_pool_mb)], college_pool_mb)
+    assert college_mb + seen_mb <= college_pool_mb, "what the college is at work with would be evicted"
 
 
 @given(

@@ -50,20 +50,38 @@ def working_set(costs: Mapping[str, ModelCost], workers: int, slots: int, critic
     return WorkingSet(ceil(least_mb), min(critical_mb, max(ceil(least_mb), _SPARE * sum(at_once))))
 
 
+def counted_mb(mb: float, its_pool_mb: float, pool_mb: float) -> float:
+    """What counts against a pool of what somebody else has: a larger pool than this one is used up to the difference first.
+
+    So several with budgets of their own stay within the largest of them.
+    """
+    return max(0.0, mb - max(0.0, its_pool_mb - pool_mb))
+
+
 def share(
-    needs: WorkingSet, models: Sequence[ModelLine], claimed_mb: float, *, high_mb: float, critical_mb: float
+    needs: WorkingSet,
+    models: Sequence[ModelLine],
+    claimed_mb: float,
+    *,
+    high_mb: float,
+    critical_mb: float,
+    beyond_mb: float = 0.0,
 ) -> Share:
     """The part of the pool for a batch.
 
-    ``models`` are the college's, ``claimed_mb`` what others have claimed. Where somebody else keeps memory, all stay below
+    ``models`` are the college's, ``claimed_mb`` what counts of others' claims; ``beyond_mb``: so much larger is the college's
+    own pool. Where somebody else keeps memory, all stay below
     ``high_mb`` together, so that each can start its answers; a pool for oneself alone goes up to ``critical_mb``.
     """
     idle = sorted((line for line in models if is_idle(line)), key=lambda line: -(line.idle_s or 0.0))
     unload: list[str] = []
 
+    def kept_mb(without: Sequence[str]) -> float:
+        return claimed_mb + counted_mb(sum(held_mb(m) for m in models if m.name not in without), beyond_mb, 0.0)
+
     def room_mb(without: Sequence[str]) -> float:
-        kept_mb = claimed_mb + sum(held_mb(line) for line in models if line.name not in without)
-        return max(0.0, (high_mb if kept_mb else critical_mb) - kept_mb)
+        kept = kept_mb(without)
+        return max(0.0, (high_mb if kept else critical_mb) - kept)
 
     for line in idle:
         if room_mb(unload) >= needs.wanted_mb:
@@ -75,8 +93,7 @@ def share(
         without = [other for other in unload if other != name]
         if room_mb(without) >= min(needs.wanted_mb, room_mb(unload)):
             unload = without
-    kept_mb = claimed_mb + sum(held_mb(line) for line in models if line.name not in unload)
-    return Share(unload, kept_mb, room_mb(unload))
+    return Share(unload, kept_mb(unload), room_mb(unload))
 
 
 def held_mb(line: ModelLine) -> float:

@@ -20,7 +20,7 @@ from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.sharing import Share, WorkingSet, is_idle, share
 from coe_cli.errors import CoeError
 from coe_cli.runtime.server import college_client
-from coe_cli.runtime.server.claims import Claim, OwnClaim, claims, device_of, one_at_a_time
+from coe_cli.runtime.server.claims import Claim, OwnClaim, claimed_mb, claims, device_of, one_at_a_time
 from coe_cli.runtime.server.neighbour import college_mb, college_on, kept
 
 _UNLOAD_WITHIN_S = 20.0
@@ -38,7 +38,7 @@ class Beside:
         self._state, self._profile, self._note = state, profile, note
         self._device = device_of(profile)
         self._pool_mb = profile.vram_budget_mb - profile.fixed_mb
-        self._own = OwnClaim(state, f"`coe batch` (process {os.getpid()})", self._device)
+        self._own = OwnClaim(state, f"`coe batch` (process {os.getpid()})", self._device, self._pool_mb)
         self._said: set[str] = set()
 
     def part(self, needs: WorkingSet) -> HardwareProfile:
@@ -68,24 +68,25 @@ class Beside:
             if part.unload or part.room_mb < needs.least_mb:
                 self._say(f"waiting for {needs.least_mb:.0f} MB", before, others)
                 return None
-            claimed_mb = min(needs.wanted_mb, part.room_mb)
-            self._own.set(claimed_mb)
+            given_mb = min(needs.wanted_mb, part.room_mb)
+            self._own.set(given_mb)
             # From now on the college loads nothing into that. What it began a moment ago is seen by a second look.
             if {line.name for line in college_on(self._device).models} - {line.name for line in before.models}:
                 self._own.close()
                 return None
-        if claimed_mb < needs.wanted_mb:
-            self._say(f"the batch has {claimed_mb:.0f} MB", before, others)
-        return claimed_mb
+        if given_mb < needs.wanted_mb:
+            self._say(f"the batch has {given_mb:.0f} MB", before, others)
+        return given_mb
 
     def _share(self, needs: WorkingSet, college: CollegeStatus, others: Sequence[Claim]) -> Share:
         thresholds, pool_mb = self._profile.pressure_thresholds, self._pool_mb
         return share(
             needs,
             college.models,
-            sum(claim.mb for claim in others),
+            claimed_mb(others, pool_mb),
             high_mb=thresholds.high * pool_mb,
             critical_mb=thresholds.critical * pool_mb,
+            beyond_mb=max(0.0, (college.pool_mb or 0.0) - pool_mb),
         )
 
     def _unload(self, names: Sequence[str], college: CollegeStatus) -> None:

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.scheduler_events import Elsewhere
+from coe_cli.core.sharing import counted_mb
 from coe_cli.runtime.server.rendezvous import is_held, private_folder
 from coe_cli.runtime.whole_file import written_whole
 
@@ -25,12 +26,13 @@ _MAX_BYTES = 4096
 
 
 class Claim(Struct, frozen=True):
-    """``by`` names the process to a user; ``device`` as ``device_of`` gives it."""
+    """``by`` names the process to a user; ``device`` as ``device_of`` gives it; ``mb`` are of a pool of ``pool_mb``."""
 
     pid: int
     by: str
     device: str
     mb: float
+    pool_mb: float = 0.0
 
 
 def device_of(profile: HardwareProfile) -> str:
@@ -57,18 +59,23 @@ def claims(state: Path, device: str) -> list[Claim]:
     return found
 
 
-def elsewhere(others: Sequence[Claim]) -> Elsewhere:
-    """What ``others`` claim, as a college's scheduler is told."""
-    return Elsewhere(sum(claim.mb for claim in others), ", ".join(claim.by for claim in others))
+def claimed_mb(others: Sequence[Claim], pool_mb: float) -> float:
+    """What counts of it against a pool of ``pool_mb``."""
+    return sum(counted_mb(claim.mb, claim.pool_mb, pool_mb) for claim in others)
+
+
+def elsewhere(others: Sequence[Claim], pool_mb: float) -> Elsewhere:
+    """The same, as a college's scheduler is told."""
+    return Elsewhere(claimed_mb(others, pool_mb), ", ".join(claim.by for claim in others))
 
 
 class OwnClaim:
     """This process's claim: none until ``set``, and none after ``close``."""
 
-    def __init__(self, state: Path, by: str, device: str) -> None:
+    def __init__(self, state: Path, by: str, device: str, pool_mb: float = 0.0) -> None:
         self._folder = private_folder(state) / _FOLDER
         self._path = self._folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
-        self._by, self._device = by, device
+        self._by, self._device, self._pool_mb = by, device, pool_mb
         self._lock: Any = None
 
     def set(self, mb: float) -> None:
@@ -80,7 +87,7 @@ class OwnClaim:
             self._lock = filelock.FileLock(self._path.with_suffix(".lock"), mode=0o600, thread_local=False)
             self._lock.acquire(timeout=0)
         with written_whole(self._path) as scratch:
-            scratch.write_bytes(msgspec.json.encode(Claim(os.getpid(), self._by, self._device, mb)))
+            scratch.write_bytes(msgspec.json.encode(Claim(os.getpid(), self._by, self._device, mb, self._pool_mb)))
 
     def close(self) -> None:
         """Give it back; safe to call more than once."""

@@ -156,7 +156,7 @@ class _Process:
             cost_in(self._profile),
             recorder=Recorder(),
             keep_spare=True,
-            elsewhere=lambda: elsewhere(claims(folder, device)),
+            elsewhere=lambda: elsewhere(claims(folder, device), pool.pool_mb),
         )
         self._college = College(settings, meter_for(self._profile))
         self._server = Server(

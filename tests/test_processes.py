@@ -10,7 +10,7 @@ import textwrap
 
 import psutil
 import pytest
-from conftest import MODEL, Coe, eventually, is_gone, one_line, read_some, worker_of
+from conftest import MODEL, REPOSITORY, Coe, eventually, is_gone, one_line, read_some, worker_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -103,6 +103,42 @@ def test_ctrl_c_between_two_owners_of_the_worker(coe: Coe, moment: str) -> None:
     finally:
         if psutil.pid_exists(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_ctrl_c_while_a_fleet_is_simulated(coe: Coe) -> None:
+    """OR-Tools has run in the process before, and the simulation has processes of its own."""
+    pytest.importorskip("ortools")
+    file = coe.folder / "FLEET.yaml"
+    file.write_text(
+        "nodes: [{name: desk, profile: standard, count: 3}]\n"
+        "demand: {sql_query: {requests_per_s: 0.2, tokens_in: 300, tokens_out: 80}}\n"
+        "rates: {default: {prefill_tokens_per_s: 1500, decode_tokens_per_s: 50}}\n"
+        "simulation: {requests: 3000000}\n"
+    )
+    process = coe.start("vram", "plan", "--fleet", str(file))
+    eventually(lambda: len(_children(process)) >= 2 or process.poll() is not None)
+    assert "simulating" in _interrupt(process)
+
+
+def test_ctrl_c_while_onnxruntime_is_imported() -> None:
+    """Its extension makes an ImportError of it, and coe would speak of a broken installation."""
+    script = """
+        import os, signal, sys
+        class Interrupting:
+            def find_spec(self, name, path=None, target=None):
+                if name == "numpy":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupting())
+        from coe_cli.runtime.onnxruntime_import import import_onnxruntime
+        try:
+            import_onnxruntime()
+        except KeyboardInterrupt:
+            print(hasattr(sys.modules["onnxruntime"], "InferenceSession"), os.environ["ORT_DISABLE_TELEMETRY"])
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert (result.stdout, result.stderr) == ("True 1\n", "")
 
 
 def test_ctrl_c_while_coe_imports_a_module_that_calls_exec(coe: Coe) -> None:

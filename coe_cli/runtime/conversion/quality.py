@@ -145,8 +145,10 @@ def _source_logits(checkpoint: Path) -> Logits:
 
 def _converted_logits(folder: Path) -> Logits:
     import numpy as np
-    import onnxruntime
 
+    from coe_cli.runtime.onnxruntime_import import import_onnxruntime
+
+    onnxruntime = import_onnxruntime()
     try:
         graph = _with_all_logits(folder / "model.onnx")
         options = onnxruntime.SessionOptions()

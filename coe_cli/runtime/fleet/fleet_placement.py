@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from coe_cli.core.fleet_problem import Group, Pattern, Problem, Share, patterns
 from coe_cli.errors import CoeError
+from coe_cli.interrupts import interrupt_put_off
 
 PARTS: Final = 1000
 """Requests are shared out in so many parts."""
@@ -29,7 +30,8 @@ def cp_model() -> Any:
         CoeError: it is not installed; the hint says how to.
     """
     try:
-        from ortools.sat.python import cp_model as module
+        with interrupt_put_off():  # it makes an ImportError of an interrupt
+            from ortools.sat.python import cp_model as module
     except ImportError:
         raise CoeError("planning a fleet needs OR-Tools", "Install it: pip install 'coe-cli[fleet]'") from None
     return module
@@ -174,5 +176,6 @@ class Placement:
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 1
         solver.parameters.max_deterministic_time = _DETERMINISTIC_TIME
+        solver.parameters.catch_sigint_signal = False  # after it, Ctrl-C would end this process and not its children
         status = solver.solve(model)
         return solver if status in (self._cp.OPTIMAL, self._cp.FEASIBLE) else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import random
+import signal
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -87,7 +89,8 @@ def simulate_fleet(
             done += expected[index]
             on_part(done / whole)
     else:
-        with ProcessPoolExecutor(max_workers=cores) as pool:
+        ignore = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches them too, and could leave a lock held
+        with ProcessPoolExecutor(max_workers=cores, initializer=signal.signal, initargs=ignore) as pool:
             futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
             try:
                 for future in as_completed(futures):
@@ -97,6 +100,8 @@ def simulate_fleet(
                     on_part(done / whole)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for child in multiprocessing.active_children():
+                    child.terminate()
                 raise
     merged = []
     for found in parts:

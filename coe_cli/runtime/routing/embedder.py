@@ -82,11 +82,12 @@ class Embedder:
 
     def __init__(self, folder: Path, provider: str = "cpu", threads: int | None = None) -> None:
         self.info = read_info(folder)
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        import onnxruntime
         from tokenizers import Tokenizer
 
+        from coe_cli.runtime.onnxruntime_import import import_onnxruntime
+
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or _usable_cores()
@@ -143,10 +144,9 @@ def available_provider(wanted: str) -> str:
     """``wanted`` (dml, cuda or cpu) where this onnxruntime has it, else ``cpu``."""
     if wanted == "cpu":
         return wanted
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    import onnxruntime
+    from coe_cli.runtime.onnxruntime_import import import_onnxruntime
 
-    return wanted if _PROVIDERS.get(wanted) in onnxruntime.get_available_providers() else "cpu"
+    return wanted if _PROVIDERS.get(wanted) in import_onnxruntime().get_available_providers() else "cpu"
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -1,14 +1,16 @@
 """The plan's memory figures against real processes: predicted and measured peak for each context and prompt.
 
-Every row is a fresh process that loads one model, makes a generator for the whole context, reads one prompt and writes
+Every row of `measure` is a fresh process that loads one model, makes a generator for the whole context, reads one prompt and writes
 a few tokens, with the session options of coe's workers. On the CPU the figure is the peak resident set less what the
 process holds after importing OGA; on CUDA it is the device memory in use less the bare CUDA context (nothing else may use
-the card meanwhile). No calibration is read.
+the card meanwhile). The rows of `worker` are coe's own workers after many prompts (`worker_peaks.py`), on the CPU. No
+calibration is read.
 
     python benchmarks/plan_accuracy.py
     python benchmarks/random_models.py small-gqa --all /tmp/all --pruned /tmp/pruned [--provider cuda]
     python benchmarks/plan_accuracy.py measure NAME=FOLDER [NAME=FOLDER ...] [--provider cuda] [--grid 8192:16,8192:1024:512] \
         [--results rows.jsonl]
+    python benchmarks/plan_accuracy.py worker NAME=FOLDER [NAME=FOLDER ...] [--results lives.jsonl]
     python benchmarks/plan_accuracy.py table rows.jsonl [...]
 """
 
@@ -17,13 +19,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pairs import MODEL, print_table
+from worker_peaks import HEADER, LIVES, SHORT_LIVES, Life, cells, measure_life
 
 from coe_cli.core.footprint import (
     CPU_PROCESS_BYTES,
@@ -40,6 +43,7 @@ from coe_cli.core.onnx_graph import read_graph
 from coe_cli.core.profile import PerSlotEstimate, Provider
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.providers import configure, default_session_options
+from coe_cli.runtime.worker.worker_process import worker_environment
 
 ANSWER_TOKENS = 8
 SHORT_GRID = "512:16,2048:1024,4096:16,8192:1024,8192:4096:512"
@@ -60,15 +64,22 @@ def main() -> None:
     measure.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     measure.add_argument("--grid", default=DEFAULT_GRID, help="context:prompt[:chunk_size], comma-separated")
     measure.add_argument("--results", type=Path, help="also append the rows to this file")
+    worker = commands.add_parser("worker", help="workers after many prompts, one process a row")
+    worker.add_argument("models", nargs="+", metavar="NAME=FOLDER")
+    worker.add_argument("--results", type=Path, help="also append the rows to this file")
     table = commands.add_parser("table", help="the rows as Markdown")
     table.add_argument("results", nargs="+", type=Path)
     child = commands.add_parser("child")
     child.add_argument("job")
     options = parser.parse_args()
     if options.command is None:
-        measure_all(parser.parse_args(["measure", f"{MODEL}={folders().models / MODEL}", "--grid", SHORT_GRID]))
+        own = f"{MODEL}={folders().models / MODEL}"
+        measure_all(parser.parse_args(["measure", own, "--grid", SHORT_GRID]))
+        measure_workers(parser.parse_args(["worker", own]), SHORT_LIVES)
     elif options.command == "measure":
         measure_all(options)
+    elif options.command == "worker":
+        measure_workers(options, LIVES)
     elif options.command == "table":
         write_table([json.loads(line) for path in options.results for line in path.read_text().splitlines()])
     else:
@@ -92,6 +103,22 @@ def measure_all(options: argparse.Namespace) -> None:
                     f"{name} {cell}: predicted {row['predicted_mb']:.0f}, measured {row['measured_mb']:.0f} MB, "
                     f"{row['error']:+.1%}\n"
                 )
+    write_table(rows)
+
+
+def measure_workers(options: argparse.Namespace, lives: Sequence[Life]) -> None:
+    """The same for workers that answer many prompts."""
+    rows = []
+    with options.results.open("a", encoding="utf-8") if options.results else contextlib.nullcontext() as results:
+        for item in options.models:
+            name, folder = item.split("=", 1)
+            for life in lives:
+                row = measure_life(name, Path(folder), life)
+                if results is not None:
+                    results.write(json.dumps(row) + "\n")
+                    results.flush()
+                rows.append(row)
+                sys.stderr.write(f"{name}, {life.name}: {row['error']:+.1%}\n")
     write_table(rows)
 
 
@@ -123,7 +150,7 @@ def measure_row(
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+        env=worker_environment(),
     )
     seen = json.loads(answer.stdout.splitlines()[-1])
     measured = seen["peak"] - seen["before"]
@@ -213,6 +240,10 @@ def _device_memory() -> Any:
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:
+    if "slots" in rows[0]:
+        print_table(HEADER, [cells(row) for row in rows])
+        sys.stderr.write(f"Largest error of {len(rows)} rows: {max(abs(row['error']) for row in rows):.1%}\n")
+        return
     header = (
         "model",
         "logits",

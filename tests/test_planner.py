@@ -91,8 +91,8 @@ def test_a_plan_that_does_not_fit_names_changes_that_do() -> None:
     assert f"--context {result.max_context}" in change
     smaller = scenario(CODER, profile=profile, context=result.max_context)
     assert plan(profile, smaller, known()).fits
-    assert "--chunk-size 512" in change
-    assert plan(profile, scenario(CODER, profile=profile), known(chunk_size=512)).fits
+    assert "--chunk-size 128" in change
+    assert plan(profile, scenario(CODER, profile=profile), known(chunk_size=128)).fits
     richer = structs.replace(scenario(CODER, profile=profile), budget_mb=int(change.rsplit(" ", 1)[1]))
     assert plan(profile, richer, known()).fits
 
@@ -288,7 +288,8 @@ def test_card_twins_and_the_guide_are_warned_of() -> None:
     assert "profile_above_card" not in codes(plan(profile, both, known(card_mb=32_768.0)))
     guide, exact = (plan(profile, both, known(), name).total_mb for name in ("guide", "exact"))
     assert ("guide_differs" in codes(made("standard", CODER, MATH))) == (abs(guide - exact) > 0.25 * exact)
-    assert "guide_differs" in codes(made("standard", DEEPSEEK, "security_architect"))
+    reasoners = scenario(DEEPSEEK, "security_architect", profile=profile)
+    assert "guide_differs" in codes(plan(profile, reasoners, known(chunk_size=512)))
     measured = plan(profile, scenario(CODER, profile=profile), known(guide_fixed_mb=30_000.0))
     (said,) = (warning.message for warning in measured.warnings if warning.code == "guide_differs")
     assert "give 38000 MB" in said  # 8000 a slot and the guide's own fixed part

@@ -15,10 +15,10 @@ import psutil
 from conftest import MODEL, REPOSITORY
 
 from coe_cli.core.model_spec import spec_from_folder
+from coe_cli.core.prefill import PIECE_TOKENS
 from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.providers import default_session_options
 from coe_cli.runtime.worker import protocol
-from coe_cli.runtime.worker.slots import PIECE_TOKENS
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
 PROMPT = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
@@ -151,7 +151,6 @@ config.overlay(json.dumps({"model": {"decoder": {"session_options": json.loads(s
 model = oga.Model(config)
 tokenizer = oga.Tokenizer(model)
 from coe_cli.runtime.worker import slots
-slots.PIECE_TOKENS = 32
 ids = [int(token) for token in tokenizer.encode("The keeper wrote down the weather of the day. " * 10)]
 def generator():
     params = oga.GeneratorParams(model)
@@ -166,7 +165,7 @@ def answer(it):
 for length in (64, 65, 66, 67, len(ids)):
     whole = generator()
     whole.append_tokens(np.array(ids[:length], dtype=np.int32))
-    slot = slots.Slot(generator(), "")
+    slot = slots.Slot(generator(), "", 32)
     slot.begin(ids[:length])
     pieces = 1
     while (ready := slot.run_piece()) is None:
@@ -179,4 +178,4 @@ for length in (64, 65, 66, 67, len(ids)):
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert [same for _, same in results] == [True] * 5
-    assert [pieces for pieces, _ in results] == [2, 2, 3, 3, 4]
+    assert [pieces for pieces, _ in results] == [2, 3, 3, 3, 4]

@@ -9,8 +9,10 @@ from msgspec import Meta, Struct, structs
 
 from coe_cli.core.footprint import ModelMemory
 from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.prefill import PIECE_TOKENS
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
+"""Since 2 predictions count prompts as workers read them, in pieces; shorter prompts are the same in 1."""
 NEWEST_KEPT: Final = 5
 _TRUSTED_RATIO: Final = (0.25, 4.0)
 
@@ -43,7 +45,7 @@ class CalibrationRecord(Struct, frozen=True, forbid_unknown_fields=True):
     at_s: Annotated[float, Meta(ge=0)]
     context_length: Annotated[int, Meta(ge=0)] = 0
     prompt_tokens: Annotated[int, Meta(ge=0)] = 0
-    version: Literal[1] = RECORD_VERSION
+    version: Literal[1, 2] = RECORD_VERSION
 
     @property
     def key(self) -> CalibrationKey:
@@ -121,5 +123,7 @@ def _median(values: Iterable[float]) -> float:
 
 def _plausible(record: CalibrationRecord) -> bool:
     if record.measured_bytes < BYTES_PER_MB or record.predicted_bytes < BYTES_PER_MB:
+        return False
+    if record.version == 1 and record.prompt_tokens > PIECE_TOKENS:
         return False
     return _TRUSTED_RATIO[0] <= record.measured_bytes / record.predicted_bytes <= _TRUSTED_RATIO[1]

@@ -186,18 +186,25 @@ class ExactAccounting:
         return model.measured_load_bytes or load_bytes(model)
 
     def slot(self, model: ModelMemory, context_length: int, cost: int = 1, before: int = 0) -> SlotBytes:
-        """A slot whose prompt may fill its whole context; on CUDA a model's slots share what the arenas have taken.
+        """A slot whose prompt may fill its whole context, in a worker that has answered others before it.
 
-        Elsewhere each slot is counted alone, which is an upper bound: a second prompt finds part of its memory pooled.
+        A model's slots share what its arenas have taken: on CUDA by simulation, on the CPU because a worker runs one piece
+        of one prompt at a time, so that each slot more brings its cache and its logits alone. On DirectML each is counted
+        alone, with pools for prompts of every length, which is an upper bound.
         """
         kv = kv_cache_bytes(model, context_length)
-        if model.provider == "cuda":
+        if model.provider == "cpu":
+            activation = cpu_logits_bytes(model, context_length)
+            if not before:
+                activation += cpu_run_bytes(model, context_length)
+                activation += model.graph.embedding_bytes if model.graph is not None else 0
+        elif model.provider == "cuda":
             total = worst_arenas_bytes(model.decoder, context_length, before + 1)
             activation = max(
                 0, total - (worst_arenas_bytes(model.decoder, context_length, before) if before else 0) - kv
             )
         else:
-            activation = activation_bytes(model, context_length, context_length)
+            activation = dml_pooled_bytes(model, context_length)
         if model.measured_slot_ratio is not None:
             activation = max(0, round((kv + activation) * model.measured_slot_ratio) - kv)
         return SlotBytes(kv, activation)
@@ -266,31 +273,59 @@ def load_peak_bytes(model: ModelMemory) -> int:
 def activation_bytes(model: ModelMemory, context_length: int, prompt_tokens: int) -> int:
     """What a prefill of ``prompt_tokens`` adds to weights and cache at its peak; ``chunk_size`` bounds the tokens.
 
-    CPU, fp32: three MLP tensors (gate, sigmoid, up), three of the attention (projection, transposed, rotated) and seven
-    of the hidden size lie side by side, since the arena hands a freed block only to tensors that fit it; an embedding
-    table in the file is mapped where tokens touch it, apart from each other at worst. Copies with block sums lie beside
-    all that, that of the hidden size twice. CUDA, fp16: what the two arenas
-    take beyond the cache. DirectML, fp16: the tensors that are alive at once in the MLP and the logits, each rounded.
+    CPU: the tensors of one run, the logits, and an embedding table in the file, which is mapped where tokens touch it,
+    apart from each other at worst. CUDA, fp16: what the two arenas take beyond the cache. DirectML, fp16: the tensors that
+    are alive at once in the MLP and the logits, each rounded.
     """
     if model.provider == "cuda":
         taken = arenas_bytes(model.decoder, context_length, prompt_tokens)
         return max(0, taken - kv_cache_bytes(model, context_length))
-    tokens = min(prompt_tokens, model.chunk_size or prompt_tokens)
-    shape, inner = model.spec.shape, model.intermediate_size
-    logits_tokens = tokens if model.logits_for_every_token else 1
     if model.provider == "dml":
-        tensors = [*[inner] * 3, *[shape.hidden_size] * 2, model.qkv_size]
+        shape, tokens = model.spec.shape, run_tokens(model, prompt_tokens)
+        tensors = [*[model.intermediate_size] * 3, *[shape.hidden_size] * 2, model.qkv_size]
+        logits_tokens = tokens if model.logits_for_every_token else 1
         return sum(dml_rounded(2 * tokens * width) for width in tensors) + dml_rounded(
             2 * logits_tokens * shape.vocab_size
         )
-    copies = model.graph.widened_columns if model.graph is not None else ()
-    widths = 3 * inner + 3 * model.qkv_size + 7 * shape.hidden_size + sum(copies) + min(copies, default=0)
-    hidden_layers = 4 * tokens * widths
     rows = 0
     if model.graph is not None and model.graph.embedding_row_bytes:
         window = max(model.graph.embedding_row_bytes, CPU_FAULT_AROUND_BYTES)
         rows = min(model.graph.embedding_bytes, prompt_tokens * window)
-    return hidden_layers + rows + 4 * logits_tokens * shape.vocab_size
+    return cpu_run_bytes(model, prompt_tokens) + rows + cpu_logits_bytes(model, prompt_tokens)
+
+
+def dml_pooled_bytes(model: ModelMemory, context_length: int) -> int:
+    """What DirectML's pools hold of activations when prompts of every length have been read.
+
+    A pool serves allocations of its own power of two alone (onnxruntime's BucketizedBufferAllocator), so what a prompt of
+    half the length takes is no part of what the longest took.
+    """
+    tokens = run_tokens(model, context_length)
+    return sum(activation_bytes(model, context_length, tokens >> halved) for halved in range(tokens.bit_length()))
+
+
+def run_tokens(model: ModelMemory, prompt_tokens: int) -> int:
+    """How many of a prompt's tokens one run of the graph sees at most."""
+    return min(prompt_tokens, model.chunk_size or prompt_tokens)
+
+
+def cpu_run_bytes(model: ModelMemory, prompt_tokens: int) -> int:
+    """What the session's arena on the CPU holds for one run, fp32.
+
+    Three MLP tensors (gate, sigmoid, up), three of the attention (projection, transposed, rotated) and seven of the hidden
+    size lie side by side, since the arena hands a freed block only to tensors that fit it. Copies with block sums lie
+    beside all that, that of the hidden size twice. Later runs of any other length up to this one's find room there
+    (docs/memory.md), as long as ONNX Runtime's memory patterns are off.
+    """
+    copies = model.graph.widened_columns if model.graph is not None else ()
+    widths = 3 * model.intermediate_size + 3 * model.qkv_size + 7 * model.spec.shape.hidden_size
+    return 4 * run_tokens(model, prompt_tokens) * (widths + sum(copies) + min(copies, default=0))
+
+
+def cpu_logits_bytes(model: ModelMemory, prompt_tokens: int) -> int:
+    """Logits that a generator keeps of its last run, fp32: of every token of it, or of one where the graph prunes them."""
+    rows = run_tokens(model, prompt_tokens) if model.logits_for_every_token else 1
+    return 4 * rows * model.spec.shape.vocab_size
 
 
 def wasted_by_rounding(model: ModelMemory, context_length: int) -> float:

@@ -13,7 +13,8 @@ from coe_cli.core.scenario import Known, Scenario, total_mb
 
 SMALLEST_CONTEXT = 16
 MOST_SLOTS = 1024
-CHUNK_SIZE = 512
+CHUNK_SIZE = 128
+"""What is proposed where pieces of ``core.prefill.PIECE_TOKENS`` do not fit: half of a prefill's speed at the most."""
 
 
 def largest_context(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:

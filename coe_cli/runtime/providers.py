@@ -103,10 +103,16 @@ def default_session_options(provider: str, threads: int | None = None) -> dict[s
 
     On CUDA each weight is allocated by itself: from the arena, the same model took between 5302 and 6422 MB from one load
     to the next, and without it 5356 each time (docs/memory.md).
+
+    On the CPU memory patterns are off: for each pair of lengths that it has seen before ONNX Runtime takes all buffers of a
+    run as one block, which finds no room between the pieces that other lengths left, so a worker's arena grew to twice
+    what its largest prompt needs (docs/memory.md).
     """
     if provider == "cuda":
         return {"session.use_device_allocator_for_initializers": "1"}
-    return {"intra_op_num_threads": threads or worker_threads()} if provider == "cpu" else {}
+    if provider == "cpu":
+        return {"intra_op_num_threads": threads or worker_threads(), "enable_mem_pattern": False}
+    return {}
 
 
 def worker_threads() -> int:

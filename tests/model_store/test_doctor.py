@@ -232,7 +232,7 @@ def test_threads_reach_the_cpu_provider(monkeypatch: pytest.MonkeyPatch) -> None
     from coe_cli.runtime.providers import default_session_options
 
     monkeypatch.setenv("COE_THREADS", "3")
-    assert default_session_options("cpu") == {"intra_op_num_threads": 3}
+    assert default_session_options("cpu") == {"intra_op_num_threads": 3, "enable_mem_pattern": False}
     assert default_session_options("dml") == {}
     assert settings_from({}) == DeviceSettings()
 

@@ -25,13 +25,14 @@ class PreparedModel:
         self.oga = oga
         self.name = os.path.basename(os.path.normpath(message.folder))  # noqa: PTH119
         self.provider = message.provider
-        self.chunk_size = message.chunk_size
         config = oga.Config(message.folder)
         configure(config, message.provider, message.provider_options, message.session_options)
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
-        self.bos_token_id = _bos_token_id(message.folder)
-        self.slots = Slots(oga, self.model, message.slots)
+        settings = _genai_config(message.folder)
+        self.bos_token_id = _whole_number(settings, "model", "bos_token_id")
+        chunk_size = message.chunk_size or _whole_number(settings, "search", "chunk_size")
+        self.slots = Slots(oga, self.model, message.slots, chunk_size)
         if message.warm_context_length is not None:
             self.slots.warm({"max_length": message.warm_context_length}, self.encode("warm up")[:8])
 
@@ -158,8 +159,6 @@ class Generation:
     def _search_options(self) -> dict[str, Any]:
         sampling = self._message.sampling
         options: dict[str, Any] = {"max_length": self._message.context_length}
-        if self._model.chunk_size is not None:
-            options["chunk_size"] = self._model.chunk_size
         if sampling.temperature is not None and sampling.temperature <= 0:
             options["do_sample"] = False
         elif any(value is not None for value in (sampling.temperature, sampling.top_p, sampling.top_k)):
@@ -188,7 +187,11 @@ def _fold_system(chat: list[dict[str, str]]) -> list[dict[str, str]]:
     return rest
 
 
-def _bos_token_id(folder: str) -> int | None:
+def _genai_config(folder: str) -> dict[str, Any]:
     with open(os.path.join(folder, "genai_config.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
-        value = json.load(file).get("model", {}).get("bos_token_id")
+        return dict(json.load(file))
+
+
+def _whole_number(settings: dict[str, Any], section: str, key: str) -> int | None:
+    value = settings.get(section, {}).get(key)
     return value if isinstance(value, int) else None

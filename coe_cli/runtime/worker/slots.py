@@ -11,18 +11,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from coe_cli.core.prefill import LEAST_PIECE, next_piece, tokens_at_once
 from coe_cli.runtime.worker.protocol import Guidance
-
-_LEAST_PIECE = 2
-PIECE_TOKENS = 512
-"""So much of a prompt is run at a time: other answers go on, and a cancelled one ends, in between."""
 
 
 class Slot:
-    """One generator. ``prompt_ids`` are the tokens at the start of its cache that came from a prompt."""
+    """One generator. ``prompt_ids`` are the tokens at the start of its cache that came from a prompt.
 
-    def __init__(self, generator: Any, key: str) -> None:
+    Prompts are run in pieces of ``piece_tokens`` at most.
+    """
+
+    def __init__(self, generator: Any, key: str, piece_tokens: int) -> None:
         self._generator = generator
+        self._piece_tokens = piece_tokens
         self.key = key
         self.prompt_ids: list[int] = []
         self._rest: list[int] = []
@@ -36,7 +37,7 @@ class Slot:
             if mine != new:
                 break
             length += 1
-        return max(0, min(length, len(prompt_ids) - _LEAST_PIECE))
+        return max(0, min(length, len(prompt_ids) - LEAST_PIECE))
 
     def begin(self, prompt_ids: list[int], *, whole: bool = False) -> None:
         """Keep what can be used again; ``run_piece`` then runs the rest, with ``whole`` in one piece."""
@@ -51,8 +52,8 @@ class Slot:
         import numpy as np
 
         length = len(self._rest)
-        if not self._whole and length >= PIECE_TOKENS + _LEAST_PIECE:
-            length = PIECE_TOKENS
+        if not self._whole:
+            length = next_piece(length, self._piece_tokens)
         piece, self._rest, before = self._rest[:length], self._rest[length:], self.prompt_ids
         self.prompt_ids = []
         self._generator.append_tokens(np.array(piece, dtype=np.int32))
@@ -68,10 +69,14 @@ class Slots:
 
     A generator's options are fixed when it is made, and a seeded one also carries the state of its random numbers: it is
     used again only for a request with the same options and without a seed or a grammar.
+
+    ``chunk_size`` bounds the pieces of a prompt below those of ``core.prefill``. A prompt that a grammar wants in one piece
+    is split by OGA itself, which does that in the first run of a generator only.
     """
 
-    def __init__(self, oga: Any, model: Any, limit: int) -> None:
+    def __init__(self, oga: Any, model: Any, limit: int, chunk_size: int | None = None) -> None:
         self._oga, self._model, self._limit = oga, model, max(1, limit)
+        self._piece_tokens = tokens_at_once(chunk_size)
         self._idle: list[Slot] = []
         self._running = 0
         self._opened = 1
@@ -92,8 +97,9 @@ class Slots:
         params = self._oga.GeneratorParams(self._model)
         params.set_search_options(**options)
         if guidance is not None:
+            params.set_search_options(chunk_size=self._piece_tokens)
             params.set_guidance(guidance.kind, guidance.data)
-        return Slot(self._oga.Generator(self._model, params), key if repeatable else "")
+        return Slot(self._oga.Generator(self._model, params), key if repeatable else "", self._piece_tokens)
 
     def release(self, slot: Slot, *, reusable: bool = True) -> None:
         """The slot's answer has ended; after a failure its generator is not to be trusted any more."""

@@ -31,12 +31,20 @@ TOKENIZER_FACTOR: Final = 6
 TOKENIZER_BYTES_PER_WORD: Final = 430
 """The same for each word of the vocabulary, where there is no file to look at."""
 
-CPU_SESSION_BYTES: Final = 29 * BYTES_PER_MB
-"""What a session adds whatever the model: code pages of two libraries, thread pool, graph; 26 to 31 MB."""
+CPU_SESSION_BYTES: Final = 32 * BYTES_PER_MB
+"""What a session adds whatever the model: code pages of two libraries, thread pool, graph; 26 to 34 MB."""
+
+CPU_LIFE_BYTES: Final = 12 * BYTES_PER_MB
+"""What a worker gains with time beyond its largest prompt, 8 to 11 MB: huge pages are resident in steps of 2 MB in each
+region of the arena, other lengths leave pieces between theirs, and Python's own objects."""
 
 CPU_FAULT_AROUND_BYTES: Final = 64 * 1024
 """Linux maps this much of a file around each page that is touched (fault_around_bytes): an embedding row costs as much,
 until the whole table is mapped."""
+
+CPU_HEAP_KEPT_BYTES: Final = 32 * BYTES_PER_MB
+"""Buffers up to this size that glibc may put on its heap and keep there when they are freed (mallopt(3): the most that
+M_MMAP_THRESHOLD grows to on 64 bits). Logits of every token are such: each piece of a prompt has its own size."""
 
 CUDA_CONTEXT_BYTES: Final = 527 * BYTES_PER_MB
 """A process's bare CUDA context on an H100; smaller cards take less, which a calibrated plan knows."""
@@ -194,9 +202,10 @@ class ExactAccounting:
         """
         kv = kv_cache_bytes(model, context_length)
         if model.provider == "cpu":
-            activation = cpu_logits_bytes(model, context_length)
+            activation = logits = cpu_logits_bytes(model, context_length)
             if not before:
-                activation += cpu_run_bytes(model, context_length)
+                activation += cpu_run_bytes(model, context_length) + CPU_LIFE_BYTES
+                activation += min(logits, CPU_HEAP_KEPT_BYTES) if model.logits_for_every_token else 0
                 activation += model.graph.embedding_bytes if model.graph is not None else 0
         elif model.provider == "cuda":
             total = worst_arenas_bytes(model.decoder, context_length, before + 1)

@@ -50,6 +50,16 @@ def test_measurements_survive_and_the_newest_count(tmp_path: Path) -> None:
     assert (found.newest_at_s, found.records) == (6.0, 6)
 
 
+def test_predictions_of_long_prompts_in_one_piece_count_no_more() -> None:
+    """Records of version 1 were predicted so; those of shorter prompts, and of now, are used."""
+    found = merge([record("generation", 100, 150, version=1, prompt_tokens=4096, at_s=1.0)])
+    assert not found
+    usable = [{"version": 1, "prompt_tokens": 512}, {"version": 2, "prompt_tokens": 4096}]
+    for number, more in enumerate(usable, start=2):
+        (merged,) = merge([record("generation", 100, 150, at_s=float(number), **more)]).values()
+        assert merged.slot_ratio == pytest.approx(1.5)
+
+
 def test_the_next_plan_uses_what_was_measured() -> None:
     found = find(merge([record(measured_mb=140), record("generation", 100, 150)]), "d", "cuda")
     measured, exact = apply(MODEL, found), ExactAccounting()

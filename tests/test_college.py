@@ -509,8 +509,9 @@ async def _storm(college: Trial, seconds: float, chance: random.Random) -> int:
         await asyncio.sleep(chance.uniform(0.02, 0.4))
         pids = [pid for pid, _, _ in college.college.workers().values()]
         if pids:
-            os.kill(chance.choice(pids), signal.SIGKILL)
-            kills += 1
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+                os.kill(chance.choice(pids), signal.SIGKILL)
+                kills += 1
     return kills
 
 

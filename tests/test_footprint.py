@@ -155,6 +155,37 @@ def test_cpu_peaks_of_the_embedded_model_measured_in_real_processes() -> None:
         assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=0.05), row
 
 
+def test_cpu_workers_measured_after_many_prompts() -> None:
+    """Real workers of the embedded model, one and several slots: the plan is above their peak, by 5 % at most."""
+    facts = (Path(__file__).parent / "fixtures" / "plan_accuracy" / "cpu_smollm2_graph.json").read_bytes()
+    graph, counting = msgspec.json.decode(facts, type=GraphFacts), ExactAccounting()
+    found = measured_rows("cpu_workers.jsonl")
+    assert {row["slots"] for row in found} == {1, 2, 3} and {row["prunes_logits"] for row in found} == {True, False}
+    for row in found:
+        known = msgspec.structs.replace(graph, prunes_logits=row["prunes_logits"])
+        model = made(SMOL_SHAPE, 0, "cpu", graph=known, chunk_size=512, tokenizer_file_bytes=3_522_871)
+        slots = [counting.slot(model, row["context_length"], before=number) for number in range(row["slots"])]
+        planned_mb = (load_bytes(model) + sum(slot.total_bytes for slot in slots)) / BYTES_PER_MB
+        assert row["measured_mb"] * 0.995 <= planned_mb <= row["measured_mb"] * 1.05, row
+
+
+def test_another_slot_on_the_cpu_brings_its_cache_and_its_logits() -> None:
+    counting = ExactAccounting()
+    for graph, logits in ((SMOL_PRUNED, 4 * 49152), (SMOL, 512 * 4 * 49152)):
+        model = made(SMOL_SHAPE, 0, "cpu", graph=graph, chunk_size=512)
+        first, second = (counting.slot(model, 4096, before=number) for number in range(2))
+        assert (second.kv_bytes, second.activation_bytes) == (first.kv_bytes, logits)
+        assert first.activation_bytes > logits
+
+
+def test_directml_keeps_a_pool_for_each_power_of_two() -> None:
+    """Prompts of 512, 256, … tokens: each needs buffers of its own size, of at least 64 KiB."""
+    model = made(SMOL_SHAPE, 0, "dml", graph=SMOL_PRUNED, chunk_size=512)
+    pools = [activation_bytes(model, 4096, 512 >> halved) for halved in range(10)]
+    assert ExactAccounting().slot(model, 4096).activation_bytes == sum(pools)
+    assert 2 * pools[0] > sum(pools[:4])
+
+
 def test_the_plan_of_a_slot_is_never_below_what_a_row_measured() -> None:
     for row in measured_rows("cuda_predicted.jsonl"):
         model = on_cuda(row["model"], row["chunk_size"])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from coe_cli.runtime.worker.protocol import Guidance
 from coe_cli.runtime.worker.slots import Slots
 
 
@@ -15,7 +16,7 @@ class FakeParams:
         self.options: dict[str, Any] = {}
 
     def set_search_options(self, **options: Any) -> None:
-        self.options = options
+        self.options |= options
 
     def set_guidance(self, kind: str, data: str) -> None:
         pass
@@ -29,6 +30,8 @@ class FakeGenerator:
 
     def __init__(self, model: Any, params: FakeParams) -> None:
         self.tokens: list[int] = []
+        self.pieces: list[int] = []
+        self.options = params.options
         FakeGenerator.alive.add(self)
         FakeGenerator.peak = max(FakeGenerator.peak, len(FakeGenerator.alive))
 
@@ -36,6 +39,7 @@ class FakeGenerator:
         if 13 in tokens:
             raise RuntimeError("device removed")
         self.tokens += [int(token) for token in tokens]
+        self.pieces.append(len(tokens))
 
     def rewind_to(self, length: int) -> None:
         del self.tokens[length:]
@@ -67,6 +71,25 @@ def _answer(slots: Slots, options: dict[str, Any], ids: list[int]) -> int:
     assert generator.tokens == ids
     slots.release(slot)
     return reused
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "pieces"), [(None, [512, 186, 2]), (4096, [512, 186, 2]), (300, [300, 300, 98, 2])]
+)
+def test_prompts_are_read_in_pieces_up_to_the_models_own_bound(chunk_size: int | None, pieces: list[int]) -> None:
+    """The plan counts on it, for the first prompt of a generator and for those that follow."""
+    slots = Slots(FakeOga, None, 1, chunk_size)
+    _answer(slots, GREEDY, [1] * 698)
+    _answer(slots, GREEDY, [1] * 698)
+    (generator,) = FakeGenerator.alive
+    assert generator.pieces == pieces
+
+
+def test_a_grammar_gets_the_prompt_whole_and_the_runtime_splits_it() -> None:
+    slot = Slots(FakeOga, None, 1, 300).acquire(GREEDY, Guidance("regex", "a"), [1] * 700)
+    slot.begin([1] * 700, whole=True)
+    generator = slot.run_piece()
+    assert generator.pieces == [700] and generator.options["chunk_size"] == 300
 
 
 def test_a_conversation_finds_its_tokens_again(slots: Slots) -> None:

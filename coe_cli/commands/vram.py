@@ -52,7 +52,7 @@ def plan(
     vram_mb: Annotated[int | None, typer.Option("--vram-mb", min=1, max=2**30, help="Budget in MB.")] = None,
     provider: Annotated[ProviderName | None, typer.Option("--provider", help="Plan for another provider.")] = None,
     chunk_size: Annotated[
-        int | None, typer.Option("--chunk-size", min=1, help="Tokens a prefill reads at once.")
+        int | None, typer.Option("--chunk-size", min=1, help="Tokens a prefill reads at once, up to 512.")
     ] = None,
     accounting: Annotated[
         AccountingChoice, typer.Option("--accounting", help="exact, the guide's KV formula, or its constants.")

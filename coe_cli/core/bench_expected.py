@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from coe_cli.core.bench_grid import Point
-from coe_cli.core.footprint import ModelMemory, activation_bytes, kv_cache_bytes, load_bytes, load_peak_bytes
+from coe_cli.core.footprint import (
+    ModelMemory,
+    activation_bytes,
+    cpu_arena_bytes,
+    cpu_run_bytes,
+    kv_cache_bytes,
+    load_bytes,
+    load_peak_bytes,
+)
 
 
 def planned_peak_bytes(model: ModelMemory, point: Point) -> int:
     """The most memory that the row's process should hold, by the exact accounting of ``coe vram plan``.
 
-    Every slot has its cache; a worker reads one prompt at a time, so activations count once.
+    Every slot has its cache; a worker reads one prompt at a time, so activations count once. A row has several repeats, so
+    what the arena gains with other lengths counts too.
     """
     cache = point.slots * kv_cache_bytes(model, point.max_length)
+    tokens = point.depth + point.prompt_tokens
+    activation = activation_bytes(model, point.max_length, tokens)
+    gained = cpu_arena_bytes(model, tokens) - cpu_run_bytes(model, tokens) if model.provider == "cpu" else 0
     return max(
-        load_bytes(model) + cache + activation_bytes(model, point.max_length, point.depth + point.prompt_tokens),
+        load_bytes(model) + cache + activation + gained,
         load_peak_bytes(model),
     )
 

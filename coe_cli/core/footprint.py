@@ -34,9 +34,10 @@ TOKENIZER_BYTES_PER_WORD: Final = 430
 CPU_SESSION_BYTES: Final = 32 * BYTES_PER_MB
 """What a session adds whatever the model: code pages of two libraries, thread pool, graph; 26 to 34 MB."""
 
-CPU_LIFE_BYTES: Final = 12 * BYTES_PER_MB
-"""What a worker gains with time beyond its largest prompt, 8 to 11 MB: huge pages are resident in steps of 2 MB in each
-region of the arena, other lengths leave pieces between theirs, and Python's own objects."""
+CPU_ARENA_FACTOR: Final = 1.4
+"""The session's arena after prompts of many lengths ÷ what the largest run needs: 1.33 to 1.39 of 28 MB and 1.36 of 52 MB.
+A freed chunk is split only when it is twice what is asked (`core/arena.py`), so other lengths leave pieces between theirs, and
+workers have huge pages, which are resident in steps of 2 MB."""
 
 CPU_FAULT_AROUND_BYTES: Final = 64 * 1024
 """Linux maps this much of a file around each page that is touched (fault_around_bytes): an embedding row costs as much,
@@ -191,7 +192,9 @@ class ExactAccounting:
         return model.spec.kv_bytes_per_token(model.element_bytes)
 
     def weights_bytes(self, model: ModelMemory, costs: Sequence[int] = ()) -> int:
-        return model.measured_load_bytes or load_bytes(model)
+        """What is loaded, and on the CPU an embedding table of its own, which is mapped as tokens touch it."""
+        table = model.graph.embedding_bytes if model.graph is not None and model.provider == "cpu" else 0
+        return (model.measured_load_bytes or load_bytes(model)) + table
 
     def slot(self, model: ModelMemory, context_length: int, cost: int = 1, before: int = 0) -> SlotBytes:
         """A slot whose prompt may fill its whole context, in a worker that has answered others before it.
@@ -204,9 +207,8 @@ class ExactAccounting:
         if model.provider == "cpu":
             activation = logits = cpu_logits_bytes(model, context_length)
             if not before:
-                activation += cpu_run_bytes(model, context_length) + CPU_LIFE_BYTES
+                activation += cpu_arena_bytes(model, context_length)
                 activation += min(logits, CPU_HEAP_KEPT_BYTES) if model.logits_for_every_token else 0
-                activation += model.graph.embedding_bytes if model.graph is not None else 0
         elif model.provider == "cuda":
             total = worst_arenas_bytes(model.decoder, context_length, before + 1)
             activation = max(
@@ -323,12 +325,16 @@ def cpu_run_bytes(model: ModelMemory, prompt_tokens: int) -> int:
 
     Three MLP tensors (gate, sigmoid, up), three of the attention (projection, transposed, rotated) and seven of the hidden
     size lie side by side, since the arena hands a freed block only to tensors that fit it. Copies with block sums lie
-    beside all that, that of the hidden size twice. Later runs of any other length up to this one's find room there
-    (docs/memory.md), as long as ONNX Runtime's memory patterns are off.
+    beside all that, that of the hidden size twice.
     """
     copies = model.graph.widened_columns if model.graph is not None else ()
     widths = 3 * model.intermediate_size + 3 * model.qkv_size + 7 * model.spec.shape.hidden_size
     return 4 * run_tokens(model, prompt_tokens) * (widths + sum(copies) + min(copies, default=0))
+
+
+def cpu_arena_bytes(model: ModelMemory, longest_prompt: int) -> int:
+    """The same after many prompts of all lengths up to ``longest_prompt``."""
+    return round(CPU_ARENA_FACTOR * cpu_run_bytes(model, longest_prompt))
 
 
 def cpu_logits_bytes(model: ModelMemory, prompt_tokens: int) -> int:

@@ -1,0 +1,26 @@
+"""The pieces that prompts are read in, and what a worker's plan makes of them: pure arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe_cli.core.prefill import LEAST_PIECE, PIECE_TOKENS, next_piece, tokens_at_once
+
+
+@given(st.integers(LEAST_PIECE, 5000), st.integers(1, 5000) | st.none())
+def test_pieces_make_up_the_prompt_and_none_is_a_single_token(prompt: int, chunk_size: int | None) -> None:
+    most, left, pieces = tokens_at_once(chunk_size), prompt, []
+    assert 3 <= most <= PIECE_TOKENS
+    while left:
+        pieces.append(next_piece(left, most))
+        left -= pieces[-1]
+    assert sum(pieces) == prompt
+    assert all(LEAST_PIECE <= piece <= most for piece in pieces)
+    assert len(pieces) <= prompt // (most - 1) + 1
+
+
+@pytest.mark.parametrize(("left", "piece"), [(1, 1), (512, 512), (513, 511), (514, 512), (1024, 512)])
+def test_pieces_of_the_usual_size(left: int, piece: int) -> None:
+    assert next_piece(left, PIECE_TOKENS) == piece

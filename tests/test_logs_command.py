@@ -35,7 +35,7 @@ def test_list(logged: Coe) -> None:
 def test_list_keeps_numbers_and_times_beside_long_names(bare_coe: Coe) -> None:
     """`coe logs show` and `rm` take the number."""
     with History(bare_coe.folder / "state" / "history.db") as file:
-        file.record(Exchange("What is a mutex? " * 9, "A lock.", "qwen", expert="+".join(["general_reasoner"] * 9)))
+        file.record(Exchange("What is a mutex?", "A lock.", "qwen", expert="+".join(["general_reasoner"] * 9)))
     text = bare_coe.run("logs", "list").check().stdout
     number, day, _time, questions, *_ = text.splitlines()[1].split()
     assert (number, questions) == ("1", "1") and len(day) == len("2026-11-25")

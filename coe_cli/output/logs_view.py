@@ -12,7 +12,7 @@ from coe_cli.output.console import Output
 from coe_cli.output.tables import folded, left, right, table
 
 LOGS_SCHEMA_VERSION = 1
-_TITLE_WIDTH = 70
+_TITLE_CHARS = 70
 
 
 def write_conversations(output: Output, rows: list[ConversationRow], *, as_json: bool) -> None:
@@ -22,15 +22,16 @@ def write_conversations(output: Output, rows: list[ConversationRow], *, as_json:
         return
     from rich.text import Text
 
-    title = ("first question", {"overflow": "ellipsis", "no_wrap": True, "max_width": _TITLE_WIDTH})
-    shown = table(right("number"), left("last asked"), right("questions"), folded("answered by"), title)
+    words = folded("answered by"), folded("first question")
+    shown = table(right("number"), left("last asked"), right("questions"), *words)
     for row in rows:
+        title = for_terminal(row.title)
         shown.add_row(
             str(row.id),
             _time(row.updated_at),
             str(row.questions),
             Text(for_terminal(row.expert or row.model or "unknown")),
-            Text(for_terminal(row.title)),
+            Text(title if len(title) <= _TITLE_CHARS else f"{title[:_TITLE_CHARS]}…"),
         )
     output.rich(shown)
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from coe_cli.output.console import Output, TableFormat
-from coe_cli.output.tables import folded, left, right, write_table
+from coe_cli.output.tables import folded, is_narrow, left, right, write_table
 
 MODELS_SCHEMA_VERSION = 1
 
@@ -41,8 +41,13 @@ def _write_human(output: Output, rows: list[Any]) -> None:
         for row in rows
     ]
     numbers = ("size", "context", "cache/token")
-    columns = [right(name) if name in numbers else left(name) for name in _HEADER[:-1]]
-    write_table(output, [*columns, folded(_HEADER[-1])], cells)
+    columns = [right(name) if name in numbers else left(name) for name in _HEADER[1:-1]]
+    if not is_narrow(output):
+        write_table(output, [left(_HEADER[0]), *columns, folded(_HEADER[-1])], cells)
+        return
+    names = folded(_HEADER[0], max_width=max((len(name) for name, *_ in cells), default=0))
+    below = [("\n  ".join([row[0], *model.experts]), *row[1:-1]) for row, model in zip(cells, rows, strict=True)]
+    write_table(output, [names, *columns], below, tight=True)
     for row in rows:
         if row.problem:
             output.note(f"{row.problem}. Fetch it again: coe models pull {row.name} --force")

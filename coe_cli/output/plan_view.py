@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import msgspec
@@ -10,12 +9,11 @@ import msgspec
 from coe_cli.core.names import counted
 from coe_cli.core.planner import ComparisonRow, Plan
 from coe_cli.output.console import Output, TableFormat
-from coe_cli.output.tables import LEVEL_STYLE, folded, left, number, right, write_line, write_table
+from coe_cli.output.tables import LEVEL_STYLE, folded, is_narrow, left, right, write_line, write_table
 
 HEADER = ("part", "name", "expert", "context_length", "weights_mb", "kv_mb", "activation_mb", "total_mb")
 COMPARE_HEADER = ("accounting", "weights_mb", "kv_mb", "activation_mb", "total_mb", "headroom_mb", "fits")
 BAR_WIDTH = 60
-WIDE = 110
 """Columns of a terminal from which model and expert have a column each."""
 MODEL_COLOURS = ("blue", "cyan", "magenta", "bright_blue", "bright_cyan", "bright_magenta")
 
@@ -57,7 +55,7 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     head = f" · {plan.provider} · {plan.accounting} · budget {budget_mb:.0f} MB"
     write_line(output, (plan.profile.name, "bold"), head)
     colours = {model.name: MODEL_COLOURS[i % len(MODEL_COLOURS)] for i, model in enumerate(plan.models)}
-    narrow = output.stdout.isatty() and shutil.get_terminal_size().columns < WIDE
+    narrow = is_narrow(output)
     rows, styles = [], []
     for part, name, expert, context, *sizes in _rows(plan):
         names = [expert if part == "slot" else name] if narrow else [name, expert]
@@ -101,12 +99,14 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
 
 
 def _write_comparison(output: Output, compare: list[ComparisonRow]) -> None:
-    numbers = [number(title) for title in ("weights", "KV cache", "activations", "total", "headroom")]
+    narrow = is_narrow(output)
+    titles = ("weights", "KV", "activ.", "total", "headroom")
+    numbers = [right(title) for title in (titles if narrow else ("weights", "KV cache", "activations", *titles[3:]))]
     rows = []
     for row in compare:
         sizes = (row.weights_mb, row.kv_mb, row.activation_mb, row.total_mb, row.headroom_mb)
         rows.append([row.accounting, *map(_number, sizes), "yes" if row.fits else "no"])
-    write_table(output, [left("counted"), *numbers, left("fits")], rows, ruled=True)
+    write_table(output, [left("counted"), *numbers, left("fits")], rows, ruled=True, tight=narrow)
 
 
 def _bar(plan: Plan, colours: dict[str, str]) -> list[str | tuple[str, str]]:

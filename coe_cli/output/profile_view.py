@@ -9,7 +9,7 @@ import msgspec
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.profile_check import CheckReport, Finding
 from coe_cli.output.console import Output, TableFormat
-from coe_cli.output.tables import MARK_STYLE, folded, left, number, table
+from coe_cli.output.tables import MARK_STYLE, folded, is_narrow, left, number, right, table
 
 SCHEMA_VERSION = 1
 LIST_FIELDS = (
@@ -29,9 +29,10 @@ def write_profiles(output: Output, profiles: ProfileSet, table_format: TableForm
     if table_format is TableFormat.JSON:
         output.json({"schema_version": SCHEMA_VERSION, "default_profile": profiles.default_profile, "profiles": rows})
     elif table_format is TableFormat.HUMAN:
-        numbers = [number(title) for title in ("budget MB", "slots", "context")]
-        words = (left("preload"), folded("description"))
-        shown = table(left("profile"), left("provider"), *numbers, *words, ruled=True)
+        numbers = [right(title) for title in ("budget MB", "slots", "context")]
+        narrow = is_narrow(output)
+        words = (left("preload"), *(() if narrow else (folded("description"),)))
+        shown = table(left("profile"), left("provider"), *numbers, *words, ruled=True, tight=narrow)
         for row in rows:
             name = f"{row['name']} *" if row["name"] == profiles.default_profile else row["name"]
             shown.add_row(
@@ -39,10 +40,10 @@ def write_profiles(output: Output, profiles: ProfileSet, table_format: TableForm
                 row["provider"],
                 *(f"{row[key]:,}" for key in ("vram_budget_mb", "max_concurrent_slots", "context_length")),
                 "yes" if row["preload_enabled"] else "no",
-                row["description"],
+                *(() if narrow else (row["description"],)),
             )
         output.rich(shown)
-        output.note("* is the default profile")
+        output.note("* is the default profile" + ("; `coe profile show NAME` says what one is for" if narrow else ""))
     else:
         output.table(LIST_FIELDS, [list(row.values()) for row in rows], table_format)
 

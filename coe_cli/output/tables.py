@@ -6,6 +6,7 @@ listing does.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,8 @@ LEVEL_STYLE: Final = {"normal": "green", "elevated": "yellow", "high": "dark_ora
 """Colours of the pressure levels."""
 MARK_STYLE: Final = {"ok": "green", "warning": "yellow", "error": "red"}
 """Colours of a finding's mark."""
+
+_WIDE: Final = 110
 
 Column = tuple[str, dict[str, Any]]
 
@@ -37,9 +40,14 @@ def number(title: str) -> Column:
     return title, {"justify": "right"}
 
 
-def folded(title: str = "") -> Column:
-    """A column of words that wraps when the terminal is narrow."""
-    return title, {"overflow": "fold"}
+def folded(title: str = "", max_width: int | None = None) -> Column:
+    """A column of words that wraps when the terminal is narrow, or beyond ``max_width`` cells."""
+    return title, {"overflow": "fold", "max_width": max_width}
+
+
+def is_narrow(output: Output) -> bool:
+    """Whether stdout is a terminal on which a wide table would be unreadable."""
+    return output.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
 
 
 def table(*columns: Column, ruled: bool = False, head: bool = True, tight: bool = False) -> Table:

@@ -31,14 +31,14 @@ from coe_cli.runtime.routing.router_training import train_router
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--unseen", default="ab", help="parts of the unseen questions to judge by, such as a or ab")
+    parser.add_argument("--unseen", default="a,b,c1,c2", help="parts of the unseen questions to judge by")
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--own", action="store_true", help="cross-validate the shipped examples themselves too")
     parser.add_argument("--errors", action="store_true", help="print each wrong decision")
     arguments = parser.parse_args()
     catalog = load_catalog(catalog_paths())
     shipped = open_router(catalog, folders(), lambda note: print(note, file=sys.stderr))
-    sets = {f"unseen questions, part {part}": unseen(part) for part in arguments.unseen}
+    sets = {f"unseen questions, part {part}": unseen(part) for part in arguments.unseen.split(",")}
     columns: dict[str, dict[str, str]] = {}
     everything = development(arguments.data) if arguments.data else []
     if everything:

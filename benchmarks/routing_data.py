@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 UNSEEN = Path(__file__).parent / "data" / "routing_unseen.tsv"
-HAND_FORMS = {"hand", "bare", "long", "code", "looks_two", "smalltalk", "trivia", "task"}
+HAND_FORMS = {"hand", "bare", "long", "code", "looks_two", "smalltalk", "trivia", "task", "polite", "misspelt"}
 """Forms of questions in nobody's format but the asker's."""
 
 _MARKS = [
@@ -37,7 +37,7 @@ def development(folder: Path) -> list[dict[str, Any]]:
 
 
 def unseen(part: str) -> list[dict[str, Any]]:
-    """The questions of one part (``a`` or ``b``) of ``UNSEEN``, in the same shape."""
+    """The questions of one part (``a``, ``b``, ``c1`` or ``c2``) of ``UNSEEN``, in the same shape."""
     questions = []
     for line in UNSEEN.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):

@@ -13,8 +13,8 @@ from coe_cli.core.router_features import (
     clauses,
     lexical_counts,
     lexical_row,
+    neighbour_votes,
     pair_features,
-    with_neighbours,
 )
 from coe_cli.core.selection import choose_model
 
@@ -61,8 +61,9 @@ class RouterWeights(Struct, frozen=True):
     ``dense`` [dimension, roles + 1], ``lexical`` [buckets, roles + 1] and ``bias`` [roles + 1] give one logit a role and,
     last, the linear detector's; ``idf`` [buckets]. ``pair_weights``, ``pair_mean`` and ``pair_scale`` [features] and
     ``pair_bias`` are the two-domain detector over ``pair_features``, asked only where the linear one gives ``pair_gate``
-    or more; ``temperature`` calibrates the roles' logits. ``known`` [examples, dimension] and ``known_roles`` [examples]
-    are the questions that the router learnt from: the nearest of them vote too.
+    or more. ``known`` [examples, dimension], ``known_roles`` and
+    ``known_weights`` [examples] are the questions and terms that the router learnt from: the nearest of them vote too.
+    The votes count ``neighbour_weight`` times beside the roles' logits, and ``temperature`` calibrates the sum.
     """
 
     roles: tuple[str, ...]
@@ -71,6 +72,7 @@ class RouterWeights(Struct, frozen=True):
     bias: Array
     idf: Floats
     temperature: float
+    neighbour_weight: float
     pair_weights: Floats
     pair_mean: Floats
     pair_scale: Floats
@@ -78,6 +80,7 @@ class RouterWeights(Struct, frozen=True):
     pair_gate: float
     known: Array
     known_roles: Ints
+    known_weights: Array
 
 
 class Router:
@@ -150,8 +153,8 @@ class Router:
 
         weights = self.weights
         logits = self._logits(pieces, vectors)
-        roles = with_neighbours(logits[:, :-1], vectors, weights.known, weights.known_roles)
-        scaled = roles / weights.temperature
+        votes = neighbour_votes(vectors, weights.known, weights.known_roles, weights.known_weights, len(weights.roles))
+        scaled = (logits[:, :-1] + weights.neighbour_weight * votes) / weights.temperature
         scaled -= scaled.max(axis=1, keepdims=True)
         likelihood = np.exp(scaled)
         return likelihood / likelihood.sum(axis=1, keepdims=True), float(logits[0, -1])

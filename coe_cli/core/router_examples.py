@@ -61,10 +61,9 @@ def training_set(catalog: Catalog, shipped: Path | None = None) -> TrainingSet:
         own = [*expert.examples, *file.single.get(role, [])]
         single += [(text, position[role]) for text in own or [expert.description or role, role.replace("_", " ")]]
     terms = [
-        (_TERM_QUESTIONS[(2 * count + repeat) % len(_TERM_QUESTIONS)].format(term), position[role])
+        (_TERM_QUESTIONS[count % len(_TERM_QUESTIONS)].format(term), position[role])
         for count, (role, term) in enumerate((r, t) for r, listed in file.terms.items() for t in listed)
         if role in position
-        for repeat in range(2)
     ]
     terms += [(expert.description, position[role]) for role, expert in catalog.experts.items() if expert.description]
     double = []

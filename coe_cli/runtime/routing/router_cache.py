@@ -7,6 +7,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.router import Decision, Router, RouterWeights
@@ -25,9 +26,13 @@ from coe_cli.runtime.routing.embedder import (
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
 from coe_cli.runtime.whole_file import written_whole
 
-ROUTER_VERSION = 2
+ROUTER_VERSION = 3
 
-_ARRAYS = ("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale", "known", "known_roles")
+_ARRAYS = (
+    *("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale"),
+    *("known", "known_roles", "known_weights"),
+)
+_SCALARS = ("temperature", "neighbour_weight", "pair_bias", "pair_gate")
 
 
 class QuestionRouter:
@@ -153,8 +158,8 @@ def _read(
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["digest"]) != digest:
                 return None
-            arrays = {name: stored[name] for name in _ARRAYS}
-            temperature, pair_bias, pair_gate = (float(value) for value in stored["scalars"])
+            arrays: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
+            arrays |= zip(_SCALARS, map(float, stored["scalars"]), strict=True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -166,7 +171,7 @@ def _read(
     ):
         note(f"warning: the cached router {path} is damaged (wrong shape); training it again")
         return None
-    return RouterWeights(roles=roles, temperature=temperature, pair_bias=pair_bias, pair_gate=pair_gate, **arrays)
+    return RouterWeights(roles=roles, **arrays)
 
 
 def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str], None]) -> None:
@@ -179,7 +184,7 @@ def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str]
             np.savez(
                 scratch,
                 digest=np.array(digest),
-                scalars=np.array([weights.temperature, weights.pair_bias, weights.pair_gate]),
+                scalars=np.array([getattr(weights, name) for name in _SCALARS]),
                 **arrays,
             )
     except OSError as error:

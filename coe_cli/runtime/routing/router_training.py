@@ -14,8 +14,8 @@ from coe_cli.core.router_features import (
     inverse_document_frequency,
     lexical_counts,
     lexical_row,
+    neighbour_votes,
     pair_features,
-    with_neighbours,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     Vectors = npt.NDArray[np.float32]
 
-_TERM_WEIGHT = 0.15
+_TERM_WEIGHT = 0.4
+_TERM_VOTE = 0.3
+_NEIGHBOUR_WEIGHT = 0.75
 _C = 5.0
 _MAX_BALANCE = 5.0
 _FOLDS = 4
@@ -36,8 +38,8 @@ def train_router(examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors
     """Weights for the roles of ``examples``; ``embed`` gives vectors of length 1, [texts, dimension].
 
     The roles are told apart by multinomial logistic regression over the vector and hashed words, and by the votes of the
-    nearest examples (Router.route adds both up in the same way). Their probabilities for
-    questions that it was not fitted on (cross-fitting) set the temperature and train the two-domain detector.
+    nearest examples (Router.route adds both up in the same way). What both say of questions that they were not fitted on
+    (cross-fitting) sets the weight of the votes and the temperature, and trains the two-domain detector.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -53,7 +55,7 @@ def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
     import numpy as np
 
     general = examples.roles.index(GENERAL_EXPERT) if GENERAL_EXPERT in examples.roles else None
-    out_of_fold = np.zeros((len(data.texts), len(examples.roles)))
+    logits, votes = np.zeros((2, len(data.texts), len(examples.roles)))
     features = np.zeros((len(data.texts), 0))
     if len(data.texts) >= 4 * _FOLDS:
         fold = np.random.default_rng(_SEED).permutation(len(data.texts)) % _FOLDS
@@ -61,28 +63,29 @@ def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
         for held in range(_FOLDS):
             test, train = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
             roles, pair = data.fit(train)
-            out_of_fold[test] = data.logits(roles, data.rows[test], data.vectors[test], train)
+            logits[test], votes[test] = data.judge(roles, data.rows[test], data.vectors[test], train)
             logit = pair(data.rows[test])
-            for place, index in enumerate(test):
-                rows.append((index, out_of_fold[index], data.clause_logits(roles, int(index), train), logit[place]))
+            rows += [
+                (int(i), data.judge_clauses(roles, int(i), train), float(p)) for i, p in zip(test, logit, strict=True)
+            ]
         single = np.flatnonzero(data.second < 0)
-        temperature = _temperature(out_of_fold[single], data.first[single])
+        temperature, weight = _calibration(logits[single], votes[single], data.first[single])
         rows.sort(key=lambda row: row[0])
         features = np.array(
             [
                 pair_features(
-                    _softmax(whole / temperature),
-                    None if parts is None else _softmax(parts / temperature),
-                    float(logit),
+                    _softmax((logits[index] + weight * votes[index]) / temperature),
+                    None if parts is None else _softmax((parts[0] + weight * parts[1]) / temperature),
+                    logit,
                     len(data.texts[index].split()),
                     general,
                 )
-                for index, whole, parts, logit in rows
+                for index, parts, logit in rows
             ]
         )
     else:
-        temperature = 1.0
-    return data.finish(features, temperature)
+        temperature, weight = 1.0, _NEIGHBOUR_WEIGHT
+    return data.finish(features, temperature, weight)
 
 
 class _Data:
@@ -106,6 +109,7 @@ class _Data:
         vectors = embed([*self.texts, *terms, *flat])
         self.dimension = vectors.shape[1]
         self.vectors = vectors[: len(self.texts)]
+        self._term_vectors = vectors[len(self.texts) : len(self.texts) + len(terms)]
         self._flat_vectors = vectors[len(self.texts) + len(terms) :]
         # Buckets that no two texts share weigh nothing: without them the fit is several times faster.
         self.active = np.flatnonzero(self.idf)
@@ -137,8 +141,8 @@ class _Data:
         pair.fit(self.rows[train], self.second[train] >= 0)
         return roles, pair.decision_function
 
-    def logits(self, model: Any, rows: Any, vectors: Any, train: Any) -> Any:
-        """Logits [rows, roles], neighbours among the questions ``train`` included.
+    def judge(self, model: Any, rows: Any, vectors: Any, train: Any) -> tuple[Any, Any]:
+        """Logits of the linear model and votes of the neighbours among the questions ``train``, each [rows, roles].
 
         A role that was not in the training rows is impossible.
         """
@@ -149,21 +153,25 @@ class _Data:
             scores = np.stack([-scores / 2, scores / 2], axis=1)
         full = np.full((rows.shape[0], len(self.roles)), -30.0)
         full[:, model.classes_] = scores
-        known, roles = self.known(train)
-        return with_neighbours(full, vectors, known, roles)
+        return full, neighbour_votes(vectors, *self.known(train), len(self.roles))
 
-    def clause_logits(self, model: Any, index: int, train: Any) -> Any:
+    def judge_clauses(self, model: Any, index: int, train: Any) -> tuple[Any, Any] | None:
+        """``judge`` of the clauses of the question ``index``; None where it does not split."""
         start, stop = self._clause_start[index], self._clause_start[index + 1]
         return (
-            self.logits(model, self._flat[start:stop], self._flat_vectors[start:stop], train) if stop > start else None
+            self.judge(model, self._flat[start:stop], self._flat_vectors[start:stop], train) if stop > start else None
         )
 
-    def known(self, train: Any) -> tuple[Any, Any]:
-        """Vectors and roles of the questions of one role among ``train``."""
-        single = train[self.second[train] < 0]
-        return self.vectors[single], self.first[single]
+    def known(self, train: Any) -> tuple[Any, Any, Any]:
+        """Vectors, roles and weights of those that vote: the questions of one role among ``train``, and the terms."""
+        import numpy as np
 
-    def finish(self, features: Any, temperature: float) -> RouterWeights:
+        single = train[self.second[train] < 0]
+        vectors = np.concatenate([self.vectors[single], self._term_vectors])
+        weights = np.concatenate([np.ones(len(single)), np.full(len(self._term_role), _TERM_VOTE)])
+        return vectors, np.concatenate([self.first[single], self._term_role]), weights.astype(np.float32)
+
+    def finish(self, features: Any, temperature: float, neighbour_weight: float) -> RouterWeights:
         import numpy as np
         from sklearn.linear_model import LogisticRegression
 
@@ -188,7 +196,7 @@ class _Data:
             detector = LogisticRegression(C=1, max_iter=2000).fit((features - mean) / scale, doubles)
             gate = float(np.quantile(features[doubles, 0], _MISSED_DOUBLES))
             weights, offset = detector.coef_[0], float(detector.intercept_[0])
-        known, known_roles = self.known(everything)
+        known, known_roles, known_weights = self.known(everything)
         lexical = np.zeros((len(self.idf), size + 1), dtype=np.float32)
         lexical[self.active] = coefficients[:, self.dimension :].T
         return RouterWeights(
@@ -198,6 +206,7 @@ class _Data:
             bias=bias.astype(np.float32),
             idf=self.idf,
             temperature=temperature,
+            neighbour_weight=neighbour_weight,
             pair_weights=weights,
             pair_mean=mean,
             pair_scale=scale,
@@ -205,6 +214,7 @@ class _Data:
             pair_gate=gate,
             known=np.ascontiguousarray(known, dtype=np.float32),
             known_roles=known_roles.astype(np.int64),
+            known_weights=known_weights,
         )
 
 
@@ -220,16 +230,22 @@ def _matrix(vectors: Vectors, counts: Sequence[Any], idf: Any, active: Any) -> A
     return hstack([csr_matrix(vectors), lexical]).tocsr()
 
 
-def _temperature(logits: Any, labels: Any) -> float:
-    """The temperature that makes held-out probabilities most likely (Guo et al. 2017, "On Calibration")."""
-    import numpy as np
-    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+def _calibration(logits: Any, votes: Any, labels: Any) -> tuple[float, float]:
+    """The temperature and the weight of the votes that make held-out answers most likely.
 
-    def loss(log_temperature: float) -> float:
-        likely = _softmax(logits / np.exp(log_temperature))[np.arange(len(labels)), labels]
+    Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks") with a second term.
+    """
+    import numpy as np
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    def loss(parameters: Any) -> float:
+        temperature, weight = np.exp(parameters[0]), parameters[1]
+        likely = _softmax((logits + weight * votes) / temperature)[np.arange(len(labels)), labels]
         return float(-np.log(np.maximum(likely, 1e-12)).mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded").x))
+    start = (0.0, _NEIGHBOUR_WEIGHT)
+    found = minimize(loss, start, method="L-BFGS-B", bounds=((-2.0, 2.0), (0.0, 3.0))).x
+    return float(np.exp(found[0])), float(found[1])
 
 
 def _softmax(logits: Any) -> Any:
@@ -253,6 +269,7 @@ def _untrained(roles: tuple[str, ...], dimension: int) -> RouterWeights:
         bias=np.zeros(2, dtype=np.float32),
         idf=np.zeros(LEXICAL_SIZE),
         temperature=1.0,
+        neighbour_weight=0.0,
         pair_weights=empty,
         pair_mean=empty,
         pair_scale=empty,
@@ -260,4 +277,5 @@ def _untrained(roles: tuple[str, ...], dimension: int) -> RouterWeights:
         pair_gate=0.0,
         known=np.zeros((0, dimension), dtype=np.float32),
         known_roles=np.zeros(0, dtype=np.int64),
+        known_weights=np.zeros(0, dtype=np.float32),
     )

@@ -94,7 +94,7 @@ def test_two_domains_are_found_and_plain_questions_are_not(shipped: TrainingSet,
 
 
 def test_both_experts_of_a_two_domain_question(router: Router) -> None:
-    decision = decide(router, "Get monthly revenue with SQL and draw it with matplotlib")
+    decision = decide(router, "Write the SQL for weekly signups and a Python plot of it")
     assert decision.kind == "multi"
     assert {scored.name for scored in decision.experts} == {"sql_query", "python_backend"}
 

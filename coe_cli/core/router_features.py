@@ -112,13 +112,15 @@ def neighbour_votes(vectors: Array, known: Array, known_roles: Ints, known_weigh
         return votes
     # For a few rows BLAS spends more on waking its threads than on the product, 13 ms instead of 1 on a busy machine.
     few = len(vectors) <= 2 * MAX_CLAUSES
-    cosine = (np.einsum("td,nd->tn", vectors, known) if few else vectors @ known.T).astype(np.float64)
-    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :NEIGHBOURS]
-    strength = np.exp(_NEIGHBOUR_SHARPNESS * (np.take_along_axis(cosine, nearest, axis=1) - 1.0))
-    strength *= known_weights[nearest]
+    far = -(np.einsum("td,nd->tn", vectors, known) if few else vectors @ known.T)
+    count = min(NEIGHBOURS, len(known))
+    nearest = np.argpartition(far, count - 1, axis=1)[:, :count]
+    cosine = -np.take_along_axis(far, nearest, axis=1).astype(np.float64)
+    strength = np.exp(_NEIGHBOUR_SHARPNESS * (cosine - 1.0)) * known_weights[nearest]
     for row, (places, strong) in enumerate(zip(nearest, strength, strict=True)):
         votes[row] = np.bincount(known_roles[places], strong, roles)
-    return np.log(votes / votes.sum(axis=1, keepdims=True) + _NEIGHBOUR_FLOOR)
+    shares: Floats = votes / votes.sum(axis=1, keepdims=True)
+    return np.log(shares + _NEIGHBOUR_FLOOR)
 
 
 def pair_features(

@@ -59,15 +59,12 @@ def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
     features = np.zeros((len(data.texts), 0))
     if len(data.texts) >= 4 * _FOLDS:
         fold = np.random.default_rng(_SEED).permutation(len(data.texts)) % _FOLDS
-        rows = []
+        rows: list[Any] = []
         for held in range(_FOLDS):
             test, train = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
             roles, pair = data.fit(train)
             logits[test], votes[test] = data.judge(roles, data.rows[test], data.vectors[test], train)
-            logit = pair(data.rows[test])
-            rows += [
-                (int(i), data.judge_clauses(roles, int(i), train), float(p)) for i, p in zip(test, logit, strict=True)
-            ]
+            rows += zip(test, data.judge_clauses(roles, test, train), pair(data.rows[test]), strict=True)
         single = np.flatnonzero(data.second < 0)
         temperature, weight = _calibration(logits[single], votes[single], data.first[single])
         rows.sort(key=lambda row: row[0])
@@ -76,7 +73,7 @@ def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
                 pair_features(
                     _softmax((logits[index] + weight * votes[index]) / temperature),
                     None if parts is None else _softmax((parts[0] + weight * parts[1]) / temperature),
-                    logit,
+                    float(logit),
                     len(data.texts[index].split()),
                     general,
                 )
@@ -155,12 +152,18 @@ class _Data:
         full[:, model.classes_] = scores
         return full, neighbour_votes(vectors, *self.known(train), len(self.roles))
 
-    def judge_clauses(self, model: Any, index: int, train: Any) -> tuple[Any, Any] | None:
-        """``judge`` of the clauses of the question ``index``; None where it does not split."""
-        start, stop = self._clause_start[index], self._clause_start[index + 1]
-        return (
-            self.judge(model, self._flat[start:stop], self._flat_vectors[start:stop], train) if stop > start else None
-        )
+    def judge_clauses(self, model: Any, some: Any, train: Any) -> list[tuple[Any, Any] | None]:
+        """``judge`` of the clauses of each question in ``some``; None where it does not split."""
+        import numpy as np
+
+        spans = [np.arange(self._clause_start[index], self._clause_start[index + 1]) for index in some]
+        flat = np.concatenate(spans)
+        if not len(flat):
+            return [None] * len(spans)
+        logits, votes = self.judge(model, self._flat[flat], self._flat_vectors[flat], train)
+        cuts = np.cumsum([len(span) for span in spans])[:-1]
+        parts = zip(spans, np.split(logits, cuts), np.split(votes, cuts), strict=True)
+        return [(logit, vote) if len(span) else None for span, logit, vote in parts]
 
     def known(self, train: Any) -> tuple[Any, Any, Any]:
         """Vectors, roles and weights of those that vote: the questions of one role among ``train``, and the terms."""

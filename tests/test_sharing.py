@@ -274,6 +274,18 @@ def test_a_model_at_work_is_left_alone_and_waited_for(home: Coe) -> None:
         assert answered(out) == 4
 
 
+def test_a_second_batch_waits_for_the_first(home: Coe) -> None:
+    first = OwnClaim(home.folder / "state", "`coe batch` (process 7)", "cpu", BUDGET_MB)
+    first.set(300)
+    process = home.start("batch", str(rows(home, 1, 4)), "-o", str(home.folder / "out.jsonl"))
+    assert process.stderr is not None
+    said = process.stderr.readline().decode()
+    assert "waiting for" in said and "`coe batch` (process 7) has claimed 300 MB" in said and "coe stop" not in said
+    first.close()
+    assert process.wait(60) == 0
+    assert answered(home.folder / "out.jsonl") == 1
+
+
 def test_waiting_ends_with_ctrl_c(home: Coe) -> None:
     with serving(home) as served, stories(served):
         process = home.start("batch", str(rows(home)), "-o", str(home.folder / "out.jsonl"))

@@ -105,7 +105,7 @@ def _engine(
 
         return ray_engine(part, where.models, address=options.address, retries=options.retries)
 
-    if options.address is not None:  # the memory of other machines
+    if options.engine == "ray" and (options.address or os.environ.get("RAY_ADDRESS")):  # the memory of other machines
         return make(profile)
     return engine_beside_others(rows, profile, where, note, make)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pairs import MODEL, print_table
-from worker_peaks import HEADER, LIVES, SHORT_LIVES, Life, cells, measure_life
+from worker_peaks import HEADER, LIVES, SHORT_LIVES, Life, measure_life, worker_cells
 
 from coe_cli.core.footprint import (
     CPU_PROCESS_BYTES,
@@ -241,7 +241,7 @@ def _device_memory() -> Any:
 
 def write_table(rows: list[dict[str, Any]]) -> None:
     if "slots" in rows[0]:
-        print_table(HEADER, [cells(row) for row in rows])
+        print_table(HEADER, [worker_cells(row) for row in rows])
         sys.stderr.write(f"Largest error of {len(rows)} rows: {max(abs(row['error']) for row in rows):.1%}\n")
         return
     header = (

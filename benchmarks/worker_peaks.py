@@ -97,7 +97,7 @@ HEADER = ("model", "logits", "context", "slots", "prompts", "load", "KV", "activ
           "error", "formula", "guide")  # fmt: skip
 
 
-def cells(row: dict[str, Any]) -> tuple[object, ...]:
+def worker_cells(row: dict[str, Any]) -> tuple[object, ...]:
     """One line of the table under ``HEADER``."""
     return (
         row["model"],

@@ -43,9 +43,9 @@ CPU_FAULT_AROUND_BYTES: Final = 64 * 1024
 """Linux maps this much of a file around each page that is touched (fault_around_bytes): an embedding row costs as much,
 until the whole table is mapped."""
 
-CPU_HEAP_KEPT_BYTES: Final = 32 * BYTES_PER_MB
-"""Buffers up to this size that glibc may put on its heap and keep there when they are freed (mallopt(3): the most that
-M_MMAP_THRESHOLD grows to on 64 bits). Logits of every token are such: each piece of a prompt has its own size."""
+CPU_HEAP_KEPT_BYTES: Final = 16 * BYTES_PER_MB
+"""Freed logits of short pieces that glibc keeps on its heap: buffers of up to 32 MB can lie there (mallopt(3),
+M_MMAP_THRESHOLD), 12 MB of which were in nobody's use at the peak."""
 
 CUDA_CONTEXT_BYTES: Final = 527 * BYTES_PER_MB
 """A process's bare CUDA context on an H100; smaller cards take less, which a calibrated plan knows."""

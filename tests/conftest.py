@@ -27,6 +27,8 @@ hypothesis.settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "smollm2-135m"
+ENDLESS = "Write the numbers from one to one thousand in words."
+"""Greedily (``--temperature 0``) the embedded model goes on with it until its context is full; stories it ends within a second."""
 _OURS = ("COE_", "HF_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR", "TTY_", "_COE")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, Coe, copy_model, eventually, one_line
+from conftest import ENDLESS, MODEL, Coe, copy_model, eventually, one_line
 from serving import serving
 
 QUESTION = "What is two plus two?"
@@ -153,7 +153,7 @@ def test_the_resident_college_runs_them_side_by_side(coe: Coe, together: dict[st
 def test_an_interrupt_cancels_them_all_in_the_college(coe: Coe) -> None:
     with serving(coe) as served:
         process = coe.start(
-            "ask", "-m", MODEL, "--experts", "math_expert,sql_query", "Count from one to a thousand, in words.",
+            "ask", "-m", MODEL, "--experts", "math_expert,medical_expert", "--temperature", "0", ENDLESS,
             environment={"COE_NO_SERVE": "0"},
         )  # fmt: skip
         eventually(lambda: any(line["running"] == 2 for line in served.snapshot()["models"]))

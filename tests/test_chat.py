@@ -13,9 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import MODEL, Coe, eventually, is_gone, one_line
+from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line
 
-LONG = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
 GREEDY = ("chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "12")
 
 
@@ -174,10 +173,10 @@ def _wait_until_idle(pid: int) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
 def test_on_a_terminal(coe: Coe) -> None:
-    chat = Terminal(coe, "chat", "-m", MODEL, "--temperature", "1", "--seed", "5", "--max-tokens", "3000")
+    chat = Terminal(coe, "chat", "-m", MODEL, "--temperature", "0")
     chat.wait_for("Ctrl-D leaves.")
     chat.wait_for("> ")
-    chat.type(f"{LONG}\n")
+    chat.type(f"{ENDLESS}\n")
     chat.wait_for("loading")
     eventually(lambda: len(chat.wait_for(" ")) > 0)
     for _ in range(12):
@@ -206,7 +205,7 @@ def test_on_a_terminal(coe: Coe) -> None:
     assert chat.process.returncode == 0
     eventually(lambda: is_gone(worker))
     (_, question, answer) = _messages(coe)
-    assert question["content"] == LONG
+    assert question["content"] == ENDLESS
     assert answer["finish_reason"] == "cancelled" and answer["content"]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, REPOSITORY, Coe, eventually, is_gone
+from conftest import ENDLESS, MODEL, REPOSITORY, Coe, eventually, is_gone
 from serving import Response, Served, end, serving
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -123,9 +123,8 @@ def farm(request: pytest.FixtureRequest, tmp_path: Path, models_dir: Path) -> It
 def busy(college: Served, answers: int) -> Iterator[None]:
     """So many long answers at one college, broken off in the end."""
     connections = []
-    body = json.dumps(
-        {"model": MODEL, "messages": [{"role": "user", "content": "Count to a thousand."}], "stream": True}
-    )
+    messages = [{"role": "user", "content": ENDLESS}]
+    body = json.dumps({"model": MODEL, "messages": messages, "stream": True, "temperature": 0})
     for _ in range(answers):
         connection = college.connect()
         connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})

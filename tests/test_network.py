@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import MODEL, Coe, read_some, worker_of
+from conftest import ENDLESS, MODEL, Coe, read_some, worker_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="network namespaces")
 QUESTION = ("ask", "-m", MODEL, "The capital of France is")
@@ -40,6 +40,6 @@ def test_no_process_of_it_tries_to_connect(coe: Coe) -> None:
 
 
 def test_telemetry_is_off_before_the_worker_starts(coe: Coe) -> None:
-    process = coe.start("ask", "-m", MODEL, "--max-tokens", "2000", "Tell me a long story.")
+    process = coe.start("ask", "-m", MODEL, "--temperature", "0", ENDLESS)
     read_some(process.stdout)
     assert worker_of(process).environ()["ORT_DISABLE_TELEMETRY"] == "1"

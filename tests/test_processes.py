@@ -10,11 +10,11 @@ import textwrap
 
 import psutil
 import pytest
-from conftest import MODEL, REPOSITORY, Coe, eventually, is_gone, one_line, read_some, worker_of
+from conftest import ENDLESS, MODEL, REPOSITORY, Coe, eventually, is_gone, one_line, read_some, worker_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
-LONG = ("ask", "-m", MODEL, "--temperature", "1", "--seed", "5", "--max-tokens", "3500", "Tell me a very long story.")
+LONG = ("ask", "-m", MODEL, "--temperature", "0", ENDLESS)
 """An answer that takes tens of seconds."""
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import MODEL, Coe, eventually, is_gone, one_line, read_some
+from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, read_some
 from serving import Served, end
 
 ASK = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "16", "--no-log")
-LONG = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
 CHAT = ("chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "12", "--no-log")
 
 
@@ -79,7 +78,7 @@ def test_two_questions_at_the_same_moment_give_one_college(home: Coe) -> None:
 
 def test_ctrl_c_ends_the_answer_and_not_the_college(home: Coe) -> None:
     home.run(*ASK, "Hi").check()
-    process = home.start("ask", "-m", MODEL, "--no-log", LONG)
+    process = home.start("ask", "-m", MODEL, "--no-log", "--temperature", "0", ENDLESS)
     read_some(process.stdout, 20)
     assert college(home).snapshot()["models"][0]["running"] == 1
     os.kill(process.pid, signal.SIGINT)
@@ -159,7 +158,7 @@ def test_a_college_with_other_settings_is_not_asked(home: Coe, change: str, mode
 
 def test_a_college_that_dies_in_mid_answer_is_an_error_and_no_hang(home: Coe) -> None:
     home.run(*ASK, "Hi").check()
-    process = home.start("ask", "-m", MODEL, "--no-log", LONG)
+    process = home.start("ask", "-m", MODEL, "--no-log", "--temperature", "0", ENDLESS)
     read_some(process.stdout, 20)
     served = college(home)
     workers = served.process.children()

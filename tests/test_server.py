@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from conftest import MODEL, Coe, eventually
+from conftest import ENDLESS, MODEL, Coe, eventually
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Served, serving
 
@@ -242,7 +242,8 @@ def test_a_client_that_goes_away_cancels_its_answer(served: Served) -> None:
 
     for stream in (True, False):
         connection = served.connect()
-        body = {"model": MODEL, "messages": PARIS, "stream": stream, "temperature": 1.2, "seed": 1}
+        messages = [{"role": "user", "content": ENDLESS}]
+        body = {"model": MODEL, "messages": messages, "stream": stream, "temperature": 0}
         connection.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
         eventually(running)
         assert connection.sock is not None
@@ -256,9 +257,11 @@ def test_one_that_goes_away_in_the_queue_leaves_it(served: Served) -> None:
         async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
             asks = [
                 asyncio.create_task(
-                    client.chat.completions.create(model=MODEL, messages=PARIS, temperature=1.3, seed=n, max_tokens=400)
+                    client.chat.completions.create(
+                        model=MODEL, messages=[{"role": "user", "content": ENDLESS}], temperature=0
+                    )
                 )
-                for n in range(6)
+                for _ in range(6)
             ]
             while served.snapshot()["queue_length"] == 0:
                 await asyncio.sleep(0.01)

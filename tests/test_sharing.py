@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from college_trial import run, trial
-from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually, one_line
+from conftest import ENDLESS, MODEL, REPOSITORY, Coe, copy_model, eventually, one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Served, serving
@@ -230,8 +230,7 @@ def answered(path: Path) -> int:
 @contextlib.contextmanager
 def stories(served: Served) -> Iterator[None]:
     """The college is at work with a long answer, and others wait for their turn."""
-    question = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
-    body = {"model": ONE, "messages": [{"role": "user", "content": question}], "stream": True, "temperature": 0}
+    body = {"model": ONE, "messages": [{"role": "user", "content": ENDLESS}], "stream": True, "temperature": 0}
     with contextlib.ExitStack() as open_ones:
         for _ in range(6):
             connection = open_ones.enter_context(contextlib.closing(served.connect()))

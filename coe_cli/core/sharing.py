@@ -16,7 +16,8 @@ from coe_cli.core.college_status import ModelLine
 from coe_cli.core.scheduler_state import ModelCost
 
 _SPARE: Final = 1.25
-"""Long prompts take up to 15 % more than is planned for them (docs/performance.md), and that must be no critical pressure."""
+"""Beside other work the scheduler admits up to high pressure, so a part as small as the need would let rows take turns; this
+leaves the pressure normal (elevated begins at 0.8), with room for the few percent that a plan may be off (docs/memory.md)."""
 
 
 class WorkingSet(Struct, frozen=True):

@@ -60,7 +60,10 @@ def pool_from_profile(
 
 
 class ModelCost(Struct, frozen=True):
-    """What the plan says one model costs. A slot's context, and so its cache, is fixed by the plan."""
+    """What the plan says one model costs. A slot's context, and so its cache, is fixed by the plan.
+
+    ``weights_mb``: what the model takes beside its slots, from the load to the end of its process.
+    """
 
     weights_mb: float
     kv_mb: float

@@ -25,6 +25,7 @@ def cost_in(profile: HardwareProfile) -> Callable[[ModelSpec], tuple[ModelCost, 
     """A function from a model to its cost under ``profile`` and the context length of its slots.
 
     The figures are those of ``coe vram plan``: computed from the graph on disk, or measured where a real run was recorded.
+    What the slots of a worker on the CPU share is counted with its weights: it stays until the process ends, as they do.
     """
 
     def cost_of(spec: ModelSpec) -> tuple[ModelCost, int]:
@@ -32,9 +33,12 @@ def cost_in(profile: HardwareProfile) -> Callable[[ModelSpec], tuple[ModelCost, 
         memory = memory_of(spec)
         memory = apply(memory, calibration_of(memory, CalibrationStore(folders().state).read()))
         counting = ExactAccounting()
-        slot = counting.slot(memory, context_length)
+        slot, shared_bytes = counting.slot(memory, context_length), 0
+        if memory.provider == "cpu":
+            another = counting.slot(memory, context_length, before=1)
+            slot, shared_bytes = another, slot.total_bytes - another.total_bytes
         cost = ModelCost(
-            weights_mb=counting.weights_bytes(memory) / BYTES_PER_MB,
+            weights_mb=(counting.weights_bytes(memory) + shared_bytes) / BYTES_PER_MB,
             kv_mb=slot.kv_bytes / BYTES_PER_MB,
             activation_mb=slot.activation_bytes / BYTES_PER_MB,
             load_s=spec.weights_bytes / BYTES_PER_MB / _LOAD_MB_PER_S,

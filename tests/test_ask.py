@@ -184,6 +184,8 @@ def test_text_of_any_script_comes_through(shared_coe: Coe) -> None:
         (("-e", "medical_expret", "Hi"), b"", 2, "unknown expert `medical_expret`. Did you mean `medical_expert`"),
         (("-p", "standrad", "Hi"), b"", 3, "unknown profile `standrad`. Did you mean `standard`?"),
         (("-m", "smolm2-135m", "Hi"), b"", 4, "unknown model `smolm2-135m`. Did you mean `smollm2-135m`?"),
+        (("\udcff red",), b"", 2, "'question': it is not UTF-8 text (character 1)"),
+        (("-s", "a\udcff", "Hi"), b"", 2, "it is not UTF-8 text (character 2)"),
         (("-m", "law-LLM-DML", "Hi"), b"", 4, "coe models pull law-LLM-DML"),
         (("--max-tokens", "0", "Hi"), b"", 2, "--max-tokens"),
         (("--temperature", "hot", "Hi"), b"", 2, "--temperature"),

@@ -91,14 +91,15 @@ def test_search(logged: Coe) -> None:
     assert line.startswith("1 ") and "And a semaphore?" in line
     found = json.loads(logged.run("logs", "search", "lock", "--format", "json").check().stdout)
     assert [match["role"] for match in found["matches"]] == ["assistant"]
-    assert logged.run("logs", "search", "nothing").check().stdout == ""
+    none = logged.run("logs", "search", "nothing").check()
+    assert none.stdout == "" and "nothing found" in one_line(none.stderr)
 
 
 def test_delete(logged: Coe) -> None:
     assert "deleted conversation 1" in logged.run("logs", "rm", "1").check().stderr
     assert logged.run("logs", "show", "1").code == 2
     assert logged.run("logs", "rm", "1").code == 2
-    assert "deleted 1 conversations" in logged.run("logs", "rm", "--all").check().stderr
+    assert "deleted 1 conversation" in logged.run("logs", "rm", "--all").check().stderr
     assert json.loads(logged.run("logs", "list", "--format", "json").stdout)["conversations"] == []
     for path in (logged.folder / "state").iterdir():
         assert b"semaphore" not in path.read_bytes()

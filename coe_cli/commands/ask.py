@@ -16,6 +16,7 @@ from coe_cli.commands.options import (
     complete_models,
     read_catalog,
     read_profiles,
+    utf8_text,
 )
 from coe_cli.core.answer import join_question
 from coe_cli.errors import UsageError
@@ -37,7 +38,9 @@ coe ask --format json --seed 7 --temperature 0.8 "Name a colour" | jq -r .answer
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="The question. Text on stdin comes before it, as context.")] = "",
+    question: Annotated[
+        str, typer.Argument(help="The question. Text on stdin comes before it, as context.", callback=utf8_text)
+    ] = "",
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="This model.", autocompletion=complete_models)
     ] = None,
@@ -45,7 +48,9 @@ def ask(
         str | None, typer.Option("--expert", "-e", help="This expert.", autocompletion=complete_experts)
     ] = None,
     profile: ProfileOption = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="A system prompt of your own.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", help="A system prompt of your own.", callback=utf8_text)
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the answer at most.")] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token each time.")

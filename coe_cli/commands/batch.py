@@ -19,6 +19,7 @@ from coe_cli.commands.options import (
     complete_models,
     read_catalog,
     read_profiles,
+    utf8_text,
 )
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output
@@ -68,7 +69,9 @@ def batch(
         str | None,
         typer.Option("--expert", "-e", help="For rows that name nobody: this expert.", autocompletion=complete_experts),
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt of rows without one.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", help="System prompt of rows without one.", callback=utf8_text)
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of an answer at most, if the row is silent.")
     ] = (None),

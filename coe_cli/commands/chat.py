@@ -14,6 +14,7 @@ from coe_cli.commands.options import (
     complete_models,
     read_catalog,
     read_profiles,
+    utf8_text,
 )
 from coe_cli.output.console import Output
 
@@ -26,7 +27,9 @@ def chat(
         str | None, typer.Option("--expert", "-e", help="This expert.", autocompletion=complete_experts)
     ] = None,
     profile: ProfileOption = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="A system prompt of your own.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", help="A system prompt of your own.", callback=utf8_text)
+    ] = None,
     resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most.")] = None,
     temperature: Annotated[

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from coe_cli.commands.options import ProfilesFileOption, read_profiles
+from coe_cli.core.names import counted
 from coe_cli.errors import UsageError
-from coe_cli.output.console import Output
+from coe_cli.output.console import Output, ReportFormat
 
 app = typer.Typer(help="Kept questions and answers: list, search, delete, switch off.", no_args_is_help=True)
 
 
-class LogsFormat(StrEnum):
-    """Formats of `coe logs`."""
-
-    HUMAN = "human"
-    JSON = "json"
-
-
-FormatOption = Annotated[LogsFormat, typer.Option("--format", help="How it is written.")]
+FormatOption = Annotated[ReportFormat, typer.Option("--format", help="How it is written.")]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="So many at most.")]
 
 
 @app.command("list")
 def list_conversations(
-    limit: LimitOption = 20, output_format: FormatOption = LogsFormat.HUMAN, profiles_file: ProfilesFileOption = None
+    limit: LimitOption = 20, output_format: FormatOption = ReportFormat.HUMAN, profiles_file: ProfilesFileOption = None
 ) -> None:
     """The conversations, the last one first.
 
@@ -37,7 +30,7 @@ def list_conversations(
     from coe_cli.runtime.conversation.history import open_history
 
     with open_history(read_profiles(profiles_file).history) as file:
-        write_conversations(Output(), file.conversations(limit), as_json=output_format is LogsFormat.JSON)
+        write_conversations(Output(), file.conversations(limit), as_json=output_format is ReportFormat.JSON)
 
 
 @app.command("show")
@@ -45,7 +38,7 @@ def show(
     conversation: Annotated[
         int | None, typer.Argument(help="Its number in `coe logs list`; else the last one.")
     ] = None,
-    output_format: FormatOption = LogsFormat.HUMAN,
+    output_format: FormatOption = ReportFormat.HUMAN,
     profiles_file: ProfilesFileOption = None,
 ) -> None:
     """One conversation from its first question to its last answer.
@@ -59,14 +52,14 @@ def show(
         found = file.conversation(conversation) if conversation is not None else file.last_conversation()
         if found is None:
             raise UsageError("no conversation has been kept", 'Ask something first: coe ask "…".')
-        write_conversation(Output(), found, as_json=output_format is LogsFormat.JSON)
+        write_conversation(Output(), found, as_json=output_format is ReportFormat.JSON)
 
 
 @app.command("search")
 def search(
     words: Annotated[list[str], typer.Argument(help="Words that a question or an answer holds, all of them.")],
     limit: LimitOption = 20,
-    output_format: FormatOption = LogsFormat.HUMAN,
+    output_format: FormatOption = ReportFormat.HUMAN,
     profiles_file: ProfilesFileOption = None,
 ) -> None:
     """Questions and answers with these words, the best first.
@@ -77,7 +70,7 @@ def search(
     from coe_cli.runtime.conversation.history import open_history
 
     with open_history(read_profiles(profiles_file).history) as file:
-        write_matches(Output(), file.search(" ".join(words), limit), as_json=output_format is LogsFormat.JSON)
+        write_matches(Output(), file.search(" ".join(words), limit), as_json=output_format is ReportFormat.JSON)
 
 
 @app.command("rm")
@@ -96,7 +89,7 @@ def remove(
         raise UsageError("say which conversations to delete", "Give their numbers, or --all.")
     with open_history(read_profiles(profiles_file).history) as file:
         if everything:
-            Output().note(f"deleted {file.clear()} conversations")
+            Output().note(f"deleted {counted(file.clear(), 'conversation')}")
         for number in conversations or []:
             file.remove(number)
             Output().note(f"deleted conversation {number}")

@@ -13,7 +13,15 @@ from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.settings import read_catalog, read_profiles
 
-__all__ = ["CatalogFileOption", "ProfileOption", "ProfilesFileOption", "ProviderName", "read_catalog", "read_profiles"]
+__all__ = [
+    "CatalogFileOption",
+    "ProfileOption",
+    "ProfilesFileOption",
+    "ProviderName",
+    "read_catalog",
+    "read_profiles",
+    "utf8_text",
+]
 
 
 class ProviderName(StrEnum):
@@ -39,6 +47,20 @@ def _complete(incomplete: str, names: object) -> list[str]:
         return [name for name in names() if name.startswith(incomplete)]  # type: ignore[operator]
     except CoeError:
         return []
+
+
+def utf8_text(value: str | None) -> str | None:
+    """A callback for arguments that are text: bytes that are none would fail later, in a file or on a connection.
+
+    Raises:
+        typer.BadParameter: it is not UTF-8.
+    """
+    if value is not None:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise typer.BadParameter(f"it is not UTF-8 text (character {error.start + 1})") from None
+    return value
 
 
 ProfileOption = Annotated[

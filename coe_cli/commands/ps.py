@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from coe_cli.output.console import Output
-
-
-class StatusFormat(StrEnum):
-    HUMAN = "human"
-    JSON = "json"
+from coe_cli.output.console import Output, ReportFormat
 
 
 def ps(
-    output_format: Annotated[StatusFormat, typer.Option("--format", help="How it is written.")] = StatusFormat.HUMAN,
+    output_format: Annotated[ReportFormat, typer.Option("--format", help="How it is written.")] = ReportFormat.HUMAN,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it; Ctrl-C ends.")] = False,
 ) -> None:
     """Models that are loaded, their process, slots, memory and idle time, and the memory pressure.
@@ -30,7 +24,7 @@ def ps(
     output = Output()
     client = find()
     if watch and client is not None:
-        watch_college(output, client.snapshot, as_json=output_format is StatusFormat.JSON)
+        watch_college(output, client.snapshot, as_json=output_format is ReportFormat.JSON)
         return
     status = client.snapshot() if client is not None else CollegeStatus()
-    write_status(output, status, as_json=output_format is StatusFormat.JSON)
+    write_status(output, status, as_json=output_format is ReportFormat.JSON)

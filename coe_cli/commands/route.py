@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coe_cli.commands.options import utf8_text
+
 if TYPE_CHECKING:
     from coe_cli.core.catalog import Catalog
     from coe_cli.runtime.server.route_messages import RouteAnswer
@@ -23,7 +25,8 @@ class RouteFormat(StrEnum):
 
 def route(
     question: Annotated[
-        str | None, typer.Argument(help="The question; `-` or nothing reads one question a line from stdin.")
+        str | None,
+        typer.Argument(help="The question; `-` or nothing reads one question a line from stdin.", callback=utf8_text),
     ] = None,
     output_format: Annotated[
         RouteFormat, typer.Option("--format", help="human, jsonl (one object a question) or json (one list).")

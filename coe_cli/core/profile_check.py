@@ -184,7 +184,7 @@ def _calibration(models: Sequence[ModelState], calibrations: Mapping[str, Calibr
         return Finding("ok", "calibration", "no measurements yet: the plan is computed, the first runs will check it")
     days = max(0, round((now_s - min(item.newest_at_s for item in measured)) / DAY_S))
     worst = max((abs(item.error) for item in measured if item.error is not None), default=0.0)
-    text = f"{len(measured)} of {len(models)} models measured, the oldest {days} days ago, off by {worst:.1%} at most"
+    text = f"{len(measured)} of {len(models)} models measured, the oldest {counted(days, 'day')} ago, off by {worst:.1%} at most"
     if days > STALE_DAYS:
         return Finding("warning", "calibration", text, "It renews itself with the next runs.")
     return Finding("ok", "calibration", text)

@@ -55,6 +55,8 @@ def write_matches(output: Output, matches: list[Match], *, as_json: bool) -> Non
     if as_json:
         output.json({"schema_version": LOGS_SCHEMA_VERSION, "matches": msgspec.to_builtins(matches)})
         return
+    if not matches:
+        output.note("nothing found; all words must be in one question or answer")
     for match in matches:
         excerpt = for_terminal(" ".join(match.excerpt.split()))
         output.stdout.write(f"{match.conversation_id}  {_time(match.created_at)}  {match.role}: {excerpt}\n")

@@ -42,12 +42,12 @@ def _write_human(output: Output, rows: list[Any]) -> None:
     ]
     numbers = ("size", "context", "cache/token")
     columns = [right(name) if name in numbers else left(name) for name in _HEADER[1:-1]]
-    if not is_narrow(output):
+    if is_narrow(output):
+        names = folded(_HEADER[0], max_width=max((len(name) for name, *_ in cells), default=0))
+        below = [("\n  ".join([row[0], *model.experts]), *row[1:-1]) for row, model in zip(cells, rows, strict=True)]
+        write_table(output, [names, *columns], below, tight=True)
+    else:
         write_table(output, [left(_HEADER[0]), *columns, folded(_HEADER[-1])], cells)
-        return
-    names = folded(_HEADER[0], max_width=max((len(name) for name, *_ in cells), default=0))
-    below = [("\n  ".join([row[0], *model.experts]), *row[1:-1]) for row, model in zip(cells, rows, strict=True)]
-    write_table(output, [names, *columns], below, tight=True)
     for row in rows:
         if row.problem:
             output.note(f"{row.problem}. Fetch it again: coe models pull {row.name} --force")

@@ -201,9 +201,10 @@ def fit(
             )
             return other, other_profile
     limits = f"profile {profile.name} allows {profile.context_length}, {spec.name} {spec.context_length}"
+    shorter = "Begin a new conversation (without -c)" if options.resume else "Shorten the prompt"
     raise PromptTooLong(
         f"the prompt has {tokens} tokens and the context is {context} ({limits})",
-        "Shorten the prompt, or choose a profile (-p) or a model (-m) with a longer context.",
+        f"{shorter}, or choose a profile (-p) or a model (-m) with a longer context.",
     )
 
 

@@ -41,7 +41,7 @@ def checked(name: str | None, machine: Machine, *, auto: bool = False) -> CheckR
 
 
 def levels(report: CheckReport) -> dict[str, str]:
-    return {finding.topic: finding.level for finding in report.findings}
+    return {finding.check: finding.level for finding in report.findings}
 
 
 def card(size_mb: float, used_mb: float | None = 500.0) -> Machine:
@@ -69,7 +69,7 @@ def test_a_card_with_room_passes() -> None:
     report = checked("standard", card(48_000.0))
     assert report.passed
     assert levels(report)["card"] == levels(report)["in_use"] == levels(report)["plan"] == "ok"
-    assert all(finding.action for finding in report.findings if finding.level != "ok" and finding.topic != "disk")
+    assert all(finding.fix for finding in report.findings if finding.level != "ok")
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_a_budget_in_which_the_slots_would_take_turns_is_warned_of(tmp_path: Pat
 
 def test_missing_models_and_short_contexts_are_warned_of() -> None:
     findings = checked("standard", card(48_000.0)).findings
-    assert any(f.topic == "model" and "coe models pull Qwen2.5-Coder-7B-DML" in f.action for f in findings)
-    assert any(f.topic == "context" and "Qwen2.5-Math-7B-DML" in f.message for f in findings)
+    assert any(f.check == "model" and "coe models pull Qwen2.5-Coder-7B-DML" in f.fix for f in findings)
+    assert any(f.check == "context" and "Qwen2.5-Math-7B-DML" in f.message for f in findings)
 
 
 def test_a_damaged_model_is_an_error(own_folders: Path) -> None:
@@ -119,7 +119,7 @@ def test_measurements_and_their_age_are_told(own_folders: Path) -> None:
     assert "no measurements yet" in str(checked("embedded", card(8_000.0)).findings)
     record = CalibrationRecord(model_digest(folder), "cpu", "0.18.0", "cpu", "load", 2**28, 2**28, 1_000_000_000.0)
     CalibrationStore(own_folders / "state").record(record)
-    finding = next(f for f in checked("embedded", card(8_000.0)).findings if f.topic == "calibration")
+    finding = next(f for f in checked("embedded", card(8_000.0)).findings if f.check == "calibration")
     assert finding.level == "warning" and "days ago" in finding.message
 
 

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import Struct
 
 from coe_cli.core.calibration import Calibration
+from coe_cli.core.findings import Finding, Level, error, ok, warning, worst
 from coe_cli.core.machine import Machine, card_mb, free_mb
 from coe_cli.core.names import counted
 from coe_cli.core.planner import Plan
 from coe_cli.core.profile import HardwareProfile
 
-FindingLevel = Literal["ok", "warning", "error"]
-
 DAY_S: Final = 86_400
 STALE_DAYS: Final = 90
-
-
-class Finding(Struct, frozen=True):
-    """One line of ``coe profile check``; ``action`` is empty when there is nothing to do."""
-
-    level: FindingLevel
-    topic: str
-    message: str
-    action: str = ""
 
 
 class ModelState(Struct, frozen=True):
@@ -49,7 +39,7 @@ class CheckReport(Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
-        return all(finding.level != "error" for finding in self.findings)
+        return worst(self.findings) is not Level.ERROR
 
 
 def check_profile(
@@ -76,8 +66,7 @@ def check_profile(
 
 def _card(profile: HardwareProfile, machine: Machine) -> list[Finding]:
     findings = [
-        Finding("warning", "probe", problem, "See `coe doctor`; what is unknown is not guessed.")
-        for problem in machine.problems
+        warning("probe", problem, "See `coe doctor`; what is unknown is not guessed.") for problem in machine.problems
     ]
     budget, size = profile.vram_budget_mb, card_mb(machine, profile.provider)
     what = "system memory" if profile.provider == "cpu" else "graphics memory"
@@ -86,14 +75,11 @@ def _card(profile: HardwareProfile, machine: Machine) -> list[Finding]:
         reason = (
             "no graphics adapter was found" if machine.gpu_known and not machine.adapters else "its size is unknown"
         )
-        level: FindingLevel = "error" if machine.gpu_known and not machine.adapters else "warning"
-        findings.append(
-            Finding(level, "card", f"{what}: {reason}", "Choose a profile for this machine: coe profile check --auto")
-        )
+        say = error if machine.gpu_known and not machine.adapters else warning
+        findings.append(say("card", f"{what}: {reason}", "Choose a profile for this machine: coe profile check --auto"))
     elif budget > size:
         findings.append(
-            Finding(
-                "error",
+            error(
                 "card",
                 f"the budget of {budget} MB is more than the {size:.0f} MB of {what}",
                 "Choose a profile for this machine: coe profile check --auto",
@@ -101,57 +87,54 @@ def _card(profile: HardwareProfile, machine: Machine) -> list[Finding]:
         )
     elif budget > size * margin:
         findings.append(
-            Finding(
-                "warning",
+            warning(
                 "card",
                 f"the budget of {budget} MB is above {margin:.0%} of the {size:.0f} MB of {what}",
                 f"Lower vram_budget_mb to {size * margin:.0f}.",
             )
         )
     else:
-        findings.append(Finding("ok", "card", f"{size:.0f} MB of {what} for a budget of {budget} MB"))
+        findings.append(ok("card", f"{size:.0f} MB of {what} for a budget of {budget} MB"))
     return findings
 
 
 def _other_programs(profile: HardwareProfile, machine: Machine) -> Finding:
     free, needed = free_mb(machine, profile.provider), profile.vram_budget_mb - profile.fixed_mb
     if free is None:
-        return Finding("warning", "in_use", "what other programs use is unknown", "Close programs that draw a lot.")
+        return warning("in_use", "what other programs use is unknown", "Close programs that draw a lot.")
     if free < needed:
-        return Finding(
-            "warning",
+        return warning(
             "in_use",
             f"other programs leave {free:.0f} MB, the profile's models may take {needed} MB",
             "Close programs that use the card, or choose a smaller profile.",
         )
-    return Finding("ok", "in_use", f"other programs leave {free:.0f} MB")
+    return ok("in_use", f"other programs leave {free:.0f} MB")
 
 
 def _plan(plan: Plan) -> Finding:
     slots = counted(len(plan.slots), "slot")
     text = f"{plan.total_mb:.0f} MB for {slots}"
-    said = {warning.code: warning.message for warning in plan.warnings}
+    said = {each.code: each.message for each in plan.warnings}
     if not plan.fits:
-        return Finding("error", "plan", text, f"{said.get('does_not_fit', '')}: coe vram plan")
+        return error("plan", text, f"{said.get('does_not_fit', '')}: coe vram plan")
     text += f", pressure {plan.pressure.level}"
     if "above_admission" in said:
-        return Finding("warning", "plan", text, f"{said['above_admission']}: coe vram plan")
-    return Finding("ok", "plan", text)
+        return warning("plan", text, f"{said['above_admission']}: coe vram plan")
+    return ok("plan", text)
 
 
 def _model(state: ModelState) -> Finding:
     users = f" ({', '.join(state.experts)})" if state.experts else ""
     if state.problem is not None:
-        return Finding("error", "model", state.problem, f"Fetch it again: coe models pull {state.name} --force")
+        return error("model", state.problem, f"Fetch it again: coe models pull {state.name} --force")
     if not state.on_disk:
-        return Finding("warning", "model", f"{state.name} is not on disk{users}", f"coe models pull {state.name}")
-    return Finding("ok", "model", f"{state.name} is on disk{users}")
+        return warning("model", f"{state.name} is not on disk{users}", f"coe models pull {state.name}")
+    return ok("model", f"{state.name} is on disk{users}")
 
 
 def _contexts(profile: HardwareProfile, models: Sequence[ModelState]) -> list[Finding]:
     return [
-        Finding(
-            "warning",
+        warning(
             "context",
             f"{state.name} ends at {state.context_length} tokens, the profile's slots have {profile.context_length}",
             f"Set context_length to {state.context_length}, or plan its experts with --context {state.context_length}.",
@@ -164,27 +147,28 @@ def _contexts(profile: HardwareProfile, models: Sequence[ModelState]) -> list[Fi
 def _disk(models: Sequence[ModelState], disk_free_mb: float | None) -> Finding:
     missing = [state for state in models if not state.on_disk]
     if not missing:
-        return Finding("ok", "disk", "nothing has to be fetched")
+        return ok("disk", "nothing has to be fetched")
     if disk_free_mb is None or any(state.fetch_mb is None for state in missing):
-        return Finding("warning", "disk", "whether the disk has room for the missing models is unknown")
+        return warning(
+            "disk", "whether the disk has room for the missing models is unknown", "Look before you pull them."
+        )
     needed = sum(state.fetch_mb or 0.0 for state in missing)
     if needed > disk_free_mb:
-        return Finding(
-            "error",
+        return error(
             "disk",
             f"the missing models need {needed:.0f} MB, the disk has {disk_free_mb:.0f} MB",
             "Make room, or set COE_MODELS_DIR to a folder on another disk.",
         )
-    return Finding("ok", "disk", f"{disk_free_mb:.0f} MB free, the missing models need {needed:.0f} MB")
+    return ok("disk", f"{disk_free_mb:.0f} MB free, the missing models need {needed:.0f} MB")
 
 
 def _calibration(models: Sequence[ModelState], calibrations: Mapping[str, Calibration], now_s: float) -> Finding:
     measured = [calibrations[state.name] for state in models if state.name in calibrations]
     if not measured:
-        return Finding("ok", "calibration", "no measurements yet: the plan is computed, the first runs will check it")
+        return ok("calibration", "no measurements yet: the plan is computed, the first runs will check it")
     days = max(0, round((now_s - min(item.newest_at_s for item in measured)) / DAY_S))
     worst = max((abs(item.error) for item in measured if item.error is not None), default=0.0)
     text = f"{len(measured)} of {len(models)} models measured, the oldest {counted(days, 'day')} ago, off by {worst:.1%} at most"
     if days > STALE_DAYS:
-        return Finding("warning", "calibration", text, "It renews itself with the next runs.")
-    return Finding("ok", "calibration", text)
+        return warning("calibration", text, "It renews itself with the next runs.")
+    return ok("calibration", text)

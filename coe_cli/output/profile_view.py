@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from coe_cli.core.findings import Finding
 from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.profile_check import CheckReport, Finding
+from coe_cli.core.profile_check import CheckReport
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import MARK_STYLE, folded, is_narrow, left, number, right, table
 
@@ -21,6 +22,8 @@ LIST_FIELDS = (
     "preload_enabled",
     "description",
 )
+
+FINDING_FIELDS = ("level", "topic", "message", "action")
 
 
 def write_profiles(output: Output, profiles: ProfileSet, table_format: TableFormat) -> None:
@@ -79,7 +82,7 @@ def write_check(output: Output, report: CheckReport, table_format: TableFormat) 
                 "profile": report.profile.name,
                 "reason": report.reason,
                 "machine": msgspec.to_builtins(report.machine),
-                "findings": msgspec.to_builtins(report.findings),
+                "findings": [dict(zip(FINDING_FIELDS, row, strict=True)) for row in _finding_rows(report)],
                 "passed": report.passed,
             }
         )
@@ -91,16 +94,19 @@ def write_check(output: Output, report: CheckReport, table_format: TableFormat) 
         for finding in report.findings:
             console.print(_line(finding))
     else:
-        rows = [(f.level, f.topic, f.message, f.action) for f in report.findings]
-        output.table(("level", "topic", "message", "action"), rows, table_format)
+        output.table(FINDING_FIELDS, _finding_rows(report), table_format)
+
+
+def _finding_rows(report: CheckReport) -> list[tuple[str, ...]]:
+    return [(finding.level.value, finding.check, finding.message, finding.fix) for finding in report.findings]
 
 
 def _line(finding: Finding) -> Any:
     from rich.text import Text
 
-    line = Text(f"{finding.level:<8}", style=MARK_STYLE[finding.level])
-    line.append(f"{finding.topic:<12} {finding.message}", style="")
-    return line.append(f"  → {finding.action}", style="dim") if finding.action else line
+    line = Text(f"{finding.level.value:<8}", style=MARK_STYLE[finding.level.value])
+    line.append(f"{finding.check:<12} {finding.message}", style="")
+    return line.append(f"  → {finding.fix}", style="dim") if finding.fix else line
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from msgspec import structs
 
 from coe_cli.core.catalog import Catalog
+from coe_cli.core.findings import error, ok, warning
 from coe_cli.core.machine import Machine, pick_profile
 from coe_cli.core.model_spec import BYTES_PER_MB, find_spec, models_on_disk
 from coe_cli.core.planner import plan
 from coe_cli.core.profile import ProfileSet
-from coe_cli.core.profile_check import CheckReport, Finding, ModelState, check_profile
+from coe_cli.core.profile_check import CheckReport, ModelState, check_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, gather
@@ -42,11 +43,11 @@ def check(
         remember(seen, where.state)
     profile, reason = pick_profile(seen, profiles) if auto else (profiles.select(name), "")
     files = ", ".join(str(path) for path in profiles.paths)
-    findings = [Finding("ok", "file", f"valid: {files}")]
+    findings = [ok("file", f"valid: {files}")]
     try:
         inputs = gather(PlanRequest(), profile, catalog, where)
-    except CoeError as error:
-        return CheckReport(profile, reason, seen, [*findings, Finding("error", "model", error.message, error.hint)])
+    except CoeError as problem:
+        return CheckReport(profile, reason, seen, [*findings, error("model", problem.message, problem.hint)])
     known = structs.replace(inputs.known, guide_fixed_mb=float(profile.fixed_mb))
     profile = with_measured_embedder(profile, where)
     result = plan(profile, inputs.scenario, known)
@@ -61,7 +62,7 @@ def check(
         disk_free_mb=_disk_free_mb(where.models),
         now_s=time.time(),
     )
-    findings += [Finding("warning", "calibration", note) for note in inputs.notes]
+    findings += [warning("calibration", note, "It is left out; the next runs measure anew.") for note in inputs.notes]
     return CheckReport(profile, reason, seen, findings)
 
 

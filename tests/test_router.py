@@ -68,6 +68,24 @@ def test_training_and_decisions_repeat_exactly(shipped: TrainingSet, router: Rou
         assert decide(router, text) == decide(again, text) == decide(router, text)
 
 
+def test_neighbours_vote_as_much_as_they_are_worth(shipped: TrainingSet) -> None:
+    """Vectors that say nothing get next to no vote; many small groups, each of one role, get a good one."""
+    some = TrainingSet(shipped.roles, shipped.single[::8], [], shipped.double[::8])
+    role_of = dict(some.single)
+    groups = np.random.default_rng(1).normal(size=(20, len(some.roles), 16)).astype(np.float32)
+
+    def embedder(spread: float) -> Any:
+        def embed(texts: Sequence[str]) -> Any:
+            rows = np.random.default_rng(2).normal(size=(len(texts), 16)).astype(np.float32) * spread
+            rows += np.stack([groups[zlib.crc32(text.encode()) % 20, role_of.get(text, 0)] for text in texts])
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+        return embed
+
+    assert train_router(some, embedder(100.0)).neighbour_weight < 0.2
+    assert train_router(some, embedder(0.1)).neighbour_weight > 0.5
+
+
 def test_probabilities_are_probabilities_and_ranked(router: Router) -> None:
     decision = decide(router, "Prove that the sum of two even numbers is even")
     values = [scored.probability for scored in decision.ranking]

@@ -1,4 +1,4 @@
-"""Training of the router from its examples: logistic regression, cross-fitted for the two-domain detector. Seconds."""
+"""Training of the router from its examples: logistic regression, cross-fitted for the two-domain detector."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from coe_cli.commands.route import route
 from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime import folders
+from coe_cli.runtime.routing.embedder import Embedder
 
 app = typer.Typer()
 app.command()(route)
@@ -128,14 +129,18 @@ def test_weights_of_other_vectors_are_rebuilt(coe: Any, home: Path) -> None:
     assert "training" in coe("select a table").stderr
 
 
-def test_examples_that_change_are_learned_by_itself(coe: Any, home: Path) -> None:
+def test_examples_that_change_are_learned_by_itself(coe: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coe("select a table")
     try:
         garden = ["prune the roses", "sow carrots", "moss in the lawn", "compost for tomatoes"]
         write_catalog(home / "experts.yaml", {**EXAMPLES, "gardener": garden})
+        embedded: list[str] = []
+        embed = Embedder.embed
+        monkeypatch.setattr(Embedder, "embed", lambda self, texts: (embedded.extend(texts), embed(self, texts))[1])
         result = coe("sow carrots", "--format", "jsonl")
         assert "training" in result.stderr
         assert objects(result)[0]["experts"][0]["name"] == "gardener"
+        assert set(embedded) == {*garden, "gardener"}, "the vectors of the other examples were kept"
     finally:
         write_catalog(home / "experts.yaml", EXAMPLES)
 

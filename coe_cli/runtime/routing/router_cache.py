@@ -112,9 +112,13 @@ def open_router(
         if not train:
             raise ModelMissing("the router is not trained on these examples", "Prepare it: coe route --rebuild.")
         from coe_cli.runtime.routing.router_training import train_router
+        from coe_cli.runtime.routing.vector_cache import VectorCache
 
         note("training the router on its examples, once")
-        weights = train_router(training_set(catalog), loaded.embed)
+        vectors = VectorCache(
+            where.cache / "vectors" / path.name, _stamp(loaded.info), loaded.embed, note, anew=rebuild
+        )
+        weights = train_router(training_set(catalog), vectors.embed)
         _write(path, digest, weights, note)
     return QuestionRouter(loaded, Router(weights), path)
 
@@ -144,8 +148,16 @@ def _cache_path(info: EmbedderInfo, where: Folders) -> Path:
     return where.cache / "router" / f"{embedder_folder(info.name, where).name}.npz"
 
 
+def _stamp(info: EmbedderInfo) -> str:
+    """A digest of what the vector of a text depends on."""
+    return _sha256(info.sha256, str(info.max_tokens), info.prompt)
+
+
 def _digest(catalog: Catalog, info: EmbedderInfo) -> str:
-    parts = (str(ROUTER_VERSION), info.sha256, str(info.max_tokens), info.prompt, examples_digest(catalog))
+    return _sha256(str(ROUTER_VERSION), _stamp(info), examples_digest(catalog))
+
+
+def _sha256(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -172,7 +172,7 @@ def test_a_college_that_dies_in_mid_answer_is_an_error_and_no_hang(home: Coe) ->
 
 @pytest.mark.parametrize("form", [("--format", "json"), ("-x",)])
 def test_an_answer_that_nobody_has_seen_starts_again_when_its_worker_dies(home: Coe, form: tuple[str, ...]) -> None:
-    question = "Write a Python function that adds two numbers. Put the code in a ```python block."
+    question = "Write a long Python program with many functions in a ```python block."
     ask = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "200", "--no-log", *form, question)
     undisturbed = home.run(*ask).check().stdout
     served = college(home)

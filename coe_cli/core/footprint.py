@@ -7,6 +7,7 @@ in docs/memory.md, which `benchmarks/plan_accuracy.py` writes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 from msgspec import Struct
@@ -292,12 +293,7 @@ def activation_bytes(model: ModelMemory, context_length: int, prompt_tokens: int
         taken = arenas_bytes(model.decoder, context_length, prompt_tokens)
         return max(0, taken - kv_cache_bytes(model, context_length))
     if model.provider == "dml":
-        shape, tokens = model.spec.shape, run_tokens(model, prompt_tokens)
-        tensors = [*[model.intermediate_size] * 3, *[shape.hidden_size] * 2, model.qkv_size]
-        logits_tokens = tokens if model.logits_for_every_token else 1
-        return sum(dml_rounded(2 * tokens * width) for width in tensors) + dml_rounded(
-            2 * logits_tokens * shape.vocab_size
-        )
+        return _dml_run_bytes(*_dml_widths(model), run_tokens(model, prompt_tokens))
     rows = 0
     if model.graph is not None and model.graph.embedding_row_bytes:
         window = max(model.graph.embedding_row_bytes, CPU_FAULT_AROUND_BYTES)
@@ -311,8 +307,27 @@ def dml_pooled_bytes(model: ModelMemory, context_length: int) -> int:
     A pool serves allocations of its own power of two alone (onnxruntime's BucketizedBufferAllocator), so what a prompt of
     half the length takes is no part of what the longest took.
     """
-    tokens = run_tokens(model, context_length)
-    return sum(activation_bytes(model, context_length, tokens >> halved) for halved in range(tokens.bit_length()))
+    return _dml_pools_bytes(*_dml_widths(model), run_tokens(model, context_length))
+
+
+def _dml_widths(model: ModelMemory) -> tuple[tuple[int, ...], int, bool]:
+    """Elements a token of the tensors that are alive at once, of the logits, and whether each token has logits."""
+    shape = model.spec.shape
+    widths = (*[model.intermediate_size] * 3, *[shape.hidden_size] * 2, model.qkv_size)
+    return widths, shape.vocab_size, model.logits_for_every_token
+
+
+def _dml_run_bytes(widths: tuple[int, ...], vocab_size: int, every_token: bool, tokens: int) -> int:
+    logits_bytes = dml_rounded(2 * (tokens if every_token else 1) * vocab_size)
+    return sum(dml_rounded(2 * tokens * width) for width in widths) + logits_bytes
+
+
+@lru_cache(maxsize=256)
+def _dml_pools_bytes(widths: tuple[int, ...], vocab_size: int, every_token: bool, tokens: int) -> int:
+    """Kept, since solving for slots or a context asks for the same models a thousand times."""
+    return sum(
+        _dml_run_bytes(widths, vocab_size, every_token, tokens >> halved) for halved in range(tokens.bit_length())
+    )
 
 
 def run_tokens(model: ModelMemory, prompt_tokens: int) -> int:

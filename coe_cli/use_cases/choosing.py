@@ -188,7 +188,7 @@ class _Preparing:
         if self._view is None:
             from coe_cli.output.progress_view import ProgressView
 
-            title = "preparing to route questions, once: this takes about a minute"
+            title = "preparing to route questions, once: this takes a minute or two"
             if self._output.stderr.isatty():  # elsewhere the view says it
                 self._output.note(title)
             self._view = ProgressView(self._output, title)

@@ -66,9 +66,10 @@ def test_the_peak_of_a_worker_stays_within_its_plan(models_dir: Path) -> None:
         wait_until_loaded(worker, TIMEOUT_S)
         for lengths in PROMPTS:
             peak_mb = ask(worker, lengths)
-        assert peak_mb <= 1.01 * planned_mb, "the plan is an upper bound"
+        assert peak_mb <= 1.02 * planned_mb, "the plan is an upper bound"
         assert peak_mb >= 0.95 * planned_mb
         with_grammar_mb = ask(worker, (16,), GRAMMAR)
-        assert ask(worker, (900,), GRAMMAR) <= with_grammar_mb + 8, "it is run in pieces too"
+        # 0 to 28 MB more in pieces, 72 to 99 MB more in one
+        assert ask(worker, (1900,), GRAMMAR) <= with_grammar_mb + 45, "it is run in pieces too"
     finally:
         worker.kill()

@@ -28,7 +28,7 @@ def _interrupt(process: subprocess.Popen[bytes]) -> str:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=15)
     assert process.returncode == 130
-    assert all(is_gone(child) for child in children)
+    eventually(lambda: all(is_gone(child) for child in children), within_s=5)
     assert b"Traceback" not in errors
     return errors.decode()
 

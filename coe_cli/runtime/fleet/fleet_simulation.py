@@ -20,6 +20,8 @@ LEAST_PER_NODE = 500
 """With fewer requests a node than this, fewer nodes of a group are simulated, for longer."""
 _ALONE_BELOW = 20_000
 """Requests that are simulated before other processes would have started."""
+
+_END_WAIT_S = 2.0
 _CHUNKS_PER_CORE = 8
 
 OnPart = Callable[[float], None]
@@ -91,8 +93,8 @@ def simulate_fleet(
     else:
         ignore = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches them too, and could leave a lock held
         with ProcessPoolExecutor(max_workers=cores, initializer=signal.signal, initargs=ignore) as pool:
-            futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
             try:
+                futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
                 for future in as_completed(futures):
                     index = futures[future]
                     parts[works[index].group].append((index, future.result()))
@@ -100,8 +102,11 @@ def simulate_fleet(
                     on_part(done / whole)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for child in multiprocessing.active_children():
+                children = multiprocessing.active_children()
+                for child in children:
                     child.terminate()
+                for child in children:
+                    child.join(_END_WAIT_S)
                 raise
     merged = []
     for found in parts:

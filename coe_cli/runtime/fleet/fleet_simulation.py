@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from coe_cli.core.fleet_problem import Group, Problem
 from coe_cli.core.fleet_simulation import SimulatedNode, Stream, jobs, simulate
+from coe_cli.interrupts import interrupt_put_off
 
 LEAST_PER_NODE = 500
 """With fewer requests a node than this, fewer nodes of a group are simulated, for longer."""
@@ -94,7 +95,8 @@ def simulate_fleet(
         ignore = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches them too, and could leave a lock held
         with ProcessPoolExecutor(max_workers=cores, initializer=signal.signal, initargs=ignore) as pool:
             try:
-                futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
+                with interrupt_put_off():  # which the new processes inherit until they ignore it
+                    futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
                 for future in as_completed(futures):
                     index = futures[future]
                     parts[works[index].group].append((index, future.result()))

@@ -71,6 +71,10 @@ class ModelCost(Struct, frozen=True):
     load_s: float = 1.0
     max_slots: int = 1
 
+    def need_mb(self, slots: int = 1) -> float:
+        """The model with so many slots, before anything is rounded up."""
+        return self.weights_mb + slots * (self.kv_mb + self.activation_mb)
+
 
 class ModelState(Enum):
     ABSENT = "absent"

@@ -41,14 +41,13 @@ def working_set(costs: Mapping[str, ModelCost], workers: int, slots: int, critic
     The next model is loaded beside those at work, and each model is loaded once, so more than that is of no use. One that
     does not fit into ``critical_mb`` can never run and asks for nothing.
     """
-    need_mb = {name: cost.weights_mb + cost.kv_mb + cost.activation_mb for name, cost in costs.items()}
-    able = [cost for name, cost in costs.items() if ceil(need_mb[name]) <= critical_mb]
-    full_mb = sorted((c.weights_mb + slots * (c.kv_mb + c.activation_mb) for c in able), reverse=True)
+    able = [cost for cost in costs.values() if ceil(cost.need_mb()) <= critical_mb]
+    full_mb = sorted((cost.need_mb(slots) for cost in able), reverse=True)
     if not able:
         return WorkingSet(0.0, 0.0)
     at_once = full_mb[: workers + 1] + full_mb[:1] * (workers - len(full_mb))  # the rest are copies
-    least_mb = max(mb for mb in need_mb.values() if ceil(mb) <= critical_mb)
-    return WorkingSet(ceil(least_mb), min(critical_mb, max(ceil(least_mb), _SPARE * sum(at_once))))
+    least_mb = ceil(max(cost.need_mb() for cost in able))
+    return WorkingSet(least_mb, min(critical_mb, max(least_mb, _SPARE * sum(at_once))))
 
 
 def counted_mb(mb: float, its_pool_mb: float, pool_mb: float) -> float:

@@ -224,14 +224,10 @@ class _Turns:
     def __init__(self, source: RowSource, settings: CollegeSettings) -> None:
         self._source = source
         rows = source.remaining()
-        self.need_mb: Mapping[str, float] = {model: _need_mb(settings.cost_of(source.spec(model))[0]) for model in rows}
+        self.need_mb: Mapping[str, float] = {model: settings.cost_of(source.spec(model))[0].need_mb() for model in rows}
         self.room_mb = settings.pool.pool_mb * settings.pool.thresholds.high
         self._order = order_models(rows, self.need_mb, self.room_mb)
         self._total = sum(rows.values())
 
     def next(self, busy: list[str]) -> str | None:
         return next_turn(self._order, self._source.remaining(), busy, self.need_mb, self.room_mb, self._total)
-
-
-def _need_mb(cost: ModelCost) -> float:
-    return cost.weights_mb + cost.kv_mb + cost.activation_mb

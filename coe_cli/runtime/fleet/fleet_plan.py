@@ -81,13 +81,9 @@ def _kind(fleet: Fleet, node: Node, catalog: Catalog, where: Folders) -> NodeKin
         times = service_times(rates, cost, load_shares_device=profile.provider == "cpu")
         models[name] = NodeModel(cost, rates, times)
     largest_mb = pool.thresholds.critical * pool.pool_mb
-    fitting = {name for name, m in models.items() if _least_mb(m) <= largest_mb}
+    fitting = {name for name, m in models.items() if m.cost.need_mb() <= largest_mb}
     served = {expert: answering[expert] for expert in fleet.demand if answering[expert] in fitting}
     return NodeKind(node, pool, {name: models[name] for name in models if name in fitting}, served)
-
-
-def _least_mb(model: NodeModel) -> float:
-    return model.cost.weights_mb + model.cost.kv_mb + model.cost.activation_mb
 
 
 class _Planner:

@@ -52,7 +52,7 @@ def tight(spec: ModelSpec, profile: HardwareProfile) -> str:
     from coe_cli.runtime.college.costs import cost_in
 
     cost, _ = cost_in(profile)(spec)
-    needed_mb, pool_mb = cost.weights_mb + cost.kv_mb + cost.activation_mb, profile.vram_budget_mb - profile.fixed_mb
+    needed_mb, pool_mb = cost.need_mb(), profile.vram_budget_mb - profile.fixed_mb
     if needed_mb + college_mb(status) <= profile.pressure_thresholds.critical * pool_mb:
         return ""
     return (

@@ -1,6 +1,6 @@
 """`coe batch` on workers without a model: batch_driver.py FAULTS_FOLDER INPUT OUTPUT [--keep-order] [--fail-fast].
 
-Everything but the worker processes is what the command itself uses: desk, journal, college, view. ``COE_TEST_FSIZE`` is
+Everything but the worker processes is what the command itself uses: resolver, journal, college, view. ``COE_TEST_FSIZE`` is
 the largest file that may be written, in bytes.
 """
 
@@ -18,7 +18,7 @@ from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
 from coe_cli.runtime.batch.batch_index import RowDefaults
-from coe_cli.runtime.batch.batch_setup import batch_desk, bulk_router, local_engine
+from coe_cli.runtime.batch.batch_setup import batch_resolver, bulk_router, local_engine
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 
 
@@ -40,7 +40,7 @@ def main() -> int:
         with TerminalBatchView(output) as view:
             progress = run_batch(
                 job,
-                batch_desk(catalog, where.models, profile, where),
+                batch_resolver(catalog, where.models, profile, where),
                 bulk_router(catalog, where, profile, view.note, fetch=False),
                 lambda rows: local_engine(profile, retries=2, worker_command=worker),
                 view,

@@ -15,8 +15,8 @@ from coe_cli.core.catalog import load_catalog
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.profile import load_profiles
 from coe_cli.errors import DeviceLost, ProfileInvalid
-from coe_cli.runtime.college import desk as desk_module
-from coe_cli.runtime.college.desk import AUTO, Desk, Wish
+from coe_cli.runtime.college import resolver as resolver_module
+from coe_cli.runtime.college.resolver import AUTO, ChatRequest, RequestResolver
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import Embedder, embedder_folder
 from coe_cli.runtime.routing.router_cache import open_router
@@ -84,19 +84,19 @@ def test_without_a_router_the_general_expert_answers_and_says_so(tmp_path: Path,
     catalog = load_catalog([SHIPPED / "experts.yaml"])
     profile = load_profiles([SHIPPED / "hardware_profiles.yaml"]).select("embedded")
     where = at(tmp_path, models=models_dir)
-    desk = Desk(catalog, models_dir, profile, SharedRouter(catalog, where))
-    wish = Wish(AUTO, [ChatMessage("user", QUESTIONS[0])])
-    prepared = asyncio.run(desk.prepare(wish))
-    assert prepared.expert == "general_reasoner"
-    assert "coe route --rebuild" in prepared.notes[0]
+    resolver = RequestResolver(catalog, models_dir, profile, SharedRouter(catalog, where))
+    request = ChatRequest(AUTO, [ChatMessage("user", QUESTIONS[0])])
+    resolved = asyncio.run(resolver.resolve(request))
+    assert resolved.expert == "general_reasoner"
+    assert "coe route --rebuild" in resolved.notes[0]
 
     class Broken(SharedRouter):
         def route(self, text: str) -> object:  # type: ignore[override]
             raise ProfileInvalid("routing_examples.yaml:3: no such role", "Mend it.")
 
-    desk.router = Broken(catalog, where)
-    prepared = asyncio.run(desk.prepare(wish))
-    assert prepared.expert == "general_reasoner" and "no such role" in prepared.notes[0]
+    resolver.router = Broken(catalog, where)
+    resolved = asyncio.run(resolver.resolve(request))
+    assert resolved.expert == "general_reasoner" and "no such role" in resolved.notes[0]
 
 
 def test_a_model_built_for_another_device_runs_slower_and_says_so(
@@ -108,20 +108,20 @@ def test_a_model_built_for_another_device_runs_slower_and_says_so(
 
     catalog = load_catalog([SHIPPED / "experts.yaml"])
     profile = load_profiles([SHIPPED / "hardware_profiles.yaml"]).select("standard")
-    real_open = desk_module.open_model
+    real_open = resolver_module.open_model
 
     def open_for_dml(name: str, folder: Path) -> ModelSpec:
         return msgspec.structs.replace(real_open(name, folder), provider="dml")
 
-    monkeypatch.setattr(desk_module, "open_model", open_for_dml)
-    wish = Wish(MODEL, [ChatMessage("user", "Hi")])
+    monkeypatch.setattr(resolver_module, "open_model", open_for_dml)
+    request = ChatRequest(MODEL, [ChatMessage("user", "Hi")])
     for installed, provider, said in ((["dml", "cpu"], "dml", ""), (["cpu"], "cpu", "slower: ")):
-        monkeypatch.setattr(desk_module, "installed_providers", lambda installed=installed: installed)
-        desk = Desk(catalog, models_dir, profile, SharedRouter(catalog, at(models_dir)))
-        prepared = asyncio.run(desk.prepare(wish))
-        assert prepared.ask.model.provider == provider
-        assert "".join(prepared.notes).startswith(said) and bool(prepared.notes) == bool(said)
-        assert desk.open(MODEL).provider == provider
-    monkeypatch.setattr(desk_module, "installed_providers", list)
+        monkeypatch.setattr(resolver_module, "installed_providers", lambda installed=installed: installed)
+        resolver = RequestResolver(catalog, models_dir, profile, SharedRouter(catalog, at(models_dir)))
+        resolved = asyncio.run(resolver.resolve(request))
+        assert resolved.ask.model.provider == provider
+        assert "".join(resolved.notes).startswith(said) and bool(resolved.notes) == bool(said)
+        assert resolver.open(MODEL).provider == provider
+    monkeypatch.setattr(resolver_module, "installed_providers", list)
     with pytest.raises(DeviceLost, match="dml is not installed"):
-        Desk(catalog, models_dir, profile, SharedRouter(catalog, at(models_dir))).open(MODEL)
+        RequestResolver(catalog, models_dir, profile, SharedRouter(catalog, at(models_dir))).open(MODEL)

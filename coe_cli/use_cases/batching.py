@@ -22,7 +22,7 @@ from coe_cli.output.console import Output
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
 from coe_cli.runtime.batch.batch_engine import Engine, RowSource
 from coe_cli.runtime.batch.batch_index import RowDefaults
-from coe_cli.runtime.batch.batch_setup import batch_desk, bulk_router, engine_beside_others, local_engine
+from coe_cli.runtime.batch.batch_setup import batch_resolver, bulk_router, engine_beside_others, local_engine
 from coe_cli.runtime.folders import Folders, folders
 from coe_cli.runtime.server.serve_process import college_profile
 
@@ -81,7 +81,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
     ):
         progress = run_batch(
             job,
-            batch_desk(catalog, where.models, profile, where),
+            batch_resolver(catalog, where.models, profile, where),
             bulk_router(catalog, where, profile, view.note, fetch=options.pull, enabled=profiles.routing.enabled),
             lambda rows: _engine(options, rows, profile, where, view.note),
             view,

@@ -22,7 +22,7 @@ from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult, 
 from coe_cli.runtime.batch.batch_index import BatchIndex, InputFacts, Route, RowDefaults, RowHead, look_through
 from coe_cli.runtime.batch.batch_journal import Header, Journal
 from coe_cli.runtime.batch.batch_output import output_line
-from coe_cli.runtime.college.desk import Desk
+from coe_cli.runtime.college.resolver import RequestResolver
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ NewEngine = Callable[[RowSource], Engine]
 
 def run_batch(
     job: BatchJob,
-    desk: Desk,
+    resolver: RequestResolver,
     route: Route,
     new_engine: NewEngine,
     view: BatchView,
@@ -80,7 +80,7 @@ def run_batch(
     with _workplace(job) as folder:
         try:
             source = job.source or _spool(stdin or sys.stdin.buffer, folder, restart=job.restart)
-            return _Batch(job, folder, source, view, stdout or sys.stdout.buffer).run(desk, route, new_engine)
+            return _Batch(job, folder, source, view, stdout or sys.stdout.buffer).run(resolver, route, new_engine)
         except KeyboardInterrupt:
             raise Interrupted("stopped before the first row", _how_to_go_on(job, folder)) from None
 
@@ -97,14 +97,14 @@ class _Batch:
         self._ignored: set[str] = set()
         self._counting = threading.Lock()
 
-    def run(self, desk: Desk, route: Route, new_engine: NewEngine) -> Progress:
+    def run(self, resolver: RequestResolver, route: Route, new_engine: NewEngine) -> Progress:
         results = self._results
         if results.forgotten:
             rows = "1 row that failed is" if results.forgotten == 1 else f"{results.forgotten} rows that failed are"
             self._view.note(f"{rows} run again")
         with (
             contextlib.closing(results),
-            contextlib.closing(BatchIndex(self._source, desk, self._job.defaults)) as index,
+            contextlib.closing(BatchIndex(self._source, resolver, self._job.defaults)) as index,
         ):
             for unusable in index.build(results.is_done, results.routed, route, self):
                 self._put(unusable.head, unusable.result)

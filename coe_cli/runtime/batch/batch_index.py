@@ -17,8 +17,8 @@ from coe_cli.core.batch_rows import MAX_LINE_BYTES, InvalidRow, Parsed, Row, Row
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowFailure, RowResult
-from coe_cli.runtime.batch.batch_wishes import to_wish
-from coe_cli.runtime.college.desk import AUTO, Desk, Wish
+from coe_cli.runtime.batch.batch_requests import to_chat_request
+from coe_cli.runtime.college.resolver import AUTO, ChatRequest, RequestResolver
 
 _ROUTED_AT_ONCE = 256
 _CHUNK_BYTES = 2**20
@@ -97,9 +97,9 @@ def look_through(path: Path) -> InputFacts:
 class BatchIndex:
     """The rows by their model. A ``batch_engine.RowSource`` once ``build`` has run."""
 
-    def __init__(self, path: Path, desk: Desk, defaults: RowDefaults) -> None:
+    def __init__(self, path: Path, resolver: RequestResolver, defaults: RowDefaults) -> None:
         self._file = path.open("rb")
-        self._desk, self._defaults = desk, defaults
+        self._resolver, self._defaults = resolver, defaults
         self._loop = asyncio.new_event_loop()
         self._lines, self._offsets = array("Q"), array("Q")
         self._model_of, self._expert_of = array("h"), array("h")
@@ -132,7 +132,7 @@ class BatchIndex:
         Raises:
             CoeError: what ``route`` raises.
         """
-        unrouted: list[tuple[int, RowHead, Wish]] = []
+        unrouted: list[tuple[int, RowHead, ChatRequest]] = []
         for line, offset, data in _lines(self._file):
             if line % 1000 == 0:
                 watch.indexed(line)
@@ -156,17 +156,17 @@ class BatchIndex:
                 watch.ignored(key, line)
             head = head_of(parsed, line)
             try:
-                wish = to_wish(parsed.row, self._defaults, line)
+                request = to_chat_request(parsed.row, self._defaults, line)
             except CoeError as problem:
                 yield Unusable(head, RowResult(line, "", failure=RowFailure.of(problem)))
                 continue
-            if wish.name == AUTO and line not in routes:
-                unrouted.append((row, head, wish))
+            if request.name == AUTO and line not in routes:
+                unrouted.append((row, head, request))
                 if len(unrouted) >= _ROUTED_AT_ONCE:
                     yield from self._route(unrouted, route, watch)
                     unrouted = []
             else:
-                yield from self._settle(row, head, wish, routes.get(line))
+                yield from self._settle(row, head, request, routes.get(line))
         yield from self._route(unrouted, route, watch)
         self._seen.clear()
 
@@ -177,23 +177,23 @@ class BatchIndex:
         self._expert_of.append(_SETTLED)
         return len(self._lines) - 1
 
-    def _route(self, rows: list[tuple[int, RowHead, Wish]], route: Route, watch: Watch) -> Iterator[Unusable]:
+    def _route(self, rows: list[tuple[int, RowHead, ChatRequest]], route: Route, watch: Watch) -> Iterator[Unusable]:
         if not rows:
             return
-        experts = route([_question(wish) for _, _, wish in rows])
+        experts = route([_question(request) for _, _, request in rows])
         watch.routed({head.line: expert for (_, head, _), expert in zip(rows, experts, strict=True)})
-        for (row, head, wish), expert in zip(rows, experts, strict=True):
-            yield from self._settle(row, head, wish, expert)
+        for (row, head, request), expert in zip(rows, experts, strict=True):
+            yield from self._settle(row, head, request, expert)
 
-    def _settle(self, row: int, head: RowHead, wish: Wish, expert: str | None) -> Iterator[Unusable]:
-        if expert is not None and wish.name == AUTO:
-            wish = wish._replace(name=expert)
+    def _settle(self, row: int, head: RowHead, request: ChatRequest, expert: str | None) -> Iterator[Unusable]:
+        if expert is not None and request.name == AUTO:
+            request = request._replace(name=expert)
         try:
-            prepared = self._loop.run_until_complete(self._desk.prepare(wish))
+            resolved = self._loop.run_until_complete(self._resolver.resolve(request))
         except CoeError as error:
-            yield Unusable(head, RowResult(head.line, "", wish.expert or expert, failure=RowFailure.of(error)))
+            yield Unusable(head, RowResult(head.line, "", request.expert or expert, failure=RowFailure.of(error)))
             return
-        model = _number(self._models, prepared.ask.model.name)
+        model = _number(self._models, resolved.ask.model.name)
         self._model_of[row] = model
         self._left[model] += 1
         if expert is not None:
@@ -225,7 +225,7 @@ class BatchIndex:
 
     def spec(self, model: str) -> ModelSpec:
         """See ``RowSource.spec``."""
-        return self._desk.open(model)
+        return self._resolver.open(model)
 
     def take(self, model: str) -> PreparedRow | RowResult | None:
         """See ``RowSource.take``."""
@@ -241,17 +241,17 @@ class BatchIndex:
             parsed = self._parse(row)
             if parsed is None:
                 raise InvalidRow(line, "it has vanished: the input was changed")
-            wish = to_wish(parsed.row, self._defaults, line)
+            request = to_chat_request(parsed.row, self._defaults, line)
             if expert is not None:
-                wish = wish._replace(name=expert)
-            prepared = self._loop.run_until_complete(self._desk.prepare(wish))
+                request = request._replace(name=expert)
+            resolved = self._loop.run_until_complete(self._resolver.resolve(request))
         except CoeError as error:
             return RowResult(line, model, expert, failure=RowFailure.of(error))
-        ask = prepared.ask
+        ask = resolved.ask
         if any(m.role == "system" and not m.content.strip() for m in ask.messages):
             spoken = [m for m in ask.messages if m.role != "system" or m.content.strip()]
             ask = structs.replace(ask, messages=spoken)
-        return PreparedRow(line, ask, prepared.expert, prepared.notes, not wish.raw and wish.guidance is None)
+        return PreparedRow(line, ask, resolved.expert, resolved.notes, not request.raw and request.guidance is None)
 
     def head(self, line: int) -> RowHead:
         """What the output needs of the row on ``line``."""
@@ -269,8 +269,8 @@ def head_of(parsed: Parsed, line: int) -> RowHead:
     return RowHead(line, parsed.row_id, parsed.is_openai, isinstance(row, Row) or row.url.endswith("/chat/completions"))
 
 
-def _question(wish: Wish) -> str:
-    return next((m.content for m in reversed(wish.messages) if m.role == "user"), "")
+def _question(request: ChatRequest) -> str:
+    return next((m.content for m in reversed(request.messages) if m.role == "user"), "")
 
 
 def _number(names: list[str], name: str) -> int:

@@ -1,4 +1,4 @@
-"""What a batch on this machine needs: the desk, the router when a row asks for it, and the engine over a college."""
+"""What a batch on this machine needs: the resolver, the router when a row asks for it, and the engine over a college."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from coe_cli.runtime.batch.batch_local import LocalEngine
 from coe_cli.runtime.batch.beside import Beside
 from coe_cli.runtime.college.college import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.desk import Desk
 from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.routing.shared_router import SharedRouter
@@ -28,10 +28,10 @@ from coe_cli.runtime.routing.shared_router import SharedRouter
 MakeEngine = Callable[[HardwareProfile], Engine]
 
 
-def batch_desk(catalog: Catalog, models_dir: Path, profile: HardwareProfile, where: Folders) -> Desk:
+def batch_resolver(catalog: Catalog, models_dir: Path, profile: HardwareProfile, where: Folders) -> RequestResolver:
     """Settles rows as `coe serve` settles requests."""
     router = SharedRouter(catalog, where, profile.provider)
-    return Desk(catalog, models_dir, profile, router)
+    return RequestResolver(catalog, models_dir, profile, router)
 
 
 def bulk_router(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from coe_cli.runtime.college.desk import Wish
+from coe_cli.runtime.college.resolver import ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
 _SEEDS = 2**31
@@ -114,7 +114,7 @@ class _Generation(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(_Generation):
+class ChatCompletionRequest(_Generation):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
     response_format: ResponseFormat | None = None
@@ -124,9 +124,9 @@ class ChatRequest(_Generation):
     top_logprobs: Literal[0] | None = None
     modalities: list[Literal["text"]] | None = None
 
-    def wish(self) -> Wish:
-        """What is asked of the desk."""
-        return Wish(
+    def chat_request(self) -> ChatRequest:
+        """What is asked of the resolver."""
+        return ChatRequest(
             self.model,
             [message.plain() for message in self.messages],
             max_tokens=self.max_completion_tokens or self.max_tokens,
@@ -143,10 +143,10 @@ class CompletionRequest(_Generation):
     best_of: Literal[1] | None = None
     logprobs: None = None
 
-    def wish(self) -> Wish:
-        """What is asked of the desk: the bare text, past the chat template."""
+    def chat_request(self) -> ChatRequest:
+        """What is asked of the resolver: the bare text, past the chat template."""
         text = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
-        return Wish(
+        return ChatRequest(
             self.model,
             [ChatMessage("user", text)],
             raw=True,

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from coe_cli import __version__
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college.college import College
-from coe_cli.runtime.college.desk import Desk
+from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError, error_headers, error_object, status_of
@@ -46,17 +46,19 @@ class _Answer(Response):
         await self._answer(scope, receive, send)
 
 
-def build_openai_app(college: College, desk: Desk) -> FastAPI:
+def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
     """The OpenAI-compatible endpoints over a college."""
     app = FastAPI(title="coe", version=__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(CoeError, _coe_error)
 
-    async def answer(request: api.ChatRequest | api.CompletionRequest, shape: ChatShape | TextShape) -> Response:
-        prepared = await desk.prepare(request.wish(), college.resident_models)
+    async def answer(
+        request: api.ChatCompletionRequest | api.CompletionRequest, shape: ChatShape | TextShape
+    ) -> Response:
+        resolved = await resolver.resolve(request.chat_request(), college.resident_models)
         stream = bool(request.stream)
-        return _Answer(HttpAnswer(college, prepared, shape, stream=stream, include_usage=request.include_usage))
+        return _Answer(HttpAnswer(college, resolved, shape, stream=stream, include_usage=request.include_usage))
 
     @app.post(
         "/v1/chat/completions",
@@ -64,7 +66,7 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
         responses={200: {"content": _STREAMS}, **_ERRORS},
         operation_id="chat",
     )
-    async def chat(request: api.ChatRequest) -> Response:
+    async def chat(request: api.ChatCompletionRequest) -> Response:
         """Answer a conversation. Roles bring their system prompt, unless the conversation has one."""
         return await answer(request, ChatShape())
 
@@ -81,11 +83,11 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
     @app.get("/v1/models", responses=_ERRORS, operation_id="models")
     async def models() -> api.ModelList:
         """Every name that a request may give as its model."""
-        return api.ModelList(data=[api.ModelObject(id=name, created=time) for name, time in desk.names()])
+        return api.ModelList(data=[api.ModelObject(id=name, created=time) for name, time in resolver.names()])
 
     @app.get("/v1/models/{name}", responses=_ERRORS, operation_id="model")
     async def model(name: str) -> api.ModelObject:
-        for known, time in desk.names():
+        for known, time in resolver.names():
             if known == name:
                 return api.ModelObject(id=name, created=time)
         raise HttpError(404, f"unknown model `{name[:256]}`", "See /v1/models.", code="model_not_found", param="model")
@@ -95,7 +97,7 @@ def build_openai_app(college: College, desk: Desk) -> FastAPI:
         """Vectors of length 1, from the embedder that routes questions."""
         texts = [request.input] if isinstance(request.input, str) else request.input
         answer = await asyncio.to_thread(
-            embed, request.model, texts, desk.router, base64=request.encoding_format == "base64"
+            embed, request.model, texts, resolver.router, base64=request.encoding_format == "base64"
         )
         return Response(encode(answer), media_type="application/json")
 

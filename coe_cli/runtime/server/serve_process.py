@@ -31,9 +31,9 @@ from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError
 from coe_cli.runtime.college.college import College, CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.desk import Desk
 from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders, catalog_paths, folders, profile_paths
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.shared_router import SharedRouter
@@ -97,8 +97,8 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
                 settings=settings,
             )
             router = SharedRouter(catalog, where, profile.provider)
-            desk = Desk(catalog, where.models, profile, router, routing=profiles.routing)
-            job = _Process(options, state, listener, profile, desk, api_key)
+            resolver = RequestResolver(catalog, where.models, profile, router, routing=profiles.routing)
+            job = _Process(options, state, listener, profile, resolver, api_key)
             asyncio.run(job.run(folder, on_ready, observer))
     finally:
         rendezvous.remove_state(folder)
@@ -139,11 +139,11 @@ class _Process:
         state: rendezvous.CollegeState,
         listener: socket.socket,
         profile: HardwareProfile,
-        desk: Desk,
+        resolver: RequestResolver,
         api_key: str | None,
     ) -> None:
         self._options, self._state, self._listener = options, state, listener
-        self._profile, self._desk, self._api_key = profile, desk, api_key
+        self._profile, self._resolver, self._api_key = profile, resolver, api_key
         self._ending = False
 
     async def run(self, folder: Path, on_ready: Callable[[str], None], observer: Observer | None) -> None:
@@ -161,7 +161,7 @@ class _Process:
         self._college = College(settings, meter_for(self._profile))
         self._server = Server(
             self._college,
-            self._desk,
+            self._resolver,
             self._state,
             self.stop,
             api_key=self._api_key,
@@ -220,10 +220,10 @@ class _Process:
         on_ready(self._state.url)
         if self._options.prepare_api:
             await self._server.openai()
-            if not self._desk.routing.enabled:
+            if not self._resolver.routing.enabled:
                 return
             with contextlib.suppress(CoeError):  # where none is prepared, `auto` says so when it is asked for
-                await asyncio.to_thread(self._desk.router.route, "warm up")
+                await asyncio.to_thread(self._resolver.router.route, "warm up")
 
     async def _end_when_idle(self) -> None:
         wished = self._options.keep_alive

@@ -24,7 +24,7 @@ from coe_cli.core.scheduler_state import Snapshot
 from coe_cli.errors import Busy, CoeError, Draining
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
-from coe_cli.runtime.college.desk import Desk
+from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server.guard import Guard, Headers, read_body, replay
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.rendezvous import CollegeState, proof
@@ -57,7 +57,7 @@ class Server:
     def __init__(
         self,
         college: College,
-        desk: Desk,
+        resolver: RequestResolver,
         state: CollegeState,
         stop: Callable[[bool], None],
         *,
@@ -66,7 +66,7 @@ class Server:
         log_prompts: bool = False,
         allowed_hosts: Sequence[str] = (),
     ) -> None:
-        self.college, self.desk, self.state = college, desk, state
+        self.college, self.resolver, self.state = college, resolver, state
         self.draining = False
         self.device = device
         self._stop = stop
@@ -155,7 +155,7 @@ class Server:
         """The FastAPI application, imported in a thread at its first use so that running answers go on."""
         async with self._building:
             if self._openai is None:
-                self._openai = await asyncio.to_thread(_build, self.college, self.desk)
+                self._openai = await asyncio.to_thread(_build, self.college, self.resolver)
         return self._openai
 
     # --- for everybody
@@ -192,13 +192,13 @@ class Server:
         _allow(method, "POST")
         body = await read_body(receive, headers)
         if path == "/coe/ask":
-            wish = _decode(body, ce.AskByName)
+            request = _decode(body, ce.AskByName)
             if self._log_prompts:
                 PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
-            await until_client_goes(receive, lambda: self._ask(wish, send))
+            await until_client_goes(receive, lambda: self._ask(request, send))
         elif path == "/coe/route":
             request = _decode(body, RouteRequest)
-            routed = await asyncio.to_thread(self.desk.router.answer, request, self.college.resident_models)
+            routed = await asyncio.to_thread(self.resolver.router.answer, request, self.college.resident_models)
             if routed is None:
                 raise HttpError(409, "this college routes by other examples", code="other_examples")
             await send_json(send, 200, routed)
@@ -213,19 +213,19 @@ class Server:
             self.college.unload(model)
             await send_json(send, 202, line)
 
-    async def _ask(self, wish: ce.AskByName, send: Send) -> None:
+    async def _ask(self, request: ce.AskByName, send: Send) -> None:
         """Events of one answer, one JSON object a line, errors among them; an empty line each second."""
         headers = [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         heartbeat = asyncio.create_task(_beat(send))
         try:
-            await self._send_events(wish, send)
+            await self._send_events(request, send)
         finally:
             heartbeat.cancel()
 
-    async def _send_events(self, wish: ce.AskByName, send: Send) -> None:
+    async def _send_events(self, request: ce.AskByName, send: Send) -> None:
         try:
-            ask = wish.of(self.desk.open(wish.model))
+            ask = request.of(self.resolver.open(request.model))
             async with contextlib.aclosing(self.college.ask(ask)) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": _encode(event) + b"\n", "more_body": True})
@@ -290,10 +290,10 @@ async def _beat(send: Send) -> None:
         await send({"type": "http.response.body", "body": b"\n", "more_body": True})
 
 
-def _build(college: College, desk: Desk) -> Any:
+def _build(college: College, resolver: RequestResolver) -> Any:
     from coe_cli.runtime.server.openai_app import build_openai_app
 
-    return build_openai_app(college, desk)
+    return build_openai_app(college, resolver)
 
 
 def _allow(method: str, *allowed: str) -> None:

@@ -18,7 +18,7 @@ from coe_cli.core.thinking import ThinkingSplitter, Unsplit
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
-from coe_cli.runtime.college.desk import Prepared
+from coe_cli.runtime.college.resolver import ResolvedRequest
 from coe_cli.runtime.server.http_errors import error_headers, error_object, status_of
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -127,22 +127,22 @@ async def send_error(send: Send, error: CoeError) -> None:
 
 
 class HttpAnswer:
-    """An ASGI application that answers one prepared request."""
+    """An ASGI application that answers one resolved request."""
 
     background = None
 
     def __init__(
         self,
         college: College,
-        prepared: Prepared,
+        resolved: ResolvedRequest,
         shape: ChatShape | TextShape,
         *,
         stream: bool,
         include_usage: bool = False,
     ) -> None:
         if not stream:
-            prepared = prepared._replace(ask=msgspec.structs.replace(prepared.ask, whole=True))
-        self._college, self._prepared, self._shape = college, prepared, shape
+            resolved = resolved._replace(ask=msgspec.structs.replace(resolved.ask, whole=True))
+        self._college, self._resolved, self._shape = college, resolved, shape
         self._stream, self._include_usage = stream, include_usage
         self._id = shape.prefix + secrets.token_hex(12)
         self._created = int(time.time())
@@ -164,7 +164,7 @@ class HttpAnswer:
     async def _answer_whole(self, send: Send) -> None:
         splitter = self._splitter(in_thinking=False)
         parts: dict[bool, list[str]] = {False: [], True: []}
-        async with contextlib.aclosing(self._college.ask(self._prepared.ask)) as events:
+        async with contextlib.aclosing(self._college.ask(self._resolved.ask)) as events:
             async for event in events:
                 if isinstance(event, ce.Piece):
                     for text, is_thinking in splitter.feed(event.text):
@@ -181,12 +181,12 @@ class HttpAnswer:
             self._shape,
             self._id,
             self._created,
-            self._prepared.ask.model.name,
+            self._resolved.ask.model.name,
             choice,
             self._usage(finished),
             self._coe(),
         )
-        await send_json(send, 200, answer, note_header(self._prepared.notes))
+        await send_json(send, 200, answer, note_header(self._resolved.notes))
 
     async def _answer_in_chunks(self, send: Send) -> None:
         splitter = self._splitter(in_thinking=False)
@@ -195,7 +195,7 @@ class HttpAnswer:
                 "id": self._id,
                 "object": self._shape.chunk_name,
                 "created": self._created,
-                "model": self._prepared.ask.model.name,
+                "model": self._resolved.ask.model.name,
             }
         ).rstrip(b"}")
         usage = b',"usage":null' if self._include_usage else b""
@@ -206,7 +206,7 @@ class HttpAnswer:
             for thinking in (False, True)
             for start, end in (self._shape.piece("", is_thinking=thinking),)
         }
-        async with contextlib.aclosing(self._college.ask(self._prepared.ask)) as events:
+        async with contextlib.aclosing(self._college.ask(self._resolved.ask)) as events:
             async for event in events:
                 if isinstance(event, ce.Piece):
                     pieces = splitter.feed(event.text)
@@ -234,7 +234,7 @@ class HttpAnswer:
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
-            *note_header(self._prepared.notes),
+            *note_header(self._resolved.notes),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -248,7 +248,7 @@ class HttpAnswer:
 
     def _splitter(self, *, in_thinking: bool) -> ThinkingSplitter | Unsplit:
         # A grammar leaves no place for thoughts: the answer begins at once, whatever the template has opened.
-        if not self._shape.splits_thinking or self._prepared.ask.guidance is not None:
+        if not self._shape.splits_thinking or self._resolved.ask.guidance is not None:
             return Unsplit()
         return ThinkingSplitter(in_thinking=in_thinking)
 
@@ -263,11 +263,11 @@ class HttpAnswer:
     def _coe(self) -> dict[str, Any]:
         reading = self._reading
         return {
-            "expert": self._prepared.expert,
-            "model": self._prepared.ask.model.name,
+            "expert": self._resolved.expert,
+            "model": self._resolved.ask.model.name,
             "load_s": reading.load_s if reading else None,
             "reused_tokens": reading.reused_tokens if reading else 0,
-            "notes": self._prepared.notes,
+            "notes": self._resolved.notes,
         }
 
 

@@ -1,18 +1,18 @@
-"""From a row of a batch to what is asked of the desk."""
+"""From a row of a batch to what is asked of the resolver."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from coe_cli.core.batch_rows import InvalidRow, OpenAIRow, Row
-from coe_cli.runtime.college.desk import AUTO, Wish
+from coe_cli.runtime.college.resolver import AUTO, ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 if TYPE_CHECKING:
     from coe_cli.runtime.batch.batch_index import RowDefaults
 
 
-def to_wish(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> Wish:
+def to_chat_request(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> ChatRequest:
     """What the row asks for; ``auto`` where neither it nor the defaults name an expert or a model.
 
     Raises:
@@ -25,7 +25,7 @@ def to_wish(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> Wish:
     messages = [ChatMessage(turn.role, turn.content) for turn in row.conversation]
     if defaults.system is not None and not any(message.role == "system" for message in messages):
         messages.insert(0, ChatMessage("system", defaults.system))
-    return Wish(
+    return ChatRequest(
         model or expert or AUTO,
         messages,
         max_tokens=row.max_tokens or defaults.max_tokens,
@@ -40,14 +40,14 @@ def to_wish(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> Wish:
     )
 
 
-def _of_openai(row: OpenAIRow, line: int) -> Wish:
+def _of_openai(row: OpenAIRow, line: int) -> ChatRequest:
     from pydantic import ValidationError
 
     from coe_cli.runtime.server import openai_api as api
 
-    kind = api.ChatRequest if row.url.endswith("/chat/completions") else api.CompletionRequest
+    kind = api.ChatCompletionRequest if row.url.endswith("/chat/completions") else api.CompletionRequest
     try:
-        return kind.model_validate(row.body).wish()
+        return kind.model_validate(row.body).chat_request()
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"

@@ -29,7 +29,7 @@ MAX_PROMPT_CHARS = 2_000_000
 """No context that is in use holds more; longer texts are refused before they are tokenized."""
 
 
-class Wish(NamedTuple):
+class ChatRequest(NamedTuple):
     """What a client wants: ``name`` is `auto`, an expert or a model; a raw prompt goes past the chat template.
 
     ``expert``: whose words a model named by ``name`` answers in; the same as ``name`` where that must be an expert.
@@ -45,7 +45,7 @@ class Wish(NamedTuple):
     expert: str | None = None
 
 
-class Prepared(NamedTuple):
+class ResolvedRequest(NamedTuple):
     """What to ask the college, and what to tell the client about the choice."""
 
     ask: ce.Ask
@@ -53,7 +53,7 @@ class Prepared(NamedTuple):
     notes: list[str]
 
 
-class Desk:
+class RequestResolver:
     """Settles each request against the catalog and the models on disk, as they are at that moment.
 
     ``router`` gives the expert for a question, from any thread; ``routing`` says whether it is asked, and whether of two
@@ -77,7 +77,7 @@ class Desk:
         self._opened: dict[str, tuple[int, ModelSpec, str]] = {}
 
     def names(self) -> list[tuple[str, int]]:
-        """Every name that ``prepare`` takes, with the time (seconds since 1970) of its model's folder."""
+        """Every name that ``resolve`` takes, with the time (seconds since 1970) of its model's folder."""
         found = models_on_disk(self.models_dir)
         times = {name: int((folder / GENAI_CONFIG).stat().st_mtime) for name, folder in found.items()}
         newest = max(times.values(), default=0)
@@ -111,7 +111,7 @@ class Desk:
             known = self._opened[name] = (changed, spec, note)
         return known[1:]
 
-    async def prepare(self, wish: Wish, resident_models: Collection[str] = ()) -> Prepared:
+    async def resolve(self, request: ChatRequest, resident_models: Collection[str] = ()) -> ResolvedRequest:
         """Settle expert, model, system prompt and room. ``resident_models`` are what the college has loaded.
 
         Raises:
@@ -119,34 +119,36 @@ class Desk:
             UsageError: an unknown expert, or a raw prompt that has nothing but white space.
             PromptTooLong: neither the model nor the expert's fallback has room for the prompt.
         """
-        if sum(len(message.content) for message in wish.messages) > MAX_PROMPT_CHARS:
+        if sum(len(message.content) for message in request.messages) > MAX_PROMPT_CHARS:
             raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
-        if wish.raw and not any(message.content.strip() for message in wish.messages):
+        if request.raw and not any(message.content.strip() for message in request.messages):
             raise UsageError("the prompt is empty", "Give it some text.")
-        name, notes = await self._route(wish.messages, resident_models) if wish.name == AUTO else (wish.name, [])
-        choice = self._choose(name, wish.expert)
+        name, notes = (
+            await self._route(request.messages, resident_models) if request.name == AUTO else (request.name, [])
+        )
+        choice = self._choose(name, request.expert)
         spec, slower = self._open(choice.model)
-        messages, template = wish.messages, choice.template
+        messages, template = request.messages, choice.template
         notes += [*choice.notes, slower] if slower else choice.notes
-        if wish.raw:
+        if request.raw:
             template = RAW_TEMPLATE
         elif choice.system_prompt.strip() and not any(message.role == "system" for message in messages):
             messages = [ChatMessage("system", choice.system_prompt.strip()), *messages]
         tokens = await self._too_many_tokens(spec, messages, template)
         if tokens is not None:
             spec, note = await self._fallback(spec, tokens, choice, messages)
-            template = RAW_TEMPLATE if wish.raw else None
+            template = RAW_TEMPLATE if request.raw else None
             notes.append(note)
         ask = ce.Ask(
             model=spec,
             messages=messages,
             template=template,
-            max_tokens=wish.max_tokens,
-            sampling=_within(wish.sampling, spec),
-            stop=wish.stop,
-            guidance=wish.guidance,
+            max_tokens=request.max_tokens,
+            sampling=_within(request.sampling, spec),
+            stop=request.stop,
+            guidance=request.guidance,
         )
-        return Prepared(ask, choice.expert, notes)
+        return ResolvedRequest(ask, choice.expert, notes)
 
     async def _route(self, messages: list[ChatMessage], resident_models: Collection[str]) -> tuple[str, list[str]]:
         """The expert for the last question, and what is to be said about the choice."""

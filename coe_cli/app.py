@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from coe_cli import __version__
-from coe_cli.errors import CoeError, ExitCode, UsageError
+from coe_cli.errors import CoeError, ExitCode, UsageError, explained
 
 COMMANDS: dict[str, str] = {
     "ask": "Ask a question and stream the answer.",
@@ -105,8 +105,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("COE_DEBUG"):
             raise
-        kind = type(error).__name__
-        return _report(arguments, CoeError(f"{kind}: {error}", "Set COE_DEBUG=1 to see where it comes from."))
+        return _report(arguments, explained(error))
     finally:
         _silence_broken_stdout()
 

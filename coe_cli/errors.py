@@ -151,6 +151,13 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
 }
 
 
+def explained(error: Exception) -> CoeError:
+    """``error`` as a ``CoeError``: itself, or for whatever nobody foresaw one that names it."""
+    if isinstance(error, CoeError):
+        return error
+    return CoeError(f"{type(error).__name__}: {error}", "Set COE_DEBUG=1 to see where it comes from.")
+
+
 def from_code(code: str, message: str, hint: str = "") -> CoeError:
     """Rebuild an error that crossed a process boundary; an unknown code becomes a plain ``CoeError``."""
     return ERROR_TYPES.get(code, CoeError)(message, hint)

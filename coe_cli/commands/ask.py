@@ -12,6 +12,7 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
+    a_number,
     complete_experts,
     complete_models,
     read_catalog,
@@ -19,6 +20,7 @@ from coe_cli.commands.options import (
     utf8_text,
 )
 from coe_cli.core.answer import join_question
+from coe_cli.core.limits import MAX_TOKENS, SECONDS_MOST, SEED, TOP_K
 from coe_cli.errors import UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
@@ -51,13 +53,17 @@ def ask(
     system: Annotated[
         str | None, typer.Option("--system", "-s", help="A system prompt of your own.", callback=utf8_text)
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the answer at most.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token each time.")
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MAX_TOKENS.most, help="Tokens of the answer at most.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Repeat a sampled answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=2.0, callback=a_number, help="0 takes the likeliest token each time.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, callback=a_number, help="Nucleus sampling.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, max=TOP_K.most, help="Sample from the k likeliest tokens.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=SEED.most, help="Repeat a sampled answer.")] = None,
     output_format: Annotated[AnswerFormat, typer.Option("--format", help="How the answer is written.")] = (
         AnswerFormat.HUMAN
     ),
@@ -91,7 +97,14 @@ def ask(
         typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no resident college, and leave none behind."),
     ] = False,
     timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Give up when nothing happens for so many seconds.")
+        float,
+        typer.Option(
+            "--timeout",
+            min=0.1,
+            max=SECONDS_MOST,
+            callback=a_number,
+            help="Give up when nothing happens for so many seconds.",
+        ),
     ] = 600.0,
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,

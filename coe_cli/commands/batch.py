@@ -15,12 +15,14 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
+    a_number,
     complete_experts,
     complete_models,
     read_catalog,
     read_profiles,
     utf8_text,
 )
+from coe_cli.core.limits import MAX_TOKENS, SEED
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output
 
@@ -73,12 +75,13 @@ def batch(
         str | None, typer.Option("--system", "-s", help="System prompt of rows without one.", callback=utf8_text)
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an answer at most, if the row is silent.")
+        int | None, typer.Option(min=1, max=MAX_TOKENS.most, help="Tokens of an answer at most, if the row is silent.")
     ] = (None),
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, max=2.0, help="Temperature of rows without one; 0 is greedy.")
+        float | None,
+        typer.Option(min=0.0, max=2.0, callback=a_number, help="Temperature of rows without one; 0 is greedy."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of rows without one.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=SEED.most, help="Seed of rows without one.")] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, max=64, help="Rows at once; without it as many as the profile has slots.")
     ] = None,

@@ -13,10 +13,12 @@ from coe_cli.commands.options import (
     ProfileOption,
     ProfilesFileOption,
     ProviderName,
+    a_number,
     complete_models,
     read_catalog,
     read_profiles,
 )
+from coe_cli.core.limits import MAX_TOKENS, SECONDS_MOST
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.bench_view import BenchFormat
 
@@ -32,15 +34,17 @@ def bench(
         str | None,
         typer.Option("--prompt-tokens", help="Prompt lengths a,b,c; 16,512,4096 without it, as far as they fit."),
     ] = None,
-    gen_tokens: Annotated[int, typer.Option("--gen-tokens", min=1, help="Tokens written after each prompt.")] = 64,
+    gen_tokens: Annotated[
+        int, typer.Option("--gen-tokens", min=1, max=MAX_TOKENS.most, help="Tokens written after each prompt.")
+    ] = 64,
     depth: Annotated[str, typer.Option("--depth", help="Tokens a,b,c in the cache before the prompt.")] = "0",
     max_length: Annotated[
         str | None,
         typer.Option("--max-length", help="Context lengths a,b,c of a slot; as in the college without it."),
     ] = None,
     slots: Annotated[str, typer.Option("--slots", help="Numbers a,b,c of answers at once.")] = "1",
-    repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, help="Measured runs a row.")] = 3,
-    warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Runs before them that do not count.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Measured runs a row.")] = 3,
+    warm_up: Annotated[int, typer.Option("--warm-up", min=0, max=1000, help="Runs before them that do not count.")] = 1,
     provider: Annotated[
         ProviderName | None, typer.Option("--provider", help="Run on another provider than the model's own.")
     ] = None,
@@ -53,13 +57,22 @@ def bench(
     ] = None,
     fail_below: Annotated[
         float | None,
-        typer.Option("--fail-below", min=0.0, help="Exit 1 when a speed is below this ratio to --against."),
+        typer.Option(
+            "--fail-below",
+            min=0.0,
+            max=1000.0,
+            callback=a_number,
+            help="Exit 1 when a speed is below this ratio to --against.",
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the run as FILE.png or FILE.svg (needs coe-cli[plot]).")
     ] = None,
     timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds that a worker may be silent.")
+        float,
+        typer.Option(
+            "--timeout", min=0.1, max=SECONDS_MOST, callback=a_number, help="Seconds that a worker may be silent."
+        ),
     ] = 1800.0,
     profile_name: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,

@@ -10,12 +10,14 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
+    a_number,
     complete_experts,
     complete_models,
     read_catalog,
     read_profiles,
     utf8_text,
 )
+from coe_cli.core.limits import MAX_TOKENS, SEED, TOP_K
 from coe_cli.output.console import Output
 
 
@@ -31,13 +33,17 @@ def chat(
         str | None, typer.Option("--system", "-s", help="A system prompt of your own.", callback=utf8_text)
     ] = None,
     resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token each time.")
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MAX_TOKENS.most, help="Tokens of an answer at most.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Repeat sampled answers.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=2.0, callback=a_number, help="0 takes the likeliest token each time.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, callback=a_number, help="Nucleus sampling.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, max=TOP_K.most, help="Sample from the k likeliest tokens.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=SEED.most, help="Repeat sampled answers.")] = None,
     show_thinking: Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")] = False,
     no_log: Annotated[bool, typer.Option("--no-log", help="Keep nothing of it for `coe logs`.")] = False,
     no_serve: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from coe_cli.commands.options import ProfilesFileOption, read_profiles
+from coe_cli.core.limits import ROW_ID
 from coe_cli.core.names import counted
 from coe_cli.errors import UsageError
 from coe_cli.output.console import Output, ReportFormat
@@ -36,7 +37,8 @@ def list_conversations(
 @app.command("show")
 def show(
     conversation: Annotated[
-        int | None, typer.Argument(help="Its number in `coe logs list`; else the last one.")
+        int | None,
+        typer.Argument(min=ROW_ID.least, max=ROW_ID.most, help="Its number in `coe logs list`; else the last one."),
     ] = None,
     output_format: FormatOption = ReportFormat.HUMAN,
     profiles_file: ProfilesFileOption = None,
@@ -75,7 +77,10 @@ def search(
 
 @app.command("rm")
 def remove(
-    conversations: Annotated[list[int] | None, typer.Argument(help="Their numbers in `coe logs list`.")] = None,
+    conversations: Annotated[
+        list[int] | None,
+        typer.Argument(min=ROW_ID.least, max=ROW_ID.most, help="Their numbers in `coe logs list`."),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every conversation.")] = False,
     profiles_file: ProfilesFileOption = None,
 ) -> None:

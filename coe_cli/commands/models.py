@@ -19,6 +19,7 @@ from coe_cli.commands.options import (
     read_catalog,
     read_profiles,
 )
+from coe_cli.core.limits import MAX_TOKENS
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.runtime.folders import folders
@@ -145,7 +146,8 @@ def verify(
         Path | None, typer.Option("--source", help="The source for --quality, if not the recorded one.")
     ] = None,
     quality_tokens: Annotated[
-        int | None, typer.Option("--quality-tokens", min=2, help="Use only so many tokens of the text.")
+        int | None,
+        typer.Option("--quality-tokens", min=2, max=MAX_TOKENS.most, help="Use only so many tokens of the text."),
     ] = None,
     report_format: FormatOption = ReportFormat.HUMAN,
     catalog_file: CatalogFileOption = None,

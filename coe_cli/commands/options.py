@@ -18,6 +18,7 @@ __all__ = [
     "ProfileOption",
     "ProfilesFileOption",
     "ProviderName",
+    "a_number",
     "read_catalog",
     "read_profiles",
     "utf8_text",
@@ -60,6 +61,17 @@ def utf8_text(value: str | None) -> str | None:
             value.encode()
         except UnicodeEncodeError as error:
             raise typer.BadParameter(f"it is not UTF-8 text (character {error.start + 1})") from None
+    return value
+
+
+def a_number(value: float | None) -> float | None:
+    """A callback for options with a fraction: "nan" passes every comparison with the ends of a range.
+
+    Raises:
+        typer.BadParameter: it is not a number.
+    """
+    if value is not None and value != value:
+        raise typer.BadParameter("it is not a number")
     return value
 
 

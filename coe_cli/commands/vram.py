@@ -17,6 +17,7 @@ from coe_cli.commands.options import (
     read_catalog,
     read_profiles,
 )
+from coe_cli.core.limits import COUNT
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, TableFormat
 
@@ -52,7 +53,8 @@ def plan(
     vram_mb: Annotated[int | None, typer.Option("--vram-mb", min=1, max=2**30, help="Budget in MB.")] = None,
     provider: Annotated[ProviderName | None, typer.Option("--provider", help="Plan for another provider.")] = None,
     chunk_size: Annotated[
-        int | None, typer.Option("--chunk-size", min=1, help="Tokens a prefill reads at once, up to 512.")
+        int | None,
+        typer.Option("--chunk-size", min=1, max=COUNT.most, help="Tokens a prefill reads at once, up to 512."),
     ] = None,
     accounting: Annotated[
         AccountingChoice, typer.Option("--accounting", help="exact, the guide's KV formula, or its constants.")

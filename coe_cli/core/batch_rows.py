@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P
 from coe_cli.errors import UsageError
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -15,6 +16,7 @@ MAX_LINE_BYTES = 8 * 2**20
 RowId: TypeAlias = int | str
 
 _Text = Annotated[str, Meta(min_length=1)]
+_Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -44,12 +46,12 @@ class Row(Struct, frozen=True, kw_only=True):
     expert: _Name | None = None
     model: _Name | None = None
     system: str | None = None
-    max_tokens: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
-    seed: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
-    stop: Annotated[list[_Text], Meta(max_length=16)] = []
+    max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
+    temperature: Annotated[float, Meta(ge=TEMPERATURE.least, le=TEMPERATURE.most)] | None = None
+    top_p: Annotated[float, Meta(ge=TOP_P.least, le=TOP_P.most)] | None = None
+    top_k: Annotated[int, Meta(ge=TOP_K.least, le=TOP_K.most)] | None = None
+    seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
+    stop: Annotated[list[_Stop], Meta(max_length=STOPS_MOST)] = []
 
     @property
     def conversation(self) -> list[Turn]:

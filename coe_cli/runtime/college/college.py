@@ -17,7 +17,7 @@ from coe_cli.core import scheduler_events as ev
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.scheduler import Scheduler
 from coe_cli.core.scheduler_state import ModelCost, PoolConfig, Snapshot
-from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, from_code
+from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, explained, from_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college import translation
 from coe_cli.runtime.college.college_requests import OpenRequest, Tally
@@ -251,13 +251,13 @@ class College:
                 warm_context_length=self._contexts[model] if warm else None,
                 timeout_s=self._settings.load_timeout_s,
             )
-        except CoeError as error:
+        except Exception as failure:  # whatever it is, the scheduler hears that the load is over
             if worker.ending:
                 return
             worker.ending = True
             await worker.end()
             if self._forget(model, worker):
-                killed = isinstance(error, KilledFromOutside)
+                error, killed = explained(failure), isinstance(failure, KilledFromOutside)
                 self._tell(ev.LoadFailed(model, error.code, error.message, self._used_mb(), killed))
             return
         if worker.ending:
@@ -313,7 +313,10 @@ class College:
             self._settings.recorder.begun(worker.pid, beside=bool(worker.running))
         worker.running.add(request_id)
         worker.progress_at = time.monotonic()
-        worker.send(translation.to_worker(request_id, request.ask, self._contexts[model]))
+        try:
+            worker.send(translation.to_worker(request_id, request.ask, self._contexts[model]))
+        except Exception as error:  # nothing of it was sent: the worker is sound and its slot is free again
+            self._end_failed(worker, request_id, explained(error))
 
     def _on_message(self, model: str, worker: ResidentWorker, message: protocol.FromWorker) -> None:
         if worker.ending:
@@ -344,9 +347,12 @@ class College:
             self._lose(model, worker, error)
             return
         assert message.request_id is not None
-        worker.running.discard(message.request_id)
-        self._end(message.request_id, error)
-        self._tell(ev.Done(message.request_id))
+        self._end_failed(worker, message.request_id, error)
+
+    def _end_failed(self, worker: ResidentWorker, request_id: int, error: CoeError) -> None:
+        worker.running.discard(request_id)
+        self._end(request_id, error)
+        self._tell(ev.Done(request_id))
 
     # --- housekeeping
 
@@ -360,15 +366,9 @@ class College:
             await asyncio.sleep(interval_s)
             self._look_elsewhere()
             self._measure()
-            now = time.monotonic()
             for model, worker in list(self._workers.items()):
-                stuck_s = now - worker.progress_at
-                if worker.running and not worker.ending and stuck_s > self._settings.watchdog_s:
-                    error = DeviceLost(
-                        f"the worker of `{model}` made no progress for {stuck_s:.0f} s",
-                        "Ask again, or use a shorter prompt.",
-                    )
-                    self._lose(model, worker, error)
+                if (stuck := worker.stuck(self._settings.watchdog_s)) is not None:
+                    self._lose(model, worker, stuck)
 
     def _look_elsewhere(self) -> None:
         now = self._settings.elsewhere() if self._settings.elsewhere is not None else self._elsewhere
@@ -387,9 +387,13 @@ class College:
         return used_mb if used_mb is None or self._meter.sees_others else used_mb + self._elsewhere.mb
 
     def _spawn(self, job: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(job)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(task := asyncio.ensure_future(job))  # type: ignore[call-overload]
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self.notices.append(repr(failure))
 
 
 def _stopped() -> CoeError:

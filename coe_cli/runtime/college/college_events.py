@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeAlias, TypeVar
+from typing import Annotated, Generic, TypeAlias, TypeVar
 
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
+from coe_cli.core.limits import MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
 
 Model = TypeVar("Model")
+Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 
 
 class _Asking(Struct, Generic[Model], frozen=True):
     model: Model
     messages: list[ChatMessage]
     template: str | None = None
-    max_tokens: int | None = None
+    max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
     sampling: Sampling = Sampling()
-    stop: list[str] = []
+    stop: Annotated[list[Stop], Meta(max_length=STOPS_MOST)] = []
     guidance: Guidance | None = None
-    priority: int = 0
+    priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0
     whole: bool = False
     flush_s: float = FLUSH_S
 

@@ -132,6 +132,13 @@ class ResidentWorker:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
             self._process.stdin.write(protocol.frame(message))
 
+    def stuck(self, allowed_s: float) -> DeviceLost | None:
+        """The error of a worker that has answers to write and has said nothing for longer than ``allowed_s``."""
+        stuck_s = time.monotonic() - self.progress_at
+        if not self.running or self.ending or stuck_s <= allowed_s:
+            return None
+        return DeviceLost(f"{self._name} made no progress for {stuck_s:.0f} s", "Ask again, or use a shorter prompt.")
+
     async def end(self) -> None:
         """End the process for certain and wait until it is gone; safe to call more than once."""
         self.ending = True

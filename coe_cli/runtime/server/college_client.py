@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from coe_cli.core.college_status import CollegeStatus, ModelLine
-from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, from_code
+from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, UsageError, from_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.package import start_code
@@ -260,7 +260,7 @@ class CollegeClient:
 def _refusal(status: int, body: bytes) -> CoeError:
     with contextlib.suppress(msgspec.MsgspecError, KeyError, TypeError):
         error = msgspec.json.decode(body)["error"]
-        kind = ModelMissing if status == 404 else CoeError
+        kind = {400: UsageError, 404: ModelMissing}.get(status, CoeError)
         return kind(str(error["message"]))
     return CoeError(f"the college answered with status {status}")
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
 from coe_cli.runtime.college.resolver import ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
-_SEEDS = 2**31
-_MAX_STOPS = 16
+_SEEDS = SEED.most + 1
 
 
 def _whole_unicode(text: str) -> str:
@@ -25,8 +25,9 @@ def _whole_unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole_unicode)]
-_Stop = Annotated[Text, Field(min_length=1, max_length=1024)]
-_Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Stop = Annotated[Text, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
+_Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
+_Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
 
 
 class TextPart(BaseModel):
@@ -87,13 +88,13 @@ class _Generation(BaseModel):
     """What chat and plain completions have in common."""
 
     model: str = Field(min_length=1, max_length=256, description="`auto`, an expert's name or a model's name")
-    max_tokens: int | None = Field(default=None, ge=1, le=2**31)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=1, lt=2**31)
+    max_tokens: _Tokens | None = None
+    temperature: float | None = Field(default=None, ge=TEMPERATURE.least, le=TEMPERATURE.most)
+    top_p: float | None = Field(default=None, ge=TOP_P.least, le=TOP_P.most)
+    top_k: int | None = Field(default=None, ge=TOP_K.least, le=TOP_K.most)
     seed: _Seed | None = None
     n: Literal[1] | None = 1
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=_MAX_STOPS)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MOST)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     presence_penalty: Literal[0] | None = Field(default=None, description="only 0: penalties are not supported")
@@ -116,7 +117,7 @@ class _Generation(BaseModel):
 
 class ChatCompletionRequest(_Generation):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    max_completion_tokens: _Tokens | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None

@@ -21,7 +21,7 @@ import msgspec
 from coe_cli import __version__
 from coe_cli.core.college_status import CollegeStatus, ModelLine, PressureLine
 from coe_cli.core.scheduler_state import Snapshot
-from coe_cli.errors import Busy, CoeError, Draining
+from coe_cli.errors import Busy, CoeError, Draining, explained
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
@@ -33,6 +33,7 @@ from coe_cli.runtime.server.streaming import Receive, Send, send_error, send_jso
 
 ACCESS_LOG = logging.getLogger("coe.access")
 PROMPT_LOG = logging.getLogger("coe.prompts")
+FAILURE_LOG = logging.getLogger("uvicorn.error")
 
 _encode = msgspec.json.Encoder().encode
 _MAX_NONCE = 128
@@ -229,7 +230,10 @@ class Server:
             async with contextlib.aclosing(self.college.ask(ask)) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": _encode(event) + b"\n", "more_body": True})
-        except CoeError as error:
+        except Exception as failure:
+            error = explained(failure)
+            if error is not failure:
+                FAILURE_LOG.exception("an answer failed")
             retry_after_s = error.retry_after_s if isinstance(error, Busy) else None
             broken = ce.Broken(error.code, error.message, error.hint, retry_after_s)
             await send({"type": "http.response.body", "body": _encode(broken) + b"\n", "more_body": True})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from coe_cli.core.thinking import ThinkingSplitter, Unsplit
-from coe_cli.errors import CoeError
+from coe_cli.errors import CoeError, explained
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import ResolvedRequest
@@ -155,7 +156,12 @@ class HttpAnswer:
     async def _answer(self, send: Send) -> None:
         try:
             await (self._answer_in_chunks(send) if self._stream else self._answer_whole(send))
-        except CoeError as error:
+        except ConnectionError:
+            raise
+        except Exception as failure:
+            error = explained(failure)
+            if error is not failure:
+                logging.getLogger("uvicorn.error").exception("an answer failed")
             if not self._sent:
                 await send_error(send, error)
             else:

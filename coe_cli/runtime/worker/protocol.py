@@ -7,10 +7,13 @@ worker can serve several at once.
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+from coe_cli.core.limits import SEED, TEMPERATURE, TOP_K, TOP_P
+from coe_cli.errors import UsageError
 
 PROTOCOL_VERSION = 1
 
@@ -51,10 +54,10 @@ class ChatMessage(Struct, frozen=True):
 class Sampling(Struct, frozen=True):
     """How tokens are chosen; None leaves the model's own setting. A temperature of 0 means greedy."""
 
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
+    temperature: Annotated[float, Meta(ge=TEMPERATURE.least, le=TEMPERATURE.most)] | None = None
+    top_p: Annotated[float, Meta(ge=TOP_P.least, le=TOP_P.most)] | None = None
+    top_k: Annotated[int, Meta(ge=TOP_K.least, le=TOP_K.most)] | None = None
+    seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
 
 
 class Guidance(Struct, frozen=True):
@@ -162,8 +165,21 @@ HEAD_BYTES = _LENGTH.size
 
 
 def frame(message: Message) -> bytes:
-    """One message with its length before it."""
-    body = _encoder.encode(message)
+    """One message with its length before it.
+
+    Raises:
+        UsageError: it has a number, a text or a size that cannot be sent; nothing of it was.
+    """
+    try:
+        body = _encoder.encode(message)
+    except (OverflowError, ValueError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"the request cannot be given to the model: {error}", "Use smaller numbers and plain Unicode text."
+        ) from error
+    if len(body) > _MAX_FRAME_BYTES:
+        raise UsageError(
+            f"the request has {len(body)} bytes, and a model takes {_MAX_FRAME_BYTES} at most", "Shorten the prompt."
+        )
     return _LENGTH.pack(len(body)) + body
 
 
@@ -195,14 +211,25 @@ def write(stream: BinaryIO, message: Message) -> None:
     stream.flush()
 
 
-def read_to_worker(stream: BinaryIO) -> ToWorker | None:
+def read_to_worker(stream: BinaryIO) -> ToWorker | Failed | None:
     """The next message for the worker, or None at the end of the stream.
+
+    A request with a value out of its range comes back as the failure to answer it with: it must not cost the process.
 
     Raises:
         msgspec.MsgspecError: the bytes are not a message.
     """
     body = _frame(stream)
-    return None if body is None else _to_worker.decode(body)
+    if body is None:
+        return None
+    try:
+        message: ToWorker = _to_worker.decode(body)
+        return message
+    except msgspec.ValidationError as error:
+        fields = msgspec.msgpack.decode(body)
+        if not isinstance(fields, dict) or not isinstance(request_id := fields.get("request_id"), int):
+            raise
+        return Failed(UsageError.code, f"the request cannot be used: {error}", "Correct the value.", request_id)
 
 
 def read_from_worker(stream: BinaryIO) -> FromWorker | None:

@@ -24,7 +24,9 @@ from coe_cli.runtime.worker.oga_errors import from_oga
 class Worker:
     """Serves one channel: messages come through ``inbox``, answers leave through ``channel``."""
 
-    def __init__(self, inbox: queue.SimpleQueue[protocol.ToWorker], channel: BinaryIO, oga: Any) -> None:
+    def __init__(
+        self, inbox: queue.SimpleQueue[protocol.ToWorker | protocol.Failed], channel: BinaryIO, oga: Any
+    ) -> None:
         self._inbox = inbox
         self._channel = channel
         self._oga = oga
@@ -43,10 +45,12 @@ class Worker:
                 self._start(message)
             elif isinstance(message, protocol.Cancel):
                 self._cancel(message.request_id)
+            elif isinstance(message, protocol.Failed):
+                self._send(message)
             elif self._running:
                 self._step()
 
-    def _next_message(self) -> protocol.ToWorker | None:
+    def _next_message(self) -> protocol.ToWorker | protocol.Failed | None:
         try:
             return self._inbox.get(block=not self._running)
         except queue.Empty:
@@ -152,7 +156,7 @@ def main() -> None:
     os.dup2(devnull, 0)
     os.close(devnull)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    inbox: queue.SimpleQueue[protocol.ToWorker] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[protocol.ToWorker | protocol.Failed] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel_in, inbox), daemon=True).start()
     try:
         import onnxruntime_genai as oga
@@ -179,7 +183,7 @@ def main() -> None:
         os._exit(0)
 
 
-def _listen(channel: BinaryIO, inbox: queue.SimpleQueue[protocol.ToWorker]) -> None:
+def _listen(channel: BinaryIO, inbox: queue.SimpleQueue[protocol.ToWorker | protocol.Failed]) -> None:
     try:
         while (message := protocol.read_to_worker(channel)) is not None:
             inbox.put(message)

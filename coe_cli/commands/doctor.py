@@ -11,8 +11,6 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
-    read_catalog,
-    read_profiles,
 )
 from coe_cli.errors import ExitCode
 from coe_cli.output.console import Output, ReportFormat
@@ -43,7 +41,7 @@ def doctor(
     from coe_cli.runtime.doctor import examine
 
     output = Output()
-    findings = examine(read_catalog(catalog_file), read_profiles(profiles_file), profile)
+    findings = examine(profiles_file, catalog_file, profile)
     document = findings_document(findings)
     if report_format is ReportFormat.JSON:
         output.json(document)

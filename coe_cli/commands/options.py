@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coe_cli.core.model_spec import models_on_disk
 from coe_cli.errors import CoeError
+from coe_cli.runtime import settings
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.settings import read_catalog, read_profiles
 
-__all__ = [
-    "CatalogFileOption",
-    "ProfileOption",
-    "ProfilesFileOption",
-    "ProviderName",
-    "a_number",
-    "read_catalog",
-    "read_profiles",
-    "utf8_text",
-]
+if TYPE_CHECKING:
+    from coe_cli.core.catalog import Catalog
+    from coe_cli.core.problem import Problem
+    from coe_cli.core.profile import ProfileSet
+
+_warned: set[str] = set()
 
 
 class ProviderName(StrEnum):
@@ -31,16 +28,39 @@ class ProviderName(StrEnum):
     CPU = "cpu"
 
 
+def read_profiles(extra: Path | None = None) -> ProfileSet:
+    """``settings.read_profiles``, with a warning for each entry of the user's own file that was left out."""
+    profiles = settings.read_profiles(extra)
+    _warn(profiles.problems)
+    return profiles
+
+
+def read_catalog(extra: Path | None = None) -> Catalog:
+    """``settings.read_catalog``, with a warning for each entry of the user's own file that was left out."""
+    catalog = settings.read_catalog(extra)
+    _warn(catalog.problems)
+    return catalog
+
+
+def _warn(problems: dict[str, Problem]) -> None:
+    for key, problem in problems.items():
+        if problem.message not in _warned:
+            _warned.add(problem.message)
+            sys.stderr.write(
+                f"coe: warning: {problem.message}; {key or 'the file'} is left out. {problem.hint}".rstrip() + "\n"
+            )
+
+
 def complete_profiles(incomplete: str) -> list[str]:
-    return _complete(incomplete, lambda: read_profiles().profiles)
+    return _complete(incomplete, lambda: settings.read_profiles().profiles)
 
 
 def complete_experts(incomplete: str) -> list[str]:
-    return _complete(incomplete, lambda: read_catalog().experts)
+    return _complete(incomplete, lambda: settings.read_catalog().experts)
 
 
 def complete_models(incomplete: str) -> list[str]:
-    return _complete(incomplete, lambda: {**read_catalog().models, **models_on_disk(folders().models)})
+    return _complete(incomplete, lambda: {**settings.read_catalog().models, **models_on_disk(folders().models)})
 
 
 def _complete(incomplete: str, names: object) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coe_cli.commands.options import utf8_text
+from coe_cli.commands.options import read_catalog, read_profiles, utf8_text
 
 if TYPE_CHECKING:
     from coe_cli.core.catalog import Catalog
@@ -51,23 +51,22 @@ def route(
 
       coe route --rebuild
     """
-    from coe_cli.core.catalog import GENERAL_EXPERT, load_catalog
-    from coe_cli.core.profile import load_profiles
+    from coe_cli.core.catalog import GENERAL_EXPERT
     from coe_cli.errors import UsageError
     from coe_cli.output.console import Output
     from coe_cli.output.routing import write_decided, write_decisions
-    from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+    from coe_cli.runtime.folders import folders
     from coe_cli.runtime.routing.router_cache import open_router
 
     output = Output()
     from_stdin = question == "-" or (question is None and not _stdin_is_terminal() and not rebuild)
     if question is None and not from_stdin and not rebuild:
         raise UsageError("there is no question", 'Give one: coe route "…", or one a line on stdin: coe route -')
-    known = load_profiles(profile_paths(profiles))
+    known = read_profiles(profiles)
     selected = known.select(profile)
     if not known.routing.enabled:
         output.note(f"routing is off in the profile file: {GENERAL_EXPERT} answers whatever is shown here")
-    catalog = load_catalog(catalog_paths(experts))
+    catalog = read_catalog(experts)
     if question is not None and not from_stdin and not rebuild:
         answer = _by_the_college(question, catalog, embedder)
         if answer is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
 from coe_cli.core.names import nearest
+from coe_cli.core.problem import Problem
 from coe_cli.core.profile import Provider
-from coe_cli.errors import ModelMissing, ProfileInvalid, UsageError
+from coe_cli.errors import CoeError, ModelMissing, ProfileInvalid, UsageError
 
 if TYPE_CHECKING:
     from coe_cli.core.documents import Document
@@ -81,19 +83,25 @@ class _CatalogFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Catalog(Struct, frozen=True):
-    """Experts and models by name, the later files' entries over the earlier ones'."""
+    """Experts and models by name.
+
+    ``problems`` says why an entry of the user's own file was left out, by its key (``experts.haiku``).
+    """
 
     experts: dict[str, Expert]
     models: dict[str, ModelEntry]
     default_model: str
     paths: tuple[Path, ...]
+    problems: dict[str, Problem] = {}
 
     def expert(self, name: str) -> Expert:
         """The expert called ``name``.
 
         Raises:
             UsageError: there is none; the nearest known names are in the hint.
+            ProfileInvalid: its entry is broken.
         """
+        self.refuse_broken("experts", name)
         try:
             return self.experts[name]
         except KeyError:
@@ -105,50 +113,60 @@ class Catalog(Struct, frozen=True):
         """Names of the experts that use ``model``, in the catalog's order."""
         return [name for name, expert in self.experts.items() if expert.model == model]
 
-    def unknown_model(self, name: str, on_disk: list[str]) -> ModelMissing:
-        """The error for a model that is neither in the catalog nor on disk."""
+    def unknown_model(self, name: str, on_disk: list[str]) -> CoeError:
+        """The error for a model that is neither in the catalog nor on disk, or whose entry is broken."""
+        problem = self.problems.get(f"models.{name}")
+        if problem is not None:
+            return problem.error()
         known = sorted({*self.models, *on_disk})
         return ModelMissing(f"unknown model `{name}`", nearest(name, known) + " See `coe models list`.")
 
+    def refuse_broken(self, section: str, name: str) -> None:
+        """Raises:
+        ProfileInvalid: the entry ``name`` of the user's own file was left out.
+        """
+        problem = self.problems.get(f"{section}.{name}")
+        if problem is not None:
+            raise problem.error()
 
-def load_catalog(paths: list[Path]) -> Catalog:
-    """Read catalog files, each later one over those before it.
+
+def load_catalog(paths: list[Path], own: Path | None = None, on_disk: Collection[str] = ()) -> Catalog:
+    """Read catalog files, each later one merged over those before it by key.
+
+    A broken entry of the file ``own`` is left out (see ``load_layers``). An expert's model is one of the catalog or one of
+    ``on_disk``, the names of the models in the models folder.
 
     Raises:
-        ProfileInvalid: a file is unreadable, breaks the schema, or names a model that is not in the catalog.
+        ProfileInvalid: another file is unreadable, breaks the schema, or names a model that does not exist.
     """
-    from coe_cli.core.documents import Document
+    from coe_cli.core.layers import Layers, load_layers
 
-    models: dict[str, ModelEntry] = {}
-    experts: dict[str, Expert] = {}
-    origin: dict[str, Document] = {}
-    default_model = ""
-    for path in paths:
-        document = Document(path)
-        content = document.convert(_CatalogFile)
-        models.update(content.models)
-        experts.update(content.experts)
-        origin.update(dict.fromkeys(content.experts, document))
-        if content.default_model:
-            default_model, origin["default_model"] = content.default_model, document
-    if default_model not in models:
-        where = origin.get("default_model")
-        if where is None:
+    def build(layers: Layers) -> Catalog:
+        content = layers.convert(_CatalogFile)
+        known = [*content.models, *(name for name in on_disk if name not in content.models)]
+        default = content.default_model
+        if default is None:
             raise ProfileInvalid("the catalog has no default_model", "Add `default_model: NAME` to experts.yaml.")
-        raise where.error(
-            ["default_model"], f"no model is called `{default_model}`", nearest(default_model, list(models))
-        )
-    for name, expert in experts.items():
-        _check_expert(origin[name], name, expert, models)
-        if expert.fallback is None:
-            experts[name] = structs.replace(expert, fallback=default_model)
-    return Catalog(experts=experts, models=models, default_model=default_model, paths=tuple(paths))
+        if default not in content.models:
+            raise layers.error(
+                ["default_model"], f"no model is called `{default}`", nearest(default, [*content.models])
+            )
+        for name, expert in content.experts.items():
+            _check_expert(layers, name, expert, known)
+        experts = {
+            name: structs.replace(expert, fallback=expert.fallback or default)
+            for name, expert in content.experts.items()
+        }
+        return Catalog(experts=experts, models=content.models, default_model=default, paths=tuple(paths))
+
+    catalog, problems = load_layers(paths, own, build)
+    return structs.replace(catalog, problems=problems)
 
 
-def _check_expert(document: Document, name: str, expert: Expert, models: dict[str, ModelEntry]) -> None:
+def _check_expert(document: Document, name: str, expert: Expert, models: list[str]) -> None:
     for key, model in (("model", expert.model), ("fallback", expert.fallback)):
         if model is not None and model not in models:
-            raise document.error(["experts", name, key], f"no model is called `{model}`", nearest(model, list(models)))
+            raise document.error(["experts", name, key], f"no model is called `{model}`", nearest(model, models))
     if expert.prompt_format == "plain":
         if expert.template is None or "{question}" not in expert.template:
             raise document.error(

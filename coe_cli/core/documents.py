@@ -32,7 +32,7 @@ class Document:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a BOM
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileInvalid(
                 f"{path}: cannot be read: {_reason(error)}", "Check the path and its permissions."
@@ -78,7 +78,14 @@ class Document:
 
     def line_of(self, key_path: list[str | int]) -> int:
         """The 1-based line of the last key of ``key_path`` that exists."""
-        node, line = self._root, 1
+        return self._walk(key_path)[1]
+
+    def depth_of(self, key_path: list[str | int]) -> int:
+        """How many steps of ``key_path`` exist."""
+        return self._walk(key_path)[0]
+
+    def _walk(self, key_path: list[str | int]) -> tuple[int, int]:
+        node, line, depth = self._root, 1, 0
         for step in key_path:
             found = None
             if isinstance(node, yaml.MappingNode):
@@ -90,8 +97,8 @@ class Document:
                 line = found.start_mark.line + 1
             if found is None:
                 break
-            node = found
-        return line
+            node, depth = found, depth + 1
+        return depth, line
 
     def _explain(self, message: str, kind: type[Any]) -> ProfileInvalid:
         located = _PATH.search(message)

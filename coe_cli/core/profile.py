@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, structs
 
 from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.core.names import nearest
+from coe_cli.core.problem import Problem
 from coe_cli.errors import ProfileInvalid
 
 if TYPE_CHECKING:
@@ -144,21 +145,27 @@ class HardwareProfile(Struct, frozen=True):
 
 
 class ProfileSet(Struct, frozen=True):
-    """All profiles that are known, the later files' entries over the earlier ones'."""
+    """All profiles that are known."""
 
     profiles: dict[str, HardwareProfile]
     default_profile: str
     paths: tuple[Path, ...]
     history: HistorySettings = HistorySettings()
     routing: RoutingSettings = RoutingSettings()
+    problems: dict[str, Problem] = {}
+    """Why an entry of the user's own file was left out, by its key (``profiles.mine``)."""
 
     def select(self, name: str | None = None) -> HardwareProfile:
         """The profile called ``name``, or the default one.
 
         Raises:
-            ProfileInvalid: no profile has that name.
+            ProfileInvalid: no profile has that name, or its entry or the whole file is broken: another budget in its
+                place could be more than the machine has.
         """
         wanted = name or self.default_profile
+        problem = self.problems.get(f"profiles.{wanted}") or self.problems.get("")
+        if problem is not None:
+            raise problem.error()
         try:
             return self.profiles[wanted]
         except KeyError:
@@ -167,56 +174,53 @@ class ProfileSet(Struct, frozen=True):
             ) from None
 
 
-def load_profiles(paths: list[Path]) -> ProfileSet:
-    """Read profile files, the first one complete and each later one over those before it.
+def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
+    """Read profile files, the first one complete and each later one merged over those before it by key.
+
+    A broken entry of the file ``own`` is left out (see ``load_layers``).
 
     Raises:
-        ProfileInvalid: a file is unreadable or breaks the schema, or a threshold is out of order.
+        ProfileInvalid: another file is unreadable or breaks the schema, or a threshold is out of order.
     """
-    from coe_cli.core.documents import Document
+    from coe_cli.core.layers import Layers, load_layers
 
-    entries: dict[str, _ProfileEntry] = {}
-    default = "standard"
-    components, thresholds, eviction, auto = VramComponents(), PressureThresholds(), EvictionPolicy(), AutoDetect()
-    history, routing = HistorySettings(), RoutingSettings()
-    shared_keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
-    keep_alive_s: dict[str, float | None] = {}
-    last: Document | None = None
-    for path in paths:
-        document = last = Document(path)
-        content = document.convert(_ProfileFile)
-        _check(document, content)
-        entries.update(content.profiles)
-        default = content.default_profile or default
-        components = content.vram_components or components
-        thresholds = content.pressure_thresholds or thresholds
-        eviction = content.eviction_policy or eviction
-        auto = content.auto_detect or auto
-        history = content.history or history
-        routing = content.routing or routing
-        if content.keep_alive is not None:
-            shared_keep_alive_s = _seconds(document, ["keep_alive"], content.keep_alive)
-        for name, entry in content.profiles.items():
-            keep_alive_s.pop(name, None)
-            if entry.keep_alive is not None:
-                keep_alive_s[name] = _seconds(document, ["profiles", name, "keep_alive"], entry.keep_alive)
-    profiles = {
-        name: HardwareProfile(
-            name=name,
-            vram_components=components,
-            pressure_thresholds=thresholds,
-            eviction_policy=eviction,
-            auto_detect=auto,
-            keep_alive_s=keep_alive_s.get(name, shared_keep_alive_s),
-            **{field: getattr(entry, field) for field in _ProfileEntry.__struct_fields__ if field != "keep_alive"},
-        )
-        for name, entry in entries.items()
-    }
-    if last is not None:
+    def build(layers: Layers) -> ProfileSet:
+        content = layers.convert(_ProfileFile)
+        _check(layers, content)
+        auto = content.auto_detect or AutoDetect()
+        default = content.default_profile or "standard"
         for key, name in (("default_profile", default), ("auto_detect.fallback_profile", auto.fallback_profile)):
-            if name not in profiles:
-                raise last.error([*key.split(".")], f"no profile is called `{name}`", nearest(name, list(profiles)))
-    return ProfileSet(profiles=profiles, default_profile=default, paths=tuple(paths), history=history, routing=routing)
+            if name not in content.profiles:
+                raise layers.error(
+                    [*key.split(".")], f"no profile is called `{name}`", nearest(name, list(content.profiles))
+                )
+        shared_keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
+        if content.keep_alive is not None:
+            shared_keep_alive_s = _seconds(layers, ["keep_alive"], content.keep_alive)
+        profiles = {}
+        for name, entry in content.profiles.items():
+            keep_alive_s = shared_keep_alive_s
+            if entry.keep_alive is not None:
+                keep_alive_s = _seconds(layers, ["profiles", name, "keep_alive"], entry.keep_alive)
+            profiles[name] = HardwareProfile(
+                name=name,
+                vram_components=content.vram_components or VramComponents(),
+                pressure_thresholds=content.pressure_thresholds or PressureThresholds(),
+                eviction_policy=content.eviction_policy or EvictionPolicy(),
+                auto_detect=auto,
+                keep_alive_s=keep_alive_s,
+                **{field: getattr(entry, field) for field in _ProfileEntry.__struct_fields__ if field != "keep_alive"},
+            )
+        return ProfileSet(
+            profiles=profiles,
+            default_profile=default,
+            paths=tuple(paths),
+            history=content.history or HistorySettings(),
+            routing=content.routing or RoutingSettings(),
+        )
+
+    profiles, problems = load_layers(paths, own, build)
+    return structs.replace(profiles, problems=problems)
 
 
 def _seconds(document: Document, key_path: list[str | int], value: _Duration) -> float | None:

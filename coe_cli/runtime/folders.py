@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
+_PROFILES, _CATALOG = "hardware_profiles.yaml", "experts.yaml"
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,24 @@ def folders() -> Folders:
     )
 
 
+def own_profiles() -> Path:
+    """The user's profile file, which need not exist."""
+    return folders().config / _PROFILES
+
+
+def own_catalog() -> Path:
+    """The user's catalog file, which need not exist."""
+    return folders().config / _CATALOG
+
+
 def profile_paths(extra: Path | None = None) -> list[Path]:
     """The profile files in force, the later over the earlier: shipped, the user's, the one named on the command line."""
-    return _layers("hardware_profiles.yaml", extra)
+    return _layers(_PROFILES, extra)
 
 
 def catalog_paths(extra: Path | None = None) -> list[Path]:
     """The catalog files in force, the later over the earlier: shipped, the user's, the one named on the command line."""
-    return _layers("experts.yaml", extra)
+    return _layers(_CATALOG, extra)
 
 
 def _layers(name: str, extra: Path | None) -> list[Path]:

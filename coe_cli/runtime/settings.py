@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from coe_cli import __version__
-from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
 
 if TYPE_CHECKING:
     from coe_cli.core.catalog import Catalog
@@ -28,22 +28,27 @@ def read_profiles(extra: Path | None = None) -> ProfileSet:
     """The profiles in force; ``extra`` wins over the user's file, that over the shipped one.
 
     Raises:
-        ProfileInvalid: a profile file is wrong.
+        ProfileInvalid: a file other than the user's is wrong; what is wrong in that one is among the ``problems``.
     """
     from coe_cli.core.profile import ProfileSet, load_profiles
 
-    return _kept("profiles", profile_paths(extra), ProfileSet, load_profiles)
+    paths = profile_paths(extra)
+    return _kept("profiles", paths, [], ProfileSet, lambda: load_profiles(paths, own_profiles()))
 
 
 def read_catalog(extra: Path | None = None) -> Catalog:
     """The catalog in force; ``extra`` wins over the user's file, that over the shipped one.
 
+    An expert may use any model of the models folder.
+
     Raises:
-        ProfileInvalid: a catalog file is wrong.
+        ProfileInvalid: a file other than the user's is wrong; what is wrong in that one is among the ``problems``.
     """
     from coe_cli.core.catalog import Catalog, load_catalog
+    from coe_cli.core.model_spec import models_on_disk
 
-    return _kept("catalog", catalog_paths(extra), Catalog, load_catalog)
+    paths, on_disk = catalog_paths(extra), list(models_on_disk(folders().models))
+    return _kept("catalog", paths, on_disk, Catalog, lambda: load_catalog(paths, own_catalog(), on_disk))
 
 
 def settings_digest(profiles_file: Path | None, catalog_file: Path | None) -> str:
@@ -59,16 +64,17 @@ def settings_digest(profiles_file: Path | None, catalog_file: Path | None) -> st
     return digest.hexdigest()
 
 
-def _kept(name: str, paths: list[Path], kind: type[T], load: Callable[[list[Path]], T]) -> T:
+def _kept(name: str, paths: list[Path], names: list[str], kind: type[T], load: Callable[[], T]) -> T:
+    """What ``load`` gives for these files and ``names``, or has given before."""
     cache = folders().cache / f"{name}.msgpack"
-    stamp = _stamp(paths)
+    stamp = _stamp(paths, names)
     if stamp is not None:
         with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError):
             mark, content = msgspec.msgpack.decode(cache.read_bytes(), type=tuple[str, msgspec.Raw])
             if mark == stamp:
                 return msgspec.msgpack.decode(content, type=kind, dec_hook=_path)
-    value = load(paths)
-    if stamp is not None and stamp == _stamp(paths):
+    value = load()
+    if stamp is not None and stamp == _stamp(paths, names):
         content = msgspec.Raw(msgspec.msgpack.encode(value, enc_hook=str))
         with contextlib.suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -78,9 +84,9 @@ def _kept(name: str, paths: list[Path], kind: type[T], load: Callable[[list[Path
     return value
 
 
-def _stamp(paths: list[Path]) -> str | None:
-    """What tells one state of the files from another; None when one of them is not there."""
-    parts = [__version__]
+def _stamp(paths: list[Path], names: list[str]) -> str | None:
+    """What tells one state of the files and names from another; None when a file is not there."""
+    parts = [__version__, *names]
     try:
         for path in paths:
             facts = path.stat()

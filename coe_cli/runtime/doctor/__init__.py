@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from coe_cli.core.catalog import Catalog
 from coe_cli.core.findings import Finding
-from coe_cli.core.profile import ProfileSet
+from coe_cli.runtime.doctor.configuration import usable_catalog, usable_profile, usable_profiles
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget, read_drivers
 from coe_cli.runtime.doctor.models import check_models, check_residents
 from coe_cli.runtime.doctor.places import check_folders, check_reading
@@ -16,23 +16,28 @@ from coe_cli.runtime.providers import installed_providers
 from coe_cli.runtime.worker.oga_report import read_oga
 
 
-def examine(catalog: Catalog, profiles: ProfileSet, profile: str | None) -> list[Finding]:
+def examine(profiles_file: Path | None, catalog_file: Path | None, profile: str | None) -> list[Finding]:
     """Run every check; takes a few seconds, opens no connection and loads no model.
 
     Raises:
-        ProfileInvalid: no profile is called ``profile``.
+        ProfileInvalid: a shipped file is broken.
     """
     from coe_cli.runtime.probe import probe_machine
 
     windows = sys.platform == "win32"
     places, machine = folders(), probe_machine()
-    chosen = profiles.select(profile)
+    catalog, broken_catalog = usable_catalog(catalog_file)
+    profiles, broken_profiles = usable_profiles(profiles_file)
+    chosen, no_profile = usable_profile(profiles, profile)
+    configuration = {finding.message: finding for finding in (*broken_catalog, *broken_profiles, *no_profile)}
+    budget = check_budget(chosen, profiles, machine.adapters, machine.memory_mb or 0.0) if chosen is not None else []
     return [
         *check_system(),
         *check_packages(installed_packages(), windows=windows),
         *check_oga(read_oga(), windows=windows),
         *check_adapters(machine.adapters, machine.problems, read_drivers()),
-        *check_budget(chosen, profiles, machine.adapters, machine.memory_mb or 0.0),
+        *configuration.values(),
+        *budget,
         *check_models(catalog, profiles, places.models, installed_providers()),
         *check_residents(places.models),
         *check_folders(places),

@@ -21,11 +21,11 @@ from pathlib import Path
 import msgspec
 
 from coe_cli import __version__
-from coe_cli.core.catalog import Catalog, load_catalog
+from coe_cli.core.catalog import Catalog
 from coe_cli.core.college_status import CollegeStatus
 from coe_cli.core.duration import parse_duration_s
 from coe_cli.core.model_spec import models_on_disk, spec_from_folder
-from coe_cli.core.profile import HardwareProfile, ProfileSet, load_profiles
+from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError
@@ -34,7 +34,7 @@ from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.college.resolver import RequestResolver
-from coe_cli.runtime.folders import Folders, catalog_paths, folders, profile_paths
+from coe_cli.runtime.folders import Folders, folders
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server import rendezvous
@@ -42,7 +42,7 @@ from coe_cli.runtime.server.claims import claims, device_of, elsewhere
 from coe_cli.runtime.server.guard import is_loopback
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.server import ACCESS_LOG, PROMPT_LOG, Server
-from coe_cli.runtime.settings import settings_digest
+from coe_cli.runtime.settings import read_catalog, read_profiles, settings_digest
 
 API_KEY_VARIABLE = "COE_API_KEY"
 _LOG_BYTES = 1_000_000
@@ -74,8 +74,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
         )
     files = _path(options.profiles_file), _path(options.catalog_file)
     settings = settings_digest(*files)
-    profiles = load_profiles(profile_paths(files[0]))
-    catalog = load_catalog(catalog_paths(files[1]))
+    profiles, catalog = read_profiles(files[0]), read_catalog(files[1])
     where = folders()
     profile = college_profile(profiles, options.profile, catalog, where)
     folder = rendezvous.private_folder(where.state)

@@ -1,0 +1,63 @@
+"""Messages between coe and the prompt process, framed as those of a worker are (``runtime.worker.protocol``)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from coe_cli.runtime.worker.protocol import ChatMessage
+
+RAW_TEMPLATE = "{question}"
+"""The plain template that gives one text to the tokenizer byte for byte."""
+
+Stage = Literal["opening", "rendering", "tokenizing"]
+
+
+class Prepare(Struct, frozen=True):
+    """Make a prompt of ``messages`` for the model in ``folder``.
+
+    ``template``: the expert's plain template, with the places ``{system}`` and ``{question}``; None takes the model's chat
+    template. ``context_length``: tokens of prompt and answer together. ``allow_special_tokens``: what looks like a control
+    token in a message is one. ``tools`` as chat templates take them.
+    """
+
+    model: str
+    folder: str
+    messages: list[ChatMessage]
+    context_length: int
+    template: str | None = None
+    allow_special_tokens: bool = False
+    tools: list[dict[str, Any]] | None = None
+
+    @property
+    def text_bytes(self) -> int:
+        """The bytes of all messages."""
+        return sum(len(message.content.encode()) for message in self.messages)
+
+
+class Begun(Struct, frozen=True, tag=True):
+    """The process is at this stage of the request."""
+
+    stage: Stage
+
+
+class Prompt(Struct, frozen=True, tag=True):
+    """Token ids as the model gets them. ``opens_thinking``: the template has opened a <think> tag."""
+
+    ids: list[int]
+    opens_thinking: bool = False
+    notes: list[str] = []
+
+
+class NotPrepared(Struct, frozen=True, tag=True):
+    """A failure as a code of the CoeError family; ``tokens`` where there are too many, at least so many if not ``exact``."""
+
+    code: str
+    message: str
+    hint: str = ""
+    tokens: int | None = None
+    exact: bool = True
+
+
+FromPrompts = Begun | Prompt | NotPrepared

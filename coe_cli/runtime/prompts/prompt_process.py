@@ -1,0 +1,178 @@
+"""The prompt process: one for all models, bounded in memory by itself and in time by its parent, which may end it at any moment.
+
+The channel is what stdin and stdout were at the start. When it closes, the parent is gone and so is the process.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from coe_cli.core.prompt_text import Turn, bare, fill_plain
+from coe_cli.runtime.prompts import process_limits, tokenizer_files
+from coe_cli.runtime.prompts.chat_rendering import ChatTemplate, TemplateFails
+from coe_cli.runtime.prompts.prompt_messages import Begun, NotPrepared, Prepare, Prompt, Stage
+from coe_cli.runtime.prompts.tokenizing import ControlTokenInText, ModelTokenizer, TooMany
+from coe_cli.runtime.worker.protocol import frame, frame_length
+
+_MAX_OPEN_MODELS = 4
+_ANOTHER_MODEL = "Use a plain prompt for this model's experts, or another model."
+
+
+class OpenModel:
+    """What prompts for one folder are made with, as its files were at ``stamp``."""
+
+    def __init__(self, folder: Path, stamp: tokenizer_files.Stamp) -> None:
+        self.stamp = stamp
+        self.tokenizer = ModelTokenizer(folder)
+        self._folder = folder
+        self._template: ChatTemplate | None = None
+
+    def chat_template(self) -> ChatTemplate | None:
+        """
+        Raises:
+            TemplateFails: it cannot be compiled.
+        """
+        source = tokenizer_files.chat_template(self._folder) if self._template is None else None
+        if source is not None:
+            self._template = ChatTemplate(source, tokenizer_files.special_tokens(self._folder))
+        return self._template
+
+
+class Preparation:
+    """Answers requests one after the other; ``say`` hears which stage one has come to."""
+
+    def __init__(self, say: Callable[[Stage], None]) -> None:
+        self._say = say
+        self._models: OrderedDict[str, OpenModel] = OrderedDict()
+
+    def answer(self, request: Prepare) -> Prompt | NotPrepared:
+        """The prompt, or why there is none."""
+        name = request.model
+        try:
+            return self._prepare(request)
+        except TooMany as error:
+            count = f"{error.tokens}" if error.exact else f"at least {error.tokens}"
+            return NotPrepared(
+                "prompt_too_long",
+                f"the prompt has {count} tokens and the context of {name} is {request.context_length}",
+                "Shorten the prompt, or choose a profile or model with a longer context.",
+                error.tokens,
+                error.exact,
+            )
+        except TemplateFails as error:
+            return NotPrepared(
+                "model_damaged", f"the chat template of `{name}` cannot be used: {error}", _ANOTHER_MODEL
+            )
+        except ControlTokenInText:
+            return NotPrepared(
+                "usage",
+                f"the text spells a control token of `{name}`, which has no other way to write it",
+                "Leave it out.",
+            )
+
+    def _prepare(self, request: Prepare) -> Prompt | NotPrepared:
+        self._say("opening")
+        try:
+            model = self._open(request.folder)
+        except MemoryError:
+            raise
+        except Exception as error:  # all that tokenizers raises
+            reason = " ".join(str(error).split())[:200]
+            return NotPrepared(
+                "model_damaged",
+                f"the tokenizer of `{request.model}` cannot be used: {reason}",
+                f"Fetch it again: coe models pull {request.model}",
+            )
+        model.tokenizer.check_length(request.text_bytes, request.context_length)
+        self._say("rendering")
+        contents, hidden = [message.content for message in request.messages], False
+        if not request.allow_special_tokens:
+            contents, hidden = model.tokenizer.hide(contents)
+        turns: list[Turn] = [(message.role, text) for message, text in zip(request.messages, contents, strict=True)]
+        text, notes = self._render(request, model, turns)
+        self._say("tokenizing")
+        encode = model.tokenizer.encode_hidden if hidden else model.tokenizer.encode
+        ids = encode(text, request.context_length)
+        if not ids:
+            return NotPrepared("usage", "the prompt has no token that the model knows", "Give it some text.")
+        return Prompt(ids, text.rstrip().endswith("<think>"), notes)
+
+    def _render(self, request: Prepare, model: OpenModel, turns: Sequence[Turn]) -> tuple[str, list[str]]:
+        if request.template is not None:
+            return fill_plain(request.template, turns), []
+        template = model.chat_template()
+        if template is None:
+            note = f"{request.model} has no chat template: it is given the bare texts"
+            return bare(turns), [note]
+        text, whole = template.render(turns, request.tools)
+        note = f"the chat template of {request.model} leaves out a part of the conversation"
+        return text, [] if whole else [note]
+
+    def _open(self, folder: str) -> OpenModel:
+        stamp = tokenizer_files.stamp(Path(folder))
+        known = self._models.pop(folder, None)
+        if known is None or known.stamp != stamp:
+            known = OpenModel(Path(folder), stamp)
+        self._models[folder] = known
+        if len(self._models) > _MAX_OPEN_MODELS:
+            self._models.popitem(last=False)
+        return known
+
+
+def main() -> None:
+    """Answer requests on this process's stdin and stdout until the channel closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel_in, channel_out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    process_limits.die_with_parent()
+    process_limits.bound_memory()
+    inbox: queue.SimpleQueue[Prepare] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(channel_in, inbox), daemon=True).start()
+
+    def send(message: Begun | Prompt | NotPrepared) -> None:
+        channel_out.write(frame(message))  # type: ignore[arg-type]
+        channel_out.flush()
+
+    preparation = Preparation(lambda stage: send(Begun(stage)))
+    try:
+        while True:
+            request = inbox.get()
+            try:
+                send(preparation.answer(request))
+            except MemoryError:
+                send(
+                    NotPrepared(
+                        "model_damaged",
+                        f"the prompt for `{request.model}` takes more than {process_limits.MEMORY_MB} MB to make",
+                        _ANOTHER_MODEL,
+                    )
+                )
+                break
+    except OSError:
+        pass
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _listen(channel: BinaryIO, inbox: queue.SimpleQueue[Prepare]) -> None:
+    decode = msgspec.msgpack.Decoder(Prepare).decode
+    try:
+        while head := channel.read(4):
+            inbox.put(decode(channel.read(frame_length(head))))
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

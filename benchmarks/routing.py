@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pairs import print_table
-from routing_data import HAND_FORMS, development, unseen, without_marks
+from routing_data import HAND_FORMS, development, is_right, unseen, without_marks
 
 from coe_cli.core.catalog import GENERAL_EXPERT, load_catalog
 from coe_cli.core.router import Decision, Router
@@ -130,10 +130,10 @@ def report(title: str, everything: list[dict[str, Any]], decisions: list[Decisio
     ]
     unsure = [(q, d) for q, d in single if d.unsure]
     wrong = sum(d.ranking[0].name != q["expert"] for q, d in unsure)
-    forms = Counter(q["form"] for q, d in single if d.ranking[0].name != q["expert"])
+    forms = Counter(q["form"] for q, d in single if not is_right(q, d.ranking[0].name))
     measures = {
         "top-1 (ranking)": f"{accuracy(single):.4f} of {len(single)}",
-        "top-1 (chosen first)": f"{sum(d.experts[0].name == q['expert'] for q, d in single) / len(single):.4f}",
+        "top-1 (chosen first)": f"{sum(is_right(q, d.experts[0].name) for q, d in single) / len(single):.4f}",
         "macro-F1": f"{macro_f1(single):.4f}",
         "hand-written, top-1": f"{accuracy(hand):.4f} of {len(hand)}",
         "general or expert, F1": f"{f1(general):.4f} of {len(alone)}",
@@ -159,7 +159,7 @@ def precision_and_recall(found: list[tuple[bool, bool]]) -> str:
 def write_errors(pairs: list[tuple[dict[str, Any], Decision]]) -> None:
     for question, decision in pairs:
         multi = question["form"] == "two_domain"
-        if (decision.kind == "multi") != multi or (not multi and decision.ranking[0].name != question["expert"]):
+        if (decision.kind == "multi") != multi or (not multi and not is_right(question, decision.ranking[0].name)):
             shown = [(e.name[:9], round(e.probability, 2)) for e in decision.ranking[:2]]
             experts = "+".join(question["experts"])
             facts = (question["form"], experts, decision.kind, decision.multi_probability, shown)
@@ -168,7 +168,7 @@ def write_errors(pairs: list[tuple[dict[str, Any], Decision]]) -> None:
 
 
 def accuracy(pairs: list[tuple[dict[str, Any], Decision]]) -> float:
-    return sum(d.ranking[0].name == q["expert"] for q, d in pairs) / len(pairs)
+    return sum(is_right(q, d.ranking[0].name) for q, d in pairs) / max(1, len(pairs))
 
 
 def macro_f1(pairs: list[tuple[dict[str, Any], Decision]]) -> float:

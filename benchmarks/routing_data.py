@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-UNSEEN = Path(__file__).parent / "data" / "routing_unseen.tsv"
+_DATA = Path(__file__).parent / "data"
+UNSEEN = (_DATA / "routing_unseen.tsv", _DATA / "routing_everyday.tsv")
 HAND_FORMS = {"hand", "bare", "long", "code", "looks_two", "smalltalk", "trivia", "task", "polite", "misspelt"}
 """Forms of questions in nobody's format but the asker's."""
 
@@ -37,16 +38,26 @@ def development(folder: Path) -> list[dict[str, Any]]:
 
 
 def unseen(part: str) -> list[dict[str, Any]]:
-    """The questions of one part (``a``, ``b``, ``c1`` or ``c2``) of ``UNSEEN``, in the same shape."""
+    """The questions of one part (``a``, ``b``, ``c1``, ``c2``; everyday questions: ``d1``, ``d2``) in the same shape.
+
+    Where several experts are equally right they are all in ``right``.
+    """
     questions = []
-    for line in UNSEEN.read_text(encoding="utf-8").splitlines():
+    for line in (line for path in UNSEEN for line in path.read_text(encoding="utf-8").splitlines()):
         if line.startswith("#"):
             continue
         its_part, experts, form, text = line.split("\t")
         if its_part == part:
-            names = experts.split("+")
-            questions.append({"text": text.replace("\\n", "\n"), "experts": names, "expert": names[0], "form": form})
+            right = experts.split("|")
+            names = right[0].split("+")
+            question = {"text": text.replace("\\n", "\n"), "experts": names, "expert": names[0], "form": form}
+            questions.append(question | {"right": right})
     return questions
+
+
+def is_right(question: dict[str, Any], expert: str) -> bool:
+    """Whether ``expert`` is one of those that should answer."""
+    return expert in question.get("right", [question["expert"]]) or expert == question["expert"]
 
 
 def without_marks(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, UsageEr
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.package import start_code
-from coe_cli.runtime.server import rendezvous
+from coe_cli.runtime.server import pid_file, rendezvous
 from coe_cli.runtime.server.route_messages import RouteAnswer, RouteRequest
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.settings import settings_digest
@@ -67,6 +66,8 @@ def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START
         if client is not None:
             return client
         process = _start_detached(folder, options or ServeOptions())
+        with contextlib.suppress(OSError):  # where nothing can be written the college says so, and ends
+            pid_file.write(folder / pid_file.STARTING, process.pid)
         while time.monotonic() < deadline:
             code = process.poll()
             client = find()
@@ -126,7 +127,10 @@ def _why_not(folder: Path, code: int) -> CoeError:
             error = msgspec.json.decode(lines[-1])["error"]
             return from_code(error["code"], error["message"], error["hint"])
         return CoeError(f"the college did not start: {lines[-1][:300]}", f"See {folder / _START_LOG}.")
-    return CoeError(f"the college ended with code {code} as it started", f"See {folder / _START_LOG}.")
+    return CoeError(
+        f"the college ended with code {code} as it started and could not write why into {folder / _START_LOG}",
+        "Make room there, or set COE_STATE_DIR to a folder that can be written.",
+    )
 
 
 class CollegeClient:
@@ -277,20 +281,25 @@ def wait_until_gone(timeout_s: float | None = None) -> bool:
 
 
 def end_unresponsive() -> bool:
-    """End a college that holds the lock and does not answer; whether there was one.
+    """End whatever is a college and does not answer: starting, stuck, stopped or ending; whether there was one.
 
     Raises:
         CoeError: it cannot be ended.
     """
     folder = folders().state
-    if not folder.is_dir() or not rendezvous.college_lives(folder):
-        return False
-    state = rendezvous.read_state(folder)
-    if state is None:
-        raise CoeError("a college is starting or ending", "Try again in a moment.")
-    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        with contextlib.suppress(OSError):
-            os.kill(state.pid, number)
-        if wait_until_gone(_KILL_AFTER_S):
-            return True
-    raise CoeError(f"process {state.pid} does not end", "End it by hand.")
+    ended = False
+    deadline = time.monotonic() + _KILL_AFTER_S
+    while folder.is_dir():
+        found = {pid_file.read(folder / name) for name in (pid_file.COLLEGE, pid_file.STARTING)} - {None}
+        for process in filter(None, found):
+            if not process.end(_KILL_AFTER_S):
+                raise CoeError(f"process {process.pid} does not end", "End it by hand.")
+            ended = True
+        if not found and not rendezvous.college_lives(folder):
+            break
+        if not found and time.monotonic() > deadline:
+            raise CoeError(
+                f"a process that coe does not know holds {folder / 'college.lock'}", "End that process by hand."
+            )
+        time.sleep(0.02)
+    return ended

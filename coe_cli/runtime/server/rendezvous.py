@@ -102,14 +102,42 @@ def read_state(folder: Path) -> CollegeState | None:
 
 
 def write_state(folder: Path, state: CollegeState) -> None:
-    """Put the state file in place at once, readable by its owner alone."""
-    path = folder / _STATE_FILE
-    staging = folder / f".{_STATE_FILE}.{os.getpid()}"
-    staging.unlink(missing_ok=True)
-    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(state))
-    staging.replace(path)
+    """Put the state file in place at once, readable by its owner alone.
+
+    Raises:
+        CoeError: it cannot be written.
+    """
+    try:
+        write_private(folder / _STATE_FILE, msgspec.json.encode(state))
+    except OSError as error:
+        raise cannot_announce(folder, error) from error
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Put a file in place at once, readable by its owner alone.
+
+    Raises:
+        OSError: it cannot be written; what was there before is as it was.
+    """
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.unlink(missing_ok=True)
+        descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        staging.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            staging.unlink(missing_ok=True)
+        raise
+
+
+def cannot_announce(folder: Path, error: OSError) -> CoeError:
+    """A college that nobody can find must not live."""
+    return CoeError(
+        f"the college cannot announce itself in {folder}: {error.strerror}",
+        "Make room there, or set COE_STATE_DIR to a folder that can be written.",
+    )
 
 
 def remove_state(folder: Path) -> None:
@@ -120,13 +148,26 @@ def remove_state(folder: Path) -> None:
 
 def hold_college_lock(folder: Path) -> Any | None:
     """The lock of the one college of this user, held; None when another process holds it."""
+    return _acquired(folder / "college.lock", _PROBE_S)  # those who only look hold it for a moment
+
+
+def _acquired(path: Path, timeout_s: float) -> Any | None:
+    """A lock, held; None when another process holds it.
+
+    Raises:
+        CoeError: there can be no lock of that name.
+    """
     import filelock
 
-    lock = filelock.FileLock(folder / "college.lock", mode=0o600)
+    lock = filelock.FileLock(path, mode=0o600)
     try:
-        lock.acquire(timeout=_PROBE_S)  # those who only look hold it for a moment
+        lock.acquire(timeout=timeout_s)
     except filelock.Timeout:
         return None
+    except OSError as error:
+        raise CoeError(
+            f"the lock {path} cannot be used: {error.strerror}", "Take it away, or set COE_STATE_DIR to another folder."
+        ) from None
     return lock
 
 
@@ -137,12 +178,8 @@ def college_lives(folder: Path) -> bool:
 
 def is_held(lock_file: Path) -> bool:
     """Whether some process holds a lock; it is held for a moment to see that."""
-    import filelock
-
-    lock = filelock.FileLock(lock_file, mode=0o600)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
+    lock = _acquired(lock_file, 0.0)
+    if lock is None:
         return True
     lock.release()
     return False
@@ -155,15 +192,11 @@ def starting(folder: Path, timeout_s: float) -> Iterator[None]:
     Raises:
         TimedOut: another process kept it for ``timeout_s``.
     """
-    import filelock
-
-    lock = filelock.FileLock(folder / "start.lock", mode=0o600)
-    try:
-        lock.acquire(timeout=timeout_s)
-    except filelock.Timeout:
+    lock = _acquired(folder / "start.lock", timeout_s)
+    if lock is None:
         raise TimedOut(
             f"another process has been starting a college for {timeout_s:g} s", "See `coe ps`, or run `coe stop`."
-        ) from None
+        )
     try:
         yield
     finally:

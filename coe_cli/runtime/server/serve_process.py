@@ -14,9 +14,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,7 +30,7 @@ from coe_cli.core.model_spec import models_on_disk, spec_from_folder
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.core.selection import choose_profile
-from coe_cli.errors import CoeError, ExitCode, UsageError
+from coe_cli.errors import CoeError, ExitCode, UsageError, explained
 from coe_cli.runtime.college.college import College, CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.meter import meter_for
@@ -37,7 +39,7 @@ from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders, folders
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.shared_router import SharedRouter
-from coe_cli.runtime.server import rendezvous
+from coe_cli.runtime.server import pid_file, rendezvous
 from coe_cli.runtime.server.claims import claims, device_of, elsewhere
 from coe_cli.runtime.server.guard import is_loopback
 from coe_cli.runtime.server.serve_options import ServeOptions
@@ -83,6 +85,10 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
         raise AlreadyRunning("a college is running already", "See `coe ps`; end it with `coe stop`.")
     try:
         rendezvous.remove_state(folder)  # whoever left it behind is gone
+        try:
+            pid_file.write(folder / pid_file.COLLEGE, os.getpid())
+        except OSError as error:
+            raise rendezvous.cannot_announce(folder, error) from error
         with _bound_socket(options.host, options.port) as listener, _logging(folder):
             state = rendezvous.CollegeState(
                 pid=os.getpid(),
@@ -101,6 +107,8 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
             asyncio.run(job.run(folder, on_ready, observer))
     finally:
         rendezvous.remove_state(folder)
+        with contextlib.suppress(OSError):
+            (folder / pid_file.COLLEGE).unlink(missing_ok=True)
         lock.release()
 
 
@@ -144,6 +152,7 @@ class _Process:
         self._options, self._state, self._listener = options, state, listener
         self._profile, self._resolver, self._api_key = profile, resolver, api_key
         self._ending = False
+        self._failure: Exception | None = None
 
     async def run(self, folder: Path, on_ready: Callable[[str], None], observer: Observer | None) -> None:
         import uvicorn
@@ -185,9 +194,9 @@ class _Process:
         self._uvicorn = uvicorn.Server(config)
         self._uvicorn.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         self._take_signals()
-        helpers = [asyncio.create_task(self._announce(folder, on_ready)), asyncio.create_task(self._end_when_idle())]
+        helpers = [self._helper(self._announce(folder, on_ready)), self._helper(self._end_when_idle())]
         if observer is not None:
-            helpers.append(asyncio.create_task(self._show(observer)))
+            helpers.append(self._helper(self._show(observer)))
         try:
             await self._uvicorn.serve(sockets=[self._listener])
         finally:
@@ -195,6 +204,21 @@ class _Process:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             await self._college.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _helper(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what the college cannot do without: it ends with the error of one that fails."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            failure = None if task.cancelled() else task.exception()
+            if isinstance(failure, Exception) and self._failure is None:
+                self._failure = failure
+                self._uvicorn.should_exit = True
+
+        task = asyncio.create_task(job)
+        task.add_done_callback(ended)
+        return task
 
     def stop(self, drain: bool) -> None:
         """End: with ``drain`` when the answers in progress are complete, else after a moment. The second call is final."""
@@ -308,6 +332,10 @@ def main() -> None:
         serve(options, lambda url: None)
     except AlreadyRunning:
         sys.exit(ExitCode.OK)
-    except CoeError as error:
-        sys.stderr.write(msgspec.json.encode(error.as_dict()).decode() + "\n")
+    except Exception as failure:
+        error = explained(failure)
+        with contextlib.suppress(OSError):  # the disk may be full
+            if error is not failure:
+                traceback.print_exc()
+            sys.stderr.write(msgspec.json.encode(error.as_dict()).decode() + "\n")
         sys.exit(error.exit_code)

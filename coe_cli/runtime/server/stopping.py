@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
-from coe_cli.errors import ModelMissing, TimedOut
+from coe_cli.errors import DeviceLost, ModelMissing
 from coe_cli.runtime.server.college_client import end_unresponsive, find, wait_until_gone
 
 _END_S = 20.0
@@ -15,16 +16,17 @@ def stop_college(*, drain: bool) -> str:
     """End the college and wait until it is gone; with ``drain`` it finishes its answers first, however long they take.
 
     Raises:
-        TimedOut: it does not end.
+        CoeError: it does not end.
     """
     client = find()
-    if client is None:
-        return "the college did not answer and was ended" if end_unresponsive() else "no college is running"
-    client.stop(drain=drain)
-    client.close()
-    if not wait_until_gone(None if drain else _END_S) and not end_unresponsive():
-        raise TimedOut(f"the college does not end (process {client.state.pid})", "End the process by hand.")
-    return "the college has ended"
+    if client is not None:
+        with contextlib.suppress(DeviceLost), contextlib.closing(client):  # gone, or stuck, since it was found
+            client.stop(drain=drain)
+            if wait_until_gone(None if drain else _END_S):
+                return "the college has ended"
+    if end_unresponsive():
+        return "the college did not answer and was ended"
+    return "no college is running" if client is None else "the college has ended"
 
 
 def unload_model(model: str, *, wait: bool) -> str:

@@ -1,0 +1,142 @@
+"""A college that cannot announce itself ends with an error; `coe stop` ends whatever `coe serve` can start, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Coe, eventually, is_gone, one_line
+
+from coe_cli.runtime.server import pid_file, rendezvous
+from coe_cli.runtime.server.pid_file import ProcessIdentity
+
+if sys.platform == "win32":
+    pytest.skip("signals and limits of POSIX systems", allow_module_level=True)
+
+_HOLD = """
+import pathlib, sys
+from coe_cli.runtime.server import rendezvous
+lock = rendezvous.hold_college_lock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def state(coe: Coe) -> Path:
+    return rendezvous.private_folder(coe.folder / "state")
+
+
+@contextlib.contextmanager
+def lock_held(state: Path) -> Iterator[psutil.Process]:
+    """Some process that holds the college's lock and says nothing."""
+    command = [sys.executable, "-c", _HOLD, str(state)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        yield psutil.Process(holder.pid)
+        holder.kill()
+
+
+def colleges(coe: Coe) -> list[psutil.Process]:
+    """The colleges of this test that run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            ours = process.environ().get("COE_STATE_DIR") == coe.environment["COE_STATE_DIR"]
+            if ours and any("serve" in part for part in process.cmdline()) and not is_gone(process):
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("foreground", [False, True], ids=["detached", "in the foreground"])
+def test_a_college_that_cannot_write_its_state_ends_with_an_error(coe: Coe, state: Path, foreground: bool) -> None:
+    (state / "college.json").mkdir()
+    (state / "college.json" / "in the way").touch()
+    result = coe.run("serve", *(["--foreground"] if foreground else []))
+    assert result.code == 1 and result.stdout == ""
+    assert "cannot announce itself" in result.stderr and "COE_STATE_DIR" in result.stderr
+    assert "Traceback" not in result.stderr and "Errno" not in result.stderr
+    assert colleges(coe) == [] and not rendezvous.college_lives(state)
+
+
+@pytest.mark.parametrize("foreground", [False, True], ids=["detached", "in the foreground"])
+def test_a_full_disk_is_an_error_and_no_college(coe: Coe, foreground: bool) -> None:
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh"]
+    result = coe.run("serve", *(["--foreground"] if foreground else []), prefix=limited)
+    assert result.code == 1 and result.stdout == ""
+    assert "COE_STATE_DIR" in result.stderr and "Traceback" not in result.stderr
+    assert colleges(coe) == [] and not rendezvous.college_lives(coe.folder / "state")
+    assert coe.run("stop").check().stderr == "coe: no college is running\n"
+
+
+@pytest.mark.parametrize("lock", ["college.lock", "start.lock"])
+def test_a_lock_that_cannot_be_one_is_said_in_a_line(coe: Coe, state: Path, lock: str) -> None:
+    (state / lock).symlink_to(state / lock)
+    said = one_line(coe.run("serve").stderr)
+    assert f"{lock} cannot be used" in said and "Errno" not in said
+    if lock == "college.lock":
+        stopped = coe.run("stop")
+        assert stopped.code == 1 and "college.lock cannot be used" in one_line(stopped.stderr)
+
+
+@pytest.mark.parametrize("name", [pid_file.STARTING, pid_file.COLLEGE])
+def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path, name: str) -> None:
+    starting = coe.start("serve")
+    process = psutil.Process(eventually(lambda: pid_file.read(state / name)).pid)
+    process.send_signal(signal.SIGSTOP)
+    assert "was ended" in coe.run("stop").check().stderr
+    assert is_gone(process) and not rendezvous.college_lives(state)
+    starting.communicate(timeout=30)
+    assert starting.returncode != 0
+    url = coe.run("serve").check().stdout
+    assert url.startswith("http")
+    assert coe.run("stop").check().stderr == "coe: the college has ended\n"
+
+
+def test_one_that_has_lost_its_state_file_is_ended(coe: Coe, state: Path) -> None:
+    coe.run("serve").check()
+    process = psutil.Process(json.loads((state / "college.json").read_text())["pid"])
+    (state / "college.json").unlink()
+    assert "was ended" in coe.run("stop").check().stderr
+    assert is_gone(process)
+
+
+@pytest.mark.slow
+def test_in_the_foreground_too(coe: Coe, state: Path) -> None:
+    process = coe.start("serve", "--foreground")
+    eventually(lambda: (state / "college.json").exists())
+    os.kill(process.pid, signal.SIGSTOP)
+    assert "was ended" in coe.run("stop").check().stderr
+    assert process.wait(timeout=10) is not None
+
+
+@pytest.mark.parametrize("name", [pytest.param(pid_file.STARTING, marks=pytest.mark.slow), pid_file.COLLEGE])
+def test_a_process_that_got_the_id_of_a_college_is_left_alone(coe: Coe, state: Path, name: str) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        try:
+            identity = pid_file.identity_of(other.pid)
+            assert identity is not None
+            earlier = ProcessIdentity(other.pid, str(int(identity.started) - 1))
+            rendezvous.write_private(state / name, json.dumps({"pid": other.pid, "started": earlier.started}).encode())
+            assert coe.run("stop").check().stderr == "coe: no college is running\n"
+            with lock_held(state) as holder:
+                result = coe.run("stop")
+                assert result.code == 1 and "does not know" in one_line(result.stderr)
+                assert not is_gone(holder)
+            assert other.poll() is None
+        finally:
+            other.kill()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"7", b'{"pid": 0, "started": "1"}', b'{"pid": -1, "started": "1"}'])
+def test_a_broken_pid_file_names_nobody(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "college.pid").write_bytes(content)
+    assert pid_file.read(tmp_path / "college.pid") is None

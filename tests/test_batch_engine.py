@@ -22,6 +22,7 @@ from coe_cli.core.footprint import load_bytes
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
 from coe_cli.runtime.batch.batch_local import LocalEngine
 from coe_cli.runtime.batch.batch_setup import local_engine
@@ -30,7 +31,6 @@ from coe_cli.runtime.college.college import CollegeSettings
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
-from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coe_cli.core.code_blocks import last_code_block
 from coe_cli.core.stop_strings import StopStrings
 from coe_cli.core.thinking import ThinkingSplitter
-from coe_cli.runtime.providers import default_session_options
+from coe_cli.providers.settings import default_session_options
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 

@@ -16,8 +16,8 @@ from conftest import MODEL, REPOSITORY
 
 from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.core.prefill import PIECE_TOKENS
+from coe_cli.providers.settings import default_session_options
 from coe_cli.runtime.college.one_shot import begin_loading
-from coe_cli.runtime.providers import default_session_options
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 

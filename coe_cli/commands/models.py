@@ -14,23 +14,17 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
+    ProviderName,
     complete_models,
     complete_profiles,
     read_catalog,
     read_profiles,
 )
 from coe_cli.core.limits import MAX_TOKENS
+from coe_cli.core.providers import expected_on
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.runtime.folders import folders
-
-
-class ProviderName(StrEnum):
-    """Devices that a model can be built for."""
-
-    DML = "dml"
-    CUDA = "cuda"
-    CPU = "cpu"
 
 
 class Precision(StrEnum):
@@ -214,9 +208,9 @@ def remove(
 def import_(
     source: Annotated[Path, typer.Argument(help="A GGUF file, or a Hugging Face folder with safetensors.")],
     name: Annotated[str, typer.Option("--name", help="What it is to be called.")],
-    provider: Annotated[ProviderName, typer.Option("--provider", help="The device that it is built for.")] = (
-        ProviderName.DML if sys.platform == "win32" else ProviderName.CPU
-    ),
+    provider: Annotated[
+        ProviderName, typer.Option("--provider", help="The device that it is built for.")
+    ] = ProviderName(expected_on(sys.platform).name),
     precision: Annotated[Precision, typer.Option("--precision", help="How its weights are kept.")] = Precision.INT4,
     force: Annotated[bool, typer.Option("--force", help="Take the place of a model of that name.")] = False,
 ) -> None:

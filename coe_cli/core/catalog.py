@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, structs
 from coe_cli.core.names import nearest
 from coe_cli.core.problem import Problem
 from coe_cli.core.profile import Provider
+from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError, ModelMissing, ProfileInvalid, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["oga", "gguf"] = "oga"
     licence: str = ""
     description: str = ""
+
+    def __post_init__(self) -> None:
+        spec_of(self.provider)
 
 
 class Expert(Struct, frozen=True, forbid_unknown_fields=True):

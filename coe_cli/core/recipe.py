@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.core.profile import Provider
+from coe_cli.core.providers import spec_of
 from coe_cli.errors import UsageError
 
 Precision = Literal["int4", "int8", "fp16"]
@@ -59,10 +60,8 @@ def _body(weight_format: WeightFormat) -> dict[Part, WeightFormat]:
     }
 
 
-_RECIPES: dict[tuple[Provider, Precision], Recipe] = {
-    ("cpu", "int4"): Recipe("cpu", "int4", "fp32", _COMMON, _body(_INT4)),
-    ("cpu", "int8"): Recipe("cpu", "int8", "fp32", _COMMON, _body(_INT8)),
-}
+_PACKED: dict[Precision, WeightFormat] = {"int4": _INT4, "int8": _INT8}
+"""What our own quantiser writes, for providers in fp32."""
 
 
 def recipe_for(provider: Provider, precision: Precision) -> Recipe:
@@ -71,10 +70,10 @@ def recipe_for(provider: Provider, precision: Precision) -> Recipe:
     Raises:
         UsageError: there is none.
     """
-    found = _RECIPES.get((provider, precision))
-    if found is not None:
-        return found
-    if provider != "cpu" and precision in ("int4", "fp16"):
+    rules = spec_of(provider).graph
+    if precision in rules.precisions:
+        if rules.float_type == "fp32":
+            return Recipe(provider, precision, "fp32", _COMMON, _body(_PACKED[precision]))
         return Recipe(provider, precision, precision, _COMMON)
     raise UsageError(
         f"there is no {precision} recipe for provider `{provider}`",
@@ -87,7 +86,7 @@ def session_options(provider: Provider, cores: int) -> dict[str, Any]:
 
     ``cores`` is the number of physical cores that the worker may use. On the CPU the default thread count halves the speed.
     """
-    if provider != "cpu":
+    if spec_of(provider).on_card:
         return {}
     return {"intra_op_num_threads": max(1, cores), "inter_op_num_threads": 1}
 

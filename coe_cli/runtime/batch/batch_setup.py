@@ -9,9 +9,11 @@ from msgspec import structs
 
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.core.sharing import working_set
 from coe_cli.errors import ModelMissing
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, RowSource
 from coe_cli.runtime.batch.batch_index import Route
 from coe_cli.runtime.batch.batch_local import LocalEngine
@@ -22,7 +24,6 @@ from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.routing.shared_router import SharedRouter
 
 MakeEngine = Callable[[HardwareProfile], Engine]
@@ -87,7 +88,7 @@ def engine_beside_others(
     costs = {model: cost_of(rows.spec(model))[0] for model in rows.remaining()}
     critical_mb = profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb)
     workers, slots = 1, profile.max_concurrent_slots
-    if profile.provider == "cpu":  # a worker for each slot
+    if on_host(profile.provider):  # a worker for each slot
         workers, slots = min(profile.max_concurrent_slots, worker_threads()), 1
     beside = Beside(where.state, profile, note)
     try:
@@ -126,5 +127,5 @@ def local_engine(
     """
     pool = structs.replace(pool_from_profile(profile), min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
     settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command, recorder=Recorder())
-    on_cpu = profile.provider == "cpu"
+    on_cpu = on_host(profile.provider)
     return LocalEngine(settings, meter_for(profile), profile=profile.name, retries=retries, side_by_side=on_cpu)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, from_code
+from coe_cli.providers.settings import default_provider_options, default_session_options
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college import translation
-from coe_cli.runtime.providers import default_provider_options, default_session_options
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError, DeviceLost, from_code
-from coe_cli.runtime.providers import default_provider_options, default_session_options
+from coe_cli.providers.settings import default_provider_options, default_session_options
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import worker_command, worker_environment
 

@@ -12,12 +12,13 @@ import msgspec
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, RoutingSettings
+from coe_cli.core.providers import on_host
 from coe_cli.core.router import swap_aware
 from coe_cli.core.selection import Choice, choose_model
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
+from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.costs import slot_context
-from coe_cli.runtime.providers import choose_provider, installed_providers
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.prompt_length import prompt_tokens
@@ -104,7 +105,7 @@ class RequestResolver:
         if known is None or known[0] != changed:
             spec = open_model(name, folder)
             note = ""
-            if spec.provider != "cpu":
+            if not on_host(spec.provider):
                 provider, why = choose_provider(name, spec.provider, self._profile, installed_providers())
                 spec = msgspec.structs.replace(spec, provider=provider)
                 note = why if why.startswith("slower:") else ""

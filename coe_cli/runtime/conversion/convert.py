@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coe_cli.core.profile import Provider
+from coe_cli.core.providers import host, names
 from coe_cli.core.recipe import Precision, Recipe, describe, recipe_for
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.conversion.checkpoint import copy_side_files, find_source, mend_tokenizer, write_checkpoint
@@ -101,7 +102,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m coe_cli.runtime.conversion.convert")
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--provider", choices=["cpu", "dml", "cuda"], default="cpu")
+    parser.add_argument("--provider", choices=names(), default=host().name)
     parser.add_argument("--precision", choices=["int4", "int8", "fp16"], default="int4")
     options = parser.parse_args(arguments)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.onnx_graph import graph_of
 from coe_cli.errors import CoeError
+from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.conversion.last_position import NotPrunable, write_pruned
 from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.providers import installed_providers
 from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
 from coe_cli.runtime.store.model_store import check_room, open_model, put_in_place, staging_folder, writing
 from coe_cli.runtime.worker.continuation import continue_prompts

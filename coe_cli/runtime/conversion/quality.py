@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.core.model_spec import spec_from_folder
+from coe_cli.core.providers import host
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.conversion.checkpoint import find_source, write_checkpoint
@@ -154,7 +155,7 @@ def _converted_logits(folder: Path) -> Logits:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph, options, providers=[host().ort_name])
     except Exception as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelDamaged(f"{folder} cannot be loaded: {words}", "Convert the model again from its source.") from None

@@ -11,8 +11,8 @@ from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
 from coe_cli.core.names import counted
 from coe_cli.core.onnx_graph import GraphFacts, read_graph
 from coe_cli.errors import CoeError, ModelDamaged
+from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.progress import OnProgress, Step, ignore
-from coe_cli.runtime.providers import installed_providers
 from coe_cli.runtime.store import canary
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
 

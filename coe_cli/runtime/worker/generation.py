@@ -9,7 +9,7 @@ from typing import Any
 
 from coe_cli.core.stop_strings import StopStrings
 from coe_cli.errors import PromptTooLong, UsageError
-from coe_cli.runtime.providers import configure
+from coe_cli.providers.settings import configure
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.slots import Slot, Slots
 
@@ -26,7 +26,7 @@ class PreparedModel:
         self.name = os.path.basename(os.path.normpath(message.folder))  # noqa: PTH119
         self.provider = message.provider
         config = oga.Config(message.folder)
-        configure(config, message.provider, message.provider_options, message.session_options)
+        configure(oga, config, message.provider, message.provider_options, message.session_options)
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
         settings = _genai_config(message.folder)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from coe_cli.core.model_spec import BYTES_PER_MB
-from coe_cli.runtime.probes import ProbeFailed
+from coe_cli.probes import ProbeFailed
 
 DEDICATED: Final = r"\GPU Adapter Memory(*)\Dedicated Usage"
 SHARED: Final = r"\GPU Adapter Memory(*)\Shared Usage"

@@ -8,7 +8,7 @@ from typing import Final
 
 from coe_cli.core.machine import Adapter
 from coe_cli.core.model_spec import BYTES_PER_MB
-from coe_cli.runtime.probes import ProbeFailed
+from coe_cli.probes import ProbeFailed
 
 AMD_VENDOR: Final = "0x1002"
 

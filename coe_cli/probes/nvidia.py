@@ -7,7 +7,7 @@ from typing import Any
 
 from coe_cli.core.machine import Adapter
 from coe_cli.core.model_spec import BYTES_PER_MB
-from coe_cli.runtime.probes import ProbeFailed
+from coe_cli.probes import ProbeFailed
 
 
 class NvidiaProbe:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from coe_cli.core.machine import Adapter
 from coe_cli.core.model_spec import BYTES_PER_MB
-from coe_cli.runtime.probes import ProbeFailed, pdh
+from coe_cli.probes import ProbeFailed, pdh
 
 FLAG_SOFTWARE: Final = 2
 ERROR_NOT_FOUND: Final = 0x887A0002

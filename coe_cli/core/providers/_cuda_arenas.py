@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Struct
 
 from coe_cli.core.arena import Arena
-from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.units import BYTES_PER_MB
 
 LIBRARIES_BYTES: Final = 150 * BYTES_PER_MB
 """cuBLAS, cuDNN and kernels that a session loads, in use beyond the bare CUDA context; 149 to 150 MB on an H100."""

@@ -58,6 +58,12 @@ def expected_on(platform: str) -> ProviderSpec:
     return next((spec for spec in all_specs() if platform in spec.expected_on), host())
 
 
+def for_card(maker: str, platform: str) -> ProviderSpec:
+    """The preferred provider on ``platform`` for a card of ``maker`` (lower case, "" where unknown), else ``home``."""
+    usable = [spec for spec in all_specs() if spec.on_card and (not spec.platforms or platform in spec.platforms)]
+    return next((spec for spec in usable if spec.drives(maker)), home())
+
+
 def on_host(name: str) -> bool:
     """Whether ``name`` is the host's own provider."""
     return name == host().name

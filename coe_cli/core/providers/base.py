@@ -115,6 +115,8 @@ class ProviderSpec(ABC):
     """Values of ``sys.platform`` where it exists; empty: everywhere."""
     expected_on: tuple[str, ...] = ()
     """Platforms whose installation should have it."""
+    makers: tuple[str, ...] = ()
+    """Makers of the cards that it drives, in lower case; empty: all."""
     on_card: bool = True
     """Whether models are in a graphics adapter's memory; else in the system's."""
     capabilities: Capabilities = Capabilities()
@@ -127,9 +129,13 @@ class ProviderSpec(ABC):
         """What a ``genai_config.json`` calls it in ``provider_options``, in lower case."""
         return (self.name,)
 
+    def drives(self, maker: str) -> bool:
+        """Whether it drives cards in whose description, in lower case, ``maker`` stands."""
+        return not self.makers or any(name in maker for name in self.makers)
+
     def can_use(self, adapter: Adapter) -> bool:
         """Whether models can run on ``adapter``."""
-        return self.on_card
+        return self.drives(adapter.name.lower())
 
     def meaning(self, text: str) -> ErrorMeaning | None:
         """What a native error's text means, or None where nothing is known."""

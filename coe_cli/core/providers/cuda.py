@@ -39,6 +39,7 @@ class Cuda(ProviderSpec):
         " (NVIDIA cards)"
     )
     platforms = ("win32", "linux")
+    makers = ("nvidia",)
     capabilities = Capabilities(graph_capture=True)
     graph = GraphRules("fp16", ("int4", "fp16"))
     errors = (
@@ -59,7 +60,7 @@ class Cuda(ProviderSpec):
     )
 
     def can_use(self, adapter: Adapter) -> bool:
-        return adapter.probe == "nvml" or "nvidia" in adapter.name.lower()
+        return adapter.probe == "nvml" or super().can_use(adapter)
 
     def load_bytes(self, model: ModelMemory) -> int:
         """The bare context, libraries, and each tensor in pages of its own."""

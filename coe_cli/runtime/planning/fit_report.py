@@ -14,6 +14,7 @@ from coe_cli.core.footprint import ModelMemory
 from coe_cli.core.machine import card, card_mb
 from coe_cli.core.model_spec import find_spec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
+from coe_cli.core.providers import for_card, home, host, on_host
 from coe_cli.core.scenario import Known, Role, role_of
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import Folders, own_profiles
@@ -61,15 +62,15 @@ def this_machine() -> list[tuple[Memory, str]]:
     from coe_cli.runtime.probe import probe_machine
 
     machine = probe_machine()
-    best = card(machine, "dml")
-    size = card_mb(machine, "dml")
+    best = card(machine, home().name)
+    size = card_mb(machine, home().name)
     if best is not None and size is not None:
         return [(Memory(best.name, round(size), integrated=bool(best.integrated)), best.name.lower())]
     if machine.memory_mb is None:
         raise UsageError(
             "neither a card nor the memory of this machine could be found", 'Name it: coe fit "RX 7800 XT"'
         )
-    return [(Memory("this machine's processor", round(machine.memory_mb)), "cpu")]
+    return [(Memory("this machine's processor", round(machine.memory_mb)), host().name)]
 
 
 def fit_report(
@@ -115,11 +116,7 @@ def fit_report(
 
 
 def _provider_for(vendor: str) -> Provider:
-    if vendor == "cpu":
-        return "cpu"
-    if sys.platform != "win32" and "nvidia" in vendor:
-        return "cuda"
-    return "dml"
+    return vendor if on_host(vendor) else for_card(vendor, sys.platform).name
 
 
 def _profile_for(

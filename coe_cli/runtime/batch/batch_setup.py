@@ -12,7 +12,7 @@ from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.core.sharing import working_set
-from coe_cli.errors import ModelMissing
+from coe_cli.errors import DoesNotFit, ModelMissing
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, RowSource
 from coe_cli.runtime.batch.batch_index import Route
@@ -83,10 +83,20 @@ def engine_beside_others(
     """An engine with the part of the profile's budget that the running college and other batches leave to it.
 
     ``note`` is told what that costs, and of the time that it waits for its part.
+
+    Raises:
+        DoesNotFit: not even the smallest model of the rows fits the profile.
     """
     cost_of = cost_in(profile)
     costs = {model: cost_of(rows.spec(model))[0] for model in rows.remaining()}
     critical_mb = profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb)
+    name, least_mb = min(((name, cost.need_mb()) for name, cost in costs.items()), key=lambda each: each[1])
+    if least_mb > critical_mb:
+        raise DoesNotFit(
+            f"no model of the batch fits: `{name}` needs {least_mb:.0f} MB, and profile {profile.name} allows"
+            f" {critical_mb:.0f} ({profile.vram_budget_mb} budget less {profile.fixed_mb} fixed)",
+            "Choose a profile with a larger budget (-p), or a smaller model.",
+        )
     workers, slots = 1, profile.max_concurrent_slots
     if on_host(profile.provider):  # a worker for each slot
         workers, slots = min(profile.max_concurrent_slots, worker_threads()), 1

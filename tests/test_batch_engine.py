@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from byte_prompts import BytePrompts
 from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
 from conftest import MODEL, REPOSITORY, eventually
 from faulty_worker import expected
@@ -76,7 +77,9 @@ def engine(
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     command = [sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)]
     cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4)
-    settings = CollegeSettings(msgspec.structs.replace(POOL, **pool), lambda spec: (cost, 1024), worker_command=command)
+    settings = CollegeSettings(
+        msgspec.structs.replace(POOL, **pool), lambda spec: (cost, 1024), worker_command=command, prompts=BytePrompts()
+    )
     made = LocalEngine(settings, FakeMeter(), profile="p", retries=retries, side_by_side=side_by_side)
     try:
         yield made

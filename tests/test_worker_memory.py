@@ -35,7 +35,6 @@ def ask(worker: WorkerProcess, lengths: Sequence[int], guidance: protocol.Guidan
         worker.send(
             protocol.Generate(
                 request_id=number,
-                messages=[],
                 context_length=CONTEXT_LENGTH,
                 max_tokens=4,
                 sampling=protocol.Sampling(temperature=0.0),

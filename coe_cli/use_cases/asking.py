@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,11 +148,21 @@ def _answer_alone(
         sink = sink_for(output, label, spec, profile, view, routed if options.explain else None)
         try:
             about = About(choice.expert, spec.name, spec.provider, profile.name, choice.notes)
-            answer = collect(events, about, sink)
+            noting = _noting(events, output) if view.output_format is AnswerFormat.HUMAN else events
+            answer = collect(noting, about, sink)
             sink.finish(answer)
         finally:
             sink.close()
     keep(answer, options, messages, conversation, profiles, output)
+
+
+def _noting(events: Iterable[ce.CollegeEvent], output: Output) -> Iterator[ce.CollegeEvent]:
+    """The same events; what is to be said of the prompt is said when it comes."""
+    for event in events:
+        if isinstance(event, ce.Reading):
+            for note in event.notes:
+                output.note(note)
+        yield event
 
 
 def _events(

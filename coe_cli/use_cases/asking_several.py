@@ -42,10 +42,10 @@ from coe_cli.runtime.college.consultation import Job, OwnSource, ResidentSource,
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.meter import ResidentSetMeter, Unmeasured
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.prompts.prompts import prompt_tokens
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.server.neighbour import tight
 from coe_cli.runtime.store.model_store import open_model
-from coe_cli.runtime.worker.prompt_length import prompt_tokens
 from coe_cli.use_cases.ask_steps import (
     AskOptions,
     View,
@@ -239,11 +239,10 @@ class Together:
         context = context_length(self._spec, self._profile)
         limit = context - answer_room(context)
         room = sum(map(len, whole))
-        assert self._spec.folder is not None
         while True:
             prompt = supervisor_prompt(question, drafts, shares([len(text) for text in whole], room))
             messages = messages_for(replace(self._options, question=prompt), self._choice, self._conversation)
-            tokens = prompt_tokens(self._spec.folder, messages, self._choice.template, context)
+            tokens = prompt_tokens(self._spec, messages, self._choice.template, context)
             if tokens is None or tokens <= limit or room <= LEAST_DRAFT_CHARS:
                 return prompt
             room = min(room - 1, int(room * 0.95 * limit / tokens))

@@ -111,6 +111,7 @@ class _Chat:
         self._output = output
         self._show_thinking = show_thinking
         self._warned = False
+        self._said: set[str] = set()
 
     def talk(self) -> None:
         while True:
@@ -149,6 +150,8 @@ class _Chat:
                     text, is_thought = event
                     sink.piece(text, is_thinking=is_thought)
                     open_line = not text.endswith("\n") if not is_thought else open_line
+                elif isinstance(event, ce.Reading):
+                    self._say_once(event.notes)
                 elif self._reader.interactive:
                     self._tell(event)
         except KeyboardInterrupt:
@@ -166,6 +169,12 @@ class _Chat:
         if self._session.log_warning and not self._warned:
             self._warned = True
             self._output.note(self._session.log_warning)
+
+    def _say_once(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self._said:
+                self._said.add(note)
+                self._output.note(note)
 
     def _tell(self, event: ce.CollegeEvent) -> None:
         if isinstance(event, ce.Loading):

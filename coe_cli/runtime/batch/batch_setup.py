@@ -24,6 +24,7 @@ from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.routing.shared_router import SharedRouter
 
 MakeEngine = Callable[[HardwareProfile], Engine]
@@ -136,6 +137,8 @@ def local_engine(
     needs its room.
     """
     pool = structs.replace(pool_from_profile(profile), min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
-    settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command, recorder=Recorder())
+    settings = CollegeSettings(
+        pool, cost_in(profile), worker_command=worker_command, recorder=Recorder(), prompts=own()
+    )
     on_cpu = on_host(profile.provider)
     return LocalEngine(settings, meter_for(profile), profile=profile.name, retries=retries, side_by_side=on_cpu)

@@ -10,13 +10,18 @@ from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
 from coe_cli.core.names import counted
 from coe_cli.core.onnx_graph import GraphFacts, read_graph
-from coe_cli.errors import CoeError, ModelDamaged
+from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.progress import OnProgress, Step, ignore
+from coe_cli.runtime.prompts.prompt_messages import Prepare
+from coe_cli.runtime.prompts.prompts import own
+from coe_cli.runtime.prompts.tokenizer_files import chat_template
 from coe_cli.runtime.store import canary
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
+from coe_cli.runtime.worker.protocol import ChatMessage
 
 _SAMPLE = "Grüße, 世界! def f(x): return x ** 2  # 3.14"
+_SAMPLE_QUESTIONS = ("What is 2 + 2?", "Who are you?")
 
 
 def verify(
@@ -185,20 +190,20 @@ def _tokenizer(spec: ModelSpec, folder: Path, again: str) -> list[Finding]:
             warning("tokenizer", "does not give a text back as it was", "Compare an answer with the original model's.")
         ]
     )
-    return [*findings, _template(folder)]
+    return [*findings, _template(spec, folder)]
 
 
-def _template(folder: Path) -> Finding:
-    from coe_cli.runtime.worker.prompt_length import chat_template, render_chat
-    from coe_cli.runtime.worker.protocol import ChatMessage
-
-    source = chat_template(folder)
-    if source is None:
+def _template(spec: ModelSpec, folder: Path) -> Finding:
+    """Whether the chat template puts a question into the prompt, tried under the limits of every prompt."""
+    if chat_template(folder) is None:
         return ok("chat template", "none: experts that use this model need a plain prompt")
     try:
-        text = render_chat(source, [ChatMessage("user", "What is 2 + 2?")])
-    except ModelDamaged as problem:
+        said, other = (
+            own().prepare(Prepare(spec.name, str(folder), [ChatMessage("user", text)], spec.context_length)).ids
+            for text in _SAMPLE_QUESTIONS
+        )
+    except CoeError as problem:
         return error("chat template", problem.message, problem.hint)
-    if "What is 2 + 2?" not in text:
+    if said == other:
         return error("chat template", "drops the question", "Use a plain prompt for this model's experts.")
     return ok("chat template", "works")

@@ -12,19 +12,22 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
+from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.runtime.college.resolver import ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
 _SEEDS = SEED.most + 1
 
 
-def _whole_unicode(text: str) -> str:
+def _plain_text(text: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("text with unpaired surrogates is not Unicode")
+    if "\0" in text:
+        raise ValueError(NUL_REASON)
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole_unicode)]
+Text = Annotated[str, AfterValidator(_plain_text)]
 _Stop = Annotated[Text, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]

@@ -135,7 +135,7 @@ enter() {
 run() {
     [ -e "$lab/prefix.done" ] || fail "run: $0 setup"
     exec 9>"$lab/lock"
-    flock 9 # one Wine at a time
+    flock -n 9 || { echo "another command runs in the lab: waiting" >&2; flock 9; }
     local copy=$root/checkout
     rm -rf "$copy" && mkdir "$copy"
     git -C "$checkout" ls-files -z --cached --others --exclude-standard | tar -C "$checkout" --null --files-from=- --ignore-failed-read -cf - 2>/dev/null | tar -C "$copy" -xf -

@@ -24,10 +24,11 @@ from coe_cli.runtime.college.college_requests import OpenRequest, Tally
 from coe_cli.runtime.college.meter import Meter
 from coe_cli.runtime.college.reclaim import until_reclaimed
 from coe_cli.runtime.college.recorder import Recorder
-from coe_cli.runtime.college.resident import KilledFromOutside, ResidentWorker
+from coe_cli.runtime.college.resident import ResidentWorker
 from coe_cli.runtime.college.spare import SpareWorker
 from coe_cli.runtime.prompts.prompts import Prompts, PromptSource
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.worker_death import KilledFromOutside
 
 _MEASURE_EVERY_S = 2.0
 

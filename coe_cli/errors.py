@@ -116,6 +116,12 @@ class Draining(Busy):
     code = "draining"
 
 
+class PromptsFull(Busy):
+    """Too many prompts are being made ready."""
+
+    code = "prompts_full"
+
+
 class Interrupted(CoeError):
     """The user pressed Ctrl-C and something is worth saying about it."""
 
@@ -145,6 +151,7 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
         DeviceLost,
         Busy,
         Draining,
+        PromptsFull,
         TimedOut,
         Interrupted,
     )

@@ -53,6 +53,7 @@ class AskOptions:
     refine: bool = False
     profiles_file: Path | None = None
     catalog_file: Path | None = None
+    allow_special_tokens: bool = False
 
 
 class View(NamedTuple):
@@ -213,6 +214,7 @@ def ask_for(spec: ModelSpec, choice: Choice, messages: list[protocol.ChatMessage
         messages=messages,
         template=choice.template if spec.name == choice.model else None,
         max_tokens=options.max_tokens,
+        allow_special_tokens=options.allow_special_tokens,
         sampling=protocol.Sampling(options.temperature, options.top_p, options.top_k, options.seed),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.conversations import Conversation
 from coe_cli.core.names import did_you_mean
+from coe_cli.core.plain_text import check_text
 from coe_cli.core.profile import ProfileSet
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError, UsageError
@@ -141,6 +142,7 @@ class _Chat:
                 write_error(self._output.stderr, error, as_json=False)
 
     def _answer(self, question: str) -> None:
+        check_text(question, "question")
         sink = AnswerSink(self._output, show_thinking=self._show_thinking)
         open_line = False
         events = self._session.ask(question)

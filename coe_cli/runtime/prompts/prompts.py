@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import msgspec
 
 from coe_cli.core.model_spec import ModelSpec
-from coe_cli.errors import Busy, CoeError, DeviceLost, ModelDamaged, PromptTooLong, from_code
+from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, PromptsFull, PromptTooLong, from_code
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.runtime.package import start_code
 from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage
@@ -52,12 +52,6 @@ class TooManyTokens(PromptTooLong):
     def __init__(self, message: str, hint: str, tokens: int, *, exact: bool) -> None:
         super().__init__(message, hint)
         self.tokens, self.exact = tokens, exact
-
-
-class NoRoomForPrompts(Busy):
-    """Too many prompts are being made; HTTP says 503."""
-
-    code = "preparing_full"
 
 
 def surely_fits(messages: list[ChatMessage], template: str | None, context_length: int) -> bool:
@@ -109,7 +103,7 @@ class Prompts:
 
         Raises:
             UsageError: a text that no model can be given, by the field's name.
-            NoRoomForPrompts: too much waits already.
+            PromptsFull: too much waits already.
         """
         check_messages(request.messages)
         size, job = request.text_bytes, _Job(request, Future())
@@ -118,7 +112,7 @@ class Prompts:
                 raise from_code("draining", "the college was stopped", "Ask again.")
             full = self._waiting >= self._limits.waiting or self._waiting_bytes + size > self._limits.waiting_bytes
             if self._waiting and full:
-                raise NoRoomForPrompts(
+                raise PromptsFull(
                     f"{self._waiting} prompts are being made ready", "Try again in a moment.", _RETRY_AFTER_S
                 )
             self._waiting += 1

@@ -74,7 +74,8 @@ def recipe_for(provider: Provider, precision: Precision) -> Recipe:
     if precision in rules.precisions:
         if rules.float_type == "fp32":
             return Recipe(provider, precision, "fp32", _COMMON, _body(_PACKED[precision]))
-        return Recipe(provider, precision, precision, _COMMON)
+        own_table = {} if rules.quantized_embedding else {"shared_embeddings": "false"}
+        return Recipe(provider, precision, precision, {**_COMMON, **own_table})
     raise UsageError(
         f"there is no {precision} recipe for provider `{provider}`",
         "Choose --precision int4; int8 is for the CPU, fp16 for GPUs.",

@@ -7,7 +7,7 @@
 # The lab is a Debian root in COE_WINLAB (1.5 GB). Commands run there as a user with a limited number of processes, in
 # namespaces of their own: mounts, Wine's services and whatever else was started are gone when the command ends.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 checkout=$(cd "$here/../.." && pwd)
 lab=${COE_WINLAB:-/var/cache/coe-winlab}
 root=$lab/root
@@ -143,6 +143,8 @@ run() {
     chown -R $user:$user "$copy"
     enter "$@"
 }
+
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0 # directml.sh adds to it
 
 case ${1:-} in
     setup) setup ;;

@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from functools import cache
 
+from coe_cli.core.providers.base import GraphRules as GraphRules
 from coe_cli.core.providers.base import ProviderSpec as ProviderSpec
 
 _added: dict[str, ProviderSpec] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
@@ -44,11 +45,25 @@ class Capabilities(Struct, frozen=True):
         return self.can_continue and self.can_rewind
 
 
-class GraphRules(Struct, frozen=True):
-    """What a graph must keep to on a provider: for whoever writes or checks one.
+class OperatorSupport(Struct, frozen=True):
+    """Opsets from ``since`` to below ``before`` (None: all later ones), and element types of the first input, by ONNX's names."""
 
-    ``operators`` None: all that ONNX Runtime has. ``packs_weights``: the provider lays quantised weights out anew, so a
-    graph built for it runs nowhere else.
+    since: int
+    before: int | None
+    types: frozenset[str]
+
+    def takes(self, opset: int) -> bool:
+        """Whether a node of this operator runs in a graph of ``opset``."""
+        return self.since <= opset and (self.before is None or opset < self.before)
+
+
+class GraphRules(Struct, frozen=True):
+    """What a graph must keep to on a provider: for whoever writes or checks one; ``core.graph_check`` checks.
+
+    ``operators`` by domain (empty for ONNX's own) and name; None: all that ONNX Runtime has. ``matrix_bits``: what
+    MatMulNBits may have, empty where nothing is known. ``shares_cache``: attention needs one buffer for the old and the new
+    cache (``past_present_share_buffer``). ``packs_weights``: the provider lays quantised weights out anew, so a graph built
+    for it runs nowhere else.
     """
 
     float_type: Literal["fp32", "fp16"]
@@ -57,7 +72,9 @@ class GraphRules(Struct, frozen=True):
     norms_in_fp32: bool = False
     rotation_in_attention: bool = True
     quantized_embedding: bool = True
-    operators: frozenset[str] | None = None
+    shares_cache: bool = False
+    matrix_bits: tuple[int, ...] = ()
+    operators: Mapping[tuple[str, str], OperatorSupport] | None = None
 
     @property
     def cache_element_bytes(self) -> int:

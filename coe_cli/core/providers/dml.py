@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from coe_cli.core.providers._dml_operators import operators
 from coe_cli.core.providers.base import Capabilities, ErrorMeaning, GraphRules, ProviderSpec
 from coe_cli.core.units import power_of_two
 
@@ -34,6 +35,9 @@ class DirectML(ProviderSpec):
         norms_in_fp32=True,
         rotation_in_attention=False,
         quantized_embedding=False,
+        shares_cache=True,
+        matrix_bits=(4, 8),
+        operators=operators(),
     )
     errors = (
         ErrorMeaning("device_lost", r"887A0005|887A0006|887A0007|887A0020|DXGI_ERROR_DEVICE"),

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coe_cli.core.profile import Provider
-from coe_cli.core.providers import host, names
+from coe_cli.core.providers import host, names, spec_of
 from coe_cli.core.recipe import Precision, Recipe, describe, recipe_for
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.conversion.checkpoint import copy_side_files, find_source, mend_tokenizer, write_checkpoint
+from coe_cli.runtime.conversion.fit_graph import write_fitted
 from coe_cli.runtime.conversion.quantize_graph import quantize_graph
 from coe_cli.runtime.progress import OnProgress, Step
 
@@ -76,6 +77,7 @@ def build(source: Path, output: Path, recipe: Recipe, on_progress: Progress) -> 
                 built / "model.onnx", output / "model.onnx", recipe, on_progress=lambda part: at("quantize", part)
             )
         at("finish")
+        write_fitted(output / "model.onnx", output / "model.onnx", spec_of(recipe.provider).graph)
         mend_tokenizer(output)
     record = {"source": found.name, "recipe": describe(recipe)}
     (output / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

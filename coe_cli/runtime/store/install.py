@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from coe_cli.core.catalog import Catalog, ModelEntry, Source
 from coe_cli.core.findings import Level
+from coe_cli.core.graph_check import check_model, problem_findings
 from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.core.source_uri import default_name, is_uri, parse_uri
@@ -118,6 +119,9 @@ def install_request(
             _check(request, result)
             if result == arrival.path and not as_is:
                 result = _optimized(name, result, staging, on_progress, tell)
+            spec = spec_from_folder(name, result)
+            for finding in problem_findings(spec, check_model(spec)):
+                tell(f"{finding.message}. {finding.fix}")
             (result / MANIFEST).unlink(missing_ok=True)
             check_files(name, result)
             write_manifest(result, _origin(request, arrival))

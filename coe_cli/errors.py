@@ -52,6 +52,18 @@ class PromptTooLong(UsageError):
     code = "prompt_too_long"
 
 
+class UnsupportedArchitecture(UsageError):
+    """A model of a kind, or with something, that cannot be imported."""
+
+    code = "unsupported_architecture"
+
+
+class PickledWeights(UsageError):
+    """Loading such weights would run code that came with them."""
+
+    code = "pickled_weights"
+
+
 class ProfileInvalid(CoeError):
     """A profile or catalog file is missing, unreadable or breaks its schema."""
 
@@ -116,12 +128,6 @@ class Draining(Busy):
     code = "draining"
 
 
-class PromptsFull(Busy):
-    """Too many prompts are being made ready."""
-
-    code = "prompts_full"
-
-
 class Interrupted(CoeError):
     """The user pressed Ctrl-C and something is worth saying about it."""
 
@@ -141,6 +147,8 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
     for kind in (
         CoeError,
         UsageError,
+        UnsupportedArchitecture,
+        PickledWeights,
         PromptTooLong,
         ProfileInvalid,
         ModelMissing,
@@ -151,7 +159,6 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
         DeviceLost,
         Busy,
         Draining,
-        PromptsFull,
         TimedOut,
         Interrupted,
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 import psutil
-from byte_prompts import BytePrompts
 from conftest import REPOSITORY
 from faulty_worker import expected
 
@@ -167,7 +166,6 @@ async def trial(
         watchdog_s=watchdog_s,
         keep_spare=keep_spare,
         elsewhere=elsewhere,
-        prompts=BytePrompts(),
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
     )
     the_meter = meter or FakeMeter()

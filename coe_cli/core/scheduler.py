@@ -87,9 +87,10 @@ class Scheduler(Admission):
     def __init__(self, config: PoolConfig, costs: dict[str, ModelCost]) -> None:
         """
         Raises:
-            DoesNotFit, ValueError: as ``PoolConfig.check``.
+            ValueError: the pool is empty, or ``max_concurrent_slots`` or ``max_queue`` is less than 1.
         """
-        config.check()
+        if config.pool_mb <= 0 or config.max_concurrent_slots < 1 or config.max_queue < 1:
+            raise ValueError("a pool needs memory beyond its fixed part, at least one slot and a queue of at least one")
         super().__init__(config, costs)
         self._now_s = -math.inf
         self._seq = 0

@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 from coe_cli.core.batch_order import fewest_loads
 from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.core.profile import load_profiles
+from coe_cli.providers.settings import usable_cores
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.folders import folders, profile_paths
-from coe_cli.runtime.providers import usable_cores
 
 MODEL = "smollm2-135m"
 SYSTEM = "You are a helpful assistant. Answer the question briefly and in plain words."

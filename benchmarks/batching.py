@@ -23,8 +23,8 @@ import onnxruntime_genai as oga
 from pairs import MODEL, print_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from coe_cli.providers.settings import default_session_options
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.providers import default_session_options
 
 CONTEXT_LENGTH, TOKENS = 1024, 48
 PROMPTS = [

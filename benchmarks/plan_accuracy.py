@@ -29,8 +29,6 @@ from pairs import MODEL, print_table
 from worker_peaks import HEADER, LIVES, SHORT_LIVES, Life, measure_life, worker_cells
 
 from coe_cli.core.footprint import (
-    CPU_PROCESS_BYTES,
-    CUDA_CONTEXT_BYTES,
     FormulaAccounting,
     ModelMemory,
     activation_bytes,
@@ -41,8 +39,9 @@ from coe_cli.core.footprint import (
 from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.core.onnx_graph import read_graph
 from coe_cli.core.profile import PerSlotEstimate, Provider
+from coe_cli.core.providers import cpu, cuda
+from coe_cli.providers.settings import configure, default_session_options
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.providers import configure, default_session_options
 from coe_cli.runtime.worker.worker_process import worker_environment
 
 ANSWER_TOKENS = 8
@@ -133,7 +132,7 @@ def measure_row(
         chunk_size=chunk,
         tokenizer_file_bytes=0,  # no tokenizer is loaded here
     )
-    own = CPU_PROCESS_BYTES if provider == "cpu" else CUDA_CONTEXT_BYTES
+    own = cpu.PROCESS_BYTES if provider == "cpu" else cuda.CONTEXT_BYTES
     running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)
     predicted = max(running, load_peak_bytes(model)) - own
     slot = FormulaAccounting(PerSlotEstimate()).slot(model, context, 1)
@@ -182,7 +181,7 @@ def run_child(job: dict[str, Any]) -> dict[str, Any]:
     in_use, peak = (_device_memory(), None) if job["provider"] == "cuda" else (_resident, _peak_resident)
     before = in_use()
     config = oga.Config(job["folder"])
-    configure(config, job["provider"], {}, job["session_options"])
+    configure(oga, config, job["provider"], {}, job["session_options"])
     if job["chunk"]:
         config.overlay(json.dumps({"search": {"chunk_size": job["chunk"]}}))
     model = oga.Model(config)

@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT))
 
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.profile import load_profiles
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, PreparedRow, RowResult
 from coe_cli.runtime.batch.batch_setup import local_engine
 from coe_cli.runtime.college.college_events import Ask
 from coe_cli.runtime.fleet.ray_setup import ray_engine
 from coe_cli.runtime.folders import folders, profile_paths
-from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 MODEL = "smollm2-135m"

@@ -70,8 +70,8 @@ class Bare:
     """The loop in a process of its own that stays; its model is loaded once and its generator is reused."""
 
     def __init__(self) -> None:
+        from coe_cli.providers.settings import default_session_options
         from coe_cli.runtime.folders import folders
-        from coe_cli.runtime.providers import default_session_options
 
         options = json.dumps(default_session_options("cpu"))
         command = [sys.executable, "-c", _BARE, str(folders().models / MODEL), options]

@@ -105,7 +105,7 @@ class Switching:
 
 
 def main() -> None:
-    from coe_cli.runtime.providers import usable_cores
+    from coe_cli.providers.settings import usable_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gguf", type=Path, required=True)

@@ -16,10 +16,10 @@ from typing import Any
 from coe_cli.core.footprint import ExactAccounting, FormulaAccounting
 from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.core.profile import PerSlotEstimate
+from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.bench.bench_memory import CpuLook
 from coe_cli.runtime.bench.bench_worker import BenchWorker
 from coe_cli.runtime.planning.plan_inputs import memory_of
-from coe_cli.runtime.providers import runtime_version
 
 ANSWER_TOKENS = 8
 TOKEN_STRIDE = 23

@@ -37,17 +37,19 @@ def _open_closed_streams() -> None:
 
 def _run() -> int:
     if sys.argv[1:2] == ["ask"] and not {"--help", "-h"} & set(sys.argv[2:]) and _alone():
+        from coe_cli.runtime.prompts import prompts
         from coe_cli.runtime.worker import worker_process
 
         worker_process.start_early()
+        prompts.start_early()
     from coe_cli.app import run
 
     return run(sys.argv[1:])
 
 
 def _end_what_was_left() -> None:
-    """Displays and workers that an interrupt between two owners left behind."""
-    for name in ("coe_cli.output.display", "coe_cli.runtime.worker.worker_process"):
+    """Displays, workers and prompt processes that an interrupt between two owners left behind."""
+    for name in ("coe_cli.output.display", "coe_cli.runtime.worker.worker_process", "coe_cli.runtime.prompts.prompts"):
         module = sys.modules.get(name)
         if module is not None:
             module.end_all()

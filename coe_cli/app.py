@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "logs": "What was asked and answered: list, show, search, remove.",
     "models": "Models: list, fetch, look into, check, remove.",
     "profile": "Hardware profiles: list them, read them, check them.",
+    "fit": "What a card holds: which experts together, in turns, or not at all.",
     "vram": "Memory, planned before anything is loaded.",
     "bench": "Measure models on this machine: load, first token, prefill, decode, memory, swap.",
     "serve": "Keep models resident between questions and serve them over HTTP.",

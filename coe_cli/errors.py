@@ -52,18 +52,6 @@ class PromptTooLong(UsageError):
     code = "prompt_too_long"
 
 
-class UnsupportedArchitecture(UsageError):
-    """A model of a kind, or with something, that cannot be imported."""
-
-    code = "unsupported_architecture"
-
-
-class PickledWeights(UsageError):
-    """Loading such weights would run code that came with them."""
-
-    code = "pickled_weights"
-
-
 class ProfileInvalid(CoeError):
     """A profile or catalog file is missing, unreadable or breaks its schema."""
 
@@ -128,6 +116,12 @@ class Draining(Busy):
     code = "draining"
 
 
+class PromptsFull(Busy):
+    """Too many prompts are being made ready."""
+
+    code = "prompts_full"
+
+
 class Interrupted(CoeError):
     """The user pressed Ctrl-C and something is worth saying about it."""
 
@@ -147,8 +141,6 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
     for kind in (
         CoeError,
         UsageError,
-        UnsupportedArchitecture,
-        PickledWeights,
         PromptTooLong,
         ProfileInvalid,
         ModelMissing,
@@ -159,6 +151,7 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
         DeviceLost,
         Busy,
         Draining,
+        PromptsFull,
         TimedOut,
         Interrupted,
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import psutil
+from byte_prompts import BytePrompts
 from conftest import REPOSITORY
 from faulty_worker import expected
 
@@ -166,6 +167,7 @@ async def trial(
         watchdog_s=watchdog_s,
         keep_spare=keep_spare,
         elsewhere=elsewhere,
+        prompts=BytePrompts(),
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
     )
     the_meter = meter or FakeMeter()

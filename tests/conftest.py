@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -181,7 +182,30 @@ def copy_model(source: Path, target: Path) -> Path:
 
 def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     """The worker of a running coe."""
-    return eventually(lambda: next(iter(psutil.Process(process.pid).children()), None))
+    return eventually(lambda: next(iter(workers_of(psutil.Process(process.pid))), None))
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """Its children that have a model or are to have one: not the one that makes the prompts."""
+    found = []
+    for child in process.children():
+        with contextlib.suppress(psutil.Error):
+            if "prompt_process" not in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def ids_of(question: str, system: str | None = None) -> list[int]:
+    """Token ids of a question to the embedded model, through its chat template."""
+    from tokenizers import Tokenizer
+
+    named = os.environ.get("COE_MODELS_DIR")
+    folder = (Path(named) if named else REPOSITORY / "models") / MODEL
+    system = system or "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    turns = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in (("system", system), ("user", question))]
+    return list(
+        Tokenizer.from_file(str(folder / "tokenizer.json")).encode("".join(turns) + "<|im_start|>assistant\n").ids
+    )
 
 
 def eventually(look: Callable[[], Any], within_s: float = 60.0) -> Any:

@@ -57,9 +57,9 @@ class FaultyWorker:
                 self._load(message)
             elif isinstance(message, protocol.Generate):
                 limit = message.max_tokens or 8
-                words = expected(message.messages[-1].content, message.sampling.seed, limit).split()
+                words = expected(bytes(message.prompt_ids).decode(), message.sampling.seed, limit).split()
                 self._running[message.request_id] = (message, words)
-                self._send(protocol.Started(message.request_id, 7, False))
+                self._send(protocol.Started(message.request_id, 7))
             elif isinstance(message, protocol.Cancel) and message.request_id in self._running:
                 self._done(message.request_id, "cancelled")
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe_cli.core.arena import Arena
-from coe_cli.core.cuda_memory import reserved_bytes
 from coe_cli.core.model_spec import BYTES_PER_MB as MB
+from coe_cli.core.providers._cuda_arenas import reserved_bytes
 
 
 def regions_mb(*sizes: int) -> list[int]:

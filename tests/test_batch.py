@@ -182,6 +182,16 @@ def test_what_cannot_be_is_refused_with_advice(coe: Coe, arguments: list[str], m
     assert (coe.folder / "foreign.txt").read_text() == "mine\n"
 
 
+def test_a_batch_whose_models_do_not_fit_says_the_numbers(coe: Coe) -> None:
+    config = "profiles:\n  narrow: {provider: cpu, vram_budget_mb: %d, max_concurrent_slots: 2, context_length: 4096}\n"
+    source = write_rows(coe.folder / "in.jsonl", [{"prompt": "Hi", **SHORT}])
+    for budget_mb in (300, 1):
+        (coe.config / "hardware_profiles.yaml").write_text(config % budget_mb)
+        result = coe.run("batch", "-p", "narrow", "--model", MODEL, str(source))
+        assert (result.code, result.stdout) == (5, ""), result.stderr
+        assert f"`{MODEL}` needs " in " ".join(result.stderr.split()) and "ValueError" not in result.stderr
+
+
 def test_fail_fast_ends_before_anything_is_loaded(coe: Coe) -> None:
     source = write_rows(coe.folder / "in.jsonl", [{"prompt": "p", **SHORT}, "{"])
     result = coe.run("batch", str(source), "--fail-fast")

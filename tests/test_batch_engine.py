@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from byte_prompts import BytePrompts
 from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
 from conftest import MODEL, REPOSITORY, eventually
 from faulty_worker import expected
@@ -22,6 +23,7 @@ from coe_cli.core.footprint import load_bytes
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
 from coe_cli.runtime.batch.batch_local import LocalEngine
 from coe_cli.runtime.batch.batch_setup import local_engine
@@ -30,7 +32,6 @@ from coe_cli.runtime.college.college import CollegeSettings
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
-from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 
@@ -76,7 +77,9 @@ def engine(
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     command = [sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)]
     cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4)
-    settings = CollegeSettings(msgspec.structs.replace(POOL, **pool), lambda spec: (cost, 1024), worker_command=command)
+    settings = CollegeSettings(
+        msgspec.structs.replace(POOL, **pool), lambda spec: (cost, 1024), worker_command=command, prompts=BytePrompts()
+    )
     made = LocalEngine(settings, FakeMeter(), profile="p", retries=retries, side_by_side=side_by_side)
     try:
         yield made

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,56 @@ def test_results_that_somebody_changed_are_not_thrown_away(tmp_path: Path) -> No
     assert (tmp_path / "out").read_bytes() == changed
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text + b'{"mine":1}\n', r"11 bytes were added after byte .* Cut it off at byte"),
+        (lambda text: b"", "it has 0 bytes where"),
+        (lambda text: text[:-1], "bytes where"),
+        (lambda text: text.decode().encode("utf-16"), "the answer to line 3"),
+        (lambda text: text.replace(b"\n", b"\r\n"), "the answer to line 3"),
+        (lambda text: b"\xef\xbb\xbf" + text, "the answer to line 3"),
+        (lambda text: text.replace(b"xx}", b"yy}").replace(b'xx"', b'yy"'), "the answer to line 9"),
+    ],
+    ids=["a line added", "emptied", "cut", "re-encoded", "other line ends", "a mark before it", "the last answer"],
+)
+def test_an_output_that_others_touched_is_refused_and_left_as_it_is(
+    tmp_path: Path, change: Callable[[bytes], bytes], said: str
+) -> None:
+    write_all(tmp_path)
+    journal = open_in(tmp_path)
+    journal.write(4, b"{}\n", ok=True)
+    journal.sync()
+    journal.close()
+    changed = change((tmp_path / "out").read_bytes())
+    (tmp_path / "out").write_bytes(changed)
+    entries = (tmp_path / "journal").read_bytes()
+    with pytest.raises(UsageError) as refused:
+        open_in(tmp_path)
+    assert re.search(said, f"{refused.value.message} {refused.value.hint}")
+    assert (tmp_path / "out").read_bytes() == changed and (tmp_path / "journal").read_bytes() == entries
+
+
+_CHANGES = {"line": 7, "bytes": 1, "crc32": 5, "ok": False, "routed": {"5": "z"}, "synced": 3, "check": 1}
+
+
+@pytest.mark.parametrize("key", list(_CHANGES))
+@pytest.mark.parametrize("more", [0, 1000])
+def test_a_changed_field_of_any_entry_is_found(tmp_path: Path, key: str, more: int) -> None:
+    write_all(tmp_path)
+    head, *entries = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
+    for number, entry in enumerate(entries):
+        fields = json.loads(entry)
+        value = _CHANGES[key]
+        fields[key] = fields[key] + more if more and isinstance(fields.get(key), int) else value
+        if fields == json.loads(entry):
+            continue
+        changed = [*entries[:number], json.dumps(fields).encode() + b"\n", *entries[number + 1 :]]
+        (tmp_path / "journal").write_bytes(head + b"".join(changed))
+        with pytest.raises(UsageError, match="is damaged at byte"):
+            open_in(tmp_path)
+
+
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     write_all(tmp_path)
     content = (tmp_path / "journal").read_bytes()
@@ -152,7 +204,7 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     [
         (Header("1234", {"keep_order": False}), "the input has changed"),
         (Header("00ff", {"keep_order": True}), r"the options have \(keep_order\) changed"),
-        (Header("00ff", {"keep_order": False}, format=2), r"the options have \(\) changed"),
+        (Header("00ff", {"keep_order": False}, format=1), r"another version of coe \(its journal has format 2"),
     ],
 )
 def test_another_batch_is_refused(tmp_path: Path, header: Header, reason: str) -> None:

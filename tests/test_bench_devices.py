@@ -12,10 +12,11 @@ import pytest
 
 from coe_cli.core.bench_rows import Range
 from coe_cli.errors import DeviceLost
+from coe_cli.providers.cpu import copy_on_cpu
+from coe_cli.providers.cuda import _nvml_handle, copy_on_cuda
 from coe_cli.runtime.bench import bandwidth
-from coe_cli.runtime.bench.bandwidth import copy_on_cpu, copy_on_cuda, measure_bandwidth
+from coe_cli.runtime.bench.bandwidth import measure_bandwidth
 from coe_cli.runtime.bench.bench_memory import CpuLook, GpuLook, RowMemory, settled_mb
-from coe_cli.runtime.college.gpu_memory import _nvml_handle
 
 MB = 2**20
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line
+from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, workers_of
 
 GREEDY = ("chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "12")
 
@@ -181,7 +181,7 @@ def test_on_a_terminal(coe: Coe) -> None:
     eventually(lambda: len(chat.wait_for(" ")) > 0)
     for _ in range(12):
         chat.wait_for(" ")
-    worker = psutil.Process(chat.process.pid).children()[0]
+    worker = workers_of(psutil.Process(chat.process.pid))[0]
     os.kill(chat.process.pid, signal.SIGINT)
     chat.wait_for("coe: stopped")
     chat.wait_for("> ")
@@ -198,7 +198,7 @@ def test_on_a_terminal(coe: Coe) -> None:
     chat.type("/nonsense\n")
     chat.wait_for("there is no command /nonsense")
     chat.wait_for("> ")
-    assert psutil.Process(chat.process.pid).children() == [worker], "Ctrl-C kept the model"
+    assert workers_of(psutil.Process(chat.process.pid)) == [worker], "Ctrl-C kept the model"
     chat.type("\x04")
     chat.process.wait(timeout=30)
     os.close(chat.controller)

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from byte_prompts import BytePrompts
 from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
 from conftest import REPOSITORY, eventually, is_gone
 from faulty_worker import expected
@@ -69,6 +70,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
             ),
             load_timeout_s=30.0,
             watchdog_s=settings.get("watchdog_s", 30.0),
+            prompts=BytePrompts(),
             worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(tmp_path)],
         )
         sources.append(OwnSource(CollegeAnswerer(college, FakeMeter())))

@@ -140,7 +140,7 @@ MISTAKES_IN_PROFILES: list[tuple[str, int, str]] = [
     (
         "profiles:\n  a: {vram_budget_mb: 1, max_concurrent_slots: 1, context_length: 64, provider: vulkan}\n",
         2,
-        "profiles.a.provider: invalid enum value 'vulkan'",
+        "profiles.a: invalid provider 'vulkan': it is one of dml, cuda, cpu",
     ),
     ("profiles:\n  - a\n", 1, "profiles: expected `object`, got `array`"),
     ("profiles:\n  a: 7\n", 2, "profiles.a: expected `object`, got `int`"),

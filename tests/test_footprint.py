@@ -14,22 +14,20 @@ from hypothesis import strategies as st
 
 from coe_cli.core.catalog import ModelShape, load_catalog
 from coe_cli.core.footprint import (
-    CPU_PROCESS_BYTES,
-    CUDA_CONTEXT_BYTES,
     ExactAccounting,
     FormulaAccounting,
     GuideAccounting,
     ModelMemory,
     activation_bytes,
-    dml_rounded,
     kv_cache_bytes,
     load_bytes,
     load_peak_bytes,
-    power_of_two,
 )
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, spec_from_catalog
 from coe_cli.core.onnx_graph import GraphFacts, read_graph
 from coe_cli.core.profile import PerSlotEstimate, Provider
+from coe_cli.core.providers import cpu, cuda, dml
+from coe_cli.core.units import power_of_two
 from coe_cli.runtime.folders import catalog_paths
 
 CATALOG = load_catalog(catalog_paths()[:1])
@@ -118,7 +116,7 @@ def on_cuda(name: str, chunk_size: int | None = None) -> ModelMemory:
 
 @pytest.mark.parametrize(("name", "measured_mb"), [("Qa", 5356), ("Qp", 5356), ("Sa", 4162), ("Sp", 4162)])
 def test_cuda_loads_measured_on_a_gpu(name: str, measured_mb: float) -> None:
-    assert (load_bytes(on_cuda(name)) - CUDA_CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.005)
+    assert (load_bytes(on_cuda(name)) - cuda.CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.005)
 
 
 def measured_rows(file: str) -> list[dict[str, Any]]:
@@ -136,7 +134,7 @@ def test_cuda_peaks_measured_on_a_gpu(file: str, rows: int, within: float) -> No
     for row in found:
         model, context = on_cuda(row["model"], row["chunk_size"]), row["context_length"]
         activation = activation_bytes(model, context, row["prompt_tokens"])
-        predicted = load_bytes(model) + kv_cache_bytes(model, context) + activation - CUDA_CONTEXT_BYTES
+        predicted = load_bytes(model) + kv_cache_bytes(model, context) + activation - cuda.CONTEXT_BYTES
         assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=within), row
 
 
@@ -151,7 +149,7 @@ def test_cpu_peaks_of_the_embedded_model_measured_in_real_processes() -> None:
         context = row["context_length"]
         running = load_bytes(model) + kv_cache_bytes(model, context)
         running += activation_bytes(model, context, row["prompt_tokens"])
-        predicted = max(running, load_peak_bytes(model)) - CPU_PROCESS_BYTES
+        predicted = max(running, load_peak_bytes(model)) - cpu.PROCESS_BYTES
         assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=0.05), row
 
 
@@ -190,7 +188,7 @@ def test_the_plan_of_a_slot_is_never_below_what_a_row_measured() -> None:
     for row in measured_rows("cuda_predicted.jsonl"):
         model = on_cuda(row["model"], row["chunk_size"])
         slot = ExactAccounting().slot(model, row["context_length"])
-        planned = load_bytes(model) + slot.total_bytes - CUDA_CONTEXT_BYTES
+        planned = load_bytes(model) + slot.total_bytes - cuda.CONTEXT_BYTES
         assert planned / BYTES_PER_MB >= row["measured_mb"] * 0.999, row
 
 
@@ -199,7 +197,7 @@ def test_three_cuda_slots_measured_on_a_gpu(name: str, measured_mb: float) -> No
     """Slots of 4096 tokens, each after a prompt of 64: the cache's arena in the plan is the measured one."""
     model, counting = on_cuda(name, chunk_size=64), ExactAccounting()
     slots = sum(counting.slot(model, 4096, before=number).total_bytes for number in range(3))
-    assert (load_bytes(model) + slots - CUDA_CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
+    assert (load_bytes(model) + slots - cuda.CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
 
 
 SMOL_SHAPE = ModelShape(30, 576, 9, 3, 64, 49152)
@@ -238,12 +236,12 @@ def test_cpu_peaks_measured_in_real_processes(
 ) -> None:
     model = made(shape, 0, "cpu", graph=graph, chunk_size=chunk)
     running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)
-    predicted = max(running, load_peak_bytes(model)) - CPU_PROCESS_BYTES
+    predicted = max(running, load_peak_bytes(model)) - cpu.PROCESS_BYTES
     assert predicted / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
 
 
 def test_dml_rounds_each_tensor_up_and_never_below_64_kib() -> None:
-    assert [dml_rounded(size) for size in (0, 1, 65_536, 65_537, 3 * 2**20)] == [0, 65_536, 65_536, 131_072, 4 * 2**20]
+    assert [dml.rounded(size) for size in (0, 1, 65_536, 65_537, 3 * 2**20)] == [0, 65_536, 65_536, 131_072, 4 * 2**20]
     deepseek = memory("DeepSeek-R1-Distill-Qwen-7B-DML")
     assert kv_cache_bytes(deepseek, 5000) == kv_cache_bytes(deepseek, 8192)
     assert kv_cache_bytes(deepseek, 8193) == 2 * kv_cache_bytes(deepseek, 8192)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from conftest import MODEL
+from conftest import MODEL, ids_of
 
 from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.runtime.college.one_shot import begin_loading
@@ -33,13 +33,9 @@ def _next(worker: WorkerProcess, kind: type[M]) -> M:
     return message
 
 
-def _answer(
-    worker: WorkerProcess, prompt_ids: list[int], *, measured: bool, messages: list[protocol.ChatMessage] | None = None
-) -> tuple[protocol.Started, protocol.Done]:
+def _answer(worker: WorkerProcess, prompt_ids: list[int], *, measured: bool) -> tuple[protocol.Started, protocol.Done]:
     greedy = protocol.Sampling(temperature=0)
-    worker.send(
-        protocol.Generate(1, messages or [], 256, 64, sampling=greedy, prompt_ids=prompt_ids, measured=measured)
-    )
+    worker.send(protocol.Generate(1, prompt_ids, 256, 64, sampling=greedy, measured=measured))
     return _next(worker, protocol.Started), _next(worker, protocol.Done)
 
 
@@ -52,13 +48,10 @@ def test_token_ids_are_the_prompt_and_every_token_of_a_measured_answer_has_its_i
 
 
 def test_a_measured_answer_goes_on_where_the_model_would_end(worker: WorkerProcess) -> None:
-    messages = [
-        protocol.ChatMessage("system", "You are a helpful assistant. Answer in one word."),
-        protocol.ChatMessage("user", "What is the capital of France?"),
-    ]
-    plain = _answer(worker, [], measured=False, messages=messages)[1]
+    asked = ids_of("What is the capital of France?", "You are a helpful assistant. Answer in one word.")
+    plain = _answer(worker, asked, measured=False)[1]
     assert plain.finish_reason == "stop" and plain.completion_tokens < 64
-    done = _answer(worker, [], measured=True, messages=messages)[1]
+    done = _answer(worker, asked, measured=True)[1]
     assert (done.completion_tokens, done.finish_reason) == (64, "length")
 
 

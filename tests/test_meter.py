@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.core.profile import load_profiles
+from coe_cli.probes import pdh
+from coe_cli.providers.cuda import NvmlMemory
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.gauge import memory_gauge
-from coe_cli.runtime.college.gpu_memory import NvmlMemory
 from coe_cli.runtime.college.meter import GpuMeter, ResidentSetMeter, Unmeasured, meter_for
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
-from coe_cli.runtime.probes import pdh
 
 FIXTURES = Path(__file__).parent / "fixtures" / "probes"
 PROFILES = load_profiles(profile_paths()[:1])

@@ -13,12 +13,12 @@ import pytest
 from coe_cli.core.machine import Adapter, Machine, card_mb, free_mb, pick_profile
 from coe_cli.core.model_spec import BYTES_PER_MB
 from coe_cli.core.profile import load_profiles
+from coe_cli.probes import ProbeFailed, dxgi, nvidia, pdh
+from coe_cli.probes.amd_sysfs import AmdSysfsProbe
+from coe_cli.probes.cpu import read_memory
+from coe_cli.probes.pci import PciProbe
 from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.probe import merge_adapters, probe_machine, remember, remembered
-from coe_cli.runtime.probes import ProbeFailed, dxgi, nvidia, pdh
-from coe_cli.runtime.probes.amd_sysfs import AmdSysfsProbe
-from coe_cli.runtime.probes.cpu import read_memory
-from coe_cli.runtime.probes.pci import PciProbe
 
 FIXTURES = Path(__file__).parent / "fixtures" / "probes"
 PROFILES = load_profiles(profile_paths()[:1])

@@ -12,9 +12,9 @@ import pytest
 from conftest import MODEL, eventually
 from model_store.tiny_model import write_tiny_model
 
-from coe_cli.errors import CoeError, ModelDamaged, PromptTooLong, UsageError
+from coe_cli.errors import CoeError, ModelDamaged, PromptsFull, PromptTooLong, UsageError
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
-from coe_cli.runtime.prompts.prompts import NoRoomForPrompts, PromptLimits, Prompts, TooManyTokens
+from coe_cli.runtime.prompts.prompts import PromptLimits, Prompts, TooManyTokens
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 HI = [ChatMessage("user", "Hi")]
@@ -129,7 +129,7 @@ def test_what_waits_is_bounded(tiny: Path, tmp_path: Path) -> None:
     made = Prompts(PromptLimits(stage_s=1.0, waiting=3))
     try:
         waiting = [made.submit(request(busy)), made.submit(request(tiny)), made.submit(request(tiny))]
-        with pytest.raises(NoRoomForPrompts) as caught:
+        with pytest.raises(PromptsFull) as caught:
             made.submit(request(tiny))
         assert caught.value.retry_after_s
         assert waiting[2].result(60).ids

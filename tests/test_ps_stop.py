@@ -11,7 +11,7 @@ import threading
 
 import psutil
 import pytest
-from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, read_some
+from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, read_some, workers_of
 from rich.console import Console
 from serving import Served, serving
 
@@ -134,7 +134,7 @@ def test_a_running_answer_is_seen(served: Served) -> None:
 
 def test_one_model_is_taken_out(served: Served) -> None:
     served.chat(max_tokens=2)
-    (worker,) = served.process.children()
+    (worker,) = workers_of(served.process)
     assert "taken out" in served.coe.run("stop", MODEL).check().stderr
     assert is_gone(worker)
     assert served.status()["models"] == []

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from byte_prompts import write_byte_tokenizer
 from conftest import REPOSITORY, eventually, is_gone
 from fleet_fixtures import PROFILE
 from msgspec import structs
@@ -81,6 +82,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         (folder / name).mkdir()
         (folder / name / "genai_config.json").write_text(json.dumps({"model": shape}))
         (folder / name / "model.onnx").write_bytes(b"x")
+        write_byte_tokenizer(folder / name)
         write_manifest(folder / name, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COE_MODELS_DIR", str(folder))

@@ -35,6 +35,7 @@ from coe_cli.core.scheduler_events import (
     WorkerDied,
 )
 from coe_cli.core.scheduler_state import ModelCost, ModelStatus, PoolConfig, pool_from_profile
+from coe_cli.errors import DoesNotFit
 
 
 def scheduler(costs: dict[str, tuple[float, float] | ModelCost], **config: object) -> Scheduler:
@@ -166,8 +167,13 @@ def test_an_id_in_use_and_time_running_backwards_are_errors() -> None:
         s.handle(Tick(), 4)
 
 
-@pytest.mark.parametrize("bad", [{"fixed_mb": 12_000}, {"max_concurrent_slots": 0}, {"max_queue": 0}])
-def test_a_pool_without_memory_slots_or_queue_is_an_error(bad: dict[str, object]) -> None:
+def test_a_pool_whose_fixed_part_leaves_nothing_does_not_fit() -> None:
+    with pytest.raises(DoesNotFit, match="12000 of its 12000 MB are fixed"):
+        scheduler({}, fixed_mb=12_000)
+
+
+@pytest.mark.parametrize("bad", [{"max_concurrent_slots": 0}, {"max_queue": 0}])
+def test_a_pool_without_slots_or_queue_is_an_error(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="a pool needs"):
         scheduler({}, **bad)
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from college_trial import run, trial
-from conftest import ENDLESS, MODEL, REPOSITORY, Coe, copy_model, eventually, one_line
+from conftest import ENDLESS, MODEL, REPOSITORY, Coe, copy_model, eventually, one_line, workers_of
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Served, serving
@@ -215,7 +215,7 @@ def workers_mb(*parents: int) -> float:
     """Resident memory of all workers of these processes, in MB."""
     total = 0.0
     for parent in parents:
-        for child in psutil.Process(parent).children() if psutil.pid_exists(parent) else []:
+        for child in workers_of(psutil.Process(parent)) if psutil.pid_exists(parent) else []:
             try:
                 total += child.memory_info().rss / 2**20
             except psutil.Error:

@@ -6,14 +6,14 @@ import itertools
 from pathlib import Path
 
 import pytest
-from conftest import MODEL
+from conftest import MODEL, ids_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_cli.core.code_blocks import last_code_block
 from coe_cli.core.stop_strings import StopStrings
 from coe_cli.core.thinking import ThinkingSplitter
-from coe_cli.runtime.providers import default_session_options
+from coe_cli.providers.settings import default_session_options
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
@@ -110,10 +110,8 @@ def test_a_worker_ends_at_the_stop_string(models_dir: Path) -> None:
     worker = WorkerProcess()
     try:
         worker.send(protocol.Load(str(models_dir / MODEL), "cpu", session_options=default_session_options("cpu")))
-        question = [
-            protocol.ChatMessage("system", "You are a helpful assistant. Answer in as few words as it needs."),
-            protocol.ChatMessage("user", "What is the capital of France?"),
-        ]
+        system = "You are a helpful assistant. Answer in as few words as it needs."
+        question = ids_of("What is the capital of France?", system)
 
         def ask(request_id: int, stop: list[str]) -> tuple[str, str]:
             worker.send(protocol.Generate(request_id, question, 512, max_tokens=64, stop=stop))

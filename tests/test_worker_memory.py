@@ -12,10 +12,10 @@ from conftest import MODEL
 
 from coe_cli.core.footprint import ExactAccounting
 from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.bench.bench_memory import CpuLook
 from coe_cli.runtime.college.one_shot import begin_loading, wait_until_loaded
 from coe_cli.runtime.planning.plan_inputs import memory_of
-from coe_cli.runtime.providers import runtime_version
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
@@ -35,7 +35,6 @@ def ask(worker: WorkerProcess, lengths: Sequence[int], guidance: protocol.Guidan
         worker.send(
             protocol.Generate(
                 request_id=number,
-                messages=[],
                 context_length=CONTEXT_LENGTH,
                 max_tokens=4,
                 sampling=protocol.Sampling(temperature=0.0),

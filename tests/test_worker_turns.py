@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from conftest import MODEL, REPOSITORY
+from conftest import MODEL, REPOSITORY, ids_of
 
 from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.core.prefill import PIECE_TOKENS
+from coe_cli.providers.settings import default_session_options
 from coe_cli.runtime.college.one_shot import begin_loading
-from coe_cli.runtime.providers import default_session_options
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
@@ -28,7 +28,7 @@ def answer(worker: WorkerProcess, number: int, **fields: object) -> tuple[list[p
     worker.send(
         protocol.Generate(
             request_id=number,
-            messages=[protocol.ChatMessage("user", PROMPT)],
+            prompt_ids=ids_of(PROMPT),
             context_length=512,
             sampling=protocol.Sampling(temperature=0),
             **fields,  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def generate(worker: WorkerProcess, number: int, prompt: str, max_tokens: int) -
     worker.send(
         protocol.Generate(
             request_id=number,
-            messages=[protocol.ChatMessage("user", prompt)],
+            prompt_ids=ids_of(prompt),
             context_length=4096,
             max_tokens=max_tokens,
             sampling=protocol.Sampling(temperature=0),

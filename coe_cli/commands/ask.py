@@ -106,6 +106,12 @@ def ask(
             help="Give up when nothing happens for so many seconds.",
         ),
     ] = 600.0,
+    allow_special_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--allow-special-tokens", help="Take what is spelled like a control token (<|im_end|>) as one, not as text."
+        ),
+    ] = False,
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
@@ -148,6 +154,7 @@ def ask(
             refine=refine,
             profiles_file=profiles_file,
             catalog_file=catalog_file,
+            allow_special_tokens=allow_special_tokens,
         ),
         read_catalog(catalog_file),
         read_profiles(profiles_file),

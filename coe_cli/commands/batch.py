@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +21,7 @@ from coe_cli.commands.options import (
     read_profiles,
     utf8_text,
 )
+from coe_cli.core.command_line import command_line
 from coe_cli.core.limits import MAX_TOKENS, SEED
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output
@@ -128,7 +128,7 @@ def batch(
             pull=not no_pull,
             quiet=quiet,
             profile=profile,
-            again="coe " + shlex.join(a for a in sys.argv[1:] if a != "--restart"),
+            again=command_line(["coe", *(a for a in sys.argv[1:] if a != "--restart")]),
         ),
         read_catalog(catalog_file),
         read_profiles(profiles_file),

@@ -14,23 +14,17 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
+    ProviderName,
     complete_models,
     complete_profiles,
     read_catalog,
     read_profiles,
 )
 from coe_cli.core.limits import MAX_TOKENS
+from coe_cli.core.providers import expected_on
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.runtime.folders import folders
-
-
-class ProviderName(StrEnum):
-    """Devices that a model can be built for."""
-
-    DML = "dml"
-    CUDA = "cuda"
-    CPU = "cpu"
 
 
 class Precision(StrEnum):
@@ -154,8 +148,10 @@ def verify(
 ) -> None:
     """Check a model: files, digests, configuration against graph, tokenizer, template, and the tokens that it gives.
 
-    The first run records what the model answers on its provider; later ones compare with that, so that a driver that
-    computes garbage is caught. Exits with 4 when something is wrong.
+    Every node of a graph for DirectML is compared with the operators that DirectML has, on any machine. The first run records
+    what the model answers on its provider; later ones compare with that, so that a driver that computes garbage is caught. A
+    model for a graphics card is also run on the CPU, where it must give the same next token for 20 prompts. Exits with 4
+    when something is wrong.
 
     With --quality it also reads a text of about 20,000 tokens with the model and with the GGUF file or folder that it was
     converted from, fetched again where it is not on this machine, and tells how often both put the same token first
@@ -214,32 +210,29 @@ def remove(
 def import_(
     source: Annotated[Path, typer.Argument(help="A GGUF file, or a Hugging Face folder with safetensors.")],
     name: Annotated[str, typer.Option("--name", help="What it is to be called.")],
-    provider: Annotated[ProviderName, typer.Option("--provider", help="The device that it is built for.")] = (
-        ProviderName.DML if sys.platform == "win32" else ProviderName.CPU
-    ),
+    provider: Annotated[
+        ProviderName, typer.Option("--provider", help="The device that it is built for.")
+    ] = ProviderName(expected_on(sys.platform).name),
     precision: Annotated[Precision, typer.Option("--precision", help="How its weights are kept.")] = Precision.INT4,
     force: Annotated[bool, typer.Option("--force", help="Take the place of a model of that name.")] = False,
 ) -> None:
-    """Convert a model from elsewhere; says first how much memory and disk that takes, and refuses what it cannot convert.
-
-    Llama (Mistral, SmolLM2, R1-Distill-Llama), SmolLM3, Qwen2 (R1-Distill-Qwen), Qwen3, Phi 3 and 4, Gemma 2 and 3,
-    Granite and OLMo2. Four-, six- and eight-bit weights of a GGUF file are kept; others are quantised again.
+    """Convert a model from elsewhere; says first how much memory and disk that takes.
 
     Weights that are Python pickles are refused, since loading them runs code that came with them.
 
     Example: coe models import Qwen2.5-Coder-0.5B-Instruct-Q8_0.gguf --name coder-small --provider cpu
     """
-    from coe_cli.core.importing.encodings import rules_for
     from coe_cli.core.model_name import check_name
+    from coe_cli.core.recipe import recipe_for
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.importing.import_model import check_resources, import_model
-    from coe_cli.runtime.importing.source import inspect
+    from coe_cli.runtime.conversion.import_model import check_resources, import_model
+    from coe_cli.runtime.conversion.weights_source import inspect
 
     output, models_dir = Output(), folders().models
     check_name(name)
-    rules_for(provider.value, precision.value)
+    recipe_for(provider.value, precision.value)
     weights = inspect(source.expanduser())
-    output.note(check_resources(weights, provider.value, precision.value, models_dir))
+    output.note(check_resources(weights, precision.value, models_dir))
     with ProgressView(output, f"converting {source.name}") as view:
         spec = import_model(
             weights, name, models_dir, view, provider=provider.value, precision=precision.value, force=force
@@ -252,10 +245,12 @@ def optimize(
     names: Annotated[list[str], typer.Argument(help="Names of models on disk.", autocompletion=complete_models)],
     catalog_file: CatalogFileOption = None,
 ) -> None:
-    """Make models that were built elsewhere faster: their head then runs on the last position of a prompt only.
+    """Rewrite the graphs of models that were built elsewhere, so that they are right and fast on their provider.
 
-    Saves tokens × vocabulary of memory and about a quarter of the prefill. The rewritten graph takes the original's place
-    only after both gave the same tokens on 20 prompts; the original stays beside it. `coe models pull` does this itself.
+    Their head then runs on the last position of a prompt only, which saves tokens × vocabulary of memory and about a quarter
+    of the prefill. For DirectML, RMS norms are put in fp32, rotation before attention, and embeddings in a table. The
+    rewritten graph takes the original's place only after both gave the same next token for 20 prompts (on the CPU, where
+    the original is wrong on its provider); the original stays beside it. `coe models pull` does this itself.
 
     Example: coe models optimize Qwen2.5-Coder-7B-DML
     """

@@ -64,7 +64,7 @@ def node(
             f"See `coe profile check {report.profile.name}`, or let `coe node --auto` choose.",
         )
     from coe_cli.core.model_spec import models_on_disk
-    from coe_cli.runtime.providers import worker_threads
+    from coe_cli.providers.settings import worker_threads
 
     resources = node_resources(report.profile, models_on_disk(where.models), worker_threads())
     windows = sys.platform == "win32"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coe_cli.core.model_spec import models_on_disk
+from coe_cli.core.providers import names
 from coe_cli.errors import CoeError
 from coe_cli.runtime import settings
 from coe_cli.runtime.folders import folders
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
     from coe_cli.core.profile import ProfileSet
 
 _warned: set[str] = set()
-
-
-class ProviderName(StrEnum):
-    DML = "dml"
-    CUDA = "cuda"
-    CPU = "cpu"
 
 
 def read_profiles(extra: Path | None = None) -> ProfileSet:
@@ -93,6 +88,15 @@ def a_number(value: float | None) -> float | None:
     if value is not None and value != value:
         raise typer.BadParameter("it is not a number")
     return value
+
+
+if TYPE_CHECKING:
+
+    class ProviderName(StrEnum):
+        """The providers' names: values of an option."""
+
+else:
+    ProviderName = StrEnum("ProviderName", {name.upper(): name for name in names()})
 
 
 ProfileOption = Annotated[

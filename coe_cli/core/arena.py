@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import Final
 
-from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.units import BYTES_PER_MB
 
 UNIT_BYTES: Final = 256
 FIRST_REGION_BYTES: Final = BYTES_PER_MB

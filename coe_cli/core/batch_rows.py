@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P
+from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.errors import UsageError
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -124,6 +125,12 @@ def _check_own(row: Row, line: int) -> None:
         reason = "it has `system` and a system message too"
     if reason:
         raise InvalidRow(line, reason, row.id)
+    texts = {"prompt": row.prompt, "system": row.system}
+    texts |= {f"messages.{number}.content": turn.content for number, turn in enumerate(row.messages or [])}
+    texts |= {f"stop.{number}": stop for number, stop in enumerate(row.stop)}
+    for field, text in texts.items():
+        if text is not None and "\0" in text:
+            raise InvalidRow(line, f"`{field}` {NUL_REASON}", row.id)
 
 
 def _convert(fields: dict[str, Any], kind: type[Any], line: int, id_key: str) -> Any:

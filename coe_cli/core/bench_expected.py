@@ -6,8 +6,6 @@ from coe_cli.core.bench_grid import Point
 from coe_cli.core.footprint import (
     ModelMemory,
     activation_bytes,
-    cpu_arena_bytes,
-    cpu_run_bytes,
     kv_cache_bytes,
     load_bytes,
     load_peak_bytes,
@@ -23,9 +21,8 @@ def planned_peak_bytes(model: ModelMemory, point: Point) -> int:
     cache = point.slots * kv_cache_bytes(model, point.max_length)
     tokens = point.depth + point.prompt_tokens
     activation = activation_bytes(model, point.max_length, tokens)
-    gained = cpu_arena_bytes(model, tokens) - cpu_run_bytes(model, tokens) if model.provider == "cpu" else 0
     return max(
-        load_bytes(model) + cache + activation + gained,
+        load_bytes(model) + cache + activation + model.on.kept_bytes(model, tokens),
         load_peak_bytes(model),
     )
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta, Struct, structs
 
 from coe_cli.core.names import nearest
+from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.core.problem import Problem
 from coe_cli.core.profile import Provider
+from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError, ModelMissing, ProfileInvalid, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["oga", "gguf"] = "oga"
     licence: str = ""
     description: str = ""
+
+    def __post_init__(self) -> None:
+        spec_of(self.provider)
 
 
 class Expert(Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,6 +172,9 @@ def _check_expert(document: Document, name: str, expert: Expert, models: list[st
     for key, model in (("model", expert.model), ("fallback", expert.fallback)):
         if model is not None and model not in models:
             raise document.error(["experts", name, key], f"no model is called `{model}`", nearest(model, models))
+    for key, text in (("system_prompt", expert.system_prompt), ("template", expert.template)):
+        if text is not None and "\0" in text:
+            raise document.error(["experts", name, key], NUL_REASON, "Remove it.")
     if expert.prompt_format == "plain":
         if expert.template is None or "{question}" not in expert.template:
             raise document.error(

@@ -7,6 +7,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
+from coe_cli.core.providers import on_host, spec_of
 
 INTEGRATED_BELOW_MB: Final = 1024
 """An adapter with less memory of its own than this works in the system's memory."""
@@ -44,7 +45,7 @@ def card_mb(machine: Machine, provider: Provider) -> float | None:
 
     An integrated adapter has its own memory and the shared one, which the system's memory bounds.
     """
-    if provider == "cpu":
+    if not spec_of(provider).on_card:
         return machine.memory_mb
     sizes = [size for adapter in _adapters_for(machine, provider) if (size := _size(machine, adapter)) is not None]
     return max(sizes, default=None)
@@ -52,7 +53,7 @@ def card_mb(machine: Machine, provider: Provider) -> float | None:
 
 def free_mb(machine: Machine, provider: Provider) -> float | None:
     """What other programs leave of the largest adapter right now; on integrated adapters, of system memory too."""
-    if provider == "cpu":
+    if not spec_of(provider).on_card:
         return machine.memory_free_mb
     largest = card(machine, provider)
     if largest is None or largest.used_mb is None:
@@ -80,14 +81,14 @@ def pick_profile(machine: Machine, profiles: ProfileSet) -> tuple[HardwareProfil
     every = list(profiles.profiles.values())
     auto = profiles.select().auto_detect
     fallback = profiles.select(auto.fallback_profile)
-    cpu = next((profile for profile in every if profile.provider == "cpu"), fallback)
+    cpu = next((profile for profile in every if on_host(profile.provider)), fallback)
     if machine.gpu_known and not machine.adapters:
         return cpu, "no graphics adapter was found"
     largest = max((size for a in machine.adapters if (size := _size(machine, a)) is not None), default=None)
     if largest is None:
         return fallback, "the size of the graphics memory is unknown"
     usable = largest * auto.safety_margin
-    fitting = [profile for profile in every if profile.provider != "cpu" and profile.vram_budget_mb <= usable]
+    fitting = [profile for profile in every if spec_of(profile.provider).on_card and profile.vram_budget_mb <= usable]
     if not fitting:
         return cpu, f"{usable:.0f} MB of graphics memory are too little for every GPU profile"
     best = max(fitting, key=lambda profile: profile.vram_budget_mb)
@@ -95,7 +96,7 @@ def pick_profile(machine: Machine, profiles: ProfileSet) -> tuple[HardwareProfil
 
 
 def _adapters_for(machine: Machine, provider: Provider) -> list[Adapter]:
-    return [a for a in machine.adapters if provider != "cuda" or a.probe == "nvml" or "nvidia" in a.name.lower()]
+    return [adapter for adapter in machine.adapters if spec_of(provider).can_use(adapter)]
 
 
 def _size(machine: Machine, adapter: Adapter) -> float | None:

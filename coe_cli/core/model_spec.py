@@ -10,14 +10,12 @@ from msgspec import Struct
 
 from coe_cli.core.catalog import Catalog, ModelEntry, ModelShape
 from coe_cli.core.profile import Provider
+from coe_cli.core.providers import all_specs, host
 from coe_cli.core.source_uri import check_member
+from coe_cli.core.units import BYTES_PER_MB as BYTES_PER_MB
 from coe_cli.errors import ModelDamaged, UsageError
 
-BYTES_PER_MB = 2**20
 GENAI_CONFIG = "genai_config.json"
-
-KV_ELEMENT_BYTES: dict[Provider, int] = {"dml": 2, "cuda": 2, "cpu": 4}
-"""Bytes of one cache element where the model on disk does not say: fp16 on GPUs, fp32 on the CPU."""
 
 
 class ModelSpec(Struct, frozen=True):
@@ -154,15 +152,15 @@ def _graph_names(decoder: dict[str, Any]) -> dict[str, str]:
 
 
 def _provider(decoder: dict[str, Any]) -> Provider:
-    """The provider that the model was built for: the first in its session's ``provider_options``, else the CPU."""
+    """The provider that the model was built for: the first in its session's ``provider_options``, else the host's."""
+    known = {key: spec.name for spec in all_specs() for key in spec.config_names}
     session = decoder.get("session_options")
     options = session.get("provider_options") if isinstance(session, dict) else None
     for option in options if isinstance(options, list) else []:
         for key in option if isinstance(option, dict) else ():
-            lowered = str(key).lower()
-            if lowered in ("dml", "cuda"):
-                return "dml" if lowered == "dml" else "cuda"
-    return "cpu"
+            if (name := known.get(str(key).lower())) is not None:
+                return name
+    return host().name
 
 
 def _damaged(name: str, problem: str) -> ModelDamaged:

@@ -130,10 +130,11 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
     gathered: set[str] = set()
     reshaped: set[str] = set()
     formats: Counter[str] = Counter()
-    types = {tensor.name: _type_name(tensor.element_type) for tensor in tensors}
+    types = {tensor.name: type_name(tensor.element_type) for tensor in tensors}
     qkv = intermediate = attention_heads = None
     widened: set[int] = set()
-    for operator, names, numbers in records.nodes():
+    for node in records.nodes():
+        operator, names, numbers = node.operator, node.inputs, node.numbers
         if operator == "MatMulNBits":
             k, n, bits, block = numbers["K"], numbers["N"], numbers.get("bits", 4), numbers.get("block_size", 32)
             matrices.append((k, n, bits, block))
@@ -196,7 +197,8 @@ def _size_of(tensor: Tensor) -> float:
     return size
 
 
-def _type_name(element_type: int) -> str:
+def type_name(element_type: int) -> str:
+    """ONNX's name of an element type."""
     return _TYPES[element_type][0] if element_type in _TYPES else f"type {element_type}"
 
 

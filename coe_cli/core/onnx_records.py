@@ -19,11 +19,13 @@ _EXTERNAL: Final = 1
 
 
 class Node(NamedTuple):
-    """A NodeProto; ``numbers`` are its attributes that hold an integer."""
+    """A NodeProto; ``numbers`` are its attributes that hold an integer. ONNX's own ``domain`` is empty."""
 
     operator: str
     inputs: list[str]
     numbers: dict[str, int]
+    name: str = ""
+    domain: str = ""
 
 
 class Tensor(NamedTuple):
@@ -44,10 +46,14 @@ class Value(NamedTuple):
 
 
 class Records(NamedTuple):
-    """One graph, as the spans of its records by field number; they are read when they are asked for."""
+    """One graph, as the spans of its records by field number; they are read when they are asked for.
+
+    ``opsets`` are the versions of each domain's operators; ONNX's own domain is empty.
+    """
 
     data: Any
     spans: dict[int, list[Span]]
+    opsets: dict[str, int]
 
     def nodes(self) -> Iterator[Node]:
         return (_node(self.data, span) for span in self.spans.get(1, ()))
@@ -61,6 +67,10 @@ class Records(NamedTuple):
     def outputs(self) -> Iterator[Value]:
         return (_value(self.data, span) for span in self.spans.get(12, ()))
 
+    def values(self) -> Iterator[Value]:
+        """What the graph says of values between its nodes."""
+        return (_value(self.data, span) for span in self.spans.get(13, ()))
+
 
 @contextmanager
 def graph_records(path: Path) -> Iterator[Records]:
@@ -72,13 +82,19 @@ def graph_records(path: Path) -> Iterator[Records]:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            graph = next((span for number, span in _fields(data, (0, len(data))) if number == 7), None)
+            graph, opsets = None, {}
+            for number, span in _fields(data, (0, len(data))):
+                if number == 7:
+                    graph = graph or span
+                elif number == 8:
+                    domain, version = _opset(data, span)
+                    opsets[domain] = version
             if graph is None or graph[1] < 0:
                 raise ValueError("there is no graph in it")
             spans: dict[int, list[Span]] = {}
             for number, span in _fields(data, graph):
                 spans.setdefault(number, []).append(span)
-            yield Records(data, spans)
+            yield Records(data, spans, opsets)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not an ONNX graph: {error}") from None
 
@@ -127,16 +143,37 @@ def _text(data: Any, span: Span) -> str:
     return bytes(data[span[0] : span[1]]).decode("utf-8")
 
 
+def _opset(data: Any, span: Span) -> tuple[str, int]:
+    """Domain (1) and version (2) of an OperatorSetIdProto."""
+    domain, version = "", 0
+    for number, field in _fields(data, span):
+        if number == 1:
+            domain = _domain(data, field)
+        elif number == 2:
+            version = field[0]
+    return domain, version
+
+
+def _domain(data: Any, span: Span) -> str:
+    """ONNX's own domain may also be written out."""
+    domain = _text(data, span)
+    return "" if domain == "ai.onnx" else domain
+
+
 def _node(data: Any, span: Span) -> Node:
-    """Inputs (1), operator (4) and attributes (5: name 1, i 3) of a NodeProto."""
+    """Inputs (1), name (3), operator (4), attributes (5: name 1, i 3) and domain (7) of a NodeProto."""
     inputs: list[str] = []
-    operator = ""
+    operator = node_name = domain = ""
     numbers: dict[str, int] = {}
     for number, field in _fields(data, span):
         if number == 1:
             inputs.append(_text(data, field))
+        elif number == 3:
+            node_name = _text(data, field)
         elif number == 4:
             operator = _text(data, field)
+        elif number == 7:
+            domain = _domain(data, field)
         elif number == 5:
             name, value = "", None
             for inner, inner_field in _fields(data, field):
@@ -146,7 +183,7 @@ def _node(data: Any, span: Span) -> Node:
                     value = inner_field[0]
             if value is not None:
                 numbers[name] = value
-    return Node(operator, inputs, numbers)
+    return Node(operator, inputs, numbers, node_name, domain)
 
 
 def _tensor(data: Any, span: Span) -> Tensor:

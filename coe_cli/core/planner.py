@@ -177,7 +177,7 @@ def _warnings(
             found.append(
                 PlanWarning(
                     "context_not_power_of_two",
-                    f"{model.name}: DirectML rounds a cache of {context} tokens up and wastes {waste:.0%} of it: "
+                    f"{model.name}: {memory.on.label} rounds a cache of {context} tokens up and wastes {waste:.0%} of it: "
                     f"{1 << context.bit_length()} tokens cost the same",
                 )
             )

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct, field, structs
 
 from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.core.names import nearest
 from coe_cli.core.problem import Problem
+from coe_cli.core.providers import home, spec_of
 from coe_cli.errors import ProfileInvalid
 
 if TYPE_CHECKING:
     from coe_cli.core.documents import Document
 
-Provider = Literal["dml", "cuda", "cpu"]
+Provider = str
+"""The name of one of ``core.providers``."""
 
 _PositiveInt = Annotated[int, Meta(ge=1, le=2**40)]
 _NonNegativeInt = Annotated[int, Meta(ge=0, le=2**40)]
@@ -95,11 +97,14 @@ class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     vram_budget_mb: _PositiveInt
     max_concurrent_slots: Annotated[int, Meta(ge=1, le=1024)]
     context_length: Annotated[int, Meta(ge=16, le=2**24)]
-    provider: Provider = "dml"
+    provider: Provider = field(default_factory=lambda: home().name)
     preload_enabled: bool = False
     keep_alive: _Duration | None = None
     description: str = ""
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        spec_of(self.provider)
 
 
 class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):

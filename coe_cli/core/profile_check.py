@@ -13,6 +13,7 @@ from coe_cli.core.machine import Machine, card_mb, free_mb
 from coe_cli.core.names import counted
 from coe_cli.core.planner import Plan
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.providers import spec_of
 
 DAY_S: Final = 86_400
 STALE_DAYS: Final = 90
@@ -69,7 +70,7 @@ def _card(profile: HardwareProfile, machine: Machine) -> list[Finding]:
         warning("probe", problem, "See `coe doctor`; what is unknown is not guessed.") for problem in machine.problems
     ]
     budget, size = profile.vram_budget_mb, card_mb(machine, profile.provider)
-    what = "system memory" if profile.provider == "cpu" else "graphics memory"
+    what = "graphics memory" if spec_of(profile.provider).on_card else "system memory"
     margin = profile.auto_detect.safety_margin
     if size is None:
         reason = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from msgspec import Struct
 
+from coe_cli.core.command_line import command_line
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.scheduler_state import ModelCost, PoolConfig
 
@@ -72,11 +72,9 @@ class NodeStart(Struct, frozen=True):
 
     def line(self, *, windows: bool = False) -> str:
         """The command for the user's shell: POSIX, or PowerShell on Windows."""
-        if windows:
-            before = "".join(f"$env:{key}={_powershell(value)}; " for key, value in self.environment.items())
-            return before + " ".join(["ray", *map(_powershell, self.arguments)])
-        before = "".join(f"{key}={shlex.quote(value)} " for key, value in self.environment.items())
-        return before + shlex.join(["ray", *self.arguments])
+        form = "$env:{}={}; " if windows else "{}={} "
+        before = [form.format(key, command_line([value], windows=windows)) for key, value in self.environment.items()]
+        return "".join(before) + command_line(["ray", *self.arguments], windows=windows)
 
 
 def node_start(
@@ -106,11 +104,3 @@ def node_start(
 
 def _whole(value: float) -> float | int:
     return int(value) if value == int(value) else value
-
-
-def _powershell(text: str) -> str:
-    """A word as PowerShell hands it to a program; before 7.3 it drops double quotes that are not escaped."""
-    if text and all(c.isalnum() or c in "-_=./:" for c in text):
-        return text
-    quoted = text.replace("'", "''").replace('"', '\\"')
-    return f"'{quoted}'"

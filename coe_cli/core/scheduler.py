@@ -87,10 +87,9 @@ class Scheduler(Admission):
     def __init__(self, config: PoolConfig, costs: dict[str, ModelCost]) -> None:
         """
         Raises:
-            ValueError: the pool is empty, or ``max_concurrent_slots`` or ``max_queue`` is less than 1.
+            DoesNotFit, ValueError: as ``PoolConfig.check``.
         """
-        if config.pool_mb <= 0 or config.max_concurrent_slots < 1 or config.max_queue < 1:
-            raise ValueError("a pool needs memory beyond its fixed part, at least one slot and a queue of at least one")
+        config.check()
         super().__init__(config, costs)
         self._now_s = -math.inf
         self._seq = 0

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from coe_cli.core.profile import HardwareProfile, PressureThresholds
 from coe_cli.core.scheduler_events import RequestId
+from coe_cli.errors import DoesNotFit
 
 
 class PoolConfig(Struct, frozen=True):
@@ -40,6 +41,21 @@ class PoolConfig(Struct, frozen=True):
     @property
     def pool_mb(self) -> int:
         return self.vram_budget_mb - self.fixed_mb
+
+    def check(self) -> None:
+        """See that there can be such a pool.
+
+        Raises:
+            DoesNotFit: the fixed part leaves nothing of the budget.
+            ValueError: ``max_concurrent_slots`` or ``max_queue`` is less than 1.
+        """
+        if self.pool_mb <= 0:
+            raise DoesNotFit(
+                f"the pool has no room for a model: {self.fixed_mb} of its {self.vram_budget_mb} MB are fixed",
+                "Choose a profile with a larger budget; see `coe profile list`.",
+            )
+        if self.max_concurrent_slots < 1 or self.max_queue < 1:
+            raise ValueError("a pool needs at least one slot and a queue of at least one")
 
 
 def pool_from_profile(

@@ -5,22 +5,25 @@ The child ends with its parent, however that ends: it holds the other end of a p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
+from coe_cli.core.command_line import command_line
+from coe_cli.core.process_exit import ExitKind
 from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
 from coe_cli.runtime.package import python_path
+from coe_cli.runtime.private_channel import take_standard_streams
+from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.store.source_errors import is_full
 
 Message = dict[str, Any]
 
-_KILLED = (-9, 137)
 _NO_MEMORY_HINT = "Close other programs, or choose a smaller model."
 
 
@@ -34,13 +37,13 @@ def run_child(module: str, arguments: Sequence[str], on_message: Callable[[Messa
         CoeError: what the child reported, or its last words; ``task`` names what failed.
         OutOfMemory: it was killed.
     """
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+    log = ProcessLog()
+    with contextlib.closing(log):
         child = subprocess.Popen(
-            command,
+            [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=log.file,
             encoding="utf-8",
             env=_environment(),
         )
@@ -55,15 +58,15 @@ def run_child(module: str, arguments: Sequence[str], on_message: Callable[[Messa
             _close(child)
         if error is not None:
             raise error
-        if code in _KILLED:
-            raise OutOfMemory(f"the {task} was ended, most likely for want of memory", _NO_MEMORY_HINT)
         if code != 0:
-            log.seek(0)
-            words = [line.strip() for line in log if line.strip()]
-            raise CoeError(
-                f"the {task} failed: {words[-1] if words else f'exit code {code}'}",
-                f"To see all it prints, run: {' '.join(['python', '-m', module, *arguments])}",
-            )
+            raise _failure(task, code, log, ["python", "-m", module, *arguments])
+
+
+def _failure(task: str, code: int, log: ProcessLog, command: list[str]) -> CoeError:
+    ended, words = log.explain(code)
+    if ended.kind in (ExitKind.KILLED, ExitKind.OUT_OF_MEMORY):
+        return OutOfMemory(f"the {task} {ended.text}, most likely for want of memory", _NO_MEMORY_HINT)
+    return CoeError(f"the {task} failed: {words or ended.text}", f"To see all it prints, run: {command_line(command)}")
 
 
 def serve_as_child(work: Callable[[Callable[[Message], None]], None], task: str) -> int:
@@ -71,14 +74,12 @@ def serve_as_child(work: Callable[[Callable[[Message], None]], None], task: str)
 
     Whatever else is printed to stdout, by Python or native code, goes to stderr from here on.
     """
-    channel: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    inbox, outbox = take_standard_streams()
+    threading.Thread(target=_end_with_parent, args=(inbox,), daemon=True).start()
 
     def send(message: Message) -> None:
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
+        outbox.write(json.dumps(message).encode() + b"\n")
+        outbox.flush()
 
     try:
         work(send)
@@ -97,9 +98,9 @@ def serve_as_child(work: Callable[[Callable[[Message], None]], None], task: str)
     return int(failure.exit_code)
 
 
-def _end_with_parent() -> None:
-    """Wait for the end of stdin, a pipe to which the parent writes nothing, and end this process at once."""
-    while os.read(0, 1):
+def _end_with_parent(inbox: BinaryIO) -> None:
+    """Wait for the end of ``inbox``, a pipe to which the parent writes nothing, and end this process at once."""
+    while inbox.read(1):
         pass
     os._exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import msgspec
 
 from coe_cli.core.machine import Adapter, Machine, card_mb
 from coe_cli.core.profile import Provider
-from coe_cli.runtime.probes import Probe, ProbeFailed
+from coe_cli.probes import Probe, ProbeFailed
+from coe_cli.providers import runtime_of
 
 MACHINE_FILE = "machine.json"
 SEES_EVERY_MAKER = ("dxgi", "pci")
@@ -18,10 +18,10 @@ SEES_EVERY_MAKER = ("dxgi", "pci")
 
 def probes() -> list[Probe]:
     """The probes in the order in which they are believed: NVML knows NVIDIA's cards better than DXGI does."""
-    from coe_cli.runtime.probes.amd_sysfs import AmdSysfsProbe
-    from coe_cli.runtime.probes.dxgi import DxgiProbe
-    from coe_cli.runtime.probes.nvidia import NvidiaProbe
-    from coe_cli.runtime.probes.pci import PciProbe
+    from coe_cli.probes.amd_sysfs import AmdSysfsProbe
+    from coe_cli.probes.dxgi import DxgiProbe
+    from coe_cli.probes.nvidia import NvidiaProbe
+    from coe_cli.probes.pci import PciProbe
 
     return [DxgiProbe(), NvidiaProbe(), AmdSysfsProbe(), PciProbe()]
 
@@ -32,7 +32,7 @@ def probe_machine(sources: Sequence[Probe] | None = None) -> Machine:
     Whether there is a GPU at all counts as known only when a source that sees every maker's adapters answered: DXGI or
     the PCI bus.
     """
-    from coe_cli.runtime.probes.cpu import read_memory
+    from coe_cli.probes.cpu import read_memory
 
     found: list[Adapter] = []
     problems: list[str] = []
@@ -90,14 +90,9 @@ def remembered(state: Path) -> Machine | None:
 
 
 def quick_card_mb(provider: Provider, state: Path) -> float | None:
-    """The card's memory without loading a driver: DXGI on Windows, else what the last `coe profile check` found."""
-    if provider == "dml" and sys.platform == "win32":
-        from coe_cli.runtime.probes.dxgi import DxgiProbe
-
-        try:
-            return card_mb(Machine(tuple(DxgiProbe().adapters()), True), provider)
-        except ProbeFailed:
-            return None
+    """The card's memory without loading a driver: what the provider can tell, else what the last `coe profile check` found."""
+    if (size := runtime_of(provider).card_mb()) is not None:
+        return size
     machine = remembered(state)
     return card_mb(machine, provider) if machine is not None else None
 

@@ -16,9 +16,9 @@ from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, 
 from coe_cli.output.console import Output
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.prompts.prompts import prompt_tokens
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker import protocol
-from coe_cli.runtime.worker.prompt_length import prompt_tokens
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
@@ -53,6 +53,7 @@ class AskOptions:
     refine: bool = False
     profiles_file: Path | None = None
     catalog_file: Path | None = None
+    allow_special_tokens: bool = False
 
 
 class View(NamedTuple):
@@ -185,16 +186,14 @@ def fit(
     """
     profile = choose_profile(profiles, options.profile, spec.provider)
     context = context_length(spec, profile)
-    assert spec.folder is not None
-    tokens = prompt_tokens(spec.folder, messages, choice.template, context)
+    tokens = prompt_tokens(spec, messages, choice.template, context)
     if tokens is None or tokens < context:
         return spec, profile
     if choice.fallback is not None:
         other = open_model(choice.fallback, folders().models / choice.fallback)
         other_profile = choose_profile(profiles, options.profile, other.provider)
         other_context = context_length(other, other_profile)
-        assert other.folder is not None
-        other_tokens = prompt_tokens(other.folder, messages, None, other_context)
+        other_tokens = prompt_tokens(other, messages, None, other_context)
         if other_tokens is None or other_tokens < other_context:
             output.note(
                 f"the prompt has {tokens} tokens and {spec.name} has room for {context}: {other.name} answers instead"
@@ -215,6 +214,7 @@ def ask_for(spec: ModelSpec, choice: Choice, messages: list[protocol.ChatMessage
         messages=messages,
         template=choice.template if spec.name == choice.model else None,
         max_tokens=options.max_tokens,
+        allow_special_tokens=options.allow_special_tokens,
         sampling=protocol.Sampling(options.temperature, options.top_p, options.top_k, options.seed),
     )
 

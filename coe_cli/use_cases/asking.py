@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,16 @@ from msgspec import structs
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
+from coe_cli.core.providers import on_host
 from coe_cli.core.selection import choose_model
 from coe_cli.errors import CoeError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
+from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college import one_shot
 from coe_cli.runtime.college.collecting import About, collect
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.providers import choose_provider, installed_providers
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker import worker_process
 from coe_cli.use_cases.ask_steps import (
@@ -87,7 +88,7 @@ class _Early:
         (model,) = models
         with contextlib.suppress(CoeError):
             spec = open_model(model, on_disk[model])
-            if spec.provider == "cpu":
+            if on_host(spec.provider):
                 self._worker, self._spec = _loading(spec), spec
 
     def take(self, spec: ModelSpec) -> worker_process.WorkerProcess:
@@ -147,11 +148,21 @@ def _answer_alone(
         sink = sink_for(output, label, spec, profile, view, routed if options.explain else None)
         try:
             about = About(choice.expert, spec.name, spec.provider, profile.name, choice.notes)
-            answer = collect(events, about, sink)
+            noting = _noting(events, output) if view.output_format is AnswerFormat.HUMAN else events
+            answer = collect(noting, about, sink)
             sink.finish(answer)
         finally:
             sink.close()
     keep(answer, options, messages, conversation, profiles, output)
+
+
+def _noting(events: Iterable[ce.CollegeEvent], output: Output) -> Iterator[ce.CollegeEvent]:
+    """The same events; what is to be said of the prompt is said when it comes."""
+    for event in events:
+        if isinstance(event, ce.Reading):
+            for note in event.notes:
+                output.note(note)
+        yield event
 
 
 def _events(
@@ -164,7 +175,7 @@ def _events(
 ) -> Generator[ce.CollegeEvent]:
     """The answer's events, from the resident college or from a worker of our own, which is loading when this returns."""
     # Listing the installed packages takes longer than all else here, and a model for the CPU has no choice.
-    installed: list[Provider] = ["cpu"] if spec.provider == "cpu" else installed_providers()
+    installed: list[Provider] = [spec.provider] if on_host(spec.provider) else installed_providers()
     provider, why = choose_provider(spec.name, spec.provider, profile, installed)
     if why.startswith("slower:"):
         output.note(why)

@@ -13,6 +13,7 @@ from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet
+from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.core.selection import Choice, choose_model, choose_profile
 from coe_cli.core.synthesis import (
@@ -33,6 +34,7 @@ from coe_cli.errors import CoeError, from_code
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, NoCodeBlock
 from coe_cli.output.console import Output
 from coe_cli.output.draft_panels import DraftLines, DraftPanels
+from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college.answerer import CollegeAnswerer
 from coe_cli.runtime.college.collecting import About, collect
 from coe_cli.runtime.college.college import CollegeSettings
@@ -40,11 +42,10 @@ from coe_cli.runtime.college.consultation import Job, OwnSource, ResidentSource,
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.meter import ResidentSetMeter, Unmeasured
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.providers import choose_provider, installed_providers
+from coe_cli.runtime.prompts.prompts import prompt_tokens
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.server.neighbour import tight
 from coe_cli.runtime.store.model_store import open_model
-from coe_cli.runtime.worker.prompt_length import prompt_tokens
 from coe_cli.use_cases.ask_steps import (
     AskOptions,
     View,
@@ -122,7 +123,7 @@ class Together:
         else:
             spec = open_model(choice.model, where[choice.model])
         profile = choose_profile(self._profiles, self._options.profile, spec.provider)
-        if spec.provider != "cpu":
+        if not on_host(spec.provider):
             provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
             spec = structs.replace(spec, provider=provider)
             if why.startswith("slower:"):
@@ -177,7 +178,7 @@ class Together:
                 from coe_cli.runtime.server.college_client import CollegeClient
 
                 return ResidentSource(lambda: CollegeClient(state), self._options.timeout_s)
-        meter = ResidentSetMeter() if self._profile.provider == "cpu" else Unmeasured()
+        meter = ResidentSetMeter() if on_host(self._profile.provider) else Unmeasured()
         profile = with_measured_embedder(self._profile, folders())
         if said := tight(self._spec, profile):
             self._output.note(said)
@@ -238,11 +239,10 @@ class Together:
         context = context_length(self._spec, self._profile)
         limit = context - answer_room(context)
         room = sum(map(len, whole))
-        assert self._spec.folder is not None
         while True:
             prompt = supervisor_prompt(question, drafts, shares([len(text) for text in whole], room))
             messages = messages_for(replace(self._options, question=prompt), self._choice, self._conversation)
-            tokens = prompt_tokens(self._spec.folder, messages, self._choice.template, context)
+            tokens = prompt_tokens(self._spec, messages, self._choice.template, context)
             if tokens is None or tokens <= limit or room <= LEAST_DRAFT_CHARS:
                 return prompt
             room = min(room - 1, int(room * 0.95 * limit / tokens))

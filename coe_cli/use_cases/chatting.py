@@ -8,6 +8,7 @@ from pathlib import Path
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.conversations import Conversation
 from coe_cli.core.names import did_you_mean
+from coe_cli.core.plain_text import check_text
 from coe_cli.core.profile import ProfileSet
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError, UsageError
@@ -111,6 +112,7 @@ class _Chat:
         self._output = output
         self._show_thinking = show_thinking
         self._warned = False
+        self._said: set[str] = set()
 
     def talk(self) -> None:
         while True:
@@ -140,6 +142,7 @@ class _Chat:
                 write_error(self._output.stderr, error, as_json=False)
 
     def _answer(self, question: str) -> None:
+        check_text(question, "question")
         sink = AnswerSink(self._output, show_thinking=self._show_thinking)
         open_line = False
         events = self._session.ask(question)
@@ -149,6 +152,8 @@ class _Chat:
                     text, is_thought = event
                     sink.piece(text, is_thinking=is_thought)
                     open_line = not text.endswith("\n") if not is_thought else open_line
+                elif isinstance(event, ce.Reading):
+                    self._say_once(event.notes)
                 elif self._reader.interactive:
                     self._tell(event)
         except KeyboardInterrupt:
@@ -166,6 +171,12 @@ class _Chat:
         if self._session.log_warning and not self._warned:
             self._warned = True
             self._output.note(self._session.log_warning)
+
+    def _say_once(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self._said:
+                self._said.add(note)
+                self._output.note(note)
 
     def _tell(self, event: ce.CollegeEvent) -> None:
         if isinstance(event, ce.Loading):

@@ -16,18 +16,15 @@ from coe_cli.core.findings import Finding, Level, worst
 from coe_cli.core.machine import Adapter
 from coe_cli.core.profile import load_profiles
 from coe_cli.errors import DeviceLost, UsageError
+from coe_cli.providers import runtime_of
+from coe_cli.providers.base import DeviceSettings
+from coe_cli.providers.installed import choose_provider, order_to_try
+from coe_cli.providers.settings import settings_from
 from coe_cli.runtime.bundle import redact
 from coe_cli.runtime.doctor import places
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget
 from coe_cli.runtime.doctor.software import check_oga, check_packages
 from coe_cli.runtime.folders import profile_paths
-from coe_cli.runtime.providers import (
-    DeviceSettings,
-    choose_provider,
-    order_to_try,
-    provider_options,
-    settings_from,
-)
 from coe_cli.runtime.worker.oga_report import OgaReport, read_oga
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
@@ -113,43 +110,50 @@ def test_slow_reading_is_a_warning(coe: Coe, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("packages", "windows", "says"),
+    ("packages", "platform", "says"),
     [
-        ({"onnxruntime": "1.24.4"}, False, "ONNX Runtime GenAI is not installed"),
-        ({"onnxruntime-genai": "0.18.0"}, False, "ONNX Runtime is not installed"),
+        ({"onnxruntime": "1.24.4"}, "linux", "ONNX Runtime GenAI is not installed"),
+        ({"onnxruntime-genai": "0.18.0"}, "linux", "ONNX Runtime is not installed"),
         (
             {"onnxruntime-genai": "0.18.0", "onnxruntime": "1.32.0", "onnxruntime-directml": "1.24.4"},
-            True,
+            "win32",
             "overwrite each other",
         ),
-        ({"onnxruntime-genai": "0.18.0", "onnxruntime": "1.32.0"}, True, "DirectML is not available"),
-        ({"onnxruntime-genai-directml": "0.13.1", "onnxruntime-directml": "1.24.4"}, False, "Windows only"),
+        ({"onnxruntime-genai": "0.18.0", "onnxruntime": "1.32.0"}, "win32", "DirectML is not available"),
+        ({"onnxruntime-genai-directml": "0.13.1", "onnxruntime-directml": "1.24.4"}, "linux", "Windows only"),
     ],
 )
-def test_package_sets_that_do_not_work(packages: dict[str, str], windows: bool, says: str) -> None:
-    wrong = bad(check_packages(packages, windows=windows))
+def test_package_sets_that_do_not_work(packages: dict[str, str], platform: str, says: str) -> None:
+    wrong = bad(check_packages(packages, platform=platform))
     assert any(says in finding.message and "pip" in finding.fix for finding in wrong)
 
 
 def test_what_oga_says_of_itself() -> None:
     report = read_oga()
     assert report.problem is None and report.version
-    assert bad(check_oga(report, windows=False)) == []
-    broken = check_oga(OgaReport(problem="DLL load failed"), windows=True)
+    assert bad(check_oga(report, platform="linux")) == []
+    broken = check_oga(OgaReport(problem="DLL load failed"), platform="win32")
     assert worst(broken) is Level.ERROR and "Visual C++" in broken[0].fix
 
 
 @pytest.mark.parametrize(
     ("report", "level"),
     [
-        (OgaReport("0.13.1", dml=False), Level.ERROR),
-        (OgaReport("0.13.1", dml=True), Level.WARNING),
-        (OgaReport("0.13.1", dml=True, directml_path="C:\\Windows\\System32\\DirectML.dll"), Level.WARNING),
-        (OgaReport("0.13.1", True, False, "C:\\venv\\onnxruntime\\capi\\DirectML.dll", "1.15.4.0"), Level.OK),
+        (OgaReport("0.13.1"), Level.ERROR),
+        (OgaReport("0.13.1", ["dml"]), Level.WARNING),
+        (OgaReport("0.13.1", ["dml"], {"dml": {"path": "C:\\Windows\\System32\\DirectML.dll"}}), Level.WARNING),
+        (
+            OgaReport(
+                "0.13.1",
+                ["dml", "cpu"],
+                {"dml": {"path": "C:\\venv\\onnxruntime\\capi\\DirectML.dll", "version": "1.15.4.0"}},
+            ),
+            Level.OK,
+        ),
     ],
 )
 def test_directml_on_windows(report: OgaReport, level: Level) -> None:
-    assert worst(check_oga(report, windows=True)) is level
+    assert worst(check_oga(report, platform="win32")) is level
 
 
 def test_a_profile_that_is_too_large_names_one_that_fits(coe: Coe) -> None:
@@ -216,7 +220,7 @@ def test_redaction() -> None:
     ],
 )
 def test_device_settings(environment: dict[str, str], provider: str, options: dict[str, Any]) -> None:
-    assert provider_options(provider, settings_from(environment)) == options
+    assert runtime_of(provider).provider_options(settings_from(environment)) == options
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_settings_that_cannot_be_read(environment: dict[str, str]) -> None:
 
 
 def test_threads_reach_the_cpu_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    from coe_cli.runtime.providers import default_session_options
+    from coe_cli.providers.settings import default_session_options
 
     monkeypatch.setenv("COE_THREADS", "3")
     assert default_session_options("cpu") == {"intra_op_num_threads": 3, "enable_mem_pattern": False}

@@ -13,8 +13,8 @@ import pytest
 from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.core.onnx_graph import read_graph
 from coe_cli.runtime.conversion import optimize as optimize_module
+from coe_cli.runtime.conversion.agreement import PROMPTS
 from coe_cli.runtime.conversion.last_position import NotPrunable, write_pruned
-from coe_cli.runtime.conversion.optimize import PROMPTS
 from coe_cli.runtime.store.integrity import check_files, write_manifest
 from coe_cli.runtime.worker.continuation import continue_prompts
 from model_store.conftest import Coe
@@ -109,7 +109,7 @@ def test_a_rewrite_that_changes_the_answer_does_not_take_its_place(
     monkeypatch.setattr(optimize_module, "write_pruned", wrong)
     result = coe("models", "optimize", "tiny")
     assert result.code == 1
-    assert "instead of" in result.stderr and "stays as it is" in result.stderr
+    assert "something else" in result.stderr and "stays as it is" in result.stderr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert coe.left_over == []
 

@@ -76,8 +76,8 @@ def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
 
 def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path) -> None:
     from coe_cli.core.calibration import CalibrationRecord
+    from coe_cli.providers.installed import runtime_version
     from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
-    from coe_cli.runtime.providers import runtime_version
 
     version = runtime_version("cpu")
     assert version is not None

@@ -7,7 +7,7 @@
 # The lab is a Debian root in COE_WINLAB (1.5 GB). Commands run there as a user with a limited number of processes, in
 # namespaces of their own: mounts, Wine's services and whatever else was started are gone when the command ends.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 checkout=$(cd "$here/../.." && pwd)
 lab=${COE_WINLAB:-/var/cache/coe-winlab}
 root=$lab/root
@@ -135,7 +135,7 @@ enter() {
 run() {
     [ -e "$lab/prefix.done" ] || fail "run: $0 setup"
     exec 9>"$lab/lock"
-    flock 9 # one Wine at a time
+    flock -n 9 || { echo "another command runs in the lab: waiting" >&2; flock 9; }
     local copy=$root/checkout
     rm -rf "$copy" && mkdir "$copy"
     git -C "$checkout" ls-files -z --cached --others --exclude-standard | tar -C "$checkout" --null --files-from=- --ignore-failed-read -cf - 2>/dev/null | tar -C "$copy" -xf -
@@ -143,6 +143,8 @@ run() {
     chown -R $user:$user "$copy"
     enter "$@"
 }
+
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0 # directml.sh adds to it
 
 case ${1:-} in
     setup) setup ;;

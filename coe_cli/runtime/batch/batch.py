@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from coe_cli.core.batch_progress import Pace, Progress, left_s
+from coe_cli.core.command_line import command_line
 from coe_cli.errors import CoeError, Interrupted, UsageError
 from coe_cli.interrupts import two_step_interrupt
 from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult, RowSource
@@ -352,7 +353,7 @@ def _spool(stdin: BinaryIO, folder: Path, *, restart: bool) -> Path:
         if known is not None and known != look_through(fresh).sha256:
             raise UsageError(
                 f"stdin is not what the batch in {folder} was begun with",
-                f"Go on with `coe batch {spool} -o …`, or give --restart to begin anew.",
+                f"Go on with `{_of_the_spool(spool, folder.with_suffix(''))}`, or give --restart to begin anew.",
             )
         fresh.replace(spool)
     except OSError as error:
@@ -370,9 +371,13 @@ def _refuse_foreign(target: Path, journal: Path) -> None:
         )
 
 
+def _of_the_spool(spool: Path, target: Path) -> str:
+    return command_line(["coe", "batch", str(spool), "-o", str(target)])
+
+
 def _how_to_go_on(job: BatchJob, folder: Path) -> str:
     if job.target is None:
         return "Give -o FILE the next time: then the same command goes on where it was stopped."
     if job.source is None:
-        return f"Go on with: coe batch {folder / _SPOOL} -o {job.target}"
+        return f"Go on with: {_of_the_spool(folder / _SPOOL, job.target)}"
     return f"Go on with: {job.again}"

@@ -2,12 +2,16 @@
 
 An entry with a row's line number, length and checksum goes into the journal first, then the row's bytes into the results.
 A row is done if and only if its bytes are there. Both files only grow, so whatever a killed process left behind ends in
-at most one entry without its bytes: opening the batch again cuts that off and loses nothing. Errors are forgotten by
-writing both files anew beside the old ones; the new journal's name is the moment from which they count.
+entries without their bytes: opening the batch again cuts that off and loses nothing. Errors are forgotten by writing both
+files anew beside the old ones; the new journal's name is the moment from which they count.
+
+Each entry has a checksum of itself, and of its bytes. Only what ends early can be a killed process's: any other difference,
+and results that end before what was once safe on the disk, is somebody else's and is refused.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import os
@@ -20,11 +24,12 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from coe_cli.errors import CoeError, UsageError
 
-JOURNAL_FORMAT = 1
+JOURNAL_FORMAT = 2
+"""2: checksums of whole entries, and how much is safe on the disk. Journals of another format are refused."""
 _SYNC_EVERY_S = 1.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,13 +43,29 @@ class Header(Struct, frozen=True):
 
 
 class _Entry(Struct, frozen=True, omit_defaults=True):
-    """A result: ``line`` of the input (from 1), its size and CRC-32, whether it is an answer; or which expert lines go to."""
+    """A result: ``line`` of the input (from 1), its size and CRC-32, whether it is an answer; or which expert lines go to.
+
+    ``synced``: so many bytes of the results are safe on the disk. ``check``: the CRC-32 of all the other fields.
+    """
 
     line: int = 0
     bytes: int = 0
     crc32: int = 0
     ok: bool = True
     routed: dict[int, str] = {}
+    synced: int = 0
+    check: int = 0
+
+    def written(self) -> builtins.bytes:
+        """The entry as a line of the journal."""
+        return _encode(structs.replace(self, check=self._crc())) + b"\n"
+
+    @property
+    def is_whole(self) -> bool:
+        return self.check == self._crc()
+
+    def _crc(self) -> int:
+        return zlib.crc32(_encode(structs.replace(self, check=0)))
 
 
 _encode = msgspec.json.Encoder().encode
@@ -98,7 +119,7 @@ class Journal:
         """
         entry = _Entry(line, len(data), zlib.crc32(data), ok)
         with self._explained():
-            journal_end = _append(self._journal, self._journal_end, _encode(entry) + b"\n")
+            journal_end = _append(self._journal, self._journal_end, entry.written())
             end = _append(self._results, self._end, data)
             self._journal_end = journal_end
             self._note(entry, end)
@@ -111,8 +132,7 @@ class Journal:
             CoeError: as ``write``.
         """
         with self._explained():
-            line = _encode(_Entry(routed=dict(routes))) + b"\n"
-            self._journal_end = _append(self._journal, self._journal_end, line)
+            self._journal_end = _append(self._journal, self._journal_end, _Entry(routed=dict(routes)).written())
 
     def read(self, position: int) -> bytes:
         """The bytes of one result."""
@@ -130,6 +150,7 @@ class Journal:
             if self._unsynced:
                 os.fsync(self._journal.fileno())
                 os.fsync(self._results.fileno())
+                self._journal_end = _append(self._journal, self._journal_end, _Entry(synced=self._end).written())
                 self._unsynced, self._synced_at = False, time.monotonic()
 
     def close(self) -> None:
@@ -158,11 +179,11 @@ class Journal:
             shutil.copymode(self.results_path, self._new_results)
             journal.write(_encode(header) + b"\n")
             if self.routed:
-                journal.write(_encode(_Entry(routed=self.routed)) + b"\n")
+                journal.write(_Entry(routed=self.routed).written())
             for position, (line, ok) in enumerate(zip(self.lines, self.ok, strict=True)):
                 if ok:
                     data = self.read(position)
-                    journal.write(_encode(_Entry(line, len(data), zlib.crc32(data))) + b"\n")
+                    journal.write(_Entry(line, len(data), zlib.crc32(data)).written())
                     results.write(data)
             for file in (results, journal):
                 file.flush()
@@ -211,26 +232,32 @@ class Journal:
         return True
 
     def _take_over(self, journal: IO[bytes], results: IO[bytes]) -> None:
-        """Read entries and their bytes side by side, up to the last one that is whole."""
-        broken: int | None = None
+        """Read entries and their bytes side by side, up to the first one whose bytes are not all there."""
+        size, synced, torn = os.fstat(results.fileno()).st_size, 0, False
         for entry, after in self._entries(journal, self._journal_end):
-            if entry.routed:
-                if broken is None:
-                    self.routed.update(entry.routed)
-                    self._journal_end = after
+            synced = max(synced, entry.synced)
+            torn = torn or self._end + entry.bytes > size
+            if torn:
                 continue
-            data = results.read(entry.bytes)
-            if len(data) == entry.bytes and zlib.crc32(data) == entry.crc32:
-                if broken is not None:
-                    raise UsageError(
-                        f"{self.results_path} was changed since coe wrote it (the answer to line {broken})",
-                        "Put it back as it was, or give --restart to write it anew.",
-                    )
+            if entry.line:
+                if zlib.crc32(results.read(entry.bytes)) != entry.crc32:
+                    raise self._changed(f"the answer to line {entry.line}")
                 self._note(entry, self._end + entry.bytes)
-                self._journal_end = after
-            elif broken is None:
-                broken = entry.line
+            self.routed.update(entry.routed)
+            self._journal_end = after
+        if size < synced:
+            raise self._changed(f"it has {size} bytes where {synced} were written")
+        if size > self._end and not torn:
+            raise self._changed(
+                f"{size - self._end} bytes were added after byte {self._end}", f"Cut it off at byte {self._end}"
+            )
         self._unsynced = False
+
+    def _changed(self, how: str, mend: str = "Put it back as it was") -> UsageError:
+        return UsageError(
+            f"{self.results_path} was changed since coe wrote it ({how})",
+            f"{mend}, choose another output, or give --restart to write it anew.",
+        )
 
     def _entries(self, journal: IO[bytes], at: int) -> Iterator[tuple[_Entry, int]]:
         """Whole entries with the position after each, up to a torn one."""
@@ -239,11 +266,14 @@ class Journal:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield _decode_entry(line), at
-            except msgspec.MsgspecError:
+                entry = _decode_entry(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                entry = None
+            if entry is None or not entry.is_whole or entry.bytes < 0:
                 raise UsageError(
                     f"{self.path} is damaged at byte {at - len(line)}", "Give --restart to write it all anew."
-                ) from None
+                )
+            yield entry, at
 
     def _check(self, header: Header, first: bytes) -> None:
         try:
@@ -253,8 +283,14 @@ class Journal:
                 f"{self.path} is not a journal of this version of coe",
                 "Choose another output, or give --restart to write it anew.",
             ) from None
+        if known.format != header.format:
+            raise UsageError(
+                f"{self.results_path.name} was begun by another version of coe (its journal has format {known.format},"
+                f" and this one writes {header.format})",
+                "Finish it with that version, choose another output, or give --restart to write it anew.",
+            )
         changed = "the input has" if known.input_sha256 != header.input_sha256 else ""
-        if not changed and (known.options != header.options or known.format != header.format):
+        if not changed and known.options != header.options:
             names = sorted(k for k in known.options | header.options if known.options.get(k) != header.options.get(k))
             changed = f"the options have ({', '.join(names)})"
         if changed:

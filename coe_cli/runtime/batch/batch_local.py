@@ -21,6 +21,7 @@ from coe_cli.core.batch_order import next_turn, order_models, places
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.errors import CoeError, from_code
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import (
     EngineStatus,
     PreparedRow,
@@ -32,7 +33,6 @@ from coe_cli.runtime.batch.batch_engine import (
 from coe_cli.runtime.college.collecting import About, Collector, broken_off
 from coe_cli.runtime.college.college import College, CollegeSettings
 from coe_cli.runtime.college.meter import Meter
-from coe_cli.runtime.providers import worker_threads
 
 _LOOK_UP_S = 0.2
 _STATUS_EVERY_S = 0.5

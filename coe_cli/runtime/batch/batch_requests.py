@@ -49,6 +49,6 @@ def _of_openai(row: OpenAIRow, line: int) -> ChatRequest:
     try:
         return kind.model_validate(row.body).chat_request()
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "body"
-        raise InvalidRow(line, f"`body.{place}`: {first['msg']}", row.custom_id, is_openai=True) from None
+        first = api.complaint(error.errors())
+        place = ".".join(filter(None, ["body", api.field(first["loc"])]))
+        raise InvalidRow(line, f"`{place}`: {first['msg']}", row.custom_id, is_openai=True) from None

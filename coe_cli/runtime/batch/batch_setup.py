@@ -9,9 +9,11 @@ from msgspec import structs
 
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.core.sharing import working_set
-from coe_cli.errors import ModelMissing
+from coe_cli.errors import DoesNotFit, ModelMissing
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, RowSource
 from coe_cli.runtime.batch.batch_index import Route
 from coe_cli.runtime.batch.batch_local import LocalEngine
@@ -22,7 +24,7 @@ from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.providers import worker_threads
+from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.routing.shared_router import SharedRouter
 
 MakeEngine = Callable[[HardwareProfile], Engine]
@@ -82,12 +84,22 @@ def engine_beside_others(
     """An engine with the part of the profile's budget that the running college and other batches leave to it.
 
     ``note`` is told what that costs, and of the time that it waits for its part.
+
+    Raises:
+        DoesNotFit: not even the smallest model of the rows fits the profile.
     """
     cost_of = cost_in(profile)
     costs = {model: cost_of(rows.spec(model))[0] for model in rows.remaining()}
     critical_mb = profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb)
+    name, least_mb = min(((name, cost.need_mb()) for name, cost in costs.items()), key=lambda each: each[1])
+    if least_mb > critical_mb:
+        raise DoesNotFit(
+            f"no model of the batch fits: `{name}` needs {least_mb:.0f} MB, and profile {profile.name} allows"
+            f" {critical_mb:.0f} ({profile.vram_budget_mb} budget less {profile.fixed_mb} fixed)",
+            "Choose a profile with a larger budget (-p), or a smaller model.",
+        )
     workers, slots = 1, profile.max_concurrent_slots
-    if profile.provider == "cpu":  # a worker for each slot
+    if on_host(profile.provider):  # a worker for each slot
         workers, slots = min(profile.max_concurrent_slots, worker_threads()), 1
     beside = Beside(where.state, profile, note)
     try:
@@ -125,6 +137,8 @@ def local_engine(
     needs its room.
     """
     pool = structs.replace(pool_from_profile(profile), min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
-    settings = CollegeSettings(pool, cost_in(profile), worker_command=worker_command, recorder=Recorder())
-    on_cpu = profile.provider == "cpu"
+    settings = CollegeSettings(
+        pool, cost_in(profile), worker_command=worker_command, recorder=Recorder(), prompts=own()
+    )
+    on_cpu = on_host(profile.provider)
     return LocalEngine(settings, meter_for(profile), profile=profile.name, retries=retries, side_by_side=on_cpu)

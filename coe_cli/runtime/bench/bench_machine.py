@@ -11,11 +11,9 @@ from pathlib import Path
 
 from coe_cli import __version__
 from coe_cli.core.bench_rows import BenchMachine
+from coe_cli.providers.settings import settings_from, usable_cores
 from coe_cli.runtime.doctor.software import installed_packages
 from coe_cli.runtime.probe import probe_machine
-from coe_cli.runtime.providers import settings_from, usable_cores
-
-_PACKAGES = ("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu")
 
 
 def read_machine(bandwidth_gb_per_s: dict[str, float | None]) -> BenchMachine:
@@ -37,7 +35,7 @@ def read_machine(bandwidth_gb_per_s: dict[str, float | None]) -> BenchMachine:
 
 def read_versions() -> dict[str, str]:
     """Versions that speed hangs on."""
-    found = {name: v for name, v in installed_packages().items() if name.startswith(("onnxruntime-genai", *_PACKAGES))}
+    found = {name: v for name, v in installed_packages().items() if name.startswith("onnxruntime")}
     return {"coe": __version__, "python": platform.python_version(), "system": platform.release(), **found}
 
 

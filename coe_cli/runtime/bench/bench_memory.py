@@ -14,9 +14,11 @@ from coe_cli.core.bench_figures import own_peak_mb
 from coe_cli.core.bench_rows import Range
 from coe_cli.core.model_spec import BYTES_PER_MB
 from coe_cli.core.profile import Provider
-from coe_cli.runtime.college.gpu_memory import GpuMemory, open_gpu
+from coe_cli.core.providers import on_host
+from coe_cli.providers import runtime_of
+from coe_cli.providers.base import GpuMemory
+from coe_cli.providers.settings import settings_from
 from coe_cli.runtime.college.meter import ResidentSetMeter
-from coe_cli.runtime.providers import settings_from
 
 _SETTLE_S: Final = 2.0
 _SETTLE_KNOWN_S: Final = 0.5
@@ -107,10 +109,10 @@ class NoLook:
 
 def memory_look(provider: Provider) -> MemoryLook:
     """The way to look at ``provider``'s device on this machine."""
-    if provider == "cpu":
+    if on_host(provider):
         return CpuLook()
     settings = settings_from()
-    gpu = open_gpu(provider, settings.index, settings.luid)
+    gpu = runtime_of(provider).open_memory(settings)
     return NoLook() if gpu is None else GpuLook(gpu)
 
 

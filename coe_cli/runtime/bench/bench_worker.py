@@ -58,7 +58,6 @@ class BenchWorker:
             self._process.send(
                 protocol.Generate(
                     request_id=number,
-                    messages=[],
                     context_length=max_length,
                     max_tokens=gen_tokens,
                     sampling=protocol.Sampling(temperature=0.0),

@@ -54,6 +54,7 @@ class Collector:
         self._splits_thinking = splits_thinking
         self._splitter: ThinkingSplitter | Unsplit = ThinkingSplitter() if splits_thinking else Unsplit()
         self._load_s: float | None = None
+        self._notes: list[str] = []
         self._text: dict[bool, list[str]] = {False: [], True: []}
 
     def feed(self, event: ce.CollegeEvent) -> Answer | None:
@@ -69,6 +70,7 @@ class Collector:
             if self._splits_thinking:
                 self._splitter = ThinkingSplitter(in_thinking=event.in_thinking)
             self._load_s = event.load_s
+            self._notes = event.notes
             self._phase("reading the prompt", event.worker_pid)
         elif isinstance(event, ce.Loading):
             self._phase("loading")
@@ -107,7 +109,7 @@ class Collector:
                 total_s=self._clock() - self._begin,
                 tokens_per_s=tokens_per_s(event.completion_tokens, event.decode_s),
             ),
-            warnings=list(about.notes),
+            warnings=[*about.notes, *self._notes],
         )
 
 

@@ -24,9 +24,11 @@ from coe_cli.runtime.college.college_requests import OpenRequest, Tally
 from coe_cli.runtime.college.meter import Meter
 from coe_cli.runtime.college.reclaim import until_reclaimed
 from coe_cli.runtime.college.recorder import Recorder
-from coe_cli.runtime.college.resident import KilledFromOutside, ResidentWorker
+from coe_cli.runtime.college.resident import ResidentWorker
 from coe_cli.runtime.college.spare import SpareWorker
+from coe_cli.runtime.prompts.prompts import Prompts, PromptSource
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.worker_death import KilledFromOutside
 
 _MEASURE_EVERY_S = 2.0
 
@@ -47,6 +49,8 @@ class CollegeSettings:
     worker_threads: int | None = None
     keep_spare: bool = False
     """After the second load, whenever nothing is asked, have a process ready for the next one."""
+    prompts: PromptSource | None = None
+    """Makes the prompts; None for a process of the college's own, which ends with it."""
     elsewhere: Callable[[], ev.Elsewhere] | None = None
     """What other processes of coe may use of the pool; looked at before each request and each measurement."""
 
@@ -62,6 +66,8 @@ class College:
         self._specs: dict[str, ModelSpec] = {}
         self._contexts: dict[str, int] = {}
         self._workers: dict[str, ResidentWorker] = {}
+        self._own_prompts = Prompts()  # starts no process before the first request
+        self._prompts: PromptSource = settings.prompts or self._own_prompts
         self._spare = SpareWorker(settings.worker_command, settings.worker_threads)
         self._loads = 0
         self._requests: dict[int, OpenRequest] = {}
@@ -89,10 +95,15 @@ class College:
             raise _stopped()
         self._start_housekeeping()
         self._know(ask.model)
-        request_id, request = next(self._ids), OpenRequest(ask)
+        request_id, request = next(self._ids), OpenRequest(ask, ask.prompt)
         self._requests[request_id] = request
         self.active_at = self._clock()
         try:
+            if request.prompt is None:
+                asked = translation.to_prepare(ask, ask.model, self._contexts[ask.model.name])
+                request.prompt = await self._prompts.prepared(asked)
+            if self._closed:
+                raise _stopped()
             self._look_elsewhere()
             self._tell(ev.Request(request_id, ask.model.name, ask.priority))
             while True:
@@ -153,6 +164,7 @@ class College:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._own_prompts.close()
         await asyncio.gather(self._spare.end(), *(worker.end() for worker in self._workers.values()))
         self._workers.clear()
         for request in self._requests.values():
@@ -306,7 +318,7 @@ class College:
         request_id, model = int(decision.request_id), decision.model
         request = self._requests.get(request_id)
         worker = self._workers[model]
-        if request is None:
+        if request is None or request.prompt is None:
             self._tell(ev.Done(request_id))
             return
         if self._settings.recorder is not None:
@@ -314,7 +326,7 @@ class College:
         worker.running.add(request_id)
         worker.progress_at = time.monotonic()
         try:
-            worker.send(translation.to_worker(request_id, request.ask, self._contexts[model]))
+            worker.send(translation.to_worker(request_id, request.ask, request.prompt, self._contexts[model]))
         except Exception as error:  # nothing of it was sent: the worker is sound and its slot is free again
             self._end_failed(worker, request_id, explained(error))
 
@@ -328,8 +340,8 @@ class College:
                     self._tell(ev.Tokens(request_id))
             case protocol.Started(request_id=request_id):
                 request = self._requests.get(request_id)
-                if request is not None:
-                    request.events.put_nowait(translation.reading(message, request.load_s, worker.pid))
+                if request is not None and request.prompt is not None:
+                    request.events.put_nowait(translation.reading(message, request.prompt, request.load_s, worker.pid))
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
                 if self._settings.recorder is not None:

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct, structs
 
 from coe_cli.core.limits import MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
 from coe_cli.core.model_spec import ModelSpec
+from coe_cli.runtime.prompts.prompt_messages import Prompt
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
 
 Model = TypeVar("Model")
@@ -25,6 +26,7 @@ class _Asking(Struct, Generic[Model], frozen=True):
     priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0
     whole: bool = False
     flush_s: float = FLUSH_S
+    allow_special_tokens: bool = False
 
 
 class Ask(_Asking[ModelSpec], frozen=True):
@@ -35,9 +37,14 @@ class Ask(_Asking[ModelSpec], frozen=True):
     ``flush_s`` as in ``protocol.Generate``.
     """
 
+    prompt: Prompt | None = None
+    """The prompt, where it has been made already."""
+
     def by_name(self) -> AskByName:
         """The same for another process."""
-        return AskByName(**structs.asdict(self) | {"model": self.model.name})
+        fields = structs.asdict(self) | {"model": self.model.name}
+        del fields["prompt"]
+        return AskByName(**fields)
 
 
 class AskByName(_Asking[str], frozen=True):
@@ -60,13 +67,14 @@ class Loading(Struct, frozen=True, tag=True):
 
 
 class Reading(Struct, frozen=True, tag=True):
-    """The prompt is being read. ``load_s`` is None when the model was resident."""
+    """The prompt is being read. ``load_s`` is None when the model was resident; ``notes`` are about the prompt."""
 
     prompt_tokens: int
     reused_tokens: int
     in_thinking: bool
     load_s: float | None
     worker_pid: int
+    notes: list[str] = []
 
 
 class Piece(Struct, frozen=True, tag=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.prompts.prompt_messages import Prompt
 
 
 @dataclass
@@ -14,6 +15,7 @@ class OpenRequest:
     """``held_back`` are the pieces of an answer that is wanted whole, until its end."""
 
     ask: ce.Ask
+    prompt: Prompt | None = None
     events: asyncio.Queue[ce.CollegeEvent | CoeError] = field(default_factory=asyncio.Queue)
     load_s: float | None = None
     delivered: bool = False

@@ -8,6 +8,7 @@ from coe_cli.core.calibration import apply
 from coe_cli.core.footprint import ExactAccounting
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
@@ -34,7 +35,7 @@ def cost_in(profile: HardwareProfile) -> Callable[[ModelSpec], tuple[ModelCost, 
         memory = apply(memory, calibration_of(memory, CalibrationStore(folders().state).read()))
         counting = ExactAccounting()
         slot, shared_bytes = counting.slot(memory, context_length), 0
-        if memory.provider == "cpu":
+        if on_host(memory.provider):
             another = counting.slot(memory, context_length, before=1)
             slot, shared_bytes = another, slot.total_bytes - another.total_bytes
         cost = ModelCost(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.pressure import pressure
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.runtime.college.gpu_memory import GpuMemory
+from coe_cli.core.providers import on_host
+from coe_cli.providers.base import GpuMemory
 from coe_cli.runtime.college.meter import ResidentSetMeter
 
 
@@ -29,17 +30,17 @@ def memory_gauge(spec: ModelSpec, profile: HardwareProfile) -> Callable[[int], t
 
 
 def _reader(spec: ModelSpec) -> Callable[[int], float | None]:
-    if spec.provider == "cpu":
+    if on_host(spec.provider):
         return ResidentSetMeter().process_mb
     opened: list[GpuMemory | None] = []
 
     def on_gpu(pid: int) -> float | None:
         if not opened:
-            from coe_cli.runtime.college.gpu_memory import open_gpu
-            from coe_cli.runtime.providers import settings_from
+            from coe_cli.providers import runtime_of
+            from coe_cli.providers.settings import settings_from
 
             settings = settings_from()
-            opened.append(open_gpu(spec.provider, settings.index, settings.luid))
+            opened.append(runtime_of(spec.provider).open_memory(settings))
         processes = opened[0].process_mb() if opened[0] is not None else None
         return None if processes is None else processes.get(pid)
 

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from coe_cli.core.model_spec import BYTES_PER_MB
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.runtime.college.gpu_memory import GpuMemory, open_gpu
-from coe_cli.runtime.providers import settings_from
+from coe_cli.core.providers import on_host
+from coe_cli.providers import runtime_of
+from coe_cli.providers.base import GpuMemory
+from coe_cli.providers.settings import settings_from
 
 
 class Meter(Protocol):
@@ -97,10 +99,10 @@ def meter_for(profile: HardwareProfile) -> Meter:
     Raises:
         UsageError: ``COE_DEVICE`` cannot be read.
     """
-    if profile.provider == "cpu":
+    if on_host(profile.provider):
         return ResidentSetMeter()
     settings = settings_from()
-    gpu = open_gpu(profile.provider, settings.index, settings.luid)
+    gpu = runtime_of(profile.provider).open_memory(settings)
     if gpu is None:
         return Unmeasured()
     beyond_mb = max(0.0, gpu.total_mb - profile.vram_budget_mb) if gpu.total_mb is not None else 0.0

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, from_code
+from coe_cli.providers.settings import default_provider_options, default_session_options
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college import translation
-from coe_cli.runtime.providers import default_provider_options, default_session_options
+from coe_cli.runtime.prompts import prompts
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
@@ -41,19 +42,22 @@ def events(
     """Events of one answer of a worker that is loading ``spec``, ending with ``Finished``.
 
     Raises:
-        PromptTooLong, ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
+        PromptTooLong, ModelDamaged, UsageError: there is no prompt.
+        OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
     """
+    making = prompts.own().submit(translation.to_prepare(ask, spec, context_length))
     yield ce.Loading()
     load_s = wait_until_loaded(worker, timeout_s)
+    prompt = prompts.result(making)
     recorder.loaded(spec, worker.pid)
     recorder.begun(worker.pid, beside=False)
-    worker.send(translation.to_worker(1, ask, context_length))
+    worker.send(translation.to_worker(1, ask, prompt, context_length))
     while True:
         message = worker.receive(timeout_s)
         if isinstance(message, protocol.Token):
             yield translation.piece(message)
         elif isinstance(message, protocol.Started):
-            yield translation.reading(message, load_s, worker.pid)
+            yield translation.reading(message, prompt, load_s, worker.pid)
         elif isinstance(message, protocol.Failed):
             raise from_code(message.code, message.message, message.hint)
         elif isinstance(message, protocol.Done):

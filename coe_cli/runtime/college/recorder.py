@@ -17,12 +17,15 @@ from coe_cli.core.calibration import CalibrationRecord
 from coe_cli.core.footprint import ModelMemory, activation_bytes, kv_cache_bytes, load_bytes
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.profile import Provider
-from coe_cli.runtime.college.gpu_memory import GpuMemory, open_gpu
+from coe_cli.core.providers import on_host
+from coe_cli.providers import runtime_of
+from coe_cli.providers.base import GpuMemory
+from coe_cli.providers.installed import runtime_version
+from coe_cli.providers.settings import settings_from
 from coe_cli.runtime.college.meter import ResidentSetMeter
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 from coe_cli.runtime.planning.plan_inputs import memory_of
-from coe_cli.runtime.providers import runtime_version, settings_from
 
 READINGS_KEPT = 64
 
@@ -79,11 +82,11 @@ class Recorder:
         self._writers.clear()
 
     def _process_mb(self, provider: Provider, pid: int) -> float | None:
-        if provider == "cpu":
+        if on_host(provider):
             return ResidentSetMeter().process_mb(pid)
         if provider not in self._gpus:
             settings = settings_from()
-            self._gpus[provider] = open_gpu(provider, settings.index, settings.luid)
+            self._gpus[provider] = runtime_of(provider).open_memory(settings)
         gpu = self._gpus[provider]
         processes = gpu.process_mb() if gpu is not None else None
         return None if processes is None else processes.get(pid)

@@ -7,33 +7,24 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError, DeviceLost, from_code
-from coe_cli.runtime.providers import default_provider_options, default_session_options
+from coe_cli.providers.settings import default_provider_options, default_session_options
+from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.worker_death import worker_death
 from coe_cli.runtime.worker.worker_process import worker_command, worker_environment
 
-_STDERR_TAIL_BYTES = 4000
 _EXIT_WAIT_S = 10.0
 _EXIT_LOOK_S = 0.2
 _DRAIN_S = 0.5
 
-_OUTSIDE_SIGNALS = {
-    getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)
-}
-"""Signals that a process does not give itself when it crashes."""
-
 OnMessage = Callable[[protocol.FromWorker], None]
 OnExit = Callable[[], None]
-
-
-class KilledFromOutside(DeviceLost):
-    """The worker was ended by somebody else: by hand, or by the system when it ran out of memory."""
 
 
 class ResidentWorker:
@@ -51,7 +42,7 @@ class ResidentWorker:
         self.ending = False
         self._command = command or worker_command()
         self._process: asyncio.subprocess.Process | None = None
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        self._log = ProcessLog()
         self._started = asyncio.Event()
         self._loaded: asyncio.Future[protocol.Loaded] | None = None
         self._killed = False
@@ -86,7 +77,7 @@ class ResidentWorker:
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=self._log,
+                stderr=self._log.file,
                 env=worker_environment(),
                 **flags,
             )
@@ -175,26 +166,12 @@ class ResidentWorker:
             await asyncio.wait([wait], timeout=_EXIT_LOOK_S)
         wait.cancel()
 
-    def death(self) -> DeviceLost:
+    def death(self) -> CoeError:
         """The error that says how the worker ended."""
         if self._broken is not None:
             return self._broken
         code = self._process.returncode if self._process is not None else None
-        how = "is gone" if code is None else f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        tail = self.stderr_tail().strip().splitlines()
-        outside = self._ended_by_itself and code is not None and -code in _OUTSIDE_SIGNALS
-        return (KilledFromOutside if outside else DeviceLost)(
-            f"{self._name} {how}" + (f": {tail[-1]}" if tail else ""), "Run it again."
-        )
-
-    def stderr_tail(self) -> str:
-        """The end of what the worker printed on stderr."""
-        try:
-            size = os.fstat(self._log.fileno()).st_size
-            self._log.seek(max(0, size - _STDERR_TAIL_BYTES))
-            return self._log.read().decode("utf-8", "replace")
-        except (OSError, ValueError):
-            return ""
+        return worker_death(self._name, code, self._log, by_us=not self._ended_by_itself)
 
     async def _listen(self) -> None:
         """Hand messages on until the process ends or its channel breaks, then see to it that both have."""

@@ -12,19 +12,20 @@ import msgspec
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, RoutingSettings
+from coe_cli.core.providers import on_host
 from coe_cli.core.router import swap_aware
 from coe_cli.core.selection import Choice, choose_model
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
+from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.costs import slot_context
-from coe_cli.runtime.providers import choose_provider, installed_providers
+from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
+from coe_cli.runtime.prompts.prompts import TooManyTokens, own, surely_fits
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.store.model_store import open_model
-from coe_cli.runtime.worker.prompt_length import prompt_tokens
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
 AUTO = "auto"
-RAW_TEMPLATE = "{question}"
 MAX_PROMPT_CHARS = 2_000_000
 """No context that is in use holds more; longer texts are refused before they are tokenized."""
 
@@ -33,6 +34,7 @@ class ChatRequest(NamedTuple):
     """What a client wants: ``name`` is `auto`, an expert or a model; a raw prompt goes past the chat template.
 
     ``expert``: whose words a model named by ``name`` answers in; the same as ``name`` where that must be an expert.
+    ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ChatRequest(NamedTuple):
     stop: list[str] = []  # noqa: RUF012 - never changed
     guidance: Guidance | None = None
     expert: str | None = None
+    allow_special_tokens: bool | None = None
 
 
 class ResolvedRequest(NamedTuple):
@@ -104,7 +107,7 @@ class RequestResolver:
         if known is None or known[0] != changed:
             spec = open_model(name, folder)
             note = ""
-            if spec.provider != "cpu":
+            if not on_host(spec.provider):
                 provider, why = choose_provider(name, spec.provider, self._profile, installed_providers())
                 spec = msgspec.structs.replace(spec, provider=provider)
                 note = why if why.startswith("slower:") else ""
@@ -134,21 +137,21 @@ class RequestResolver:
             template = RAW_TEMPLATE
         elif choice.system_prompt.strip() and not any(message.role == "system" for message in messages):
             messages = [ChatMessage("system", choice.system_prompt.strip()), *messages]
-        tokens = await self._too_many_tokens(spec, messages, template)
-        if tokens is not None:
-            spec, note = await self._fallback(spec, tokens, choice, messages)
-            template = RAW_TEMPLATE if request.raw else None
-            notes.append(note)
+        special = request.raw if request.allow_special_tokens is None else request.allow_special_tokens
+        fitting = await self._fit(spec, choice, _Wanted(messages, template, special))
+        spec = fitting.spec
         ask = ce.Ask(
             model=spec,
             messages=messages,
-            template=template,
+            template=fitting.template,
+            prompt=fitting.prompt,
+            allow_special_tokens=special,
             max_tokens=request.max_tokens,
             sampling=_within(request.sampling, spec),
             stop=request.stop,
             guidance=request.guidance,
         )
-        return ResolvedRequest(ask, choice.expert, notes)
+        return ResolvedRequest(ask, choice.expert, notes + fitting.notes)
 
     async def _route(self, messages: list[ChatMessage], resident_models: Collection[str]) -> tuple[str, list[str]]:
         """The expert for the last question, and what is to be said about the choice."""
@@ -177,26 +180,53 @@ class RequestResolver:
             raise ModelMissing(f"model `{choice.model}` is not on disk", f"Fetch it: coe models pull {choice.model}")
         return choice
 
-    async def _too_many_tokens(self, spec: ModelSpec, messages: list[ChatMessage], template: str | None) -> int | None:
-        """Tokens of the prompt if the model has no room for them, else None."""
-        assert spec.folder is not None
-        context = slot_context(spec, self._profile)
-        tokens = await asyncio.to_thread(prompt_tokens, spec.folder, messages, template, context)
-        return tokens if tokens is not None and tokens >= context else None
+    async def _made(self, spec: ModelSpec, wanted: _Wanted) -> Prompt | None:
+        """The prompt, or None where it fits whatever its tokens are: then the college makes it.
 
-    async def _fallback(
-        self, spec: ModelSpec, tokens: int, choice: Choice, messages: list[ChatMessage]
-    ) -> tuple[ModelSpec, str]:
+        Raises:
+            TooManyTokens: the model has no room for it.
+        """
         context = slot_context(spec, self._profile)
-        if choice.fallback is not None:
-            other = self.open(choice.fallback)
-            if await self._too_many_tokens(other, messages, None) is None:
-                note = f"the prompt has {tokens} tokens and {spec.name} has room for {context}: {other.name} answers"
-                return other, note
-        raise PromptTooLong(
-            f"the prompt has {tokens} tokens and the context of {spec.name} is {context}",
-            "Shorten the prompt, or choose a model with a longer context.",
-        )
+        if surely_fits(wanted.messages, wanted.template, context):
+            return None
+        asked = Prepare(spec.name, str(spec.folder), wanted.messages, context, wanted.template, wanted.special)
+        return await own().prepared(asked)
+
+    async def _fit(self, spec: ModelSpec, choice: Choice, wanted: _Wanted) -> _Fitting:
+        """The model that has room for the prompt: the chosen one, or the expert's fallback."""
+        try:
+            return _Fitting(spec, wanted.template, await self._made(spec, wanted), [])
+        except TooManyTokens as error:
+            if choice.fallback is None:
+                raise
+            too_long = error
+        other = self.open(choice.fallback)
+        instead = wanted._replace(template=RAW_TEMPLATE if wanted.template == RAW_TEMPLATE else None)
+        try:
+            prompt = await self._made(other, instead)
+        except TooManyTokens:
+            raise too_long from None
+        context = slot_context(spec, self._profile)
+        tokens = f"{too_long.tokens}" if too_long.exact else f"at least {too_long.tokens}"
+        note = f"the prompt has {tokens} tokens and {spec.name} has room for {context}: {other.name} answers"
+        return _Fitting(other, instead.template, prompt, [note])
+
+
+class _Wanted(NamedTuple):
+    """A prompt before it is made; ``special``: what looks like a control token in it is one."""
+
+    messages: list[ChatMessage]
+    template: str | None
+    special: bool
+
+
+class _Fitting(NamedTuple):
+    """The model that a prompt fits, with its template; ``prompt`` where it has been made."""
+
+    spec: ModelSpec
+    template: str | None
+    prompt: Prompt | None
+    notes: list[str]
 
 
 def _within(sampling: Sampling, spec: ModelSpec) -> Sampling:

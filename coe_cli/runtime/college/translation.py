@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from coe_cli.core.model_spec import ModelSpec
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.prompts.prompt_messages import Prepare, Prompt
 from coe_cli.runtime.worker import protocol
 
 _WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
 
-def to_worker(request_id: int, ask: ce.Ask | ce.AskByName, context_length: int) -> protocol.Generate:
+def to_prepare(ask: ce.Ask | ce.AskByName, spec: ModelSpec, context_length: int) -> Prepare:
+    """The prompt that the request needs, in a slot of ``context_length`` tokens."""
+    return Prepare(
+        model=spec.name,
+        folder=str(spec.folder),
+        messages=ask.messages,
+        context_length=context_length,
+        template=ask.template,
+        allow_special_tokens=ask.allow_special_tokens,
+    )
+
+
+def to_worker(request_id: int, ask: ce.Ask | ce.AskByName, prompt: Prompt, context_length: int) -> protocol.Generate:
     """The request in a slot of ``context_length`` tokens."""
     return protocol.Generate(
         request_id=request_id,
-        messages=ask.messages,
+        prompt_ids=prompt.ids,
         context_length=context_length,
         max_tokens=ask.max_tokens,
-        template=ask.template,
         sampling=ask.sampling,
         stop=ask.stop,
         guidance=ask.guidance,
@@ -23,9 +36,11 @@ def to_worker(request_id: int, ask: ce.Ask | ce.AskByName, context_length: int) 
     )
 
 
-def reading(message: protocol.Started, load_s: float | None, worker_pid: int) -> ce.Reading:
+def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, worker_pid: int) -> ce.Reading:
     """``load_s`` is None where the model was resident."""
-    return ce.Reading(message.prompt_tokens, message.reused_tokens, message.in_thinking, load_s, worker_pid)
+    return ce.Reading(
+        message.prompt_tokens, message.reused_tokens, prompt.opens_thinking, load_s, worker_pid, prompt.notes
+    )
 
 
 def piece(message: protocol.Token) -> ce.Piece:

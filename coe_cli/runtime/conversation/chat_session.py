@@ -14,12 +14,12 @@ from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.selection import Choice, choose_model, choose_profile
 from coe_cli.core.thinking import ThinkingSplitter
+from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.answerer import Answerer
 from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.providers import choose_provider, installed_providers
 from coe_cli.runtime.server.neighbour import tight
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling

@@ -1,4 +1,7 @@
-"""Make a model that was built elsewhere faster: its head on the last position only, proved before it takes its place."""
+"""Rewrite the graph of a model that was built elsewhere, proved before it takes its place.
+
+Its head runs on the last position only, and what its provider refuses or computes wrongly is put in another form.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +9,22 @@ import os
 import shutil
 from pathlib import Path
 
+from coe_cli.core.graph_check import check_model
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.onnx_graph import graph_of
+from coe_cli.core.profile import Provider
+from coe_cli.core.providers import host, spec_of
 from coe_cli.errors import CoeError
+from coe_cli.providers.installed import installed_providers
+from coe_cli.runtime.conversion.agreement import PROMPTS, agreement
+from coe_cli.runtime.conversion.fit_graph import NotFitting, write_fitted
 from coe_cli.runtime.conversion.last_position import NotPrunable, write_pruned
 from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.providers import installed_providers
 from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
 from coe_cli.runtime.store.model_store import check_room, open_model, put_in_place, staging_folder, writing
-from coe_cli.runtime.worker.continuation import continue_prompts
+from coe_cli.runtime.worker.first_logits import first_logits
 
 ORIGINAL_GRAPH = "original_graph.pb"
-_TOKENS = 4
-PROMPTS = (
-    "The capital of France is",
-    "Water boils at a temperature of",
-    "def fibonacci(n):\n    if n < 2:\n        return",
-    "SELECT name FROM customers WHERE",
-    "<!DOCTYPE html>\n<html>\n<head>\n<title>",
-    "The derivative of x squared is",
-    "If a train travels 60 miles in 1.5 hours, its average speed is",
-    "The mitochondrion is",
-    "Aspirin is contraindicated in patients who",
-    "This agreement is made between the parties and shall",
-    "In contract law, consideration means",
-    "To protect a web service against SQL injection,",
-    "A mutex is a",
-    "1, 1, 2, 3, 5, 8, 13,",
-    "Once upon a time, in a village by the sea,",
-    "Il était une fois",
-    "Der schnelle braune Fuchs springt über",
-    "import numpy as np\n\n# the mean of each column\n",
-    "Q: Who wrote Hamlet?\nA:",
-    "The following text repeats a sentence, so that the prompt is longer than the others. " * 4 + "The sentence was:",
-)
 
 
 class NotOptimized(CoeError):
@@ -51,10 +36,10 @@ class NotOptimized(CoeError):
 def optimize(name: str, models_dir: Path, on_progress: OnProgress) -> bool:
     """Optimize a model on disk; the original graph stays beside it as ``original_graph.pb``.
 
-    Returns False where there is nothing to do, since the head runs on the last position already.
+    Returns False where there is nothing to do: the head runs on the last position and the provider takes the graph.
 
     Raises:
-        NotOptimized: its head is unknown, or the rewritten graph could not be proved to give the same tokens.
+        NotOptimized: its form is unknown, or the rewritten graph could not be proved to give the same tokens.
         ModelMissing, ModelDamaged, DiskFull: as for an install.
     """
     folder, staging = models_dir / name, staging_folder(name, models_dir)
@@ -74,6 +59,15 @@ def optimize(name: str, models_dir: Path, on_progress: OnProgress) -> bool:
 
 
 def is_optimized(spec: ModelSpec) -> bool:
+    """Whether there is nothing to rewrite in a model's graph.
+
+    Raises:
+        ModelDamaged: the graph cannot be read.
+    """
+    return prunes_head(spec) and not needs_fitting(spec)
+
+
+def prunes_head(spec: ModelSpec) -> bool:
     """Whether the head runs on the last position only, as far as the graph says.
 
     Raises:
@@ -83,47 +77,74 @@ def is_optimized(spec: ModelSpec) -> bool:
 
 
 def optimized_copy(name: str, folder: Path, target: Path, on_progress: OnProgress) -> Path:
-    """Make ``target`` the same model as ``folder`` with an optimized graph, and prove it on 20 prompts.
+    """Make ``target`` the same model as ``folder`` with a rewritten graph, and prove it on 20 prompts.
 
-    Files other than the graph are linked, or copied where the file system knows no links.
+    A graph that is made to fit its provider is proved on the host's own provider, since its own computes the original
+    otherwise. Files other than the graph are linked, or copied where the file system knows no links.
 
     Raises:
         NotOptimized: nothing to do, or not proved.
     """
     on_progress(Step("Optimizing the graph", 0, None))
     spec = spec_from_folder(name, folder)
-    if spec.provider not in installed_providers():
+    fitted = needs_fitting(spec)
+    provider = host().name if fitted else spec.provider
+    if provider not in installed_providers():
         raise _unproved(name, f"it was built for {spec.provider}, which is not installed")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    try:
-        write_pruned(folder / spec.graph, target / spec.graph, spec.logits)
-    except NotPrunable as error:
-        raise NotOptimized(f"`{name}` stays as it is: {error}", "It works as it came.") from None
+    _rewrite(spec, target / spec.graph)
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and inside.as_posix() not in (spec.graph, MANIFEST, ORIGINAL_GRAPH):
             (target / inside).parent.mkdir(parents=True, exist_ok=True)
             _link(name, path, target / inside)
     shutil.copyfile(folder / spec.graph, target / ORIGINAL_GRAPH)
-    _prove(spec, spec_from_folder(name, target), on_progress)
+    _prove(spec, spec_from_folder(name, target), provider, on_progress)
     return target
 
 
-def _prove(original: ModelSpec, rewritten: ModelSpec, on_progress: OnProgress) -> None:
-    answers: list[list[list[str]]] = []
+def needs_fitting(spec: ModelSpec) -> bool:
+    """Whether the provider that a model was built for refuses or miscomputes parts of its graph that can be rewritten.
+
+    Raises:
+        ModelDamaged: the graph cannot be read.
+    """
+    return any(problem.rewritable for problem in check_model(spec))
+
+
+def _rewrite(spec: ModelSpec, target: Path) -> None:
+    """Write the graph of ``spec`` to ``target`` with all rewrites that it needs and whose form is known."""
+    assert spec.folder is not None
+    source, refusals = spec.folder / spec.graph, []
+    changed = False
+    try:
+        changed = bool(write_fitted(source, target, spec_of(spec.provider).graph))
+    except NotFitting as error:
+        refusals.append(str(error))
+    try:
+        write_pruned(target if changed else source, target, spec.logits)
+        changed = True
+    except NotPrunable as error:
+        refusals.append(str(error))
+    if not changed:
+        raise NotOptimized(f"`{spec.name}` stays as it is: {'; '.join(refusals)}", "It works as it came.")
+
+
+def _prove(original: ModelSpec, rewritten: ModelSpec, provider: Provider, on_progress: OnProgress) -> None:
+    logits = []
     for stage, spec in (("Asking the original", original), ("Asking the optimized model", rewritten)):
         on_progress(Step(stage, 0, None))
         try:
-            answers.append(continue_prompts(spec, PROMPTS, max_tokens=_TOKENS)[1])
+            logits.append(first_logits(spec, provider, PROMPTS))
         except CoeError as error:
             raise _unproved(original.name, error.message) from error
-    for prompt, wanted, got in zip(PROMPTS, *answers, strict=True):
-        if wanted != got:
-            raise NotOptimized(
-                f"`{original.name}` stays as it is: after {prompt[:40]!r} the optimized graph says {got} instead of {wanted}",
-                "Report it, with `coe doctor --bundle FILE.zip`.",
-            )
+    found = agreement(*logits)
+    if not found.agrees:
+        raise NotOptimized(
+            f"`{original.name}` stays as it is: the optimized graph computes something else, {found}",
+            "Report it, with `coe doctor --bundle FILE.zip`.",
+        )
 
 
 def _unproved(name: str, reason: str) -> NotOptimized:

@@ -6,7 +6,6 @@ converted model on ONNX Runtime's CPU provider as it is on disk, but with the lo
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,11 +16,11 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.core.model_spec import spec_from_folder
+from coe_cli.core.providers import host
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.child import Message, run_child, serve_as_child
+from coe_cli.runtime.conversion.checkpoint import find_source, write_checkpoint
 from coe_cli.runtime.folders import PACKAGE
-from coe_cli.runtime.importing.source import inspect
-from coe_cli.runtime.store.model_store import check_room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +63,7 @@ def measure_quality(
         ModelDamaged: the model or the source cannot be read.
         OutOfMemory: the child was ended for its memory.
     """
-    inspect(source)
+    find_source(source)
     found: list[Quality] = []
 
     def hear(message: Message) -> None:
@@ -130,19 +129,19 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def _source_logits(source: Path, scratch: Path) -> Logits:
-    """The source in fp32, written as a graph with unquantised weights: on disk, four bytes a weight, and mapped from there."""
-    from coe_cli.core.importing.encodings import rules_for
-    from coe_cli.core.importing.genai_config import SpecialTokens, genai_config
-    from coe_cli.core.model_spec import GENAI_CONFIG
-    from coe_cli.runtime.importing.write_decoder import GRAPH, write_decoder
+def _source_logits(checkpoint: Path) -> Logits:
+    import torch
+    from transformers import AutoModelForCausalLM
 
-    found, rules = inspect(source), rules_for("cpu", "fp32")
-    check_room(f"{source.name} in fp32", scratch, 4 * found.parameters)
-    config = genai_config(found.decoder, rules, SpecialTokens(None, (), None), GRAPH)
-    (scratch / GENAI_CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    write_decoder(found.decoder, found.weights(), scratch, rules, "fp32")
-    return _converted_logits(scratch)
+    model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=torch.float32, local_files_only=True)
+    model.eval()
+
+    def logits(window: list[int]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            values: NDArray[np.float32] = model(torch.tensor([window])).logits[0].numpy()
+        return values
+
+    return logits
 
 
 def _converted_logits(folder: Path) -> Logits:
@@ -156,7 +155,7 @@ def _converted_logits(folder: Path) -> Logits:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph, options, providers=[host().ort_name])
     except Exception as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelDamaged(f"{folder} cannot be loaded: {words}", "Convert the model again from its source.") from None
@@ -217,7 +216,7 @@ def main(arguments: list[str]) -> int:
         tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
         tokens = tokenizer.encode(options.text.read_text(encoding="utf-8")).ids[: options.max_tokens]
         with tempfile.TemporaryDirectory(prefix="coe-quality-") as scratch:
-            reference = _source_logits(options.source, Path(scratch))
+            reference = _source_logits(write_checkpoint(find_source(options.source), Path(scratch)))
             window = min(WINDOW_TOKENS, spec_from_folder(options.model.name, options.model).context_length)
             quality = compare(tokens, reference, converted, lambda part: send({"fraction": round(part, 4)}), window)
         send({"quality": msgspec.to_builtins(quality)})

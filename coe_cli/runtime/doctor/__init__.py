@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from coe_cli.core.findings import Finding
+from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.doctor.configuration import usable_catalog, usable_profile, usable_profiles
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget, read_drivers
 from coe_cli.runtime.doctor.models import check_models, check_residents
 from coe_cli.runtime.doctor.places import check_folders, check_reading
 from coe_cli.runtime.doctor.software import check_oga, check_packages, check_system, installed_packages
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.providers import installed_providers
 from coe_cli.runtime.worker.oga_report import read_oga
 
 
@@ -24,7 +24,6 @@ def examine(profiles_file: Path | None, catalog_file: Path | None, profile: str 
     """
     from coe_cli.runtime.probe import probe_machine
 
-    windows = sys.platform == "win32"
     places, machine = folders(), probe_machine()
     catalog, broken_catalog = usable_catalog(catalog_file)
     profiles, broken_profiles = usable_profiles(profiles_file)
@@ -33,8 +32,8 @@ def examine(profiles_file: Path | None, catalog_file: Path | None, profile: str 
     budget = check_budget(chosen, profiles, machine.adapters, machine.memory_mb or 0.0) if chosen is not None else []
     return [
         *check_system(),
-        *check_packages(installed_packages(), windows=windows),
-        *check_oga(read_oga(), windows=windows),
+        *check_packages(installed_packages(), platform=sys.platform),
+        *check_oga(read_oga(), platform=sys.platform),
         *check_adapters(machine.adapters, machine.problems, read_drivers()),
         *configuration.values(),
         *budget,

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from coe_cli.core.findings import Finding, ok, warning
 from coe_cli.core.profile import HardwareProfile, ProfileSet
+from coe_cli.core.providers import on_host
 
 _DISPLAY_CLASS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
 
@@ -52,7 +53,7 @@ def check_budget(
     profile: HardwareProfile, profiles: ProfileSet, adapters: Sequence[AdapterFacts], memory_mb: float
 ) -> list[Finding]:
     """Whether the profile's budget is there: out of memory is most often a profile that is too large."""
-    if profile.provider == "cpu":
+    if on_host(profile.provider):
         size_mb, where = memory_mb, "memory"
     else:
         sizes = [

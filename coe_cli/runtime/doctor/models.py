@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from coe_cli.core.catalog import Catalog
-from coe_cli.core.findings import Finding, error, ok, warning
+from coe_cli.core.findings import Finding, Level, error, ok, warning, worst
+from coe_cli.core.graph_check import check_model, problem_findings
 from coe_cli.core.model_spec import models_on_disk
 from coe_cli.core.profile import ProfileSet, Provider
+from coe_cli.core.providers import spec_of
 from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError
+from coe_cli.providers.installed import choose_provider
 from coe_cli.runtime.college.residents import resident_models
-from coe_cli.runtime.conversion.optimize import is_optimized
-from coe_cli.runtime.providers import choose_provider
+from coe_cli.runtime.conversion.optimize import prunes_head
+from coe_cli.runtime.doctor.software import SYSTEMS
 from coe_cli.runtime.store.inventory import all_duplicates
 from coe_cli.runtime.store.model_store import open_model, unfinished
-
-_CUDA_BUILD = "pip uninstall -y onnxruntime onnxruntime-genai && pip install onnxruntime-gpu onnxruntime-genai-cuda (NVIDIA cards)"
 
 
 def check_models(
@@ -42,20 +46,34 @@ def check_models(
             provider, why = choose_provider(
                 name, spec.provider, choose_profile(profiles, None, spec.provider), installed
             )
-            optimized = is_optimized(spec)
+            pruned, problems = prunes_head(spec), problem_findings(spec, check_model(spec))
         except CoeError as problem:
             findings.append(error("models", problem.message, problem.hint))
             continue
+        findings += [_of_model(name, problem) for problem in problems]
+        if provider == spec.provider and worst(problems) is Level.ERROR:
+            continue
         line = f"{name} runs on {provider}: {why}"
         if why.startswith("slower:"):
-            fix = _CUDA_BUILD if spec.provider == "cuda" else "Run it on Windows, with DirectML."
+            fix = _how_to_have(spec.provider)
             findings.append(warning("models", line, fix))
         else:
             findings.append(ok("models", line))
-        if not optimized:
+        if not pruned:
             message = f"{name} computes the head for every position of a prompt: more memory, slower prompts"
             findings.append(warning("models", message, f"coe models optimize {name}"))
     return [*findings, *_duplicates(models_dir, catalog)]
+
+
+def _of_model(name: str, problem: Finding) -> Finding:
+    return replace(problem, check="models", message=f"{name}: {problem.message}")
+
+
+def _how_to_have(provider: Provider) -> str:
+    spec = spec_of(provider)
+    if not spec.platforms or sys.platform in spec.platforms:
+        return spec.install
+    return f"Run it on {SYSTEMS.get(spec.platforms[0], spec.platforms[0])}, with {spec.label}."
 
 
 def check_residents(models_dir: Path) -> list[Finding]:

@@ -7,16 +7,14 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 
-from coe_cli.core.findings import Finding, error, ok, warning
-from coe_cli.runtime.providers import RUNTIMES
+from coe_cli.core.findings import Finding, error, ok
+from coe_cli.core.providers import all_specs, expected_on, names
+from coe_cli.providers import runtime_of
+from coe_cli.providers.installed import inference_packages, runtime_packages
 from coe_cli.runtime.worker.oga_report import OgaReport
 
-_PACKAGES = (
-    *("coe-cli", *RUNTIMES, "onnxruntime", "onnxruntime-directml", "onnxruntime-gpu"),
-    *("onnx-ir", "tokenizers", "transformers", "torch", "sentence-transformers", "huggingface_hub"),
-)
-_INFERENCE = ("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu")
-WINDOWS_PAIR = "onnxruntime-genai-directml==0.13.1 onnxruntime-directml==1.24.4"
+_OTHERS = ("onnx-ir", "tokenizers", "transformers", "torch", "sentence-transformers", "huggingface_hub")
+SYSTEMS = {"win32": "Windows", "linux": "Linux", "darwin": "macOS"}
 _OLDEST_PYTHON = (3, 11)
 
 
@@ -36,7 +34,7 @@ def check_system() -> list[Finding]:
 def installed_packages() -> dict[str, str]:
     """Versions of the packages that matter here."""
     found = {}
-    for name in _PACKAGES:
+    for name in ("coe-cli", *runtime_packages(), *inference_packages(), *_OTHERS):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -44,29 +42,31 @@ def installed_packages() -> dict[str, str]:
     return found
 
 
-def check_packages(packages: Mapping[str, str], *, windows: bool) -> list[Finding]:
+def check_packages(packages: Mapping[str, str], *, platform: str) -> list[Finding]:
     """One ONNX Runtime and one ONNX Runtime GenAI, of versions that ask for each other, and for this system."""
     findings = [ok("packages", ", ".join(f"{name} {version}" for name, version in packages.items()))]
-    runtimes = [name for name in RUNTIMES if name in packages]
-    inference = [name for name in _INFERENCE if name in packages]
-    for kind, names in (("ONNX Runtime GenAI", runtimes), ("ONNX Runtime", inference)):
-        if not names:
+    runtimes = [name for name in runtime_packages() if name in packages]
+    inference = [name for name in inference_packages() if name in packages]
+    for kind, found in (("ONNX Runtime GenAI", runtimes), ("ONNX Runtime", inference)):
+        if not found:
             findings.append(error("packages", f"{kind} is not installed", "pip install --force-reinstall coe-cli"))
-        elif len(names) > 1:
+        elif len(found) > 1:
             # They unpack into one folder, and the one installed last wins file by file.
             findings.append(
                 error(
                     "packages",
-                    f"{' and '.join(names)} overwrite each other's files",
+                    f"{' and '.join(found)} overwrite each other's files",
                     f"pip uninstall -y {' '.join(runtimes + inference)} && pip install coe-cli",
                 )
             )
-    if windows and runtimes and "onnxruntime-genai-directml" not in runtimes:
-        findings.append(
-            error("packages", "DirectML is not available: the installed build has none", f"pip install {WINDOWS_PAIR}")
-        )
-    if not windows and "onnxruntime-genai-directml" in runtimes:
-        findings.append(error("packages", "DirectML exists on Windows only", "pip install onnxruntime-genai"))
+    wanted = expected_on(platform)
+    if platform in wanted.expected_on and runtimes and not set(runtimes) & set(wanted.oga_packages):
+        message = f"{wanted.label} is not available: the installed build has none"
+        findings.append(error("packages", message, wanted.install))
+    for spec in all_specs():
+        if spec.platforms and platform not in spec.platforms and set(runtimes) & set(spec.oga_packages):
+            systems = " and ".join(SYSTEMS.get(name, name) for name in spec.platforms)
+            findings.append(error("packages", f"{spec.label} exists on {systems} only", wanted.install))
     return [*findings, *_unmet(runtimes)]
 
 
@@ -96,37 +96,15 @@ def _unmet(names: list[str]) -> list[Finding]:
     return findings
 
 
-def check_oga(report: OgaReport, *, windows: bool) -> list[Finding]:
-    """What ONNX Runtime GenAI offers, and on Windows which DirectML.dll it has loaded."""
+def check_oga(report: OgaReport, *, platform: str) -> list[Finding]:
+    """What ONNX Runtime GenAI offers, and what each provider's library says."""
     if report.problem is not None:
         fix = "pip install --force-reinstall coe-cli"
-        if windows:
+        if platform == "win32":
             fix += "; if it names a DLL, install the Microsoft Visual C++ Redistributable (x64)"
         return [error("runtime", f"ONNX Runtime GenAI cannot be imported: {report.problem}", fix)]
-    offered = [name for name, there in (("dml", report.dml), ("cuda", report.cuda), ("cpu", True)) if there]
-    findings = [ok("runtime", f"ONNX Runtime GenAI {report.version} offers {', '.join(offered)}")]
-    if not windows:
-        return findings
-    if not report.dml:
-        findings.append(
-            error(
-                "directml", "DirectML is not available in this build", f"pip install --force-reinstall {WINDOWS_PAIR}"
-            )
-        )
-    elif report.directml_path is None:
-        findings.append(
-            warning("directml", "no DirectML.dll is loaded yet", f"pip install --force-reinstall {WINDOWS_PAIR}")
-        )
-    else:
-        where = f"{report.directml_path}, version {report.directml_version or 'unknown'}"
-        from_windows = "\\windows\\system32" in report.directml_path.lower()
-        findings.append(
-            warning(
-                "directml",
-                f"Windows' own DirectML is loaded: {where}",
-                f"pip install --force-reinstall {WINDOWS_PAIR}",
-            )
-            if from_windows
-            else ok("directml", where)
-        )
+    findings = [ok("runtime", f"ONNX Runtime GenAI {report.version} offers {', '.join(report.offers)}")]
+    for name in names():
+        details = report.details.get(name, {})
+        findings += runtime_of(name).check(offered=name in report.offers, details=details, platform=platform)
     return findings

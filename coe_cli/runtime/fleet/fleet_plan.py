@@ -25,6 +25,7 @@ from coe_cli.core.fleet_report import (
 )
 from coe_cli.core.model_spec import find_spec, models_on_disk
 from coe_cli.core.profile import ProfileSet
+from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import DoesNotFit, ProfileInvalid
 from coe_cli.runtime.college.costs import cost_in
@@ -78,7 +79,7 @@ def _kind(fleet: Fleet, node: Node, catalog: Catalog, where: Folders) -> NodeKin
                 f"{fleet.path}: there are no rates for `{name}` on `{node.name}`",
                 f"Add `rates: {{{name}: {{prefill_tokens_per_s: …, decode_tokens_per_s: …}}}}` or a `default` to it.",
             )
-        times = service_times(rates, cost, load_shares_device=profile.provider == "cpu")
+        times = service_times(rates, cost, load_shares_device=on_host(profile.provider))
         models[name] = NodeModel(cost, rates, times)
     largest_mb = pool.thresholds.critical * pool.pool_mb
     fitting = {name for name, m in models.items() if m.cost.need_mb() <= largest_mb}

@@ -17,15 +17,16 @@ from msgspec import Struct, structs
 
 from coe_cli.core.answer import Answer
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
+from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import CoeError, ModelMissing, from_code
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import RowFailure
 from coe_cli.runtime.college.collecting import About, Collector, broken_off
 from coe_cli.runtime.college.college import College, CollegeSettings
 from coe_cli.runtime.college.college_events import Ask
 from coe_cli.runtime.college.meter import Unmeasured
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.providers import worker_threads
 from coe_cli.runtime.store.model_store import open_model
 
 _LOOK_EVERY_S = 1.0
@@ -107,7 +108,7 @@ class ModelActor:
                     settings.pool,
                     lambda spec: (settings.cost, settings.context_length),
                     worker_command=list(settings.worker_command) if settings.worker_command else None,
-                    worker_threads=max(1, cores // settings.side_by_side) if spec.provider == "cpu" else None,
+                    worker_threads=max(1, cores // settings.side_by_side) if on_host(spec.provider) else None,
                 ),
                 Unmeasured(),
             )

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.providers import on_host
 from coe_cli.core.ray_node import actor_mb, actor_pool, actor_resources
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.runtime.fleet.ray_actor import ActorSettings
@@ -31,7 +32,7 @@ def actor_plan(
     worker_command: tuple[str, ...] | None = None,
 ) -> ActorPlan:
     """On a graphics card an actor has all slots of the profile; on the CPU one, with its part of the cores."""
-    model, at_once, on_cpu = spec.name, profile.max_concurrent_slots, spec.provider == "cpu"
+    model, at_once, on_cpu = spec.name, profile.max_concurrent_slots, on_host(spec.provider)
     slots = 1 if on_cpu else at_once
     demand_mb = actor_mb(cost, slots)
     settings = ActorSettings(

@@ -7,10 +7,10 @@ from pathlib import Path
 from coe_cli.core.model_spec import models_on_disk
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.ray_node import node_resources
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.fleet.ray_cluster import RayCluster
 from coe_cli.runtime.fleet.ray_engine import RayEngine
-from coe_cli.runtime.providers import worker_threads
 
 
 def ray_engine(profile: HardwareProfile, models_dir: Path, *, address: str | None, retries: int) -> RayEngine:

@@ -21,6 +21,7 @@ from coe_cli.core.model_spec import (
 from coe_cli.core.onnx_graph import GraphFacts, graph_of
 from coe_cli.core.prefill import tokens_at_once
 from coe_cli.core.profile import HardwareProfile, Provider
+from coe_cli.core.providers import on_host
 from coe_cli.core.scenario import Known, Scenario, role_of, working_set
 from coe_cli.errors import CoeError, ModelDamaged, UsageError
 from coe_cli.runtime.folders import Folders
@@ -139,7 +140,7 @@ def calibration_of(memory: ModelMemory, measurements: Measurements) -> Calibrati
     folder = memory.spec.folder
     if folder is None or not measurements.calibrations:
         return None
-    from coe_cli.runtime.providers import runtime_version
+    from coe_cli.providers.installed import runtime_version
 
     version = runtime_version(memory.provider)
     return find(measurements.calibrations, model_digest(folder, memory.spec.graph), memory.provider, version)
@@ -155,7 +156,7 @@ def answering_models(
     chosen: dict[str, str] = {}
     for name, expert in catalog.experts.items():
         own = expert.model
-        if provider == "cpu" and not explicit and _built_for(own, catalog, on_disk) != "cpu":
+        if on_host(provider) and not explicit and not on_host(_built_for(own, catalog, on_disk)):
             own = expert.fallback or catalog.default_model
         chosen[name] = own
     return chosen

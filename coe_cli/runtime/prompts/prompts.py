@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import os
@@ -15,11 +16,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from coe_cli.errors import Busy, CoeError, DeviceLost, ModelDamaged, PromptTooLong, from_code
+from coe_cli.core.model_spec import ModelSpec
+from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, PromptsFull, PromptTooLong, from_code
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.runtime.package import start_code
 from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage
@@ -52,16 +54,18 @@ class TooManyTokens(PromptTooLong):
         self.tokens, self.exact = tokens, exact
 
 
-class NoRoomForPrompts(Busy):
-    """Too many prompts are being made; HTTP says 503."""
-
-    code = "preparing_full"
-
-
 def surely_fits(messages: list[ChatMessage], template: str | None, context_length: int) -> bool:
     """Whether the prompt fits whatever its tokens are: one stands for at least one byte."""
     size = sum(len(message.content.encode()) for message in messages) + len(template or "")
     return size + _TEMPLATE_TOKENS < context_length
+
+
+class PromptSource(Protocol):
+    """Makes prompts for a college."""
+
+    async def prepared(self, request: Prepare) -> Prompt:
+        """See ``Prompts.prepared``."""
+        ...
 
 
 class Prompts:
@@ -99,7 +103,7 @@ class Prompts:
 
         Raises:
             UsageError: a text that no model can be given, by the field's name.
-            NoRoomForPrompts: too much waits already.
+            PromptsFull: too much waits already.
         """
         check_messages(request.messages)
         size, job = request.text_bytes, _Job(request, Future())
@@ -108,7 +112,7 @@ class Prompts:
                 raise from_code("draining", "the college was stopped", "Ask again.")
             full = self._waiting >= self._limits.waiting or self._waiting_bytes + size > self._limits.waiting_bytes
             if self._waiting and full:
-                raise NoRoomForPrompts(
+                raise PromptsFull(
                     f"{self._waiting} prompts are being made ready", "Try again in a moment.", _RETRY_AFTER_S
                 )
             self._waiting += 1
@@ -128,11 +132,7 @@ class Prompts:
             ModelDamaged: the model's template or tokenizer cannot be used, or breaks a limit.
             UsageError: nothing, or nothing that a model can be given, is in it.
         """
-        future = self.submit(request)
-        while True:
-            # Woken now and then, since a wait without an end does not see Ctrl-C on Windows.
-            with contextlib.suppress(NotYet):
-                return future.result(_LOOK_UP_S)
+        return result(self.submit(request))
 
     async def prepared(self, request: Prepare) -> Prompt:
         """The prompt, without holding up the event loop; raises what ``prepare`` does."""
@@ -188,6 +188,30 @@ class Prompts:
             f"making the prompt for `{request.model}` ended the process twice, most likely for want of memory",
             "Use a plain prompt for this model's experts, or another model.",
         )
+
+
+def result(future: Future[Prompt]) -> Prompt:
+    """What ``submit`` has promised; raises what ``Prompts.prepare`` does."""
+    while True:
+        # Woken now and then, since a wait without an end does not see Ctrl-C on Windows.
+        with contextlib.suppress(NotYet):
+            return future.result(_LOOK_UP_S)
+
+
+def prompt_tokens(
+    spec: ModelSpec, messages: list[ChatMessage], template: str | None, context_length: int
+) -> int | None:
+    """Tokens of the prompt, at least so many where there are too many; None where it fits whatever they are.
+
+    Raises:
+        ModelDamaged, UsageError: there is no such prompt.
+    """
+    if surely_fits(messages, template, context_length):
+        return None
+    try:
+        return len(own().prepare(Prepare(spec.name, str(spec.folder), messages, context_length, template)).ids)
+    except TooManyTokens as error:
+        return error.tokens
 
 
 def check_messages(messages: list[ChatMessage]) -> None:
@@ -347,23 +371,28 @@ def _too_slow(request: Prepare, stage: Stage | None, stage_s: float) -> CoeError
 
 
 _living: set[_Child] = set()
-_early: Prompts | None = None
+_own: Prompts | None = None
+
+
+def own() -> Prompts:
+    """The one of this process, for whoever has no college; it lives until ``end_all``."""
+    global _own
+    if _own is None:
+        _own = Prompts()
+        atexit.register(end_all)
+    return _own
 
 
 def start_early() -> None:
-    """Start a process before the command line is parsed, so that it gets ready meanwhile."""
-    global _early
-    _early = Prompts().start()
-
-
-def take() -> Prompts:
-    """The prompts that were started early, or new ones."""
-    global _early
-    prompts, _early = _early, None
-    return prompts if prompts is not None else Prompts()
+    """Start the process before the command line is parsed, so that it gets ready meanwhile."""
+    own().start()
 
 
 def end_all() -> None:
     """End every prompt process of this one, whoever had it when an interrupt came between two owners."""
+    global _own
+    if _own is not None:
+        _own.close()
+        _own = None
     for child in list(_living):
         child.kill()

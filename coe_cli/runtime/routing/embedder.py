@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from coe_cli.core.providers import host, on_host, spec_of
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import Folders
 
@@ -25,7 +26,6 @@ GPU_DEFAULT = "bge-m3"
 
 _BATCH = 32
 _CHARS_PER_TOKEN = 12
-_PROVIDERS = {"dml": "DmlExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 
 
 class EmbedderInfo(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ class Embedder:
         ModelDamaged: the graph or the tokenizer cannot be loaded.
     """
 
-    def __init__(self, folder: Path, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, folder: Path, provider: str | None = None, threads: int | None = None) -> None:
         self.info = read_info(folder)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from tokenizers import Tokenizer
@@ -96,7 +96,7 @@ class Embedder:
         # The batch's shape changes from call to call: DirectML wants no memory pattern then, and the CPU gains nothing.
         options.enable_mem_pattern = False
         available = onnxruntime.get_available_providers()
-        wanted = dict.fromkeys([_PROVIDERS.get(provider, _PROVIDERS["cpu"]), _PROVIDERS["cpu"]])
+        wanted = dict.fromkeys([spec_of(provider or host().name).ort_name, host().ort_name])
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self._session: Any = onnxruntime.InferenceSession(
@@ -140,13 +140,14 @@ class Embedder:
         return [self.info.prompt + text[:limit].encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
-def available_provider(wanted: str) -> str:
-    """``wanted`` (dml, cuda or cpu) where this onnxruntime has it, else ``cpu``."""
-    if wanted == "cpu":
-        return wanted
+def available_provider(wanted: str | None) -> str:
+    """``wanted`` where this onnxruntime has it, else the host's own."""
+    if wanted is None or on_host(wanted):
+        return host().name
     from coe_cli.runtime.onnxruntime_import import import_onnxruntime
 
-    return wanted if _PROVIDERS.get(wanted) in import_onnxruntime().get_available_providers() else "cpu"
+    there = import_onnxruntime().get_available_providers()
+    return wanted if spec_of(wanted).ort_name in there else host().name
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -6,6 +6,7 @@ import math
 import os
 
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.providers import on_host
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import EMBEDDED, GPU_DEFAULT, EmbedderInfo, embedder_folder, read_info
@@ -24,7 +25,7 @@ def with_measured_embedder(profile: HardwareProfile, where: Folders) -> Hardware
 
     Without a prepared embedder it is the profile itself.
     """
-    usual = [EMBEDDED] if profile.provider == "cpu" else [GPU_DEFAULT, EMBEDDED]
+    usual = [EMBEDDED] if on_host(profile.provider) else [GPU_DEFAULT, EMBEDDED]
     names = [name] if (name := os.environ.get("COE_EMBEDDER")) else usual
     info = next((info for name in names if (info := embedder_info(name, where)) is not None), None)
     if info is None or not info.resident_mb:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.core.catalog import Catalog
+from coe_cli.core.providers import on_host
 from coe_cli.core.router import Decision, Router, RouterWeights
 from coe_cli.core.router_examples import examples_digest, training_set
 from coe_cli.core.router_features import LEXICAL_SIZE
@@ -72,9 +73,9 @@ class QuestionRouter:
         return decisions
 
 
-def default_embedder(provider: str) -> str:
+def default_embedder(provider: str | None) -> str:
     """The embedder for a profile's provider: BGE-M3 where its GPU can be used, the embedded one everywhere else."""
-    return os.environ.get("COE_EMBEDDER") or (EMBEDDED if available_provider(provider) == "cpu" else GPU_DEFAULT)
+    return os.environ.get("COE_EMBEDDER") or (EMBEDDED if on_host(available_provider(provider)) else GPU_DEFAULT)
 
 
 def open_router(
@@ -83,7 +84,7 @@ def open_router(
     note: Callable[[str], None],
     *,
     embedder: str | None = None,
-    provider: str = "cpu",
+    provider: str | None = None,
     rebuild: bool = False,
     fetch: bool = True,
     train: bool = True,
@@ -124,7 +125,7 @@ def open_router(
 
 
 def _open_embedder(
-    name: str, where: Folders, note: Callable[[str], None], provider: str, rebuild: bool, fetch: bool
+    name: str, where: Folders, note: Callable[[str], None], provider: str | None, rebuild: bool, fetch: bool
 ) -> Embedder:
     folder = embedder_folder(name, where)
     try:

@@ -22,7 +22,7 @@ class SharedRouter:
     `coe route --rebuild`.
     """
 
-    def __init__(self, catalog: Catalog, where: Folders, provider: str = "cpu") -> None:
+    def __init__(self, catalog: Catalog, where: Folders, provider: str | None = None) -> None:
         self._catalog, self._where, self._provider = catalog, where, provider
         self._opening = threading.Lock()
         self._opened: tuple[QuestionRouter, str, tuple[int, int]] | None = None

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_events import Elsewhere
 from coe_cli.core.sharing import counted_mb
 from coe_cli.runtime.server.rendezvous import is_held, private_folder
@@ -37,7 +38,7 @@ class Claim(Struct, frozen=True):
 
 def device_of(profile: HardwareProfile) -> str:
     """What tells devices apart whose memory is not shared."""
-    chosen = "" if profile.provider == "cpu" else os.environ.get("COE_DEVICE", "")
+    chosen = "" if on_host(profile.provider) else os.environ.get("COE_DEVICE", "")
     return f"{profile.provider}:{chosen}" if chosen else profile.provider
 
 

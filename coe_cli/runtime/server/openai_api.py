@@ -7,24 +7,43 @@ disregards them would be wrong.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
+from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.runtime.college.resolver import ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
 _SEEDS = SEED.most + 1
+_FIELD = re.compile(r"(?!str$)\w+")
 
 
-def _whole_unicode(text: str) -> str:
+def field(place: Sequence[int | str]) -> str:
+    """pydantic's place of an error as a field's name: without the body, and without the kinds of a union."""
+    return ".".join(str(part) for part in place if part != "body" and _FIELD.fullmatch(str(part)))
+
+
+def complaint(errors: Sequence[Any]) -> Any:
+    """Of pydantic's errors about the first one's field the one that is most to the point: where it has several kinds."""
+    first = field(errors[0]["loc"])
+    return max(
+        (error for error in errors if field(error["loc"]).startswith(first)), key=lambda error: len(error["loc"])
+    )
+
+
+def _plain_text(text: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("text with unpaired surrogates is not Unicode")
+    if "\0" in text:
+        raise ValueError(NUL_REASON)
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole_unicode)]
+Text = Annotated[str, AfterValidator(_plain_text)]
 _Stop = Annotated[Text, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
@@ -100,6 +119,10 @@ class _Generation(BaseModel):
     presence_penalty: Literal[0] | None = Field(default=None, description="only 0: penalties are not supported")
     frequency_penalty: Literal[0] | None = Field(default=None, description="only 0: penalties are not supported")
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    allow_special_tokens: bool | None = Field(
+        default=None,
+        description="whether what is spelled like a control token in a text is one; by default in /v1/completions only",
+    )
 
     @property
     def stops(self) -> list[str]:
@@ -133,6 +156,7 @@ class ChatCompletionRequest(_Generation):
             max_tokens=self.max_completion_tokens or self.max_tokens,
             sampling=self.sampling,
             stop=self.stops,
+            allow_special_tokens=self.allow_special_tokens,
             guidance=self.response_format.guidance() if self.response_format else None,
         )
 
@@ -154,6 +178,7 @@ class CompletionRequest(_Generation):
             max_tokens=self.max_tokens,
             sampling=self.sampling,
             stop=self.stops,
+            allow_special_tokens=self.allow_special_tokens,
         )
 
 

@@ -118,14 +118,14 @@ async def _coe_error(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """The first complaint of pydantic, with the place it concerns."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    first = api.complaint(error.errors())
+    place = api.field(first["loc"])
     if first["type"] == "json_invalid":
         return _response(HttpError(400, "the body is not JSON", code="invalid_json"))
-    if not place and "json" not in request.headers.get("content-type", ""):
+    if not first["loc"][1:] and "json" not in request.headers.get("content-type", ""):
         hint = "Send it as JSON with the header Content-Type: application/json."
         return _response(HttpError(400, "the body has no type that is read here", hint, code="invalid_json"))
-    param = ".".join(place) or None
+    param = place or None
     message = f"`{param or 'body'}`: {first['msg']}"
     return _response(HttpError(400, message.encode("utf-8", "replace").decode(), code="invalid_value", param=param))
 

@@ -37,6 +37,7 @@ from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders, folders
+from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server import pid_file, rendezvous
@@ -164,6 +165,7 @@ class _Process:
             cost_in(self._profile),
             recorder=Recorder(),
             keep_spare=True,
+            prompts=own().start(),
             elsewhere=lambda: elsewhere(claims(folder, device), pool.pool_mb),
         )
         self._college = College(settings, meter_for(self._profile))

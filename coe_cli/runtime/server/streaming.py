@@ -192,7 +192,7 @@ class HttpAnswer:
             self._usage(finished),
             self._coe(),
         )
-        await send_json(send, 200, answer, note_header(self._resolved.notes))
+        await send_json(send, 200, answer, note_header(self._notes))
 
     async def _answer_in_chunks(self, send: Send) -> None:
         splitter = self._splitter(in_thinking=False)
@@ -240,7 +240,7 @@ class HttpAnswer:
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
-            *note_header(self._resolved.notes),
+            *note_header(self._notes),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -266,6 +266,10 @@ class HttpAnswer:
             "prompt_tokens_details": {"cached_tokens": self._reading.reused_tokens if self._reading else 0},
         }
 
+    @property
+    def _notes(self) -> list[str]:
+        return self._resolved.notes + (self._reading.notes if self._reading is not None else [])
+
     def _coe(self) -> dict[str, Any]:
         reading = self._reading
         return {
@@ -273,7 +277,7 @@ class HttpAnswer:
             "model": self._resolved.ask.model.name,
             "load_s": reading.load_s if reading else None,
             "reused_tokens": reading.reused_tokens if reading else 0,
-            "notes": self._resolved.notes,
+            "notes": self._notes,
         }
 
 

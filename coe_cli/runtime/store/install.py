@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from coe_cli.core.catalog import Catalog, ModelEntry, Source
 from coe_cli.core.findings import Level
+from coe_cli.core.graph_check import check_model, problem_findings
 from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.core.source_uri import default_name, is_uri, parse_uri
@@ -32,9 +33,8 @@ from coe_cli.runtime.store.model_store import (
 )
 from coe_cli.runtime.store.sources import Arrival, fetch
 
-_GGUF_AND_RESULT = 2.5
-"""An import needs the source and the result side by side; the result is at most 1.15 times a 4-bit file on the CPU, more
-on a GPU, where the embedding is in fp16."""
+_FP16_COPIES_OF_GGUF = 5
+"""Converting needs the source, its weights as fp16 and the result side by side: about five times a 4-bit file."""
 _SPARE = 1.05
 _DECISIVE = ("graph", "config", "external data")
 """Checks that a model must pass to be installed at all; `coe models verify` makes the others too."""
@@ -55,7 +55,7 @@ class Request(Struct, frozen=True):
         sizes = [source.size_mb for source in self.sources if source.size_mb]
         converts = self.entry is not None and self.entry.format == "gguf"
         weights_mb = self.entry.weights_mb if self.entry else 0.0
-        return max(sizes, default=weights_mb) * (_GGUF_AND_RESULT if converts else _SPARE)
+        return max(sizes, default=weights_mb) * (_FP16_COPIES_OF_GGUF if converts else _SPARE)
 
 
 def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request:
@@ -119,6 +119,9 @@ def install_request(
             _check(request, result)
             if result == arrival.path and not as_is:
                 result = _optimized(name, result, staging, on_progress, tell)
+            spec = spec_from_folder(name, result)
+            for finding in problem_findings(spec, check_model(spec)):
+                tell(f"{finding.message}. {finding.fix}")
             (result / MANIFEST).unlink(missing_ok=True)
             check_files(name, result)
             write_manifest(result, _origin(request, arrival))
@@ -160,7 +163,7 @@ def _origin(request: Request, arrival: Arrival) -> dict[str, str | None]:
 def _make(request: Request, arrival: Arrival, staging: Path, on_progress: OnProgress) -> Path:
     """The folder in OGA layout, made of what arrived."""
     if request.entry is not None and request.entry.format == "gguf":
-        from coe_cli.runtime.importing.convert import convert
+        from coe_cli.runtime.conversion.convert import convert
 
         result = staging / "model"
         shutil.rmtree(result, ignore_errors=True)

@@ -11,12 +11,12 @@ from msgspec import Struct
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import (
     BYTES_PER_MB,
-    KV_ELEMENT_BYTES,
     ModelSpec,
     models_on_disk,
     spec_from_catalog,
     spec_from_folder,
 )
+from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError
 from coe_cli.runtime.store.integrity import check_files, read_manifest
 
@@ -74,7 +74,7 @@ def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str,
         context_length=spec.context_length if spec else None,
         provider=spec.provider if spec else None,
         experts=catalog.experts_of(name),
-        kv_bytes_per_token=spec.kv_bytes_per_token(KV_ELEMENT_BYTES[spec.provider]) if spec else None,
+        kv_bytes_per_token=spec.kv_bytes_per_token(spec_of(spec.provider).graph.cache_element_bytes) if spec else None,
         duplicate_of=duplicates.get(name, []),
         default=name == catalog.default_model,
         problem=problem,

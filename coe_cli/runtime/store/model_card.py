@@ -16,9 +16,9 @@ from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.selection import choose_profile
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
+from coe_cli.runtime.prompts.tokenizer_files import chat_template
 from coe_cli.runtime.store.integrity import read_manifest
 from coe_cli.runtime.store.inventory import duplicates_of
-from coe_cli.runtime.worker.prompt_length import chat_template
 
 MODEL_SCHEMA_VERSION = 1
 _HEAD_POSITIONS = {True: "last", False: "all", None: None}

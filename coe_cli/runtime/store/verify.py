@@ -6,17 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.findings import Finding, error, ok, warning
+from coe_cli.core.findings import Finding, Level, error, ok, warning
+from coe_cli.core.graph_check import check_model, problem_findings
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
 from coe_cli.core.names import counted
 from coe_cli.core.onnx_graph import GraphFacts, read_graph
-from coe_cli.errors import CoeError, ModelDamaged
+from coe_cli.core.providers import host, on_host, spec_of
+from coe_cli.errors import CoeError
+from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.progress import OnProgress, Step, ignore
-from coe_cli.runtime.providers import installed_providers
+from coe_cli.runtime.prompts.prompt_messages import Prepare
+from coe_cli.runtime.prompts.prompts import own
+from coe_cli.runtime.prompts.tokenizer_files import chat_template
 from coe_cli.runtime.store import canary
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
+from coe_cli.runtime.worker.protocol import ChatMessage
 
 _SAMPLE = "Grüße, 世界! def f(x): return x ** 2  # 3.14"
+_SAMPLE_QUESTIONS = ("What is 2 + 2?", "Who are you?")
 
 
 def verify(
@@ -46,6 +53,7 @@ def verify(
         *_files(folder, facts, again, on_progress),
         *_consistency(spec, facts, again),
         *_tokenizer(spec, folder, again),
+        *_graph_rules(spec),
     ]
     if run and spec.provider not in installed_providers():
         not_here = f"not loaded: it was built for {spec.provider}, which is not installed here"
@@ -55,7 +63,36 @@ def verify(
         if accept:
             canary.forget(state_dir, name)
         findings.append(check_canary(spec, state_dir))
+        if not on_host(spec.provider) and findings[-1].level is not Level.ERROR:
+            findings.append(check_agreement(spec, on_progress))
     return findings
+
+
+def check_agreement(spec: ModelSpec, on_progress: OnProgress = ignore) -> Finding:
+    """Compare the first step's logits of 20 prompts between the model's provider and the host's own, on the same files.
+
+    A driver, a card or a graph that computes something else shows here at the first run, before any answer is recorded.
+    """
+    from coe_cli.runtime.conversion.agreement import PROMPTS, agreement
+    from coe_cli.runtime.worker.first_logits import first_logits
+
+    provider, own = spec_of(spec.provider), host()
+    runs = []
+    for which in (own, provider):
+        on_progress(Step(f"Comparing with the {own.label}: asking the {which.label}", 0, None))
+        try:
+            runs.append(first_logits(spec, which.name, PROMPTS))
+        except CoeError as problem:
+            said = f"cannot be compared with the {own.label}: {problem.message}"
+            return warning("agreement", said, problem.hint or f"Run it again: coe models verify {spec.name}")
+    found = agreement(*runs)
+    if found.agrees:
+        return ok("agreement", f"{provider.label} and {own.label} give {found}")
+    return error(
+        "agreement",
+        f"{provider.label} computes something else than the {own.label} from the same files: {found}",
+        f"Update the graphics driver; if that does not help: coe models optimize {spec.name}",
+    )
 
 
 def check_canary(
@@ -163,6 +200,15 @@ def _consistency(spec: ModelSpec, facts: GraphFacts, again: str) -> list[Finding
     ]
 
 
+def _graph_rules(spec: ModelSpec) -> list[Finding]:
+    """Whether the model's provider takes every node of its graph and computes it rightly; asked of no device."""
+    provider = spec_of(spec.provider)
+    if provider.graph.operators is None:
+        return []
+    problems = check_model(spec)
+    return problem_findings(spec, problems) or [ok("operators", f"{provider.label} has all that the graph holds")]
+
+
 def _tokenizer(spec: ModelSpec, folder: Path, again: str) -> list[Finding]:
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -185,20 +231,20 @@ def _tokenizer(spec: ModelSpec, folder: Path, again: str) -> list[Finding]:
             warning("tokenizer", "does not give a text back as it was", "Compare an answer with the original model's.")
         ]
     )
-    return [*findings, _template(folder)]
+    return [*findings, _template(spec, folder)]
 
 
-def _template(folder: Path) -> Finding:
-    from coe_cli.runtime.worker.prompt_length import chat_template, render_chat
-    from coe_cli.runtime.worker.protocol import ChatMessage
-
-    source = chat_template(folder)
-    if source is None:
+def _template(spec: ModelSpec, folder: Path) -> Finding:
+    """Whether the chat template puts a question into the prompt, tried under the limits of every prompt."""
+    if chat_template(folder) is None:
         return ok("chat template", "none: experts that use this model need a plain prompt")
     try:
-        text = render_chat(source, [ChatMessage("user", "What is 2 + 2?")])
-    except ModelDamaged as problem:
+        said, other = (
+            own().prepare(Prepare(spec.name, str(folder), [ChatMessage("user", text)], spec.context_length)).ids
+            for text in _SAMPLE_QUESTIONS
+        )
+    except CoeError as problem:
         return error("chat template", problem.message, problem.hint)
-    if "What is 2 + 2?" not in text:
+    if said == other:
         return error("chat template", "drops the question", "Use a plain prompt for this model's experts.")
     return ok("chat template", "works")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import OutOfMemory, from_code
 from coe_cli.runtime.college.one_shot import begin_loading
+from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
+from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
@@ -31,9 +33,8 @@ def continue_prompts(
             if isinstance(message, protocol.Hello):
                 version = message.oga_version
         context = min(_CONTEXT, spec.context_length)
-        pieces = [
-            _continue(worker, number, prompt, context, max_tokens, timeout_s) for number, prompt in enumerate(prompts)
-        ]
+        prompted = [_ids(spec, prompt, context) for prompt in prompts]
+        pieces = [_continue(worker, number, ids, context, max_tokens, timeout_s) for number, ids in enumerate(prompted)]
         return version, pieces
     except OutOfMemory as error:
         from coe_cli.runtime.server.neighbour import out_of_memory_hint
@@ -43,16 +44,20 @@ def continue_prompts(
         worker.kill()
 
 
+def _ids(spec: ModelSpec, prompt: str, context: int) -> list[int]:
+    messages = [protocol.ChatMessage("user", prompt)]
+    return own().prepare(Prepare(spec.name, str(spec.folder), messages, context, RAW_TEMPLATE)).ids
+
+
 def _continue(
-    worker: WorkerProcess, number: int, prompt: str, context: int, max_tokens: int, timeout_s: float
+    worker: WorkerProcess, number: int, ids: list[int], context: int, max_tokens: int, timeout_s: float
 ) -> list[str]:
     worker.send(
         protocol.Generate(
             request_id=number,
-            messages=[protocol.ChatMessage("user", prompt)],
+            prompt_ids=ids,
             context_length=context,
             max_tokens=max_tokens,
-            template="{question}",
             sampling=protocol.Sampling(temperature=0.0),
         )
     )

@@ -8,14 +8,14 @@ import time
 from typing import Any
 
 from coe_cli.core.stop_strings import StopStrings
-from coe_cli.errors import PromptTooLong, UsageError
-from coe_cli.runtime.providers import configure
+from coe_cli.errors import PromptTooLong
+from coe_cli.providers.settings import configure
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.slots import Slot, Slots
 
 
 class PreparedModel:
-    """A model in memory with its tokenizer.
+    """A model in memory, with its tokenizer for the answers' text.
 
     Raises:
         RuntimeError: OGA cannot load it; the text says why.
@@ -26,42 +26,14 @@ class PreparedModel:
         self.name = os.path.basename(os.path.normpath(message.folder))  # noqa: PTH119
         self.provider = message.provider
         config = oga.Config(message.folder)
-        configure(config, message.provider, message.provider_options, message.session_options)
+        configure(oga, config, message.provider, message.provider_options, message.session_options)
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
         settings = _genai_config(message.folder)
-        self.bos_token_id = _whole_number(settings, "model", "bos_token_id")
         chunk_size = message.chunk_size or _whole_number(settings, "search", "chunk_size")
         self.slots = Slots(oga, self.model, message.slots, chunk_size)
         if message.warm_context_length is not None:
-            self.slots.warm({"max_length": message.warm_context_length}, self.encode("warm up")[:8])
-
-    def render(self, message: protocol.Generate) -> str:
-        """The prompt's text: the expert's plain template, the chat template, or the bare text where there is none."""
-        if message.template is not None:
-            system = next((m.content for m in message.messages if m.role == "system"), "")
-            question = next((m.content for m in reversed(message.messages) if m.role == "user"), "")
-            return message.template.replace("{system}", system.strip()).replace("{question}", question.strip())
-        chat = [{"role": m.role, "content": m.content} for m in message.messages]
-        try:
-            return self._apply_chat_template(chat)
-        except RuntimeError:
-            # Some templates (Mistral's) refuse the system role: say it in the user's first message instead.
-            folded = _fold_system(chat)
-            try:
-                return self._apply_chat_template(folded)
-            except RuntimeError:
-                return "\n\n".join(m["content"] for m in folded)
-
-    def encode(self, text: str) -> Any:
-        """Token ids, int32, shape [tokens]; one leading BOS where tokenizer and template both wrote one."""
-        ids = self.tokenizer.encode(text)
-        if self.bos_token_id is not None and len(ids) > 1 and ids[0] == ids[1] == self.bos_token_id:
-            ids = ids[1:]
-        return ids
-
-    def _apply_chat_template(self, chat: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(json.dumps(chat), add_generation_prompt=True))
+            self.slots.warm({"max_length": message.warm_context_length}, self.tokenizer.encode("warm up")[:8])
 
 
 class Generation:
@@ -74,7 +46,7 @@ class Generation:
         self._message = message
         self._begin = time.perf_counter()
         self._first_token_at = self._begin
-        self._prompt_ids: list[int] = []
+        self._prompt_ids = message.prompt_ids
         self._slot: Slot | None = None
         self._generator: Any = None
         self._completion_tokens = 0
@@ -82,18 +54,12 @@ class Generation:
         self._stops = StopStrings(message.stop)
 
     def prepare(self) -> protocol.Started:
-        """Tokenize the prompt and find a slot for it.
+        """Find a slot for the prompt.
 
         Raises:
-            UsageError: the tokenizer leaves nothing of the prompt.
             PromptTooLong: prompt and one token of answer do not fit ``context_length``.
         """
-        given = self._message.prompt_ids
-        text = "" if given else self._model.render(self._message)
-        self._prompt_ids = given or [int(token) for token in self._model.encode(text)]
         prompt_tokens, context = len(self._prompt_ids), self._message.context_length
-        if prompt_tokens == 0:
-            raise UsageError("the prompt has no token that the model knows", "Give it some text.")
         if prompt_tokens >= context:
             raise PromptTooLong(
                 f"the prompt has {prompt_tokens} tokens and the context is {context}",
@@ -106,8 +72,7 @@ class Generation:
         reused = self._slot.reusable_tokens(self._prompt_ids)
         # A grammar sees the prompt as one piece only.
         self._slot.begin(self._prompt_ids, whole=self._message.guidance is not None)
-        in_thinking = text.rstrip().endswith("<think>")
-        return protocol.Started(self.request_id, prompt_tokens, in_thinking, reused)
+        return protocol.Started(self.request_id, prompt_tokens, reused)
 
     def release(self, *, reusable: bool = True) -> None:
         """Give the slot back, ``reusable`` with what is in its cache; safe to call more than once."""
@@ -177,14 +142,6 @@ class Generation:
         if self._stops.stopped:
             self.finish_reason = "stop"
         return shown if self.finish_reason is None else shown + self._stops.finish()
-
-
-def _fold_system(chat: list[dict[str, str]]) -> list[dict[str, str]]:
-    system = "\n\n".join(m["content"].strip() for m in chat if m["role"] == "system")
-    rest = [m for m in chat if m["role"] != "system"]
-    if system and rest:
-        rest[0] = {"role": rest[0]["role"], "content": f"{system}\n\n{rest[0]['content']}"}
-    return rest
 
 
 def _genai_config(folder: str) -> dict[str, Any]:

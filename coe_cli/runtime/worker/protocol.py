@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from coe_cli.core.limits import SEED, TEMPERATURE, TOP_K, TOP_P
 from coe_cli.errors import UsageError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 FLUSH_S = 0.025
 """So often an answer that somebody reads along is sent: more than the eye can follow."""
@@ -68,24 +68,21 @@ class Guidance(Struct, frozen=True):
 
 
 class Generate(Message, frozen=True):
-    """Answer ``messages``, through the model's chat template or through ``template`` ({system}, {question}).
+    """Go on from ``prompt_ids``, token ids as ``runtime.prompts`` has made them.
 
     ``flush_s``: after its first token the answer's text is sent at most so often, in seconds; 0 sends every token at once.
-    ``context_length`` bounds prompt and answer together, in tokens; ``max_tokens`` bounds the answer. ``prompt_ids`` stand in
-    place of messages, token ids as they are. A ``measured`` answer goes on to ``max_tokens`` whatever the model says, and
-    ``Done`` tells when each token came.
+    ``context_length`` bounds prompt and answer together, in tokens; ``max_tokens`` bounds the answer. A
+    ``measured`` answer goes on to ``max_tokens`` whatever the model says, and ``Done`` tells when each token came.
     """
 
     request_id: int
-    messages: list[ChatMessage]
+    prompt_ids: list[int]
     context_length: int
     max_tokens: int | None = None
-    template: str | None = None
     sampling: Sampling = Sampling()
     stop: list[str] = []
     guidance: Guidance | None = None
     flush_s: float = 0.0
-    prompt_ids: list[int] = []
     measured: bool = False
 
 
@@ -110,14 +107,10 @@ class Loaded(Message, frozen=True):
 
 
 class Started(Message, frozen=True):
-    """The prompt is tokenized and its prefill begins.
-
-    ``in_thinking``: the template has opened a <think> tag. ``reused_tokens``: so many are in the slot's cache already.
-    """
+    """The prompt's prefill begins; ``reused_tokens`` of it are in the slot's cache already."""
 
     request_id: int
     prompt_tokens: int
-    in_thinking: bool
     reused_tokens: int = 0
 
 

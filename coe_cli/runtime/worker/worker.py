@@ -16,6 +16,7 @@ from collections import deque
 from typing import Any, BinaryIO
 
 from coe_cli.errors import CoeError
+from coe_cli.runtime.private_channel import take_standard_streams
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.generation import Generation, PreparedModel
 from coe_cli.runtime.worker.oga_errors import from_oga
@@ -149,12 +150,7 @@ class _Unsent:
 def main() -> None:
     """Run a worker on this process's stdin and stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel_in = os.fdopen(os.dup(0), "rb")
-    channel_out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    devnull = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(devnull, 0)
-    os.close(devnull)
+    channel_in, channel_out = take_standard_streams()
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     inbox: queue.SimpleQueue[protocol.ToWorker | protocol.Failed] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel_in, inbox), daemon=True).start()

@@ -8,20 +8,20 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
-from coe_cli.errors import DeviceLost, TimedOut
+from coe_cli.errors import CoeError, TimedOut
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.runtime.package import start_code
+from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.worker_death import worker_death
 
 _START = start_code("coe_cli.runtime.worker.worker")
-_STDERR_TAIL_BYTES = 4000
 _EXIT_WAIT_S = 5.0
 _LOOK_UP_S = 0.2
 
@@ -50,7 +50,7 @@ class WorkerProcess:
     """
 
     def __init__(self, command: list[str] | None = None) -> None:
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        self._log = ProcessLog()
         flags: dict[str, Any] = {"creationflags": 0x00000200} if sys.platform == "win32" else {}
         # CREATE_NEW_PROCESS_GROUP: Ctrl-C reaches coe alone, which then decides; elsewhere the worker ignores SIGINT.
         with interrupt_put_off():
@@ -58,7 +58,7 @@ class WorkerProcess:
                 command or worker_command(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._log,
+                stderr=self._log.file,
                 env=worker_environment(),
                 **flags,
             )
@@ -84,7 +84,7 @@ class WorkerProcess:
         """The next message.
 
         Raises:
-            DeviceLost: the worker has ended, after the last message that it sent.
+            DeviceLost, OutOfMemory: the worker has ended, after the last message that it sent.
             TimedOut: nothing came for ``timeout_s`` seconds.
             KeyboardInterrupt: Ctrl-C, even if it was lost earlier on.
         """
@@ -108,16 +108,11 @@ class WorkerProcess:
             raise self.death()
         return message
 
-    def death(self) -> DeviceLost:
+    def death(self) -> CoeError:
         """The error that says how the worker ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_EXIT_WAIT_S)
-        code = self._process.returncode
-        how = "is gone" if code is None else f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        tail = self.stderr_tail().strip().splitlines()
-        return DeviceLost(
-            f"the worker {how}" + (f": {tail[-1]}" if tail else ""), "Run it again; COE_DEBUG=1 shows what it printed."
-        )
+        return worker_death("the worker", self._process.returncode, self._log)
 
     def kill(self) -> None:
         """End the process now and wait for it; safe to call more than once."""
@@ -132,13 +127,7 @@ class WorkerProcess:
 
     def stderr_tail(self) -> str:
         """The end of what the worker printed on stderr."""
-        try:
-            size = os.fstat(self._log.fileno()).st_size
-            with os.fdopen(os.dup(self._log.fileno()), "rb") as log:
-                log.seek(max(0, size - _STDERR_TAIL_BYTES))
-                return log.read().decode("utf-8", "replace")
-        except (OSError, ValueError):
-            return ""
+        return "".join(f"{line}\n" for line in self._log.tail())
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

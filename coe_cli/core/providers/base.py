@@ -1,0 +1,187 @@
+"""What a provider is to everything pure: capabilities, graph rules, memory model, and what its errors mean.
+
+The effects of the same provider (packages, OGA's configuration, probes) are in ``coe_cli.providers``.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Literal
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from coe_cli.core.footprint import ModelMemory
+    from coe_cli.core.machine import Adapter
+
+ErrorKind = Literal["out_of_memory", "device_lost", "unavailable"]
+"""``device_lost``: it worked and is gone; ``unavailable``: it could not be started at all."""
+
+
+class Capabilities(Struct, frozen=True):
+    """What a provider's generators can do. Slots, prefill, warm-up, plan and admission follow it.
+
+    ``can_continue``: tokens may be appended to a generator that has taken some. ``can_rewind``: its cache may be cut back
+    to an earlier length. ``batches``: several sequences in one generator. ``graph_capture``: a run may be recorded.
+    ``memory_returned_by``: what must end before memory comes back: the model's object, or the whole process.
+    """
+
+    can_continue: bool = True
+    can_rewind: bool = True
+    batches: bool = True
+    graph_capture: bool = False
+    memory_returned_by: Literal["model", "process"] = "process"
+
+    @property
+    def prompt_pieces(self) -> bool:
+        """Whether a prompt may be read in pieces; else each is one run of the graph, however long."""
+        return self.can_continue
+
+    @property
+    def reuses_prefixes(self) -> bool:
+        """Whether a generator can answer again, and keep what two prompts have in common."""
+        return self.can_continue and self.can_rewind
+
+
+class OperatorSupport(Struct, frozen=True):
+    """Opsets from ``since`` to below ``before`` (None: all later ones), and element types of the first input, by ONNX's names."""
+
+    since: int
+    before: int | None
+    types: frozenset[str]
+
+    def takes(self, opset: int) -> bool:
+        """Whether a node of this operator runs in a graph of ``opset``."""
+        return self.since <= opset and (self.before is None or opset < self.before)
+
+
+class GraphRules(Struct, frozen=True):
+    """What a graph must keep to on a provider: for whoever writes or checks one; ``core.graph_check`` checks.
+
+    ``operators`` by domain (empty for ONNX's own) and name; None: all that ONNX Runtime has. ``matrix_bits``: what
+    MatMulNBits may have, empty where nothing is known. ``shares_cache``: attention needs one buffer for the old and the new
+    cache (``past_present_share_buffer``). ``packs_weights``: the provider lays quantised weights out anew, so a graph built
+    for it runs nowhere else.
+    """
+
+    float_type: Literal["fp32", "fp16"]
+    precisions: tuple[Literal["int4", "int8", "fp16"], ...]
+    packs_weights: bool = False
+    norms_in_fp32: bool = False
+    rotation_in_attention: bool = True
+    quantized_embedding: bool = True
+    shares_cache: bool = False
+    matrix_bits: tuple[int, ...] = ()
+    operators: Mapping[tuple[str, str], OperatorSupport] | None = None
+
+    @property
+    def cache_element_bytes(self) -> int:
+        """Bytes of one cache element where the model on disk does not say."""
+        return 4 if self.float_type == "fp32" else 2
+
+
+class ErrorMeaning(Struct, frozen=True):
+    """What a native error is whose text matches ``pattern`` (without regard to case).
+
+    ``reason`` is said instead of the text, where the text says nothing to a user; ``hint`` says what to do.
+    """
+
+    kind: ErrorKind
+    pattern: str
+    reason: str | None = None
+    hint: str | None = None
+
+    def matches(self, text: str) -> bool:
+        return re.search(self.pattern, text, re.IGNORECASE) is not None
+
+
+COMMON_ERRORS: Final = (
+    ErrorMeaning(
+        "out_of_memory", r"out of memory|bad_alloc|failed to allocate|not enough memory|E_OUTOFMEMORY|8007000E|BFCArena"
+    ),
+    ErrorMeaning("device_lost", r"device (was )?(removed|hung|lost)"),
+    ErrorMeaning(
+        "unavailable",
+        r"provider .*(not (enabled|available|supported)|unknown)|unknown provider|not built with"
+        r"|cannot open shared object|failed to load library|no (suitable|compatible) (device|adapter)",
+    ),
+)
+"""Texts of ONNX Runtime and its GenAI library that mean the same on every provider."""
+
+
+class ProviderSpec(ABC):
+    """One execution provider, without effects. A subclass in this package with an instance called ``PROVIDER`` is one."""
+
+    name: str
+    """In profiles, catalogs, options and JSON."""
+    label: str
+    """For people: "DirectML"."""
+    rank: int
+    """Order of preference, the smallest first; the host's own is last."""
+    ort_name: str
+    """ONNX Runtime's name for it."""
+    oga_packages: tuple[str, ...]
+    """Distributions of ONNX Runtime GenAI that have it."""
+    ort_packages: tuple[str, ...]
+    """Distributions of ONNX Runtime that have it."""
+    install: str
+    """The command that installs it."""
+    platforms: tuple[str, ...] = ()
+    """Values of ``sys.platform`` where it exists; empty: everywhere."""
+    expected_on: tuple[str, ...] = ()
+    """Platforms whose installation should have it."""
+    makers: tuple[str, ...] = ()
+    """Makers of the cards that it drives, in lower case; empty: all."""
+    on_card: bool = True
+    """Whether models are in a graphics adapter's memory; else in the system's."""
+    capabilities: Capabilities = Capabilities()
+    graph: GraphRules
+    errors: tuple[ErrorMeaning, ...] = ()
+    """Before those that all providers share."""
+
+    @property
+    def config_names(self) -> tuple[str, ...]:
+        """What a ``genai_config.json`` calls it in ``provider_options``, in lower case."""
+        return (self.name,)
+
+    def drives(self, maker: str) -> bool:
+        """Whether it drives cards in whose description, in lower case, ``maker`` stands."""
+        return not self.makers or any(name in maker for name in self.makers)
+
+    def can_use(self, adapter: Adapter) -> bool:
+        """Whether models can run on ``adapter``."""
+        return self.drives(adapter.name.lower())
+
+    def meaning(self, text: str) -> ErrorMeaning | None:
+        """What a native error's text means, or None where nothing is known."""
+        return next((error for error in (*self.errors, *COMMON_ERRORS) if error.matches(text)), None)
+
+    @abstractmethod
+    def load_bytes(self, model: ModelMemory) -> int:
+        """What a loaded model holds before any prompt."""
+
+    def load_peak_bytes(self, model: ModelMemory) -> int:
+        """The most that is in use while a model loads."""
+        return self.load_bytes(model)
+
+    def mapped_bytes(self, model: ModelMemory) -> int:
+        """Files that stay mapped and become resident as they are touched."""
+        return 0
+
+    def kv_cache_bytes(self, model: ModelMemory, context_length: int) -> int:
+        """The cache of one slot: OGA allocates all of ``context_length`` when it makes the generator."""
+        return model.spec.kv_bytes_per_token(model.element_bytes) * context_length
+
+    @abstractmethod
+    def slot_activation_bytes(self, model: ModelMemory, context_length: int, before: int) -> int:
+        """What one slot adds beside its cache to a worker with ``before`` others, after prompts of all lengths."""
+
+    @abstractmethod
+    def activation_bytes(self, model: ModelMemory, context_length: int, prompt_tokens: int) -> int:
+        """What a prefill of ``prompt_tokens`` in a fresh process adds to weights and cache at its peak."""
+
+    def kept_bytes(self, model: ModelMemory, prompt_tokens: int) -> int:
+        """What prompts of other lengths up to ``prompt_tokens`` add to that."""
+        return 0

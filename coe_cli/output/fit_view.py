@@ -1,0 +1,56 @@
+"""What fits, as a table a device."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coe_cli.core.fit import ExpertFit, Fit, FitReport
+from coe_cli.output.console import Output, TableFormat
+from coe_cli.output.tables import left, right, write_line, write_table
+
+SCHEMA_VERSION = 1
+FIELDS = ("device", "expert", "model", "how", "context_length", "weights_mb", "swap_s", "profile")
+_STYLES = {"together": "green", "in turns": "yellow", "no": "red"}
+
+
+def write_fit(output: Output, report: FitReport, table_format: TableFormat) -> None:
+    """For people a table and a sentence a device; else every row with its device and profile."""
+    if table_format is TableFormat.JSON:
+        output.json({"schema_version": SCHEMA_VERSION, "devices": [msgspec.to_builtins(fit) for fit in report.devices]})
+    elif table_format is not TableFormat.HUMAN:
+        rows = [
+            [fit.device, *(getattr(expert, field) for field in FIELDS[1:-1]), fit.profile or ""]
+            for fit in report.devices
+            for expert in fit.experts
+        ]
+        output.table(FIELDS, rows, table_format)
+    else:
+        for fit in report.devices:
+            _write_device(output, fit)
+    for note in report.notes:
+        output.note(note)
+
+
+def _write_device(output: Output, fit: Fit) -> None:
+    size = f"{fit.memory_mb / 1024:.3g} GB"
+    title = fit.device if fit.device == size else f"{fit.device}, {size}"
+    use = f" · profile {fit.profile}" if fit.profile else ""
+    write_line(output, f"{title} · {fit.provider} · {fit.budget_mb / 1024:.3g} GB for models{use}")
+    columns = (left("expert"), left("model"), left("fits"), right("context"), right("swap"))
+    rows = [_row(expert) for expert in fit.experts]
+    write_table(output, columns, rows, styles=[_STYLES[expert.how] for expert in fit.experts], ruled=True)
+    counts = {how: sum(expert.how == how for expert in fit.experts) for how in _STYLES}
+    said = ", ".join(f"{count} {how if how != 'no' else 'not at all'}" for how, count in counts.items() if count)
+    write_line(
+        output, f"{said}; those together take {fit.together_mb / 1024:.3g} GB with {fit.context_length:,} tokens a slot"
+    )
+
+
+def _row(expert: ExpertFit) -> list[str]:
+    return [
+        expert.expert,
+        expert.model,
+        expert.how,
+        f"{expert.context_length:,}" if expert.context_length else "–",
+        f"{expert.swap_s:.0f} s" if expert.swap_s else "–",
+    ]

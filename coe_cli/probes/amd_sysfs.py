@@ -1,0 +1,65 @@
+"""AMD on Linux: memory of the cards that the amdgpu driver runs, from sysfs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from coe_cli.core.machine import Adapter
+from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.probes import ProbeFailed
+
+AMD_VENDOR: Final = "0x1002"
+
+
+class AmdSysfsProbe:
+    """Cards under ``root``, normally ``/sys/class/drm``."""
+
+    name = "amd_sysfs"
+
+    def __init__(self, root: Path = Path("/sys/class/drm")) -> None:
+        self._root = root
+
+    def available(self) -> bool:
+        return sys.platform == "linux" and self._root.is_dir()
+
+    def adapters(self) -> list[Adapter]:
+        """Every card whose driver tells its memory.
+
+        Raises:
+            ProbeFailed: the folder cannot be listed.
+        """
+        try:
+            cards = sorted(path for path in self._root.glob("card*") if "-" not in path.name)
+        except OSError as error:
+            raise ProbeFailed(f"{self._root}: {error.strerror}") from None
+        return [adapter for card in cards if (adapter := read_card(card)) is not None]
+
+
+def read_card(card: Path) -> Adapter | None:
+    """The adapter in ``card``, or None when it is not one of AMD's."""
+    device = card / "device"
+    if _read(device / "vendor") != AMD_VENDOR:
+        return None
+    return Adapter(
+        name=_read(device / "product_name") or f"AMD {_read(device / 'device') or card.name}",
+        probe="amd_sysfs",
+        dedicated_mb=_megabytes(device / "mem_info_vram_total"),
+        shared_mb=_megabytes(device / "mem_info_gtt_total"),
+        used_mb=_megabytes(device / "mem_info_vram_used"),
+        shared_used_mb=_megabytes(device / "mem_info_gtt_used"),
+        identity=f"pci:1002:{(_read(device / 'device') or '0x').removeprefix('0x')}",
+    )
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _megabytes(path: Path) -> float | None:
+    text = _read(path)
+    return int(text) / BYTES_PER_MB if text is not None and text.isdecimal() else None

@@ -1,0 +1,64 @@
+"""NVIDIA: adapters and what all programs use of them, from NVML."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from coe_cli.core.machine import Adapter
+from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.probes import ProbeFailed
+
+
+class NvidiaProbe:
+    """Adapters from the driver's management library, through nvidia-ml-py."""
+
+    name = "nvml"
+
+    def available(self) -> bool:
+        return find_spec("pynvml") is not None
+
+    def adapters(self) -> list[Adapter]:
+        """All NVIDIA adapters; none when the driver is not installed.
+
+        Raises:
+            ProbeFailed: the driver is there and refuses.
+        """
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+        except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+            return []
+        except pynvml.NVMLError as error:
+            raise ProbeFailed(str(error)) from None
+        try:
+            return [read_adapter(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        except pynvml.NVMLError as error:
+            raise ProbeFailed(str(error)) from None
+        finally:
+            pynvml.nvmlShutdown()
+
+
+def read_adapter(nvml: Any, index: int) -> Adapter:
+    """Adapter ``index``; what this driver does not tell stays None."""
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+
+    def ask(function: str) -> Any:
+        try:
+            return getattr(nvml, function)(handle)
+        except (nvml.NVMLError, AttributeError):
+            return None
+
+    name, memory, uuid = (ask(f) for f in ("nvmlDeviceGetName", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUUID"))
+    return Adapter(
+        name=_text(name) or f"NVIDIA adapter {index}",
+        probe="nvml",
+        dedicated_mb=None if memory is None else memory.total / BYTES_PER_MB,
+        used_mb=None if memory is None else memory.used / BYTES_PER_MB,
+        identity=_text(uuid),
+    )
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,298 @@
+"""Rewrite a finished decoder graph so that it keeps to a provider's graph rules, without touching its weights.
+
+Three rewrites, each only where the rules ask for it and the graph needs it: RMS norms in fp32 between casts, with the residual
+left in fp32 from one norm to the next; rotation by RotaryEmbedding nodes before GroupQueryAttention; and embeddings looked up in
+a table of the graph's float type instead of in quantised blocks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from coe_cli.core.graph_check import RMS_NORMS
+from coe_cli.core.providers.base import GraphRules
+
+TABLE_SUFFIX: Final = ".embedding.data"
+"""Ends the name of the file with the table of embeddings, which lies beside the graph."""
+
+_PREFIX: Final = "/coe/fit"
+_MS: Final = "com.microsoft"
+_ROWS_AT_A_TIME: Final = 4096
+
+
+class NotFitting(Exception):
+    """The graph needs a rewrite that is not known for its form."""
+
+
+def write_fitted(graph: Path, target: Path, rules: GraphRules) -> list[str]:
+    """Write ``graph`` to ``target`` as ``rules`` ask for; returns what was changed, in words, empty where nothing was.
+
+    External data is referred to: it has to lie beside ``target`` under the same names. A table of embeddings is written
+    beside ``target`` under its name and ``TABLE_SUFFIX``.
+
+    Raises:
+        NotFitting: a node has a form that is not known.
+        ValueError: it is not an ONNX graph.
+    """
+    import onnx_ir as ir
+
+    try:
+        model = ir.load(graph)
+    except Exception as error:
+        raise ValueError(f"{graph} is not an ONNX graph: {type(error).__name__}") from None
+    changes: list[str] = []
+    if not rules.quantized_embedding and _tables_from_blocks(model, target):
+        changes.append("embeddings in a table")
+    if not rules.rotation_in_attention and _rotate_before_attention(model):
+        changes.append("rotation before attention")
+    if rules.norms_in_fp32 and _norms_in_fp32(model):
+        changes.append("RMS norms in fp32")
+    if changes:
+        ir.save(model, target)
+    return changes
+
+
+def _norms_in_fp32(model: Any) -> bool:
+    import onnx_ir as ir
+
+    half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    in_fp32: dict[str, Any] = {}
+    changed = False
+    for node in list(model.graph):
+        weight = RMS_NORMS.get(node.op_type)
+        if weight is None or node.inputs[weight] is None or node.inputs[weight].dtype != half:
+            continue
+        changed = True
+        for index in range(len(node.inputs)):
+            value = node.inputs[index]
+            if value is None:
+                continue
+            if value.name not in in_fp32:
+                if value.const_value is not None:
+                    numbers = _numbers(value.const_value).astype("float32")
+                    in_fp32[value.name] = _constant(model, f"{value.name}/fp32", ir.tensor(numbers))
+                else:
+                    in_fp32[value.name] = _cast(model, node, value, f"{value.name}/fp32", single)
+            node.replace_input_with(index, in_fp32[value.name])
+        for wide in node.outputs:
+            if not wide.uses():
+                continue
+            name, wide.name, wide.dtype = wide.name, f"{wide.name}/fp32", single
+            cast = ir.Node("", "Cast", [wide], [ir.AttrInt64("to", int(half))], name=f"{name}/fp16")
+            _take_place(model, wide, node, cast, name, half)
+            in_fp32[name] = wide
+    _drop_unused(model)
+    return changed
+
+
+def _rotate_before_attention(model: Any) -> bool:
+    """Queries and keys rotated by nodes of their own; a graph without ``position_ids`` gets them as an input."""
+    import onnx_ir as ir
+
+    nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention" and _int(node, "do_rotary", 0)]
+    for node in nodes:
+        heads, kv_heads = _int(node, "num_heads", 0), _int(node, "kv_num_heads", 0)
+        inputs = [*node.inputs, *[None] * (10 - len(node.inputs))]
+        query, key, value, cos, sin, places = (inputs[i] for i in (0, 1, 2, 7, 8, 9))
+        if cos is None or sin is None or cos.shape is None or not heads or not kv_heads:
+            raise NotFitting(f"its attention `{node.name}` has a form that is not known")
+        if key is None:
+            query, key, value = _split_qkv(model, node, query, heads, kv_heads, inputs[3])
+        places = places or _position_ids(model)
+        rotated = []
+        for what, states, count in (("q", query, heads), ("k", key, kv_heads)):
+            output = ir.Value(name=f"{node.name}/{what}_rotated", type=states.type, shape=states.shape)
+            attributes = [ir.AttrInt64("interleaved", _int(node, "rotary_interleaved", 0))]
+            if (size := _head_size(inputs[3])) and 2 * int(cos.shape[1]) != size:
+                attributes += [
+                    ir.AttrInt64("rotary_embedding_dim", 2 * int(cos.shape[1])),
+                    ir.AttrInt64("num_heads", count),
+                ]
+            rotation = ir.Node(
+                _MS,
+                "RotaryEmbedding",
+                [states, places, cos, sin],
+                attributes,
+                outputs=[output],
+                name=f"{output.name}/it",
+            )
+            model.graph.insert_before(node, rotation)
+            rotated.append(output)
+        for index, state in enumerate((*rotated, value)):
+            node.replace_input_with(index, state)
+        for index in (7, 8, 9):
+            if index < len(node.inputs):
+                node.replace_input_with(index, None)
+        node.attributes["do_rotary"] = ir.AttrInt64("do_rotary", 0)
+    return bool(nodes)
+
+
+def _split_qkv(model: Any, node: Any, packed: Any, heads: int, kv_heads: int, past: Any) -> list[Any]:
+    import onnx_ir as ir
+
+    size = _head_size(past)
+    if size is None:
+        raise NotFitting(f"its attention `{node.name}` does not tell the size of a head")
+    sizes = ir.tensor([heads * size, kv_heads * size, kv_heads * size], dtype=ir.DataType.INT64)
+    outputs = [ir.Value(name=f"{node.name}/{what}", type=packed.type) for what in ("q", "k", "v")]
+    widths = _constant(model, f"{_PREFIX}/qkv_{heads}_{kv_heads}_{size}", sizes)
+    split = ir.Node(
+        "", "Split", [packed, widths], [ir.AttrInt64("axis", -1)], outputs=outputs, name=f"{node.name}/split"
+    )
+    model.graph.insert_before(node, split)
+    return outputs
+
+
+def _position_ids(model: Any) -> Any:
+    import onnx_ir as ir
+
+    known = next((value for value in model.graph.inputs if value.name == "position_ids"), None)
+    if known is not None:
+        return known
+    tokens = next((value for value in model.graph.inputs if value.name == "input_ids"), None)
+    shape = tokens.shape if tokens is not None else ir.Shape(["batch_size", "sequence_length"])
+    places = ir.Value(name="position_ids", type=ir.TensorType(ir.DataType.INT64), shape=shape)
+    model.graph.inputs.append(places)
+    return places
+
+
+def _tables_from_blocks(model: Any, target: Path) -> bool:
+    """One table for each quantised embedding, written row by row into one file beside the graph."""
+    import onnx_ir as ir
+
+    nodes = [node for node in model.graph if node.op_type == "GatherBlockQuantized"]
+    place = target.with_name(target.name + TABLE_SUFFIX)
+    for number, node in enumerate(nodes):
+        rows, columns = _write_table(place, *_blocks(node), append=number > 0)
+        output, kind = node.outputs[0], node.inputs[2].const_value.dtype
+        length = int(rows * columns * kind.itemsize)
+        table = ir.ExternalTensor(
+            place.name,
+            place.stat().st_size - length,
+            length,
+            kind,
+            shape=ir.Shape([rows, columns]),
+            name=f"{node.name}/table",
+            base_dir=place.parent,
+        )
+        value = _constant(model, table.name, table)
+        gather = ir.Node("", "Gather", [value, node.inputs[1]], [ir.AttrInt64("axis", 0)], name=f"{node.name}/Gather")
+        name, output.name = output.name, f"{output.name}/blocks"
+        _take_place(model, output, node, gather, name, kind)
+        model.graph.remove(node, safe=True)
+    _drop_unused(model)
+    return bool(nodes)
+
+
+def _blocks(node: Any) -> tuple[Any, Any, Any, int, int]:
+    """Codes (rows × bytes), scales (rows × blocks), zero points or None, bits and block size of a GatherBlockQuantized."""
+    import onnx_ir as ir
+
+    source, bits, block = node.inputs[0], _int(node, "bits", 4), _int(node, "block_size", 128)
+    while source.const_value is None and source.producer() is not None and source.producer().op_type == "Reshape":
+        source = source.producer().inputs[0]
+    parts = [source, node.inputs[2], node.inputs[3] if len(node.inputs) > 3 else None]
+    codes, scales, zeros = (part.const_value if part is not None else None for part in parts)
+    known = bits in (4, 8) and _int(node, "gather_axis", 0) == 0 and _int(node, "quantize_axis", 1) == 1
+    if not known or codes is None or scales is None or codes.dtype != ir.DataType.UINT8 or (parts[2] and zeros is None):
+        raise NotFitting(f"its embedding `{node.name}` has a form that is not known")
+    rows = int(scales.shape[0])
+    points = _numbers(zeros).reshape(rows, -1) if zeros is not None else None
+    return _numbers(codes).reshape(rows, -1), _numbers(scales).reshape(rows, -1), points, bits, block
+
+
+def _numbers(tensor: Any) -> Any:
+    """A tensor's values; external data is mapped. onnx_ir itself reads none whose file has a second name (a hard link)."""
+    import numpy as np
+    import onnx_ir as ir
+
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    folder = Path(tensor.base_dir).resolve()
+    path = (folder / tensor.location).resolve()
+    if not path.is_relative_to(folder):
+        raise NotFitting(f"it reads {tensor.location}, outside of its folder")
+    shape = tuple(int(size) for size in tensor.shape)
+    return np.memmap(path, tensor.dtype.numpy(), "r", tensor.offset or 0, shape)
+
+
+def _write_table(
+    place: Path, codes: Any, scales: Any, zeros: Any, bits: int, block: int, *, append: bool
+) -> tuple[int, int]:
+    """Write the dequantised rows, some thousands at a time; returns rows and columns."""
+    import numpy as np
+
+    columns = codes.shape[1] * 8 // bits
+    with place.open("ab" if append else "wb") as file:
+        for begin in range(0, len(codes), _ROWS_AT_A_TIME):
+            rows = slice(begin, begin + _ROWS_AT_A_TIME)
+            wide = np.repeat(scales[rows].astype(np.float32), block, axis=1)[:, :columns]
+            middle: Any = np.float32(1 << (bits - 1))
+            if zeros is not None:
+                middle = np.repeat(_unpacked(zeros[rows], bits)[:, : scales.shape[1]], block, axis=1)[:, :columns]
+            file.write(((_unpacked(codes[rows], bits) - middle) * wide).astype(scales.dtype).tobytes())
+    return len(codes), columns
+
+
+def _unpacked(codes: Any, bits: int) -> Any:
+    """4-bit codes lie two in a byte, the lower first."""
+    import numpy as np
+
+    if bits == 8:
+        return codes.astype(np.float32)
+    return np.stack((codes & 15, codes >> 4), axis=-1).reshape(len(codes), -1).astype(np.float32)
+
+
+def _take_place(model: Any, old: Any, after: Any, node: Any, name: str, kind: Any) -> None:
+    """Put ``node`` behind ``after``; its output is called ``name`` and read by whoever read ``old``, but ``node`` itself."""
+    import onnx_ir as ir
+
+    new = node.outputs[0]
+    new.name, new.type, new.shape = name, ir.TensorType(kind), old.shape
+    for user, index in list(old.uses()):
+        if user is not node:
+            user.replace_input_with(index, new)
+    model.graph.insert_after(after, node)
+
+
+def _cast(model: Any, before: Any, value: Any, name: str, kind: Any) -> Any:
+    import onnx_ir as ir
+
+    cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(kind))], name=name)
+    cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = name, ir.TensorType(kind), value.shape
+    model.graph.insert_before(before, cast)
+    return cast.outputs[0]
+
+
+def _constant(model: Any, name: str, tensor: Any) -> Any:
+    import onnx_ir as ir
+
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    tensor.name = name
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _drop_unused(model: Any) -> None:
+    """Take out nodes and initializers that nothing reads any more."""
+    outputs = set(model.graph.outputs)
+    for node in reversed(list(model.graph)):
+        if not any(value.uses() or value in outputs for value in node.outputs):
+            model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del model.graph.initializers[name]
+
+
+def _head_size(past: Any) -> int | None:
+    """The last dimension of a key cache, where the graph tells it."""
+    size = past.shape[3] if past is not None and past.shape is not None and len(past.shape) == 4 else None
+    return size if isinstance(size, int) else None
+
+
+def _int(node: Any, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return int(attribute.value) if attribute is not None else default

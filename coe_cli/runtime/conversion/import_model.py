@@ -1,0 +1,92 @@
+"""Bring a model from elsewhere into the models folder: a GGUF file or a Hugging Face folder, converted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from coe_cli.core.findings import Level
+from coe_cli.core.model_name import check_name
+from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
+from coe_cli.core.profile import Provider
+from coe_cli.core.recipe import Precision
+from coe_cli.errors import DoesNotFit, ModelDamaged, UsageError
+from coe_cli.runtime.conversion.weights_source import WeightsSource
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.store.canary import forget
+from coe_cli.runtime.store.integrity import check_files, sha256_of, write_manifest
+from coe_cli.runtime.store.model_store import check_room, open_model, put_in_place, staging_folder, writing
+from coe_cli.runtime.store.verify import verify
+
+
+def check_resources(source: WeightsSource, precision: str, models_dir: Path) -> str:
+    """What the conversion needs, in words, checked against what there is.
+
+    Raises:
+        DoesNotFit: the machine has less memory in all than it takes.
+        DiskFull: the disk has too little room.
+    """
+    import psutil
+
+    memory_mb, disk_mb = source.needs(precision)
+    memory = psutil.virtual_memory()
+    total_mb, free_mb = memory.total / BYTES_PER_MB, memory.available / BYTES_PER_MB
+    if memory_mb > total_mb:
+        raise DoesNotFit(
+            f"converting {source.path.name} takes about {memory_mb:.0f} MB of memory and this machine has {total_mb:.0f} MB",
+            "Convert it on a larger machine and copy the folder, or fetch a model in ONNX Runtime GenAI's layout.",
+        )
+    check_room(f"{source.path.name}", models_dir, disk_mb * BYTES_PER_MB)
+    tight = "" if memory_mb <= free_mb else f", more than the {free_mb:.0f} MB that are free: it will be slow"
+    return (
+        f"converting {source.parameters / 1e6:.0f} million weights ({source.architecture}) to {precision} takes about "
+        f"{memory_mb:.0f} MB of memory and {disk_mb:.0f} MB of disk{tight}"
+    )
+
+
+def import_model(
+    source: WeightsSource,
+    name: str,
+    models_dir: Path,
+    on_progress: OnProgress,
+    *,
+    provider: Provider,
+    precision: Precision,
+    force: bool = False,
+) -> ModelSpec:
+    """Convert ``source`` and install it as ``name``; nothing is seen under that name before it is whole and checked.
+
+    Raises:
+        UsageError: the name is taken (without ``force``), or is none.
+        ModelDamaged: the conversion failed or its result is not sound.
+        DiskFull, ModelMissing: the models folder is full or cannot be written.
+    """
+    from coe_cli.runtime.conversion.convert import convert
+
+    target, staging = models_dir / check_name(name), staging_folder(name, models_dir)
+    with writing(name, models_dir, on_progress):
+        if target.exists() and not force:
+            raise UsageError(f"there is a model `{name}` already", "Choose another --name, or use --force.")
+        result = staging / "model"
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            result.mkdir(parents=True)
+            convert(source.path, result, provider=provider, precision=precision, on_progress=on_progress)
+            on_progress(Step("Checking", 0, None))
+            for finding in verify(name, result, folders().state, run=False):
+                if finding.level is Level.ERROR:
+                    raise ModelDamaged(
+                        f"the conversion of {source.path} is not sound: {finding.message}",
+                        "Report it, with the source.",
+                    )
+            origin = {"uri": f"file:{source.path.resolve()}", "precision": precision, "provider": provider}
+            if source.path.is_file():
+                origin["sha256"] = sha256_of(source.path)
+            write_manifest(result, dict(origin))
+            check_files(name, result)
+            put_in_place(result, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        forget(folders().state, name)
+    return open_model(name, target)

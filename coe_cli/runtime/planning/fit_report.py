@@ -1,0 +1,147 @@
+"""`coe fit`: from a card's name or an amount of memory to what it holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from msgspec import structs
+
+from coe_cli.core.cards import HOW_TO_WRITE_MEMORY, MB_PER_GB, find_card, parse_memory_mb, similar_cards
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.fit import Fit, FitReport, Memory, fit, nearest_profile, uses_the_device
+from coe_cli.core.footprint import ModelMemory
+from coe_cli.core.machine import card, card_mb
+from coe_cli.core.model_spec import find_spec, models_on_disk
+from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
+from coe_cli.core.providers import for_card, home, host, on_host
+from coe_cli.core.scenario import Known, Role, role_of
+from coe_cli.errors import CoeError, UsageError
+from coe_cli.runtime.folders import Folders, own_profiles
+from coe_cli.runtime.planning.plan_inputs import answering_models, memory_of
+from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
+
+
+def devices_from(text: str | None, igpu: str | None) -> list[tuple[Memory, str]]:
+    """The devices that a user means, each with its maker ("" where that is unknown).
+
+    ``text`` is a card's name, an amount of memory, or several of them joined by ``+``; ``igpu`` the memory of a computer whose
+    graphics share it.
+
+    Raises:
+        UsageError: an unknown card or an amount that cannot be read.
+    """
+    if igpu is not None:
+        if text is not None:
+            raise UsageError("a card and --igpu exclude each other", "Give one of the two.")
+        return [(Memory(f"integrated graphics, {igpu} of system memory", _memory_mb(igpu), integrated=True), "")]
+    return [_device(part.strip()) for part in (text or "").split("+")]
+
+
+def _device(text: str) -> tuple[Memory, str]:
+    found = find_card(text)
+    if found is not None:
+        return Memory(found.name, found.memory_gb * MB_PER_GB), found.vendor
+    if text[:1].isdigit():
+        memory_mb = _memory_mb(text)
+        return Memory(f"{memory_mb / MB_PER_GB:.3g} GB", memory_mb), ""
+    near = similar_cards(text)
+    hint = f"Did you mean `{near[0]}`?" if near else "Give its memory instead: coe fit 16G"
+    raise UsageError(f"no card called `{text}` is known", hint)
+
+
+def _memory_mb(text: str) -> int:
+    try:
+        return parse_memory_mb(text)
+    except ValueError as error:
+        raise UsageError(str(error), HOW_TO_WRITE_MEMORY) from None
+
+
+def this_machine() -> list[tuple[Memory, str]]:
+    """The largest card of this machine, or its system memory where there is none."""
+    from coe_cli.runtime.probe import probe_machine
+
+    machine = probe_machine()
+    best = card(machine, home().name)
+    size = card_mb(machine, home().name)
+    if best is not None and size is not None:
+        return [(Memory(best.name, round(size), integrated=bool(best.integrated)), best.name.lower())]
+    if machine.memory_mb is None:
+        raise UsageError(
+            "neither a card nor the memory of this machine could be found", 'Name it: coe fit "RX 7800 XT"'
+        )
+    return [(Memory("this machine's processor", round(machine.memory_mb)), host().name)]
+
+
+def fit_report(
+    devices: Sequence[tuple[Memory, str]],
+    provider: Provider | None,
+    context_length: int | None,
+    models: Sequence[str],
+    catalog: Catalog,
+    profiles: ProfileSet,
+    where: Folders,
+) -> FitReport:
+    """What each device holds; with several devices each gets what the ones before it do not hold together.
+
+    Raises:
+        ModelMissing, ModelDamaged: a model of ``models`` is unknown or cannot be read.
+        ProfileInvalid: the default profile is broken.
+    """
+    fits: list[Fit] = []
+    notes: list[str] = []
+    left: list[Role] | None = None
+    for device, vendor in devices:
+        chosen = provider or _provider_for(vendor)
+        profile, named, budget_mb = _profile_for(device, chosen, profiles, where)
+        if context_length is not None:
+            profile = structs.replace(profile, context_length=context_length)
+        roles, known = _roles(models, chosen, catalog, where)
+        result = fit(device, profile, named, budget_mb, [r for r in roles if left is None or r in left], known)
+        fits.append(result)
+        held = {expert.expert for expert in result.experts if expert.how == "together"}
+        left = [role for role in roles if role.expert not in held and (left is None or role in left)]
+    for result in {result.budget_mb: result for result in fits if result.profile is None}.values():
+        notes.append(
+            f"no shipped profile has this budget; put into {own_profiles()}:\n"
+            f"profiles: {{mine: {{vram_budget_mb: {result.budget_mb}, max_concurrent_slots: 2,"
+            f" context_length: {result.context_length}, provider: {result.provider}}}}}\nand ask with -p mine"
+        )
+    if len(fits) > 1:
+        notes.append(
+            "a college uses one card: run one for each, with COE_DEVICE=0, 1, … and a COE_STATE_DIR of its own; "
+            "the second table has what the first card does not hold together"
+        )
+    return FitReport(fits, notes)
+
+
+def _provider_for(vendor: str) -> Provider:
+    return vendor if on_host(vendor) else for_card(vendor, sys.platform).name
+
+
+def _profile_for(
+    device: Memory, provider: Provider, profiles: ProfileSet, where: Folders
+) -> tuple[HardwareProfile, str | None, int]:
+    """The profile to count with, its name if it suits the device as it is, and the budget in MB."""
+    default = profiles.select()
+    usable_mb = device.usable_mb(default.auto_detect.safety_margin)
+    near = nearest_profile(profiles, usable_mb, provider)
+    counted = with_measured_embedder(structs.replace(near, provider=provider), where)
+    return counted, near.name if uses_the_device(near, usable_mb) else None, usable_mb
+
+
+def _roles(models: Sequence[str], provider: Provider, catalog: Catalog, where: Folders) -> tuple[list[Role], Known]:
+    on_disk = models_on_disk(where.models)
+    if models:
+        roles = [Role(name, name) for name in models]
+    else:
+        answering = answering_models(catalog, on_disk, provider, explicit=False)
+        roles = [role_of(catalog, expert, model) for expert, model in answering.items()]
+    memory: dict[str, ModelMemory] = {}
+    for model in dict.fromkeys(role.model for role in roles):
+        try:
+            memory[model] = memory_of(find_spec(model, catalog, where.models), provider)
+        except CoeError:
+            if models:
+                raise
+    return [role for role in roles if role.model in memory], Known(memory)

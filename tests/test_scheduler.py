@@ -292,6 +292,16 @@ def test_a_request_with_delivered_tokens_fails_when_it_is_evicted() -> None:
     assert retry.request_id == 2
 
 
+def test_a_guided_request_is_not_started_again_after_a_critical_eviction() -> None:
+    s = scheduler({"a": (5000, 100)})
+    resident(s, "a")
+    feed(s, 1, Request(1, "a", guided=True), Request(2, "a"))
+    evict, refusal, retry = feed(s, 2, MeasuredUsage(9600))
+    assert evict == Evict("a", "critical")
+    assert isinstance(refusal, Refuse) and (refusal.request_id, refusal.code) == (1, "out_of_memory")
+    assert isinstance(retry, Retry) and retry.request_id == 2
+
+
 def test_critical_takes_the_next_largest_when_the_first_was_not_enough() -> None:
     s = scheduler({"small": (2000, 100), "large": (4000, 100)})
     resident(s, "small", "large")

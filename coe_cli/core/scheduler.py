@@ -31,7 +31,7 @@ again, never one loaded less than ``min_resident_s`` ago, and none at all if tha
 that was never asked for is not protected by its age and is broken off in mid-load for a model that is asked for.
 At critical the largest consumer goes, loading, running or young, one at a time with a measurement in between; what it ran
 is retried after ``retry_delay_s`` if nothing had been delivered and it was not evicted ``max_evictions`` times before,
-else it fails. ``Tick`` unloads what was idle for ``keep_alive_s``; ``Unload`` ignores age.
+else it fails; a guided request always fails then. ``Tick`` unloads what was idle for ``keep_alive_s``; ``Unload`` ignores age.
 
 Failures. A load that fails, or a resident model that is lost before it starts anything, is a setback for those who wait
 for it: out of memory evicts the idle models; every kind but a permanent one is tried once more; the next setback
@@ -204,6 +204,7 @@ class Scheduler(Admission):
         model.unasked = False
         self._seq += 1
         entry = RequestEntry(request_id, model, now_s - event.priority * config.priority_step_s, self._seq)
+        entry.evictions = config.max_evictions if event.guided else 0
         self._requests[request_id] = entry
         if (
             not self._waiting

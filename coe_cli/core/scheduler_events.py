@@ -12,11 +12,15 @@ RequestId: TypeAlias = int | str
 
 
 class Request(Struct, frozen=True, gc=False):
-    """Somebody asks ``model`` for an answer. ``priority``: larger is more urgent."""
+    """Somebody asks ``model`` for an answer. ``priority``: larger is more urgent.
+
+    ``guided``: a grammar forces the answer. It may itself be what takes the memory, so a critical eviction ends the request.
+    """
 
     request_id: RequestId
     model: str
     priority: int = 0
+    guided: bool = False
 
 
 class Loaded(Struct, frozen=True, gc=False):

@@ -105,7 +105,7 @@ class College:
             if self._closed:
                 raise _stopped()
             self._look_elsewhere()
-            self._tell(ev.Request(request_id, ask.model.name, ask.priority))
+            self._tell(ev.Request(request_id, ask.model.name, ask.priority, guided=ask.guidance is not None))
             while True:
                 event = await request.events.get()
                 self.tally.count(event)

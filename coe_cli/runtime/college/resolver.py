@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from coe_cli.core.answer_schema import check_schema
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, RoutingSettings
@@ -119,7 +120,7 @@ class RequestResolver:
 
         Raises:
             ModelMissing, ModelDamaged: there is no such name, or nothing on disk that could answer.
-            UsageError: an unknown expert, or a raw prompt that has nothing but white space.
+            UsageError: an unknown expert, a schema beyond the bounds, or a raw prompt that has nothing but white space.
             PromptTooLong: neither the model nor the expert's fallback has room for the prompt.
         """
         if sum(len(message.content) for message in request.messages) > MAX_PROMPT_CHARS:
@@ -140,6 +141,8 @@ class RequestResolver:
         special = request.raw if request.allow_special_tokens is None else request.allow_special_tokens
         fitting = await self._fit(spec, choice, _Wanted(messages, template, special))
         spec = fitting.spec
+        if request.guidance is not None and request.guidance.kind == "json_schema":
+            check_schema(msgspec.json.decode(request.guidance.data), slot_context(spec, self._profile))
         ask = ce.Ask(
             model=spec,
             messages=messages,

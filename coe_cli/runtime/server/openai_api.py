@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from coe_cli.core.answer_schema import check_schema
 from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
 from coe_cli.core.plain_text import NUL_REASON
+from coe_cli.errors import UsageError
 from coe_cli.runtime.college.resolver import ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
@@ -86,8 +88,13 @@ class ResponseFormat(BaseModel):
 
     @model_validator(mode="after")
     def _has_schema(self) -> ResponseFormat:
-        if self.type == "json_schema" and self.json_schema is None:
-            raise ValueError("json_schema is missing")
+        if self.type == "json_schema":
+            if self.json_schema is None:
+                raise ValueError("json_schema is missing")
+            try:
+                check_schema(self.json_schema.schema_, MAX_TOKENS.most)
+            except UsageError as error:
+                raise ValueError(f"{error.message}. {error.hint}") from None
         return self
 
     def guidance(self) -> Guidance | None:
@@ -100,7 +107,9 @@ class ResponseFormat(BaseModel):
 
 def _compact(schema: dict[str, Any]) -> Guidance:
     """A grammar without optional white space, in which small models lose themselves until their tokens run out."""
-    return Guidance("json_schema", json.dumps({"x-guidance": {"whitespace_flexible": False}, **schema}))
+    return Guidance(
+        "json_schema", json.dumps({"x-guidance": {"whitespace_flexible": False}, **schema}, ensure_ascii=False)
+    )
 
 
 class _Generation(BaseModel):

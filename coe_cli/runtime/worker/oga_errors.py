@@ -21,7 +21,8 @@ _PROVIDER_MISSING = re.compile(
     r"|failed to load library|no (suitable|compatible) (device|adapter)",
     re.IGNORECASE,
 )
-_GRAMMAR = re.compile(r"error creating grammar|invalid grammar", re.IGNORECASE)
+_GRAMMAR = re.compile(r"error creating grammar|invalid grammar|committing tokens|\blexer|parser error", re.IGNORECASE)
+_FORCED_BYTES = re.compile(r"forced bytes", re.IGNORECASE)
 _NEWER_FORMAT = re.compile(r'Unknown value "(?P<key>[^"]*)"|Unsupported model_type')
 
 
@@ -34,6 +35,11 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
         return error
     text = str(error)
     detail = _first_line(text)
+    if _FORCED_BYTES.search(text):
+        return UsageError(
+            f"the answer's JSON schema forces text outside ASCII, which the tokens of `{model}` cannot be made to give",
+            "Use ASCII in enum and const, and translate it afterwards.",
+        )
     if _GRAMMAR.search(text):
         return UsageError(f"the answer's JSON schema cannot be used: {detail}", "Correct or simplify the schema.")
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):

@@ -1,0 +1,96 @@
+"""What a JSON schema may ask of a grammar: bounds that are looked at before the library that builds the grammar sees it.
+
+That library counts repetitions out and has no time limit: a schema of 90 bytes (``maxItems`` of a milliard) holds a worker for
+minutes. More than fits the context can never be written, so nothing that could be answered is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from coe_cli.errors import UsageError
+
+MAX_BYTES = 131_072
+MAX_DEPTH = 32
+MAX_NODES = 5_000
+MAX_PATTERN_CHARS = 1_000
+MAX_PATTERN_ATOMS = 4_000
+"""Parts of a pattern once its repetitions are written out: {8} of {4} counts 32."""
+CHARS_A_TOKEN = 16
+"""No text has more characters than this for each token of it, near enough."""
+
+_COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
+_LENGTHS = ("minLength", "maxLength")
+_PATTERN_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d+)(?:,(?P<most>\d*))?\}|.", re.DOTALL)
+
+
+def check_schema(schema: object, context_length: int) -> None:
+    """See that a grammar can be built from ``schema`` and answered within ``context_length`` tokens.
+
+    Raises:
+        UsageError: it is too large, too deep, repeats something too often, or has text that is not Unicode.
+    """
+    left = MAX_NODES
+    pending: list[tuple[Any, int]] = [(schema, 0)]
+    while pending:
+        value, depth = pending.pop()
+        left -= 1
+        if depth > MAX_DEPTH:
+            raise _refused(f"it is more than {MAX_DEPTH} levels deep")
+        if left < 0:
+            raise _refused(f"it has more than {MAX_NODES} parts")
+        if isinstance(value, dict):
+            _check_numbers(value, context_length)
+            pending += [(part, depth + 1) for part in (*value.keys(), *value.values())]
+        elif isinstance(value, list):
+            pending += [(part, depth + 1) for part in value]
+        elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise _refused("it has text with unpaired surrogates, which is not Unicode")
+    size = len(json.dumps(schema, ensure_ascii=False).encode())
+    if size > MAX_BYTES:
+        raise _refused(f"it has {size} bytes, and {MAX_BYTES} are allowed")
+
+
+def _check_numbers(schema: dict[str, Any], context_length: int) -> None:
+    for names, most in ((_COUNTS, context_length), (_LENGTHS, context_length * CHARS_A_TOKEN)):
+        for name in names:
+            value = schema.get(name)
+            if isinstance(value, int | float) and not value <= most:
+                raise _refused(
+                    f"`{name}` is {value:.12g}, and an answer of {context_length} tokens has {most} at most",
+                    "Lower it, or leave it out: the context ends the answer.",
+                )
+    pattern = schema.get("pattern")
+    patterns = [pattern] if isinstance(pattern, str) else []
+    named = schema.get("patternProperties")
+    for text in [*patterns, *(named if isinstance(named, dict) else ())]:
+        if len(text) > MAX_PATTERN_CHARS:
+            raise _refused(f"a pattern has {len(text)} characters, and {MAX_PATTERN_CHARS} are allowed")
+        if _atoms(text) > MAX_PATTERN_ATOMS:
+            raise _refused(f"a pattern has more than {MAX_PATTERN_ATOMS} parts once its repetitions are written out")
+
+
+def _atoms(pattern: str) -> int:
+    """Parts of a pattern with its repetitions written out; whether the pattern is a right one is for others to say."""
+    outer: list[int] = []
+    total = last = 0
+    for part in _PATTERN_PART.finditer(pattern):
+        text = part[0]
+        if text == "(":
+            outer.append(total)
+            total = last = 0
+        elif text == ")" and outer:
+            total, last = outer.pop() + total, total
+        elif part["least"] is not None:
+            times = max(int(part["most"] or part["least"]), 1)
+            total += last * (times - 1)
+            last *= times
+        else:
+            total, last = total + 1, 1
+    return total + sum(outer)
+
+
+def _refused(why: str, hint: str = "Correct or simplify the schema.") -> UsageError:
+    return UsageError(f"the answer's JSON schema cannot be used: {why}", hint)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import socket
-from collections.abc import MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from typing import Any
 
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.streaming import Receive
 
 MAX_BODY_BYTES = 8 * 2**20
+MAX_BODIES_BYTES = 8 * MAX_BODY_BYTES
 _BODY_WAIT_S = 30.0
 
 Headers = dict[bytes, bytes]
@@ -117,8 +119,39 @@ def _bearer(headers: Headers) -> bytes:
     return value.strip() if scheme.lower() == b"bearer" else b""
 
 
-async def read_body(receive: Receive, headers: Headers) -> bytes:
-    """The whole body.
+class BodyBudget:
+    """Bytes of the bodies of all the requests that have not been answered; more than ``most`` are not taken in."""
+
+    def __init__(self, most: int = MAX_BODIES_BYTES) -> None:
+        self._most = most
+        self.taken = 0
+
+    @contextlib.asynccontextmanager
+    async def body(self, receive: Receive, headers: Headers) -> AsyncIterator[bytes]:
+        """The whole body of one request, counted until the block ends.
+
+        Raises:
+            HttpError: as ``read_body``; 503 where the bodies of others leave no room for it.
+        """
+        before = 0
+
+        def count(size: int) -> None:
+            nonlocal before
+            if self.taken + size - before > self._most:
+                raise HttpError(
+                    503, "the requests that are being answered take too much memory", "Try again.", code="bodies_full"
+                )
+            self.taken += size - before
+            before = size
+
+        try:
+            yield await read_body(receive, headers, count)
+        finally:
+            self.taken -= before
+
+
+async def read_body(receive: Receive, headers: Headers, count: Callable[[int], None] = lambda size: None) -> bytes:
+    """The whole body; ``count`` hears how many bytes of it there are, as they come, and may refuse them.
 
     Raises:
         HttpError: it is too large (413) or too slow (408).
@@ -140,6 +173,7 @@ async def read_body(receive: Receive, headers: Headers) -> bytes:
                 size += len(part)
                 if size > MAX_BODY_BYTES:
                     raise too_large
+                count(size)
                 parts.append(part)
                 if not message.get("more_body", False):
                     return b"".join(parts)

@@ -158,6 +158,8 @@ class _Process:
     async def run(self, folder: Path, on_ready: Callable[[str], None], observer: Observer | None) -> None:
         import uvicorn
 
+        from coe_cli.runtime.server.connections import SPARE_CONNECTIONS, bounded_protocol
+
         pool = pool_from_profile(self._profile, max_queue=self._options.max_queue)
         device = device_of(self._profile)
         settings = CollegeSettings(
@@ -182,7 +184,7 @@ class _Process:
         config = uvicorn.Config(
             self._server,
             loop="none",
-            http="auto",
+            http=bounded_protocol(pool.max_queue + pool.max_concurrent_slots + SPARE_CONNECTIONS),
             ws="none",
             lifespan="off",
             interface="asgi3",

@@ -25,7 +25,7 @@ from coe_cli.errors import Busy, CoeError, Draining, explained
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
-from coe_cli.runtime.server.guard import Guard, Headers, read_body, replay
+from coe_cli.runtime.server.guard import BodyBudget, Guard, Headers, replay
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.rendezvous import CollegeState, proof
 from coe_cli.runtime.server.route_messages import RouteRequest
@@ -75,6 +75,7 @@ class Server:
         self._guard = Guard(state.host, state.port, api_key, state.token, allowed_hosts)
         self._begin = self._last_request_at = time.monotonic()
         self._in_flight = 0
+        self._bodies = BodyBudget()
         self._responses: Counter[tuple[str, int]] = Counter()
         self._openai: Any = None
         self._building = asyncio.Lock()
@@ -142,11 +143,11 @@ class Server:
                 self._guard.check_key(headers)
                 if self.draining and method == "POST":
                     raise Draining("the college is ending", "Ask another one.")
-                body = await read_body(receive, headers)
-                if self._log_prompts and body:
-                    PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
-                application = await self.openai()
-                await application(scope, replay(body, receive), send)
+                async with self._bodies.body(receive, headers) as body:
+                    if self._log_prompts and body:
+                        PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
+                    application = await self.openai()
+                    await application(scope, replay(body, receive), send)
             else:
                 raise HttpError(404, "there is nothing here", "See /openapi.json.", code="not_found")
         except CoeError as error:
@@ -191,7 +192,10 @@ class Server:
         if path not in ("/coe/ask", "/coe/route", "/coe/stop", "/coe/unload"):
             raise HttpError(404, "there is nothing here", code="not_found")
         _allow(method, "POST")
-        body = await read_body(receive, headers)
+        async with self._bodies.body(receive, headers) as body:
+            await self._answer_own(path, body, receive, send)
+
+    async def _answer_own(self, path: str, body: bytes, receive: Receive, send: Send) -> None:
         if path == "/coe/ask":
             request = _decode(body, ce.AskByName)
             if self._log_prompts:

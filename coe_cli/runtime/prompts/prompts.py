@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import itertools
@@ -16,16 +15,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, PromptsFull, PromptTooLong, from_code
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.runtime.package import start_code
 from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage
 from coe_cli.runtime.worker.protocol import HEAD_BYTES, ChatMessage, frame, frame_length
+
+if TYPE_CHECKING:
+    from coe_cli.core.model_spec import ModelSpec
 
 _START = start_code("coe_cli.runtime.prompts.prompt_process")
 _LONG_BYTES = 65_536
@@ -136,6 +137,8 @@ class Prompts:
 
     async def prepared(self, request: Prepare) -> Prompt:
         """The prompt, without holding up the event loop; raises what ``prepare`` does."""
+        import asyncio  # `coe ask --no-serve` starts without it
+
         return await asyncio.wrap_future(self.submit(request))
 
     def close(self) -> None:

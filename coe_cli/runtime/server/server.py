@@ -38,6 +38,7 @@ FAILURE_LOG = logging.getLogger("uvicorn.error")
 _encode = msgspec.json.Encoder().encode
 _MAX_NONCE = 128
 _BEAT_S = 1.0
+_LARGE_BYTES = 262_144
 _COUNTED_PATHS = {
     "/healthz", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings",
     "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
@@ -79,6 +80,7 @@ class Server:
         self._responses: Counter[tuple[str, int]] = Counter()
         self._openai: Any = None
         self._building = asyncio.Lock()
+        self._large = asyncio.Lock()
 
     @property
     def busy(self) -> bool:
@@ -147,6 +149,9 @@ class Server:
                     if self._log_prompts and body:
                         PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
                     application = await self.openai()
+                    if len(body) > _LARGE_BYTES:
+                        async with self._large:  # taking one in holds the loop up: between two it serves others
+                            await asyncio.sleep(0)
                     await application(scope, replay(body, receive), send)
             else:
                 raise HttpError(404, "there is nothing here", "See /openapi.json.", code="not_found")

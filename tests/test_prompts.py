@@ -38,7 +38,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def prompts() -> Iterator[Prompts]:
-    made = Prompts(PromptLimits(stage_s=2.0))
+    made = Prompts(PromptLimits(stage_s=4.0))
     yield made
     made.close()
 
@@ -88,7 +88,7 @@ def test_a_killed_process_is_replaced(prompts: Prompts, tiny: Path) -> None:
 
 
 def test_a_process_killed_at_work_is_replaced_and_so_is_the_work(tiny: Path, tmp_path: Path) -> None:
-    patient = Prompts(PromptLimits(stage_s=3.0))
+    patient = Prompts(PromptLimits(stage_s=4.0))
     try:
         busy = with_template(write_tiny_model(tmp_path / "busy"), HOSTILE["endless"])
         first, second = patient.submit(request(busy)), patient.submit(request(tiny))
@@ -126,7 +126,7 @@ def test_long_prompts_are_refused_by_their_length(prompts: Prompts, tiny: Path, 
 
 def test_what_waits_is_bounded(tiny: Path, tmp_path: Path) -> None:
     busy = with_template(write_tiny_model(tmp_path / "busy"), HOSTILE["endless"])
-    made = Prompts(PromptLimits(stage_s=1.0, waiting=3))
+    made = Prompts(PromptLimits(stage_s=4.0, waiting=3))
     try:
         waiting = [made.submit(request(busy)), made.submit(request(tiny)), made.submit(request(tiny))]
         with pytest.raises(PromptsFull) as caught:

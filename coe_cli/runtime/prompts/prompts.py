@@ -40,9 +40,13 @@ _decode = msgspec.msgpack.Decoder(FromPrompts).decode
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """``stage_s``: seconds that opening a tokenizer, rendering and tokenizing may each take. The rest bounds what waits."""
+    """``stage_s``: seconds that opening a tokenizer, rendering and tokenizing may each take, ``start_s`` the process's start.
+
+    The rest bounds what waits.
+    """
 
     stage_s: float = 10.0
+    start_s: float = 60.0
     waiting: int = 256
     waiting_bytes: int = 32 * 2**20
 
@@ -179,7 +183,7 @@ class Prompts:
                     self._child = _Child()
                 child = self._child
             try:
-                return child.prepare(request, self._limits.stage_s)
+                return child.prepare(request, self._limits)
             except _Ended as ended:
                 begun = begun or ended.begun
                 child.kill()
@@ -281,27 +285,27 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def prepare(self, request: Prepare, stage_s: float) -> Prompt:
+    def prepare(self, request: Prepare, limits: PromptLimits) -> Prompt:
         """
         Raises:
             _Ended: the process ended, not for a limit on its time.
             CoeError: what it says, or the stage that took too long.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        with _Deadline(stage_s, self._process.kill) as deadline:
+        with _Deadline(limits.start_s, self._process.kill) as deadline:
             stage: Stage | None = None
             try:
                 self._process.stdin.write(frame(request))  # type: ignore[arg-type]
                 self._process.stdin.flush()
                 while isinstance(message := self._read(), Begun):
                     stage = message.stage
-                    deadline.begin()
+                    deadline.begin(limits.stage_s)
             except (OSError, ValueError, EOFError, msgspec.MsgspecError):
                 message = None
         if message is None:
             if deadline.passed:
                 self.kill()
-                raise _too_slow(request, stage, stage_s)
+                raise _too_slow(request, stage, limits)
             raise _Ended(begun=stage is not None)
         if isinstance(message, NotPrepared):
             if message.tokens is not None:
@@ -329,35 +333,40 @@ class _Child:
 
 
 class _Deadline:
-    """Calls ``then`` in a thread once ``seconds`` have passed since the last ``begin``, unless the block was left before."""
+    """Calls ``then`` in a thread once the ``seconds`` of the last ``begin`` have passed, unless the block was left before."""
 
     def __init__(self, seconds: float, then: Callable[[], None]) -> None:
-        self._seconds, self._then = seconds, then
+        self._then = then
         self._left = threading.Event()
-        self._at = 0.0
+        self.begin(seconds)
         self.passed = False
 
     def __enter__(self) -> _Deadline:
-        self.begin()
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._left.set()
 
-    def begin(self) -> None:
-        self._at = time.monotonic() + self._seconds
+    def begin(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
 
     def _watch(self) -> None:
-        while not self._left.wait(max(0.0, self._at - time.monotonic())):
+        # In short waits: the next stage may have to end before the one that is waited for.
+        while not self._left.wait(max(0.0, min(_LOOK_UP_S, self._at - time.monotonic()))):
             if time.monotonic() >= self._at:
                 self.passed = True
                 self._then()
                 return
 
 
-def _too_slow(request: Prepare, stage: Stage | None, stage_s: float) -> CoeError:
-    name = request.model
+def _too_slow(request: Prepare, stage: Stage | None, limits: PromptLimits) -> CoeError:
+    name, stage_s = request.model, limits.stage_s
+    if stage is None:
+        return DeviceLost(
+            f"the process that makes prompts did not start within {limits.start_s:g} s",
+            "Close other programs, and ask again.",
+        )
     if stage == "rendering":
         return ModelDamaged(
             f"the chat template of `{name}` ran for more than {stage_s:g} s",

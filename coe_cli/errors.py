@@ -52,6 +52,18 @@ class PromptTooLong(UsageError):
     code = "prompt_too_long"
 
 
+class UnsupportedArchitecture(UsageError):
+    """A model of a kind, or with something, that cannot be imported."""
+
+    code = "unsupported_architecture"
+
+
+class PickledWeights(UsageError):
+    """Loading such weights would run code that came with them."""
+
+    code = "pickled_weights"
+
+
 class ProfileInvalid(CoeError):
     """A profile or catalog file is missing, unreadable or breaks its schema."""
 
@@ -141,6 +153,8 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
     for kind in (
         CoeError,
         UsageError,
+        UnsupportedArchitecture,
+        PickledWeights,
         PromptTooLong,
         ProfileInvalid,
         ModelMissing,

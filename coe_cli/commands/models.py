@@ -216,23 +216,26 @@ def import_(
     precision: Annotated[Precision, typer.Option("--precision", help="How its weights are kept.")] = Precision.INT4,
     force: Annotated[bool, typer.Option("--force", help="Take the place of a model of that name.")] = False,
 ) -> None:
-    """Convert a model from elsewhere; says first how much memory and disk that takes.
+    """Convert a model from elsewhere; says first how much memory and disk that takes, and refuses what it cannot convert.
+
+    Llama (Mistral, SmolLM2, R1-Distill-Llama), SmolLM3, Qwen2 (R1-Distill-Qwen), Qwen3, Phi 3 and 4, Gemma 2 and 3,
+    Granite and OLMo2. Four-, six- and eight-bit weights of a GGUF file are kept; others are quantised again.
 
     Weights that are Python pickles are refused, since loading them runs code that came with them.
 
     Example: coe models import Qwen2.5-Coder-0.5B-Instruct-Q8_0.gguf --name coder-small --provider cpu
     """
+    from coe_cli.core.importing.encodings import rules_for
     from coe_cli.core.model_name import check_name
-    from coe_cli.core.recipe import recipe_for
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.conversion.import_model import check_resources, import_model
-    from coe_cli.runtime.conversion.weights_source import inspect
+    from coe_cli.runtime.importing.import_model import check_resources, import_model
+    from coe_cli.runtime.importing.source import inspect
 
     output, models_dir = Output(), folders().models
     check_name(name)
-    recipe_for(provider.value, precision.value)
+    rules_for(provider.value, precision.value)
     weights = inspect(source.expanduser())
-    output.note(check_resources(weights, precision.value, models_dir))
+    output.note(check_resources(weights, provider.value, precision.value, models_dir))
     with ProgressView(output, f"converting {source.name}") as view:
         spec = import_model(
             weights, name, models_dir, view, provider=provider.value, precision=precision.value, force=force

@@ -32,7 +32,7 @@ _TYPES: Final[dict[int, tuple[str, float]]] = {
 }
 """Name and bytes of an element by its number in ``onnx.proto3``."""
 _WITH_SUMS: Final = "/with_block_sums"
-"""So ends the name of a tensor that our converter widens (runtime/conversion/quantize_graph.py)."""
+"""So ends the name of a tensor that our converter widens (runtime/importing/graph_writer.py)."""
 _TABLE_BYTES: Final = 2**20
 """A Gather from a matrix of this size looks up embeddings; smaller ones are constants."""
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from importing.gguf_files import write_gguf
 
 from coe_cli.output.progress_view import amount
 from coe_cli.runtime.store.integrity import check_files
 from model_store.conftest import Coe
 from model_store.hub_server import Hub
-from model_store.test_import import write_gguf
 from model_store.tiny_model import write_tiny_model
 
 # The process says each stage on stdout and waits for a line on stdin before it goes on. The converter is a small one
@@ -34,12 +34,12 @@ def convert(source, output, *, provider, precision, on_progress):
         shutil.copyfile(path, output / path.name)
         stage("converted " + path.name)
 
-module = types.ModuleType("coe_cli.runtime.conversion.convert")
+module = types.ModuleType("coe_cli.runtime.importing.convert")
 module.convert = convert
-sys.modules["coe_cli.runtime.conversion.convert"] = module
+sys.modules["coe_cli.runtime.importing.convert"] = module
 
 import coe_cli.runtime.store.model_store as store
-import coe_cli.runtime.conversion.import_model as importing
+import coe_cli.runtime.importing.import_model as importing
 import coe_cli.runtime.store.install as installing
 import coe_cli.runtime.conversion.optimize as optimizing
 

@@ -63,18 +63,28 @@ class GraphRules(Struct, frozen=True):
     ``operators`` by domain (empty for ONNX's own) and name; None: all that ONNX Runtime has. ``matrix_bits``: what
     MatMulNBits may have, empty where nothing is known. ``shares_cache``: attention needs one buffer for the old and the new
     cache (``past_present_share_buffer``). ``packs_weights``: the provider lays quantised weights out anew, so a graph built
-    for it runs nowhere else.
+    for it runs nowhere else. ``block_offsets``: MatMulNBits is fed with block sums, which keep each block's real offset
+    (docs/conversion.md). ``table_bits``: what embeddings written here may have for GatherBlockQuantized. ``accuracy_level``:
+    MatMulNBits' own, 4 rounds activations to 8 bits.
     """
 
     float_type: Literal["fp32", "fp16"]
     precisions: tuple[Literal["int4", "int8", "fp16"], ...]
     packs_weights: bool = False
+    block_offsets: bool = False
+    table_bits: tuple[int, ...] = ()
+    accuracy_level: int = 0
     norms_in_fp32: bool = False
     rotation_in_attention: bool = True
     quantized_embedding: bool = True
     shares_cache: bool = False
     matrix_bits: tuple[int, ...] = ()
     operators: Mapping[tuple[str, str], OperatorSupport] | None = None
+
+    @property
+    def float_bits(self) -> int:
+        """Bits of activations, scales and the cache."""
+        return 32 if self.float_type == "fp32" else 16
 
     @property
     def cache_element_bytes(self) -> int:
@@ -138,6 +148,8 @@ class ProviderSpec(ABC):
     """Whether models are in a graphics adapter's memory; else in the system's."""
     capabilities: Capabilities = Capabilities()
     graph: GraphRules
+    session: Mapping[str, str] = {}
+    """Its options in the ``genai_config.json`` of a model that is imported for it."""
     errors: tuple[ErrorMeaning, ...] = ()
     """Before those that all providers share."""
 

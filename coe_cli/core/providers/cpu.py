@@ -53,7 +53,9 @@ class Cpu(ProviderSpec):
     install = "pip install onnxruntime-genai"
     on_card = False
     capabilities = Capabilities()
-    graph = GraphRules("fp32", ("int4", "int8"), packs_weights=True)
+    graph = GraphRules(
+        "fp32", ("int4", "int8"), packs_weights=True, block_offsets=True, table_bits=(8,), accuracy_level=4
+    )
 
     def load_bytes(self, model: ModelMemory) -> int:
         """MLAS packs quantised weights into memory of its own with a scale and a block sum (4 bytes each) per block; the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from coe_cli.core.providers._cuda_arenas import (
@@ -42,6 +43,7 @@ class Cuda(ProviderSpec):
     makers = ("nvidia",)
     capabilities = Capabilities(graph_capture=True)
     graph = GraphRules("fp16", ("int4", "fp16"))
+    session: Mapping[str, str] = {"enable_cuda_graph": "0"}
     errors = (
         ErrorMeaning("out_of_memory", r"cudaErrorMemoryAllocation|CUBLAS_STATUS_ALLOC_FAILED|CUDA failure 2\b"),
         ErrorMeaning("device_lost", r"cudaErrorLaunchFailure|cudaErrorIllegalAddress|CUDA failure (700|719)"),

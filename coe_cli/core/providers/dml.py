@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,7 @@ class DirectML(ProviderSpec):
         matrix_bits=(4, 8),
         operators=operators(),
     )
+    session: Mapping[str, str] = {"enable_graph_capture": "1"}
     errors = (
         ErrorMeaning("device_lost", r"887A0005|887A0006|887A0007|887A0020|DXGI_ERROR_DEVICE"),
         ErrorMeaning(

@@ -6,6 +6,7 @@ converted model on ONNX Runtime's CPU provider as it is on disk, but with the lo
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from coe_cli.core.model_spec import spec_from_folder
 from coe_cli.core.providers import host
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.child import Message, run_child, serve_as_child
-from coe_cli.runtime.conversion.checkpoint import find_source, write_checkpoint
 from coe_cli.runtime.folders import PACKAGE
+from coe_cli.runtime.importing.source import inspect
+from coe_cli.runtime.store.model_store import check_room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +65,7 @@ def measure_quality(
         ModelDamaged: the model or the source cannot be read.
         OutOfMemory: the child was ended for its memory.
     """
-    find_source(source)
+    inspect(source)
     found: list[Quality] = []
 
     def hear(message: Message) -> None:
@@ -129,19 +131,19 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def _source_logits(checkpoint: Path) -> Logits:
-    import torch
-    from transformers import AutoModelForCausalLM
+def _source_logits(source: Path, scratch: Path) -> Logits:
+    """The source in fp32, written as a graph with unquantised weights: on disk, four bytes a weight, and mapped from there."""
+    from coe_cli.core.importing.genai_config import SpecialTokens, genai_config
+    from coe_cli.core.model_spec import GENAI_CONFIG
+    from coe_cli.core.providers import host
+    from coe_cli.runtime.importing.write_decoder import GRAPH, write_decoder
 
-    model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=torch.float32, local_files_only=True)
-    model.eval()
-
-    def logits(window: list[int]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            values: NDArray[np.float32] = model(torch.tensor([window])).logits[0].numpy()
-        return values
-
-    return logits
+    found, provider = inspect(source), host()
+    check_room(f"{source.name} in fp32", scratch, 4 * found.parameters)
+    config = genai_config(found.decoder, provider, SpecialTokens(None, (), None), GRAPH)
+    (scratch / GENAI_CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    write_decoder(found.decoder, found.weights(), scratch, provider.graph, "fp32")
+    return _converted_logits(scratch)
 
 
 def _converted_logits(folder: Path) -> Logits:
@@ -216,7 +218,7 @@ def main(arguments: list[str]) -> int:
         tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
         tokens = tokenizer.encode(options.text.read_text(encoding="utf-8")).ids[: options.max_tokens]
         with tempfile.TemporaryDirectory(prefix="coe-quality-") as scratch:
-            reference = _source_logits(write_checkpoint(find_source(options.source), Path(scratch)))
+            reference = _source_logits(options.source, Path(scratch))
             window = min(WINDOW_TOKENS, spec_from_folder(options.model.name, options.model).context_length)
             quality = compare(tokens, reference, converted, lambda part: send({"fraction": round(part, 4)}), window)
         send({"quality": msgspec.to_builtins(quality)})

@@ -33,8 +33,9 @@ from coe_cli.runtime.store.model_store import (
 )
 from coe_cli.runtime.store.sources import Arrival, fetch
 
-_FP16_COPIES_OF_GGUF = 5
-"""Converting needs the source, its weights as fp16 and the result side by side: about five times a 4-bit file."""
+_GGUF_AND_RESULT = 2.5
+"""An import needs the source and the result side by side; the result is at most 1.15 times a 4-bit file on the CPU, more
+on a GPU, where the embedding is in fp16."""
 _SPARE = 1.05
 _DECISIVE = ("graph", "config", "external data")
 """Checks that a model must pass to be installed at all; `coe models verify` makes the others too."""
@@ -55,7 +56,7 @@ class Request(Struct, frozen=True):
         sizes = [source.size_mb for source in self.sources if source.size_mb]
         converts = self.entry is not None and self.entry.format == "gguf"
         weights_mb = self.entry.weights_mb if self.entry else 0.0
-        return max(sizes, default=weights_mb) * (_FP16_COPIES_OF_GGUF if converts else _SPARE)
+        return max(sizes, default=weights_mb) * (_GGUF_AND_RESULT if converts else _SPARE)
 
 
 def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request:
@@ -163,7 +164,7 @@ def _origin(request: Request, arrival: Arrival) -> dict[str, str | None]:
 def _make(request: Request, arrival: Arrival, staging: Path, on_progress: OnProgress) -> Path:
     """The folder in OGA layout, made of what arrived."""
     if request.entry is not None and request.entry.format == "gguf":
-        from coe_cli.runtime.conversion.convert import convert
+        from coe_cli.runtime.importing.convert import convert
 
         result = staging / "model"
         shutil.rmtree(result, ignore_errors=True)

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 from coe_cli.core.findings import Level
+from coe_cli.core.importing.encodings import Precision, rules_for
+from coe_cli.core.importing.needs import needs
 from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.core.profile import Provider
-from coe_cli.core.recipe import Precision
 from coe_cli.errors import DoesNotFit, ModelDamaged, UsageError
-from coe_cli.runtime.conversion.weights_source import WeightsSource
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.importing.source import ModelSource
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.canary import forget
 from coe_cli.runtime.store.integrity import check_files, sha256_of, write_manifest
@@ -20,8 +20,8 @@ from coe_cli.runtime.store.model_store import check_room, open_model, put_in_pla
 from coe_cli.runtime.store.verify import verify
 
 
-def check_resources(source: WeightsSource, precision: str, models_dir: Path) -> str:
-    """What the conversion needs, in words, checked against what there is.
+def check_resources(source: ModelSource, provider: str, precision: Precision, models_dir: Path) -> str:
+    """What the import needs, in words, checked against what there is.
 
     Raises:
         DoesNotFit: the machine has less memory in all than it takes.
@@ -29,7 +29,11 @@ def check_resources(source: WeightsSource, precision: str, models_dir: Path) -> 
     """
     import psutil
 
-    memory_mb, disk_mb = source.needs(precision)
+    matrices = {
+        part: (item.type_name, item.rows * item.columns) for part, item in source.parts.items() if item.rows > 1
+    }
+    memory_bytes, disk_bytes = needs(source.decoder, matrices, rules_for(provider, precision), precision)
+    memory_mb = memory_bytes / BYTES_PER_MB
     memory = psutil.virtual_memory()
     total_mb, free_mb = memory.total / BYTES_PER_MB, memory.available / BYTES_PER_MB
     if memory_mb > total_mb:
@@ -37,21 +41,21 @@ def check_resources(source: WeightsSource, precision: str, models_dir: Path) -> 
             f"converting {source.path.name} takes about {memory_mb:.0f} MB of memory and this machine has {total_mb:.0f} MB",
             "Convert it on a larger machine and copy the folder, or fetch a model in ONNX Runtime GenAI's layout.",
         )
-    check_room(f"{source.path.name}", models_dir, disk_mb * BYTES_PER_MB)
+    check_room(f"{source.path.name}", models_dir, disk_bytes)
     tight = "" if memory_mb <= free_mb else f", more than the {free_mb:.0f} MB that are free: it will be slow"
     return (
         f"converting {source.parameters / 1e6:.0f} million weights ({source.architecture}) to {precision} takes about "
-        f"{memory_mb:.0f} MB of memory and {disk_mb:.0f} MB of disk{tight}"
+        f"{memory_mb:.0f} MB of memory and {disk_bytes / BYTES_PER_MB:.0f} MB of disk{tight}"
     )
 
 
 def import_model(
-    source: WeightsSource,
+    source: ModelSource,
     name: str,
     models_dir: Path,
     on_progress: OnProgress,
     *,
-    provider: Provider,
+    provider: str,
     precision: Precision,
     force: bool = False,
 ) -> ModelSpec:
@@ -62,7 +66,7 @@ def import_model(
         ModelDamaged: the conversion failed or its result is not sound.
         DiskFull, ModelMissing: the models folder is full or cannot be written.
     """
-    from coe_cli.runtime.conversion.convert import convert
+    from coe_cli.runtime.importing.convert import convert
 
     target, staging = models_dir / check_name(name), staging_folder(name, models_dir)
     with writing(name, models_dir, on_progress):

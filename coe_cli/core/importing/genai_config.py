@@ -1,0 +1,134 @@
+"""The ``genai_config.json`` of an imported model, and the token ids that end its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from coe_cli.core.importing.decoder import Decoder
+from coe_cli.core.importing.encodings import fitted
+from coe_cli.core.providers import ProviderSpec
+
+_END_OF_TURN: Final = frozenset(
+    (
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|end|>",
+        "<|return|>",
+        "<end_of_turn>",
+        "<EOT>",
+        "<|EOT|>",
+        "<｜end▁of▁sentence｜>",
+        "_<EOT>",
+        "</s>",
+    )
+)
+"""Texts of tokens that end an answer in whatever vocabulary they are (llama.cpp, src/llama-vocab.cpp, special_eog_ids)."""
+
+
+class SpecialTokens(Struct, frozen=True):
+    """``eos`` are all ids that end an answer, the model's own first."""
+
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+
+
+def gguf_special_tokens(metadata: Mapping[str, Any]) -> SpecialTokens:
+    """The ids that a GGUF header names, and those of tokens that end an answer by their text."""
+    tokens = metadata.get("tokenizer.ggml.tokens") or []
+    kinds = metadata.get("tokenizer.ggml.token_type") or []
+
+    def named(key: str) -> list[int]:
+        return _ids(metadata.get(f"tokenizer.ggml.{key}_token_id"), len(tokens))
+
+    ends = named("eos") + named("eot") + named("eom")
+    ends += [
+        index for index, text in enumerate(tokens) if text in _END_OF_TURN and kinds[index : index + 1] in ([3], [4])
+    ]
+    return _special(named("bos"), ends, named("padding"))
+
+
+def hf_special_tokens(
+    config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer_ids: Mapping[str, int], vocab_size: int
+) -> SpecialTokens:
+    """The union of what ``config.json``, ``generation_config.json`` and the tokenizer (``eos`` → id) say."""
+
+    def named(key: str) -> list[int]:
+        own = [tokenizer_ids[key]] if key in tokenizer_ids else []
+        field = f"{key}_token_id"
+        return _ids(generation.get(field), vocab_size) + _ids(config.get(field), vocab_size) + own
+
+    return _special(named("bos"), named("eos"), named("pad"))
+
+
+def _ids(value: Any, count: int) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < count]
+
+
+def _special(bos: list[int], eos: Iterable[int], pad: list[int]) -> SpecialTokens:
+    ends = tuple(dict.fromkeys(eos))
+    return SpecialTokens(bos[0] if bos else None, ends, pad[0] if pad else None)
+
+
+def genai_config(decoder: Decoder, provider: ProviderSpec, special: SpecialTokens, graph: str) -> dict[str, Any]:
+    """The configuration that ONNX Runtime GenAI reads, as its model builder writes it."""
+    inputs = {
+        "input_ids": "input_ids",
+        "attention_mask": "attention_mask",
+        "past_key_names": "past_key_values.%d.key",
+        "past_value_names": "past_key_values.%d.value",
+    }
+    if not fitted(provider.graph, decoder).rotation_in_attention:
+        inputs["position_ids"] = "position_ids"
+    end = special.eos[0] if special.eos else 0
+    return {
+        "model": {
+            "bos_token_id": special.bos if special.bos is not None else end,
+            "context_length": decoder.context_length,
+            "decoder": {
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [{provider.name: dict(provider.session)}] if provider.on_card else [],
+                },
+                "filename": graph,
+                "head_size": decoder.head_size,
+                "hidden_size": decoder.hidden_size,
+                "inputs": inputs,
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+                "num_attention_heads": decoder.heads,
+                "num_hidden_layers": decoder.layers,
+                "num_key_value_heads": decoder.kv_heads,
+            },
+            "eos_token_id": end if len(special.eos) < 2 else list(special.eos),
+            "pad_token_id": special.pad if special.pad is not None else end,
+            "type": decoder.genai_type,
+            "vocab_size": decoder.vocab_size,
+        },
+        "search": {
+            "diversity_penalty": 0.0,
+            "do_sample": False,
+            "early_stopping": True,
+            "length_penalty": 1.0,
+            "max_length": decoder.context_length,
+            "min_length": 0,
+            "no_repeat_ngram_size": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": True,
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 50,
+            "top_p": 1.0,
+        },
+    }

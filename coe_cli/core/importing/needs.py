@@ -1,0 +1,43 @@
+"""What an import will take, judged from headers: bytes of the result on disk, and memory at its peak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from coe_cli.core.importing.decoder import Decoder
+from coe_cli.core.importing.encodings import Encoding, Precision, encoding_of
+from coe_cli.core.providers import GraphRules
+
+_BASE_BYTES: Final = 300 * 2**20
+"""Python, numpy, onnx, the tokenizer's vocabulary, and the few rows that are put into blocks together (measured)."""
+_SIDE_FILES_BYTES: Final = 40 * 2**20
+"""Graph, tokenizer and configuration: 13 MB for a vocabulary of 152k."""
+
+
+def bits_per_weight(encoding: Encoding, scale_bits: int) -> float:
+    """Bits on disk for each weight, with its share of scales, zero points and offsets."""
+    if not encoding.quantized:
+        return float(encoding.bits)
+    of_block = scale_bits + (0 if encoding.symmetric else encoding.bits)
+    bits = encoding.bits + of_block / encoding.block_size
+    return bits * (1 + 1 / encoding.block_size) if encoding.offsets else bits
+
+
+def needs(
+    decoder: Decoder, matrices: Mapping[str, tuple[str, int]], rules: GraphRules, precision: Precision
+) -> tuple[int, int]:
+    """Bytes of memory (beyond the system's file cache) and of disk. ``matrices``: part → source type, number of weights."""
+    disk = float(_SIDE_FILES_BYTES)
+    largest = 0
+    for part, (type_name, weights) in matrices.items():
+        is_table = part == "embedding.weight"
+        encoding = encoding_of(type_name, rules, precision, head=is_table or part == "head.weight")
+        if is_table and not (decoder.tied and encoding.bits in rules.table_bits):
+            disk += weights * (8 + rules.float_bits / 32 if 8 in rules.table_bits else rules.float_bits) / 8
+        if not is_table or decoder.tied:
+            disk += weights * bits_per_weight(encoding, rules.float_bits) / 8
+            if not encoding.quantized:
+                largest = max(largest, weights * encoding.bits // 8)
+    rotations = sum(rope.dim for rope in decoder.ropes) * decoder.context_length * rules.float_bits // 8
+    return _BASE_BYTES + 2 * largest + rotations, round(disk) + rotations

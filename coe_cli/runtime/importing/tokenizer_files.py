@@ -1,0 +1,94 @@
+"""The tokenizer of an imported model, as Hugging Face files, and its special tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from coe_cli.core.importing.genai_config import SpecialTokens, gguf_special_tokens, hf_special_tokens
+from coe_cli.errors import ModelDamaged, UsageError
+from coe_cli.runtime.importing.source import ModelSource
+
+_COPIED: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def write_tokenizer(source: ModelSource, folder: Path) -> SpecialTokens:
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and the chat template into ``folder``.
+
+    Raises:
+        UsageError: a Hugging Face folder has no ``tokenizer.json``.
+        ModelDamaged: the source's tokenizer cannot be used.
+    """
+    if source.kind == "gguf":
+        _write_gguf_tokenizer(source.path, folder)
+        special = gguf_special_tokens(source.metadata)
+    else:
+        for name in _COPIED:
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, folder / name)
+        if not (folder / "tokenizer.json").is_file():
+            raise UsageError(
+                f"{source.path} has no tokenizer.json", "Fetch a build of the model that has one, or a GGUF file."
+            )
+        generation = _json(source.path / "generation_config.json")
+        special = hf_special_tokens(source.metadata, generation, _tokenizer_ids(folder), source.decoder.vocab_size)
+    _name_known_class(folder)
+    return special
+
+
+def _write_gguf_tokenizer(path: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+    except Exception as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelDamaged(
+            f"{path} has a tokenizer that cannot be used: {words}", "Use another build of the model."
+        ) from None
+    tokenizer.save_pretrained(str(folder))
+
+
+def _tokenizer_ids(folder: Path) -> dict[str, int]:
+    """``bos``, ``eos`` and ``pad`` of tokenizer_config.json as ids."""
+    config = _json(folder / "tokenizer_config.json")
+    try:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        ids = {str(token["content"]): int(token["id"]) for token in tokenizer.get("added_tokens", [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelDamaged(f"{folder / 'tokenizer.json'} cannot be used: {error!r}", "Fetch it again.") from None
+    found = {}
+    for key in ("bos", "eos", "pad"):
+        token = config.get(f"{key}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str) and text in ids:
+            found[key] = ids[text]
+    return found
+
+
+def _name_known_class(folder: Path) -> None:
+    """Name a tokenizer class that OGA 0.13.1 knows: it refuses transformers 5's ``TokenizersBackend``."""
+    path = folder / "tokenizer_config.json"
+    config = _json(path)
+    if config.get("tokenizer_class") in (None, "TokenizersBackend"):
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelDamaged(f"{path} cannot be used: {error!r}", "Fetch it again.") from None
+    return found if isinstance(found, dict) else {}

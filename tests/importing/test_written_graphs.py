@@ -1,0 +1,95 @@
+"""The graphs that are written for each architecture and provider: pinned by a hash, and made of what the provider has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from coe_cli.core.graph_check import graph_problems
+from coe_cli.core.onnx_records import graph_records
+from coe_cli.core.providers import all_specs
+from coe_cli.runtime.importing.source import inspect
+from coe_cli.runtime.importing.write_decoder import write_decoder
+from importing.configurations import CONFIGURATIONS, RULES, write_folder
+
+GOLDEN = Path(__file__).with_name("written_graphs.json")
+"""Provider → configuration → hash of the graph. Written anew by ``python -m importing.test_written_graphs`` in tests/."""
+
+
+def written(name: str, provider: str, folder: Path) -> Path:
+    source = inspect(write_folder(folder / "source", name))
+    write_decoder(source.decoder, source.weights(), folder, RULES[provider], "int4")
+    return folder / "model.onnx"
+
+
+def digest(graph: Path) -> str:
+    """Nodes, inputs, outputs and the form of each tensor; not what lies in the data file."""
+    model = onnx.load(graph, load_external_data=False)
+    lines = [
+        f"{node.op_type} {list(node.input)} {list(node.output)} "
+        + str(sorted((item.name, str(onnx.helper.get_attribute_value(item))) for item in node.attribute))
+        for node in model.graph.node
+    ]
+    lines += [f"{tensor.name} {tensor.data_type} {list(tensor.dims)}" for tensor in model.graph.initializer]
+    lines += [str(value) for value in [*model.graph.input, *model.graph.output]]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("provider", RULES)
+def test_graphs_are_what_they_were(provider: str, tmp_path: Path) -> None:
+    golden = json.loads(GOLDEN.read_text())[provider]
+    found = {}
+    for name in CONFIGURATIONS:
+        (tmp_path / name).mkdir()
+        found[name] = digest(written(name, provider, tmp_path / name))
+    assert found == golden
+
+
+def test_graphs_hold_what_a_provider_has(tmp_path: Path) -> None:
+    operators = {}
+    for provider in RULES:
+        (tmp_path / provider).mkdir()
+        model = onnx.load(written("llama-tied-biased", provider, tmp_path / provider), load_external_data=False)
+        operators[provider] = {node.op_type for node in model.graph.node}
+        attention = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+        rotates = next(item.i for item in attention.attribute if item.name == "do_rotary")
+        assert rotates == (provider != "dml")
+        norm = next(node for node in model.graph.node if node.op_type == "SimplifiedLayerNormalization")
+        weight = next(tensor for tensor in model.graph.initializer if tensor.name == norm.input[1])
+        assert (weight.data_type == onnx.TensorProto.FLOAT) == (provider in ("cpu", "dml"))
+    assert "RotaryEmbedding" in operators["dml"] and "RotaryEmbedding" not in operators["cpu"]
+    assert [name for name in RULES if "GatherBlockQuantized" in operators[name]] == ["cpu"]
+    assert [name for name in RULES if "ReduceSum" in operators[name] and "Concat" in operators[name]] == ["cpu"]
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_provider_takes_its_graphs(name: str, tmp_path: Path) -> None:
+    for spec in all_specs():
+        (tmp_path / spec.name).mkdir()
+        with graph_records(written(name, spec.name, tmp_path / spec.name)) as records:
+            assert graph_problems(records, spec.graph) == []
+
+
+def test_a_shared_table_is_stored_once(tmp_path: Path) -> None:
+    model = onnx.load(written("llama-tied-biased", "cpu", tmp_path), load_external_data=False)
+    places: dict[str, list[str]] = {}
+    for tensor in model.graph.initializer:
+        entry = {item.key: item.value for item in tensor.external_data}
+        if entry:
+            places.setdefault(entry["offset"], []).append(tensor.name)
+    assert ["lm_head.MatMul.codes", "model.embed_tokens.codes"] in places.values()
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    golden: dict[str, dict[str, str]] = {}
+    for provider in RULES:
+        for name in CONFIGURATIONS:
+            with tempfile.TemporaryDirectory() as scratch:
+                golden.setdefault(provider, {})[name] = digest(written(name, provider, Path(scratch)))
+    GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")

@@ -52,9 +52,11 @@ imports: $(VENV)/developed
 ## the dependency ranges resolve on Windows and Linux
 resolve: $(VENV)/developed
 	for version in 3.11 3.12 3.13; do \
-	  $(BIN)/uv pip compile -q pyproject.toml --extra fleet --extra ray --python-platform windows --python-version $$version -o /dev/null && \
+	  $(BIN)/uv pip compile -q pyproject.toml --extra directml --extra fleet --extra ray --python-platform windows --python-version $$version -o /dev/null && \
+	  $(BIN)/uv pip compile -q pyproject.toml --extra cpu --python-platform linux --python-version $$version -o /dev/null && \
+	  $(BIN)/uv pip compile -q pyproject.toml --extra cpu --python-platform macos --python-version $$version -o /dev/null && \
 	  $(BIN)/uv pip compile -q pyproject.toml --extra cuda --extra fleet --extra ray --python-platform linux --python-version $$version -o /dev/null && \
-	  echo "resolves on Windows and Linux for Python $$version" || exit 1; \
+	  echo "resolves on Windows, Linux and macOS for Python $$version" || exit 1; \
 	done
 
 ## the documentation as a site, in site/
@@ -77,7 +79,7 @@ $(VENV)/torch: constraints.txt
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml
-	$(PIP) install -c constraints.txt -e .
+	$(PIP) install -c constraints.txt -e ".[cpu]"
 	$(BIN)/python -m compileall -q coe_cli  # pip does so for a wheel, not for a checkout
 	touch $@
 

@@ -22,6 +22,7 @@ from coe_cli.core.fleet import Demand
 from coe_cli.core.fleet_problem import Group, Problem
 from coe_cli.core.profile import load_profiles
 from coe_cli.errors import CoeError, DoesNotFit, ProfileInvalid, UsageError
+from coe_cli.package import install_command
 from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, EmbedderInfo
@@ -258,7 +259,7 @@ def test_without_or_tools_one_line_says_what_to_install(tmp_path: Path, monkeypa
     error = run(tmp_path, FLEET).exception
     assert isinstance(error, CoeError)
     assert (error.message, error.hint) == (
-        "planning a fleet needs OR-Tools", "Install it: pip install 'coe-cli[fleet]'",
+        "planning a fleet needs OR-Tools", f"Install it: {install_command('fleet')}",
     )  # fmt: skip
 
 

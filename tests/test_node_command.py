@@ -20,6 +20,7 @@ from coe_cli.core.scheduler import Scheduler
 from coe_cli.core.scheduler_events import Load, Loaded, Request, Start
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.errors import CoeError, UsageError
+from coe_cli.package import install_command
 
 
 def test_the_line_is_exact(bare_coe: Coe) -> None:
@@ -69,7 +70,7 @@ def test_without_ray_one_line_says_what_to_install(bare_coe: Coe) -> None:
     path = f"{site}:{bare_coe.environment['PYTHONPATH']}"
     result = bare_coe.run("node", "-p", "embedded", PYTHONPATH=path)
     assert result.code == 1 and result.stdout == ""
-    assert result.stderr == "coe: Ray is not installed. Install it: pip install 'coe-cli[ray]'\n"
+    assert result.stderr == f"coe: Ray is not installed. Install it: {install_command('ray')}\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         from coe_cli.runtime.fleet.ray_cluster import RayCluster

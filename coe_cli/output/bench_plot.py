@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from coe_cli.core.bench_rows import BenchReport, BenchRow
 from coe_cli.errors import UsageError
+from coe_cli.package import install_command
 
 _SUFFIXES: Final = (".png", ".svg")
 _MOST_BARS: Final = 12
@@ -24,7 +25,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"{path} is neither .png nor .svg", "Name a file that ends so.")
     if find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed", 'Install it: pip install "coe-cli[plot]"')
+        raise UsageError("--plot needs matplotlib, which is not installed", f"Install it: {install_command('plot')}")
 
 
 def draw(report: BenchReport, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from coe_cli import package
 from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.machine import Machine, card, card_mb
 from coe_cli.core.providers.dml import PROVIDER
@@ -28,7 +29,7 @@ class DirectMLRuntime(ProviderRuntime):
     def check(self, *, offered: bool, details: Mapping[str, str], platform: str) -> list[Finding]:
         if platform not in PROVIDER.platforms:
             return []
-        install = PROVIDER.install.replace("pip install", "pip install --force-reinstall", 1)
+        install = package.install_command(PROVIDER.extra).replace("install", "install --force-reinstall", 1)
         if not offered:
             return [error("directml", "DirectML is not available in this build", install)]
         path = details.get("path")

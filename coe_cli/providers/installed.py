@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from coe_cli import package
 from coe_cli.core.profile import HardwareProfile, Provider
-from coe_cli.core.providers import all_specs, host, on_host, spec_of
+from coe_cli.core.providers import ProviderSpec, all_specs, host, on_host, spec_of
 from coe_cli.errors import DeviceLost
 
 
@@ -30,6 +31,17 @@ def installed_runtimes() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def install_command(spec: ProviderSpec, packages: Collection[str]) -> str:
+    """The command that installs ``spec``'s runtime; with others among the installed ``packages`` they go first.
+
+    All builds of ONNX Runtime unpack into one folder: the one installed last would win file by file.
+    """
+    own = {*spec.oga_packages, *spec.ort_packages}
+    found = [name for name in (*runtime_packages(), *inference_packages()) if name in packages]
+    command = package.install_command(spec.extra)
+    return command if set(found) <= own else f"pip uninstall -y {' '.join(found)} && {command}"
 
 
 def runtime_version(provider: Provider) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from coe_cli.core.command_line import command_line
 from coe_cli.core.process_exit import ExitKind
 from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
-from coe_cli.runtime.package import python_path
+from coe_cli.package import python_path
 from coe_cli.runtime.private_channel import take_standard_streams
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.store.source_errors import is_full

@@ -136,8 +136,8 @@ class ProviderSpec(ABC):
     """Distributions of ONNX Runtime GenAI that have it."""
     ort_packages: tuple[str, ...]
     """Distributions of ONNX Runtime that have it."""
-    install: str
-    """The command that installs it."""
+    extra: str
+    """The extra of coe-cli that installs it."""
     platforms: tuple[str, ...] = ()
     """Values of ``sys.platform`` where it exists; empty: everywhere."""
     expected_on: tuple[str, ...] = ()

@@ -50,7 +50,7 @@ class Cpu(ProviderSpec):
     ort_name = "CPUExecutionProvider"
     oga_packages = ("onnxruntime-genai",)
     ort_packages = ("onnxruntime",)
-    install = "pip install onnxruntime-genai"
+    extra = "cpu"
     on_card = False
     capabilities = Capabilities()
     graph = GraphRules(

@@ -35,10 +35,7 @@ class Cuda(ProviderSpec):
     ort_name = "CUDAExecutionProvider"
     oga_packages = ("onnxruntime-genai-cuda",)
     ort_packages = ("onnxruntime-gpu",)
-    install = (
-        "pip uninstall -y onnxruntime onnxruntime-genai && pip install onnxruntime-gpu onnxruntime-genai-cuda"
-        " (NVIDIA cards)"
-    )
+    extra = "cuda"
     platforms = ("win32", "linux")
     makers = ("nvidia",)
     capabilities = Capabilities(graph_capture=True)

@@ -26,7 +26,7 @@ class DirectML(ProviderSpec):
     ort_name = "DmlExecutionProvider"
     oga_packages = ("onnxruntime-genai-directml",)
     ort_packages = ("onnxruntime-directml",)
-    install = "pip install onnxruntime-genai-directml==0.13.1 onnxruntime-directml==1.24.4"
+    extra = "directml"
     platforms = ("win32",)
     expected_on = ("win32",)
     capabilities = Capabilities(can_continue=False, can_rewind=False, graph_capture=True, memory_returned_by="model")

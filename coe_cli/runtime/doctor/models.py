@@ -16,7 +16,7 @@ from coe_cli.core.profile import ProfileSet, Provider
 from coe_cli.core.providers import spec_of
 from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError
-from coe_cli.providers.installed import choose_provider
+from coe_cli.providers.installed import choose_provider, install_command, installed_runtimes
 from coe_cli.runtime.college.residents import resident_models
 from coe_cli.runtime.conversion.optimize import prunes_head
 from coe_cli.runtime.doctor.software import SYSTEMS
@@ -72,7 +72,7 @@ def _of_model(name: str, problem: Finding) -> Finding:
 def _how_to_have(provider: Provider) -> str:
     spec = spec_of(provider)
     if not spec.platforms or sys.platform in spec.platforms:
-        return spec.install
+        return install_command(spec, [*installed_runtimes()])
     return f"Run it on {SYSTEMS.get(spec.platforms[0], spec.platforms[0])}, with {spec.label}."
 
 

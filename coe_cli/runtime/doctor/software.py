@@ -7,10 +7,11 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 
+from coe_cli import package
 from coe_cli.core.findings import Finding, error, ok
 from coe_cli.core.providers import all_specs, expected_on, names
 from coe_cli.providers import runtime_of
-from coe_cli.providers.installed import inference_packages, runtime_packages
+from coe_cli.providers.installed import inference_packages, install_command, runtime_packages
 from coe_cli.runtime.worker.oga_report import OgaReport
 
 _OTHERS = ("onnx-ir", "tokenizers", "transformers", "torch", "sentence-transformers", "huggingface_hub")
@@ -47,26 +48,27 @@ def check_packages(packages: Mapping[str, str], *, platform: str) -> list[Findin
     findings = [ok("packages", ", ".join(f"{name} {version}" for name, version in packages.items()))]
     runtimes = [name for name in runtime_packages() if name in packages]
     inference = [name for name in inference_packages() if name in packages]
+    wanted = expected_on(platform)
+    install = install_command(wanted, packages)
     for kind, found in (("ONNX Runtime GenAI", runtimes), ("ONNX Runtime", inference)):
         if not found:
-            findings.append(error("packages", f"{kind} is not installed", "pip install --force-reinstall coe-cli"))
+            findings.append(error("packages", f"{kind} is not installed", install))
         elif len(found) > 1:
             # They unpack into one folder, and the one installed last wins file by file.
             findings.append(
                 error(
                     "packages",
                     f"{' and '.join(found)} overwrite each other's files",
-                    f"pip uninstall -y {' '.join(runtimes + inference)} && pip install coe-cli",
+                    install,
                 )
             )
-    wanted = expected_on(platform)
     if platform in wanted.expected_on and runtimes and not set(runtimes) & set(wanted.oga_packages):
         message = f"{wanted.label} is not available: the installed build has none"
-        findings.append(error("packages", message, wanted.install))
+        findings.append(error("packages", message, install))
     for spec in all_specs():
         if spec.platforms and platform not in spec.platforms and set(runtimes) & set(spec.oga_packages):
             systems = " and ".join(SYSTEMS.get(name, name) for name in spec.platforms)
-            findings.append(error("packages", f"{spec.label} exists on {systems} only", wanted.install))
+            findings.append(error("packages", f"{spec.label} exists on {systems} only", install))
     return [*findings, *_unmet(runtimes)]
 
 
@@ -99,7 +101,7 @@ def _unmet(names: list[str]) -> list[Finding]:
 def check_oga(report: OgaReport, *, platform: str) -> list[Finding]:
     """What ONNX Runtime GenAI offers, and what each provider's library says."""
     if report.problem is not None:
-        fix = "pip install --force-reinstall coe-cli"
+        fix = package.install_command(expected_on(platform).extra).replace("install", "install --force-reinstall", 1)
         if platform == "win32":
             fix += "; if it names a DLL, install the Microsoft Visual C++ Redistributable (x64)"
         return [error("runtime", f"ONNX Runtime GenAI cannot be imported: {report.problem}", fix)]

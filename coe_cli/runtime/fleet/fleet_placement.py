@@ -12,6 +12,7 @@ from typing import Any, Final
 from coe_cli.core.fleet_problem import Group, Pattern, Problem, Share, patterns
 from coe_cli.errors import CoeError
 from coe_cli.interrupts import interrupt_put_off
+from coe_cli.package import install_command
 
 PARTS: Final = 1000
 """Requests are shared out in so many parts."""
@@ -33,7 +34,7 @@ def cp_model() -> Any:
         with interrupt_put_off():  # it makes an ImportError of an interrupt
             from ortools.sat.python import cp_model as module
     except ImportError:
-        raise CoeError("planning a fleet needs OR-Tools", "Install it: pip install 'coe-cli[fleet]'") from None
+        raise CoeError("planning a fleet needs OR-Tools", f"Install it: {install_command('fleet')}") from None
     return module
 
 

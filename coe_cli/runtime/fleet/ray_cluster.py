@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from coe_cli.core.ray_node import NAMESPACE, OBJECT_STORE_BYTES
 from coe_cli.errors import CoeError, DeviceLost
+from coe_cli.package import install_command
 
 _HOME_REPORTS = "RAY_USAGE_STATS_ENABLED"
 _AUTH_MODE = "RAY_AUTH_MODE"
@@ -49,7 +50,7 @@ def ray_module() -> Any:
 
 
 def _missing() -> CoeError:
-    return CoeError("Ray is not installed", "Install it: pip install 'coe-cli[ray]'")
+    return CoeError("Ray is not installed", f"Install it: {install_command('ray')}")
 
 
 class RayCluster:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from coe_cli.errors import CoeError, DiskFull, ModelDamaged
+from coe_cli.package import python_path
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.package import python_path
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, Embedder, EmbedderInfo, embedder_folder
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder, file_sha256
 from coe_cli.runtime.store.source_errors import is_full

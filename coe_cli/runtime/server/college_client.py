@@ -18,9 +18,9 @@ import msgspec
 
 from coe_cli.core.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, UsageError, from_code
+from coe_cli.package import start_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.package import start_code
 from coe_cli.runtime.server import pid_file, rendezvous
 from coe_cli.runtime.server.route_messages import RouteAnswer, RouteRequest
 from coe_cli.runtime.server.serve_options import ServeOptions

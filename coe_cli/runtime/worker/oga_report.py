@@ -11,8 +11,8 @@ from typing import Any
 from msgspec import Struct
 
 from coe_cli.core.providers import names
+from coe_cli.package import start_code
 from coe_cli.providers import runtime_of
-from coe_cli.runtime.package import start_code
 from coe_cli.runtime.worker.worker_process import worker_environment
 
 _TIMEOUT_S = 60.0

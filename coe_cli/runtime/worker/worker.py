@@ -16,6 +16,7 @@ from collections import deque
 from typing import Any, BinaryIO
 
 from coe_cli.errors import CoeError
+from coe_cli.package import install_command
 from coe_cli.runtime.private_channel import take_standard_streams
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.generation import Generation, PreparedModel
@@ -162,7 +163,7 @@ def main() -> None:
             protocol.Failed(
                 "device_lost",
                 f"onnxruntime_genai cannot be imported: {error}",
-                "Install coe-cli again: pip install --force-reinstall coe-cli",
+                "Install a runtime (cpu, directml or cuda): " + install_command("cpu"),
             ),
         )
         return

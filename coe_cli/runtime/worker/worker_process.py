@@ -16,7 +16,7 @@ import msgspec
 
 from coe_cli.errors import CoeError, TimedOut
 from coe_cli.interrupts import interrupt_put_off
-from coe_cli.runtime.package import start_code
+from coe_cli.package import start_code
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import worker_death

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from coe_cli.streams import prepare_streams
+
 
 def main() -> None:
     """Run the command line; exits with an ExitCode."""
-    _open_closed_streams()
+    prepare_streams()
     try:
         try:
             code = _run()
@@ -24,15 +26,6 @@ def main() -> None:
         # After an interrupt inside exec(), as dataclasses call it, sys.exit would end by the signal and not with 130.
         os._exit(code)
     sys.exit(code)
-
-
-def _open_closed_streams() -> None:
-    """`coe … >&-`: nobody reads, and nothing else that is opened may become file descriptor 1."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115 - pathlib costs start-up time; open as long as coe runs
-            os.set_inheritable(stream.fileno(), True)
-            setattr(sys, name, stream)
 
 
 def _run() -> int:

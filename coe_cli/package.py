@@ -13,6 +13,11 @@ def start_code(module: str) -> str:
     return f"import sys; sys.path.append({PACKAGE_ROOT!r}); from {module} import main; main()"
 
 
+def python_environment(**more: str) -> dict[str, str]:
+    """The environment for a Python of ours: what it prints is UTF-8 in every locale, so that errors come back whole."""
+    return {**os.environ, "PYTHONIOENCODING": "utf-8", **more}
+
+
 def python_path() -> str:
     """A ``PYTHONPATH`` that has this coe before what is on it."""
     return os.pathsep.join([PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])

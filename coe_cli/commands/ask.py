@@ -21,6 +21,7 @@ from coe_cli.commands.options import (
 )
 from coe_cli.core.answer import join_question
 from coe_cli.core.limits import MAX_TOKENS, SECONDS_MOST, SEED, TOP_K
+from coe_cli.core.text_encoding import decode_text
 from coe_cli.errors import UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
@@ -167,16 +168,16 @@ def _read_stdin() -> str:
     """Text that was piped in, or '' on a terminal.
 
     Raises:
-        UsageError: the bytes are not UTF-8 text.
+        UsageError: the bytes are not text.
     """
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return ""
     data = sys.stdin.buffer.read()
     try:
-        text = data.decode("utf-8-sig")
+        text = decode_text(data)
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"stdin is not UTF-8 text (byte {error.start})", "Convert it first, for example with iconv."
+            f"stdin is not {error.encoding.upper()} text (byte {error.start})", "Save it as UTF-8 first."
         ) from None
     if "\0" in text:
         raise UsageError("stdin is binary", "Pipe text, not a binary file.")

@@ -108,8 +108,10 @@ def _by_the_college(question: str, catalog: Catalog, embedder: str | None) -> Ro
 
 
 def _lines() -> list[str]:
-    """Questions on stdin, one a line; bytes that are not UTF-8 are replaced, an empty line is a question too."""
-    return sys.stdin.buffer.read().decode("utf-8", "replace").splitlines()
+    """Questions on stdin, one a line; bytes that are no text are replaced, an empty line is a question too."""
+    from coe_cli.core.text_encoding import decode_text
+
+    return decode_text(sys.stdin.buffer.read(), "replace").splitlines()
 
 
 def _stdin_is_terminal() -> bool:

@@ -10,6 +10,7 @@ import msgspec
 import yaml
 
 from coe_cli.core.names import did_you_mean
+from coe_cli.core.text_encoding import decode_text
 from coe_cli.errors import ProfileInvalid
 
 _MAX_DEPTH = 64
@@ -32,7 +33,7 @@ class Document:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a BOM
+            text = decode_text(path.read_bytes())  # editors on Windows write a BOM, PowerShell UTF-16
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileInvalid(
                 f"{path}: cannot be read: {_reason(error)}", "Check the path and its permissions."

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from coe_cli.core.command_line import command_line
 from coe_cli.core.process_exit import ExitKind
 from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
-from coe_cli.package import python_path
+from coe_cli.package import python_environment, python_path
 from coe_cli.runtime.private_channel import take_standard_streams
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.store.source_errors import is_full
@@ -122,14 +122,12 @@ def _follow(child: subprocess.Popen[str], on_message: Callable[[Message], None])
 
 
 def _environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": python_path(),
-        "PYTHONIOENCODING": "utf-8",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "ORT_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    return python_environment(
+        PYTHONPATH=python_path(),
+        HF_HUB_OFFLINE="1",
+        TRANSFORMERS_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        ORT_DISABLE_TELEMETRY="1",
+        TOKENIZERS_PARALLELISM="false",
+    )

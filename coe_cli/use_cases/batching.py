@@ -16,6 +16,7 @@ from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.selection import choose_model
+from coe_cli.core.text_encoding import MARK_BYTES, encoding_of
 from coe_cli.errors import UsageError
 from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
@@ -111,7 +112,8 @@ def _engine(
 
 
 def _source(path: Path | None) -> Path | None:
-    """The input if it is a file that can be read more than once; None where it is a stream: stdin or a pipe with a name.
+    """The input if it is a file that can be read more than once; None where it is a stream: stdin, a pipe
+    with a name, or text that has to be converted.
 
     Raises:
         UsageError: there is nothing to read.
@@ -125,7 +127,16 @@ def _source(path: Path | None) -> Path | None:
             f"{path} is a folder" if path.is_dir() else f"{path} does not exist",
             "Name a file of JSON lines, or - for stdin.",
         )
-    return path if path.is_file() else None
+    return path if path.is_file() and not _needs_conversion(path) else None
+
+
+def _needs_conversion(path: Path) -> bool:
+    """Whether it is in UTF-16, as PowerShell writes it: rows are read at their places in UTF-8."""
+    try:
+        with path.open("rb") as file:
+            return not encoding_of(file.read(MARK_BYTES)).startswith("utf-8")
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
 
 
 def _target(path: Path | None) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import tempfile
 import threading
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from coe_cli.core.batch_progress import Pace, Progress, left_s
-from coe_cli.core.command_line import command_line
 from coe_cli.errors import CoeError, Interrupted, UsageError
 from coe_cli.interrupts import two_step_interrupt
 from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult, RowSource
 from coe_cli.runtime.batch.batch_index import BatchIndex, InputFacts, Route, RowDefaults, RowHead, look_through
 from coe_cli.runtime.batch.batch_journal import Header, Journal
 from coe_cli.runtime.batch.batch_output import output_line
+from coe_cli.runtime.batch.batch_spool import spool, spooled_again
 from coe_cli.runtime.college.resolver import RequestResolver
 
 
@@ -80,7 +79,7 @@ def run_batch(
     """
     with _workplace(job) as folder:
         try:
-            source = job.source or _spool(stdin or sys.stdin.buffer, folder, restart=job.restart)
+            source = job.source or spool(stdin or sys.stdin.buffer, folder / _SPOOL, job.target)
             return _Batch(job, folder, source, view, stdout or sys.stdout.buffer).run(resolver, route, new_engine)
         except KeyboardInterrupt:
             raise Interrupted("stopped before the first row", _how_to_go_on(job, folder)) from None
@@ -343,26 +342,6 @@ def _workplace(job: BatchJob) -> Iterator[Path]:
         lock.release()
 
 
-def _spool(stdin: BinaryIO, folder: Path, *, restart: bool) -> Path:
-    """Stdin as a file beside the journal: rows are read again when their turn comes, and by whoever resumes."""
-    spool, fresh = folder / _SPOOL, folder / f"{_SPOOL}.part"
-    try:
-        with fresh.open("wb") as file:
-            shutil.copyfileobj(stdin, file, 2**20)
-        known = look_through(spool).sha256 if spool.exists() else None
-        if known is not None and known != look_through(fresh).sha256:
-            raise UsageError(
-                f"stdin is not what the batch in {folder} was begun with",
-                f"Go on with `{_of_the_spool(spool, folder.with_suffix(''))}`, or give --restart to begin anew.",
-            )
-        fresh.replace(spool)
-    except OSError as error:
-        raise CoeError(f"stdin cannot be kept in {folder}: {error.strerror or error}", "Make room there.") from error
-    finally:
-        fresh.unlink(missing_ok=True)
-    return spool
-
-
 def _refuse_foreign(target: Path, journal: Path) -> None:
     if not journal.exists() and target.exists() and target.stat().st_size:
         raise UsageError(
@@ -371,13 +350,9 @@ def _refuse_foreign(target: Path, journal: Path) -> None:
         )
 
 
-def _of_the_spool(spool: Path, target: Path) -> str:
-    return command_line(["coe", "batch", str(spool), "-o", str(target)])
-
-
 def _how_to_go_on(job: BatchJob, folder: Path) -> str:
     if job.target is None:
         return "Give -o FILE the next time: then the same command goes on where it was stopped."
     if job.source is None:
-        return f"Go on with: {_of_the_spool(folder / _SPOOL, job.target)}"
+        return f"Go on with: {spooled_again(folder / _SPOOL, job.target)}"
     return f"Go on with: {job.again}"

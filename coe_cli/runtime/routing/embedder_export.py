@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from coe_cli.errors import CoeError, DiskFull, ModelDamaged
-from coe_cli.package import python_path
+from coe_cli.package import python_environment, python_path
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, Embedder, EmbedderInfo, embedder_folder
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder, file_sha256
@@ -222,12 +222,13 @@ def _measure_resident_mb(folder: Path, texts: Sequence[str]) -> float:
         "Embedder(Path(sys.argv[1])).embed(json.load(sys.stdin))\n"
         "print((me.memory_info().rss - before) / 2**20)\n"
     )
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONPATH": python_path()}
+    environment = python_environment(ORT_DISABLE_TELEMETRY="1", PYTHONPATH=python_path())
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)],
         input=json.dumps(list(texts)),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=environment,
         timeout=600,
     )

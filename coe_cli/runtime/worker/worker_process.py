@@ -16,7 +16,7 @@ import msgspec
 
 from coe_cli.errors import CoeError, TimedOut
 from coe_cli.interrupts import interrupt_put_off
-from coe_cli.package import start_code
+from coe_cli.package import python_environment, start_code
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import worker_death
@@ -40,7 +40,7 @@ def worker_environment() -> dict[str, str]:
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" not in tunables:
         tunables = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", "GLIBC_TUNABLES": tunables}
+    return python_environment(ORT_DISABLE_TELEMETRY="1", PYTHONUNBUFFERED="1", GLIBC_TUNABLES=tunables)
 
 
 class WorkerProcess:

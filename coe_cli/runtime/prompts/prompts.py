@@ -10,8 +10,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import msgspec
 from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, PromptsFull, PromptTooLong, from_code
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.package import start_code
+from coe_cli.runtime.prompts.deadline import Deadline
 from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage
 from coe_cli.runtime.worker.protocol import HEAD_BYTES, ChatMessage, frame, frame_length
 
@@ -292,7 +291,7 @@ class _Child:
             CoeError: what it says, or the stage that took too long.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        with _Deadline(limits.start_s, self._process.kill) as deadline:
+        with Deadline(limits.start_s, self._process.kill) as deadline:
             stage: Stage | None = None
             try:
                 self._process.stdin.write(frame(request))  # type: ignore[arg-type]
@@ -330,34 +329,6 @@ class _Child:
             raise EOFError
         found: FromPrompts = _decode(self._process.stdout.read(frame_length(head)))
         return found
-
-
-class _Deadline:
-    """Calls ``then`` in a thread once the ``seconds`` of the last ``begin`` have passed, unless the block was left before."""
-
-    def __init__(self, seconds: float, then: Callable[[], None]) -> None:
-        self._then = then
-        self._left = threading.Event()
-        self.begin(seconds)
-        self.passed = False
-
-    def __enter__(self) -> _Deadline:
-        threading.Thread(target=self._watch, daemon=True).start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._left.set()
-
-    def begin(self, seconds: float) -> None:
-        self._at = time.monotonic() + seconds
-
-    def _watch(self) -> None:
-        # In short waits: the next stage may have to end before the one that is waited for.
-        while not self._left.wait(max(0.0, min(_LOOK_UP_S, self._at - time.monotonic()))):
-            if time.monotonic() >= self._at:
-                self.passed = True
-                self._then()
-                return
 
 
 def _too_slow(request: Prepare, stage: Stage | None, limits: PromptLimits) -> CoeError:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from coe_cli.core.catalog import Catalog, ModelEntry, ModelShape
+from coe_cli.core.genai_config import GENAI_CONFIG as GENAI_CONFIG
+from coe_cli.core.genai_config import read_config
 from coe_cli.core.profile import Provider
 from coe_cli.core.providers import all_specs, host
-from coe_cli.core.source_uri import check_member
 from coe_cli.core.units import BYTES_PER_MB as BYTES_PER_MB
-from coe_cli.errors import ModelDamaged, UsageError
-
-GENAI_CONFIG = "genai_config.json"
+from coe_cli.errors import ModelDamaged
 
 
 class ModelSpec(Struct, frozen=True):
     """One model's shape and size. ``folder`` is None when only the catalog knows the model.
 
+    ``stamp`` tells the files on disk from others of the same name (``store.model_files.model_stamp``).
     ``past_key`` (with one ``%d``, the layer) and ``logits`` are the names that its configuration gives the graph's cache
     inputs and its output.
     """
@@ -36,6 +35,7 @@ class ModelSpec(Struct, frozen=True):
     model_type: str = ""
     past_key: str = "past_key_values.%d.key"
     logits: str = "logits"
+    stamp: str = ""
 
     @property
     def has_gqa(self) -> bool:
@@ -65,18 +65,11 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
     ``weights_bytes`` is the size of the graph and its external data on disk.
 
     Raises:
-        ModelDamaged: the file is missing, is not JSON, lacks a part of the shape, or names a graph elsewhere.
+        ModelDamaged: the file is missing, is not JSON, lacks a part of the shape, or asks for what is not allowed.
     """
     path = folder / GENAI_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _damaged(name, f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise _damaged(name, f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    model = config.get("model") if isinstance(config, dict) else None
-    if not isinstance(model, dict):
-        raise _damaged(name, f"{path} has no `model` section")
+    config = read_config(name, folder)
+    model = config.written["model"]
     nested = model.get("decoder")
     decoder: dict[str, Any] = nested if isinstance(nested, dict) else {}
 
@@ -95,17 +88,14 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
         head_size=number("head_size", max(1, hidden // heads)),
         vocab_size=number("vocab_size"),
     )
-    try:
-        graph = check_member(str(decoder.get("filename", "model.onnx")))
-    except UsageError:
-        raise _damaged(name, f"{path} names a graph outside of its folder") from None
+    graph = str(decoder.get("filename") or "model.onnx")
     return ModelSpec(
         name=name,
         source="disk",
         provider=_provider(decoder),
         context_length=number("context_length"),
         shape=shape,
-        weights_bytes=sum(file.stat().st_size for file in folder.glob(f"{graph}*") if file.is_file()),
+        weights_bytes=_bytes_beside(folder / graph),
         folder=folder,
         graph=graph,
         model_type=str(model.get("type", "")),
@@ -137,6 +127,14 @@ def find_spec(name: str, catalog: Catalog, models_dir: Path) -> ModelSpec:
     if name in catalog.models:
         return spec_from_catalog(name, catalog.models[name])
     raise catalog.unknown_model(name, list(folders))
+
+
+def _bytes_beside(graph: Path) -> int:
+    """Bytes of the graph and of the files beside it whose names begin with its name."""
+    if not graph.parent.is_dir():
+        return 0
+    files = [file for file in graph.parent.iterdir() if file.name.startswith(graph.name) and file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def _graph_names(decoder: dict[str, Any]) -> dict[str, str]:

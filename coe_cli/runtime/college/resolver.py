@@ -23,6 +23,7 @@ from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
 from coe_cli.runtime.prompts.prompts import TooManyTokens, own, surely_fits
 from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.store.model_files import model_stamp
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
@@ -78,7 +79,7 @@ class RequestResolver:
         self.models_dir = models_dir
         self._profile = profile
         self.routing = routing
-        self._opened: dict[str, tuple[int, ModelSpec, str]] = {}
+        self._opened: dict[str, tuple[ModelSpec, str]] = {}
 
     def names(self) -> list[tuple[str, int]]:
         """Every name that ``resolve`` takes, with the time (seconds since 1970) of its model's folder."""
@@ -103,17 +104,16 @@ class RequestResolver:
         folder = self.models_dir / name
         if name not in models_on_disk(self.models_dir):
             raise ModelMissing(f"model `{name}` is not on disk", f"Fetch it: coe models pull {name}")
-        changed = (folder / GENAI_CONFIG).stat().st_mtime_ns
         known = self._opened.get(name)
-        if known is None or known[0] != changed:
+        if known is None or known[0].stamp != model_stamp(folder):
             spec = open_model(name, folder)
             note = ""
             if not on_host(spec.provider):
                 provider, why = choose_provider(name, spec.provider, self._profile, installed_providers())
                 spec = msgspec.structs.replace(spec, provider=provider)
                 note = why if why.startswith("slower:") else ""
-            known = self._opened[name] = (changed, spec, note)
-        return known[1:]
+            known = self._opened[name] = (spec, note)
+        return known
 
     async def resolve(self, request: ChatRequest, resident_models: Collection[str] = ()) -> ResolvedRequest:
         """Settle expert, model, system prompt and room. ``resident_models`` are what the college has loaded.
@@ -131,7 +131,7 @@ class RequestResolver:
             await self._route(request.messages, resident_models) if request.name == AUTO else (request.name, [])
         )
         choice = self._choose(name, request.expert)
-        spec, slower = self._open(choice.model)
+        spec, slower = await asyncio.to_thread(self._open, choice.model)
         messages, template = request.messages, choice.template
         notes += [*choice.notes, slower] if slower else choice.notes
         if request.raw:
@@ -203,7 +203,7 @@ class RequestResolver:
             if choice.fallback is None:
                 raise
             too_long = error
-        other = self.open(choice.fallback)
+        other = await asyncio.to_thread(self.open, choice.fallback)
         instead = wanted._replace(template=RAW_TEMPLATE if wanted.template == RAW_TEMPLATE else None)
         try:
             prompt = await self._made(other, instead)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -10,8 +9,8 @@ from msgspec import Struct, structs
 from coe_cli.core.calibration import Calibration, apply, find
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.footprint import ModelMemory
+from coe_cli.core.genai_config import read_config
 from coe_cli.core.model_spec import (
-    GENAI_CONFIG,
     ModelSpec,
     find_spec,
     models_on_disk,
@@ -178,10 +177,9 @@ def _calibrations(models: dict[str, ModelMemory], measurements: Measurements) ->
 
 def _configured_chunk_size(folder: Path) -> int | None:
     try:
-        size = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))["search"]["chunk_size"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_config(folder.name, folder).search("chunk_size") or None
+    except ModelDamaged:
         return None
-    return size if isinstance(size, int) and size > 0 else None
 
 
 def _duplicates(on_disk: dict[str, Path]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.model_spec import GENAI_CONFIG
+from coe_cli.core.genai_config import GENAI_CONFIG, read_config
 from coe_cli.core.onnx_graph import external_data_sizes
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.whole_file import written_whole
@@ -52,12 +52,12 @@ def check_files(name: str, folder: Path) -> None:
         expected = (
             [(file, int(facts["size"]), True) for file, facts in manifest["files"].items()]
             if manifest
-            else [(file, size, False) for file, size in _needed_files(folder)]
+            else [(file, size, False) for file, size in _needed_files(name, folder)]
         )
         for file, size, exact in expected:
             path = folder / file
             if not path.is_file():
-                raise _damaged(name, f"{path} is missing")
+                raise _damaged(name, f"{path} is {'not a regular file' if path.exists() else 'missing'}")
             actual = path.stat().st_size
             if actual < size or (exact and actual != size):
                 raise _damaged(name, f"{path} has {actual} bytes instead of {size}")
@@ -73,17 +73,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _needed_files(folder: Path) -> Iterable[tuple[str, int]]:
+def _needed_files(name: str, folder: Path) -> Iterable[tuple[str, int]]:
     """Files a model without a manifest cannot do without, each with the least size it may have in bytes."""
     yield GENAI_CONFIG, 2
     if not any((folder / file).is_file() for file in _TOKENIZER):
         yield _TOKENIZER[0], 2
-    config = json.loads((folder / GENAI_CONFIG).read_text(encoding="utf-8"))
-    decoder = config.get("model", {}).get("decoder") or {}
-    graph = str(decoder.get("filename", "model.onnx"))
-    yield graph, 1
-    if (folder / graph).is_file():
-        yield from external_data_sizes(folder / graph).items()
+    for graph in read_config(name, folder).files or ("model.onnx",):
+        yield graph, 1
+        if graph.endswith(".onnx") and (folder / graph).is_file():
+            below = graph.rpartition("/")[0]
+            for location, size in external_data_sizes(folder / graph).items():
+                yield (f"{below}/{location}" if below else location), size
 
 
 def _damaged(name: str, problem: str) -> ModelDamaged:

@@ -11,26 +11,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.integrity import check_files
+from coe_cli.runtime.store.model_files import check_safe, model_stamp
 from coe_cli.runtime.store.source_errors import is_full
 
 _MORE_ROOM = "Free some space, or set COE_MODELS_DIR to a folder on a larger disk."
 
 
 def open_model(name: str, folder: Path) -> ModelSpec:
-    """The spec of a model on disk whose files are all there.
+    """The spec of a model on disk whose files are all there, with their stamp.
 
     Raises:
-        ModelDamaged: a file is missing, truncated or unreadable.
+        ModelDamaged: a file is missing, truncated or unreadable, or the model asks for what is not allowed.
     """
+    stamp = model_stamp(folder)
     spec = spec_from_folder(name, folder)
     check_files(name, folder)
-    return spec
+    check_safe(name, folder)
+    return replace(spec, stamp=stamp)
 
 
 def folder_of(name: str, catalog: Catalog, models_dir: Path) -> Path:

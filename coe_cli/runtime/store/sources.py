@@ -82,10 +82,12 @@ def _fetch_from(source: Source, place: Path, on_progress: OnProgress, check_room
 
 
 def _copy(original: Path, place: Path, on_progress: OnProgress, check_room: CheckRoom) -> Path:
-    """Copy a file or folder, or unpack an archive; links inside a folder are copied as what they lead to."""
+    """Copy a file or folder, or unpack an archive; links inside a folder are copied as the files in it that they lead to."""
     if not original.exists():
         raise SourceFailed("does not exist")
-    files = [path for path in original.rglob("*") if path.is_file()] if original.is_dir() else [original]
+    files = _regular_files(original) if original.is_dir() else [original]
+    if not original.is_dir() and not original.is_file():
+        raise SourceFailed("is not a regular file")
     total = sum(path.stat().st_size for path in files)
     check_room(total)
     shutil.rmtree(place)
@@ -103,3 +105,25 @@ def _copy(original: Path, place: Path, on_progress: OnProgress, check_room: Chec
             place.mkdir()
             shutil.copyfile(original, target)
     return target
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    """The files below ``folder``; hidden ones are not copied.
+
+    Raises:
+        SourceFailed: one is a link out of the folder, a FIFO, a socket or a device.
+    """
+    root, found = folder.resolve(), []
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if not path.resolve().is_relative_to(root):
+            raise SourceFailed(f"has a link out of its folder: {inside.as_posix()!r}")
+        if not path.is_dir() and not path.is_file():
+            raise SourceFailed(f"holds {inside.as_posix()!r}: {inside.name} is not a regular file")
+        if path.is_dir() and path.is_symlink():
+            raise SourceFailed(f"has a link to a folder: {inside.as_posix()!r}")
+        if path.is_file():
+            found.append(path)
+    return found

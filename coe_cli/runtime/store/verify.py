@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.core.findings import Finding, Level, error, ok, warning
+from coe_cli.core.genai_config import read_config
 from coe_cli.core.graph_check import check_model, problem_findings
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
 from coe_cli.core.names import counted
@@ -20,6 +21,7 @@ from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.prompts.tokenizer_files import chat_template
 from coe_cli.runtime.store import canary
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
+from coe_cli.runtime.store.model_files import check_safe
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 _SAMPLE = "Grüße, 世界! def f(x): return x ** 2  # 3.14"
@@ -44,12 +46,15 @@ def verify(
     again = f"coe models pull {name} --force"
     try:
         spec = spec_from_folder(name, folder)
+        check_safe(name, folder)
         facts = read_graph(folder / spec.graph, past_key=spec.past_key, logits=spec.logits)
     except CoeError as problem:
         return [error("config", problem.message, problem.hint)]
     except (OSError, ValueError) as problem:
         return [error("graph", str(problem), again)]
+    notes = read_config(name, folder).notes
     findings = [
+        *(warning("config", note, "It is left out for ONNX Runtime GenAI.") for note in notes),
         *_files(folder, facts, again, on_progress),
         *_consistency(spec, facts, again),
         *_tokenizer(spec, folder, again),

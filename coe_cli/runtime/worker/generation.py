@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from coe_cli.core.stop_strings import StopStrings
 from coe_cli.errors import PromptTooLong
 from coe_cli.providers.settings import configure
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.private_folder import private_folder
 from coe_cli.runtime.worker.slots import Slot, Slots
 
 
@@ -19,18 +20,19 @@ class PreparedModel:
 
     Raises:
         RuntimeError: OGA cannot load it; the text says why.
+        ModelDamaged: it asks for something that is not allowed.
     """
 
     def __init__(self, oga: Any, message: protocol.Load) -> None:
         self.oga = oga
         self.name = os.path.basename(os.path.normpath(message.folder))  # noqa: PTH119
         self.provider = message.provider
-        config = oga.Config(message.folder)
+        folder, settings = private_folder(Path(message.folder))
+        config = oga.Config(str(folder))
         configure(oga, config, message.provider, message.provider_options, message.session_options)
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
-        settings = _genai_config(message.folder)
-        chunk_size = message.chunk_size or _whole_number(settings, "search", "chunk_size")
+        chunk_size = message.chunk_size or settings.search("chunk_size")
         self.slots = Slots(oga, self.model, message.slots, chunk_size)
         if message.warm_context_length is not None:
             self.slots.warm({"max_length": message.warm_context_length}, self.tokenizer.encode("warm up")[:8])
@@ -142,13 +144,3 @@ class Generation:
         if self._stops.stopped:
             self.finish_reason = "stop"
         return shown if self.finish_reason is None else shown + self._stops.finish()
-
-
-def _genai_config(folder: str) -> dict[str, Any]:
-    with open(os.path.join(folder, "genai_config.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
-        return dict(json.load(file))
-
-
-def _whole_number(settings: dict[str, Any], section: str, key: str) -> int | None:
-    value = settings.get(section, {}).get(key)
-    return value if isinstance(value, int) else None

@@ -116,17 +116,15 @@ def either(first: type, one: Rule, other: Rule) -> Rule:
 
 
 def file_in_folder(ending: str) -> Rule:
-    """A plain relative name; an empty one is as if it were not there, to OGA too."""
+    """A plain relative name that stays in the folder."""
 
     def rule(value: Any, where: str, walk: Walk) -> str:
-        if value == "":
-            return ""
         try:
             inside = isinstance(value, str) and value.isprintable() and check_member(value) == value
         except UsageError:
             inside = False
         if not inside or not value.lower().endswith(ending):
-            raise wrong(where, value, f"a {ending} file inside the model's folder")
+            raise wrong(where, value, f"a {ending} file; none may lie outside of its folder")
         walk.files.append(value)
         return str(value)
 

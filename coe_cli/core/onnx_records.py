@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from coe_cli.core.regular_file import open_regular
+
 Span = tuple[int, int]
 """Begin and end of a record in the file; a number is given as ``(value, -1)``."""
 
@@ -81,7 +83,7 @@ def graph_records(path: Path) -> Iterator[Records]:
         ValueError: the file is not an ONNX graph; also out of the context, while its records are read.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             graph, opsets = None, {}
             for number, span in _fields(data, (0, len(data))):
                 if number == 7:

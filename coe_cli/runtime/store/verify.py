@@ -46,12 +46,15 @@ def verify(
     again = f"coe models pull {name} --force"
     try:
         spec = spec_from_folder(name, folder)
-        check_safe(name, folder)
         facts = read_graph(folder / spec.graph, past_key=spec.past_key, logits=spec.logits)
     except CoeError as problem:
         return [error("config", problem.message, problem.hint)]
     except (OSError, ValueError) as problem:
         return [error("graph", str(problem), again)]
+    try:
+        check_safe(name, folder)
+    except CoeError as problem:
+        return [error("external data", problem.message, problem.hint)]
     notes = read_config(name, folder).notes
     findings = [
         *(warning("config", note, "It is left out for ONNX Runtime GenAI.") for note in notes),

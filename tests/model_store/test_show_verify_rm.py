@@ -249,7 +249,7 @@ def test_a_graph_outside_of_the_folder_is_refused_everywhere(coe: Coe, tiny: Pat
 
 
 @pytest.mark.parametrize("where", ["model", "decoder", "root"])
-def test_a_folder_from_a_newer_oga_says_so(coe: Coe, tiny: Path, where: str) -> None:
+def test_keys_of_a_newer_oga_are_left_out_and_named(coe: Coe, tiny: Path, where: str) -> None:
     path = tiny / "genai_config.json"
     config = json.loads(path.read_text())
     {"model": config["model"], "decoder": config["model"]["decoder"], "root": config}[where]["warp_core"] = {
@@ -258,8 +258,8 @@ def test_a_folder_from_a_newer_oga_says_so(coe: Coe, tiny: Path, where: str) -> 
     path.write_text(json.dumps(config))
     assert coe("models", "show", "tiny").code == 0
     result = verify(coe)
-    assert result.code == 4
-    assert "warp_core" in result.stdout and "another version" in result.stdout and "coe doctor" in result.stdout
+    assert result.code == 0, result.stdout
+    assert "warp_core is not used" in result.stdout
 
 
 def test_tokenizer_and_template_that_do_not_work(coe: Coe, tiny: Path) -> None:

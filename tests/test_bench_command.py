@@ -97,10 +97,6 @@ SCHEMA = _object(
 """The contract of ``--format json`` and ``--save``."""
 
 
-on_a_real_clock = pytest.mark.flaky(reruns=2)
-"""Compares with a real clock: a machine that stands still for a moment is no fault of coe, which would fail each time."""
-
-
 @pytest.fixture
 def sleeper(bare_coe: Coe, models_dir: Path) -> Coe:
     """coe whose workers import the sleeping stand-in; ``add_model`` gives it models."""
@@ -123,8 +119,8 @@ def report_of(coe: Coe, *arguments: str, code: int = 0) -> dict[str, Any]:
     return report
 
 
-@on_a_real_clock
-def test_known_times_are_reported_within_five_percent(sleeper: Coe) -> None:
+def test_no_figure_is_better_than_the_known_times_allow(sleeper: Coe) -> None:
+    """Sleeps last at least as long as they were asked for, on a busy machine longer: so every bound has one side."""
     add_model(sleeper, "known", load_s=LOAD_S, prefill_s_per_token=PREFILL_S, step_s=STEP_S)
     report = report_of(
         sleeper, "known", "--prompt-tokens", str(PROMPT), "--gen-tokens", str(GENERATED), "-r", "3", "--warm-up", "0"
@@ -132,15 +128,13 @@ def test_known_times_are_reported_within_five_percent(sleeper: Coe) -> None:
     jsonschema.validate(report, SCHEMA)
     (row,) = report["rows"]
     first_token_s = PROMPT * PREFILL_S + STEP_S
-    assert row["load_s"] == pytest.approx(LOAD_S, rel=0.05)
-    assert row["ttft_s"] == pytest.approx(first_token_s, rel=0.05)
-    assert row["prefill_tps"] == pytest.approx(PROMPT / first_token_s, rel=0.05)
-    assert row["decode_tps"] == pytest.approx(1 / STEP_S, rel=0.05)
-    assert report["loads"][0]["first_s"] == pytest.approx(LOAD_S, rel=0.05)
+    assert row["load_s"] >= LOAD_S and report["loads"][0]["first_s"] >= LOAD_S
+    assert row["ttft_s"] >= first_token_s
+    assert row["prefill_tps"] <= PROMPT / first_token_s and row["decode_tps"] <= 1 / STEP_S
+    assert row["prefill_tps"] == pytest.approx(PROMPT / row["ttft_s"], rel=0.02)
     assert report["loads"][0]["repeat_s"] == row["load_s"]
 
 
-@on_a_real_clock
 def test_depth_is_cached_and_slots_take_turns(sleeper: Coe) -> None:
     """At a depth only the prompt is read again; two slots share the steps, so that their rate together stays the same."""
     prefill_s, step_s = 0.02, 0.06
@@ -150,9 +144,9 @@ def test_depth_is_cached_and_slots_take_turns(sleeper: Coe) -> None:
     )
     one, two = report["rows"]
     assert (one["slots"], two["slots"], one["depth"]) == (1, 2, 24)
-    assert one["ttft_s"] == pytest.approx(24 * prefill_s + step_s, rel=0.1)
-    assert two["prefill_tps"] == pytest.approx(48 / (48 * prefill_s + 2 * step_s), rel=0.1)
-    assert two["decode_tps"] == pytest.approx(1 / step_s, rel=0.1)
+    assert 24 * prefill_s + step_s <= one["ttft_s"]
+    assert two["prefill_tps"] <= 48 / (48 * prefill_s + 2 * step_s) * 1.01
+    assert 0 < two["decode_tps"] <= 1 / step_s * 1.01
 
 
 def test_a_failing_model_gives_its_rows_an_error_and_the_rest_goes_on(sleeper: Coe) -> None:
@@ -186,7 +180,6 @@ def test_the_exit_code_is_the_failure_when_nothing_could_be_measured(sleeper: Co
     assert "coe models pull" in sleeper.run("bench", MODEL).stderr
 
 
-@on_a_real_clock
 def test_two_models_have_swap_times_and_peaks_of_their_own(sleeper: Coe) -> None:
     """A swap holds the other model's load, a prompt of 16 tokens and the first token, not the start of its process."""
     add_model(sleeper, "one", load_s=0.2, step_s=0.2, memory_mb=16)
@@ -194,35 +187,39 @@ def test_two_models_have_swap_times_and_peaks_of_their_own(sleeper: Coe) -> None
     report = report_of(sleeper, *QUICK)
     swaps = {(swap["from_model"], swap["to_model"]): swap["swap_s"] for swap in report["swaps"]}
     assert set(swaps) == {("one", "two"), ("two", "one")}
-    assert 1.4 <= swaps["one", "two"] <= 2.9 and 0.4 <= swaps["two", "one"] <= 1.9
-    assert swaps["one", "two"] - swaps["two", "one"] == pytest.approx(1.0, abs=0.8)
+    assert swaps["one", "two"] >= 1.4 and swaps["two", "one"] >= 0.4
     one, two = report["rows"]
     assert two["peak_mb"] - one["peak_mb"] == pytest.approx(300, abs=25)
     assert one["spread"]["others_mb"]["min"] > 0
 
 
-@on_a_real_clock
 def test_against_an_earlier_run(sleeper: Coe, tmp_path: Path) -> None:
-    add_model(sleeper, "known", step_s=0.2)
+    add_model(sleeper, "known", step_s=0.05)
     saved = tmp_path / "earlier.json"
     sleeper.run("bench", *QUICK, "--save", str(saved)).check()
     earlier = json.loads(saved.read_bytes())
     jsonschema.validate(earlier, SCHEMA)
 
+    def rewrite(factor: float) -> None:
+        for row in earlier["rows"]:
+            row.update({name: row[name] * factor for name in ("prefill_tps", "decode_tps")})
+        saved.write_text(json.dumps(earlier))
+
+    rewrite(1e-3)  # as if the machine had been a thousand times slower
     same = sleeper.run("bench", *QUICK, "--against", str(saved), "--fail-below", "0.7").check()
     assert "another machine" not in same.stderr and "other versions" not in same.stderr
 
     earlier["machine"]["cpu"] = "Another Processor 9000"
     earlier["versions"]["onnxruntime"] = "0.0.1"
-    saved.write_text(json.dumps(earlier))
-    (sleeper.models / "known" / "sleeps.json").write_text(json.dumps({"step_s": 0.5}))
+    rewrite(1e6)
     slower = sleeper.run("bench", *QUICK, "--against", str(saved), "--fail-below", "0.7", "--format", "json")
-    assert slower.code == 1
-    assert "decode_tps is at 0.4" in slower.stderr or "decode_tps is at 0.39" in slower.stderr
+    assert slower.code == 1 and "decode_tps is at 0.0" in slower.stderr
     assert "another machine: cpu was Another Processor 9000" in slower.stderr
     assert "other versions: onnxruntime was 0.0.1" in slower.stderr
-    (ratio,) = json.loads(slower.stdout)["against"]["ratios"]
-    assert ratio["decode_tps"] == pytest.approx(0.4, rel=0.1)
+    report = json.loads(slower.stdout)
+    (ratio,) = report["against"]["ratios"]
+    expected = report["rows"][0]["decode_tps"] / earlier["rows"][0]["decode_tps"]
+    assert ratio["decode_tps"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

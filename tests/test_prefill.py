@@ -7,12 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_cli.core.prefill import LEAST_PIECE, PIECE_TOKENS, next_piece, tokens_at_once
+from coe_cli.core.providers.base import Capabilities
+
+CONTINUES, ONCE = Capabilities(), Capabilities(can_continue=False)
+
+
+def test_a_generator_that_takes_tokens_once_reads_the_whole_prompt() -> None:
+    assert tokens_at_once(ONCE) is None and tokens_at_once(ONCE, 100) is None
+    assert next_piece(5000, None) == 5000
 
 
 @given(st.integers(LEAST_PIECE, 5000), st.integers(1, 5000) | st.none())
 def test_pieces_make_up_the_prompt_and_none_is_a_single_token(prompt: int, chunk_size: int | None) -> None:
-    most, left, pieces = tokens_at_once(chunk_size), prompt, []
-    assert 3 <= most <= PIECE_TOKENS
+    most, left, pieces = tokens_at_once(CONTINUES, chunk_size), prompt, []
+    assert most is not None and 3 <= most <= PIECE_TOKENS
     while left:
         pieces.append(next_piece(left, most))
         left -= pieces[-1]

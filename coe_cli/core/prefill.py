@@ -1,8 +1,13 @@
-"""In what pieces a worker reads a prompt; the plan counts what the largest of them takes."""
+"""In what pieces a worker reads a prompt; the plan counts what the largest of them takes.
+
+A provider whose generators take tokens once (``Capabilities.can_continue``) has each prompt in one run of the graph.
+"""
 
 from __future__ import annotations
 
 from typing import Final
+
+from coe_cli.core.providers.base import Capabilities
 
 PIECE_TOKENS: Final = 512
 """So much of a prompt is run at a time at most: other answers go on, and a cancelled one ends, in between; and the memory
@@ -12,13 +17,19 @@ LEAST_PIECE: Final = 2
 """A single token goes through other kernels, with other rounding (``runtime.worker.slots``)."""
 
 
-def tokens_at_once(chunk_size: int | None = None) -> int:
-    """The most prompt tokens that one run of the graph sees; ``chunk_size`` is the model's own bound, if it has one."""
+def tokens_at_once(capabilities: Capabilities, chunk_size: int | None = None) -> int | None:
+    """The most prompt tokens that one run of the graph sees, None: the whole prompt.
+
+    ``chunk_size`` is the model's own bound, if it has one. Whether OGA's splitting by it works where a generator takes tokens
+    once is not known: there it bounds nothing.
+    """
+    if not capabilities.prompt_pieces:
+        return None
     return max(LEAST_PIECE + 1, min(chunk_size or PIECE_TOKENS, PIECE_TOKENS))
 
 
-def next_piece(left: int, most: int) -> int:
+def next_piece(left: int, most: int | None) -> int:
     """How many of the ``left`` tokens to run next, up to ``most`` (3 or more), so that no single token is ever left."""
-    if left <= most:
+    if most is None or left <= most:
         return left
     return most if left - most >= LEAST_PIECE else most - 1

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ErrorKind = Literal["out_of_memory", "device_lost", "unavailable"]
 """``device_lost``: it worked and is gone; ``unavailable``: it could not be started at all."""
 
+_GRAVEST_FIRST: Final[tuple[ErrorKind, ...]] = ("out_of_memory", "device_lost", "unavailable")
+
 
 class Capabilities(Struct, frozen=True):
     """What a provider's generators can do. Slots, prefill, warm-up, plan and admission follow it.
@@ -167,8 +169,9 @@ class ProviderSpec(ABC):
         return self.drives(adapter.name.lower())
 
     def meaning(self, text: str) -> ErrorMeaning | None:
-        """What a native error's text means, or None where nothing is known."""
-        return next((error for error in (*self.errors, *COMMON_ERRORS) if error.matches(text)), None)
+        """What a native error's text means, the gravest kind first, or None where nothing is known."""
+        found = [error for error in (*self.errors, *COMMON_ERRORS) if error.matches(text)]
+        return min(found, key=lambda error: _GRAVEST_FIRST.index(error.kind), default=None)
 
     @abstractmethod
     def load_bytes(self, model: ModelMemory) -> int:

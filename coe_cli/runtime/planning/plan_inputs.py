@@ -20,7 +20,7 @@ from coe_cli.core.model_spec import (
 from coe_cli.core.onnx_graph import GraphFacts, graph_of
 from coe_cli.core.prefill import tokens_at_once
 from coe_cli.core.profile import HardwareProfile, Provider
-from coe_cli.core.providers import on_host
+from coe_cli.core.providers import on_host, spec_of
 from coe_cli.core.scenario import Known, Scenario, role_of, working_set
 from coe_cli.errors import CoeError, ModelDamaged, UsageError
 from coe_cli.runtime.folders import Folders
@@ -101,17 +101,23 @@ def gather(
 
 
 def memory_of(spec: ModelSpec, provider: Provider | None = None, chunk_size: int | None = None) -> ModelMemory:
-    """A model's memory on its own provider unless another is named, in a worker, which reads prompts in pieces.
+    """A model's memory on its own provider unless another is named, in a worker, which reads prompts as the provider can.
 
     One on disk counts with its graph and configuration; another as `coe models pull` leaves it, with pruned logits.
     """
+    capabilities = spec_of(provider or spec.provider).capabilities
     if spec.folder is None:
-        return ModelMemory(spec, provider or spec.provider, prunes_logits=True, chunk_size=tokens_at_once(chunk_size))
+        return ModelMemory(
+            spec,
+            provider or spec.provider,
+            prunes_logits=True,
+            chunk_size=tokens_at_once(capabilities, chunk_size),
+        )
     return ModelMemory(
         spec,
         provider or spec.provider,
         graph=_graph(spec),
-        chunk_size=tokens_at_once(chunk_size or _configured_chunk_size(spec.folder)),
+        chunk_size=tokens_at_once(capabilities, chunk_size or _configured_chunk_size(spec.folder)),
         tokenizer_file_bytes=_size(spec.folder / "tokenizer.json"),
     )
 

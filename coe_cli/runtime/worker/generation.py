@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from coe_cli.core.providers import spec_of
 from coe_cli.core.stop_strings import StopStrings
 from coe_cli.errors import PromptTooLong
 from coe_cli.providers.settings import configure
@@ -33,7 +34,7 @@ class PreparedModel:
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
         chunk_size = message.chunk_size or settings.search("chunk_size")
-        self.slots = Slots(oga, self.model, message.slots, chunk_size)
+        self.slots = Slots(oga, self.model, message.slots, chunk_size, spec_of(message.provider).capabilities)
         if message.warm_context_length is not None:
             self.slots.warm({"max_length": message.warm_context_length}, self.tokenizer.encode("warm up")[:8])
 

@@ -1,28 +1,25 @@
-"""ONNX Runtime GenAI raises RuntimeError with free text for every failure: here the text becomes one of our errors."""
+"""ONNX Runtime GenAI raises RuntimeError with free text for every failure: here the text becomes one of our errors.
+
+What a provider's texts mean is in its own table (``core.providers``); source files, addresses and threads are left out.
+"""
 
 from __future__ import annotations
 
 import re
 
+from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, OutOfMemory, UsageError
 
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|bad_alloc|failed to allocate|not enough memory|E_OUTOFMEMORY|8007000E|cudaErrorMemoryAllocation"
-    r"|CUBLAS_STATUS_ALLOC_FAILED|BFCArena",
-    re.IGNORECASE,
-)
-_DEVICE_LOST = re.compile(
-    r"887A0005|887A0006|887A0007|887A0020|device (was )?removed|device (was )?hung|DXGI_ERROR_DEVICE"
-    r"|cudaErrorLaunchFailure|cudaErrorIllegalAddress|CUDA failure (700|719)",
-    re.IGNORECASE,
-)
-_PROVIDER_MISSING = re.compile(
-    r"provider .*(not (enabled|available|supported)|unknown)|unknown provider|not built with|cannot open shared object"
-    r"|failed to load library|no (suitable|compatible) (device|adapter)",
-    re.IGNORECASE,
-)
 _GRAMMAR = re.compile(r"error creating grammar|invalid grammar|committing tokens|\blexer|parser error", re.IGNORECASE)
 _FORCED_BYTES = re.compile(r"forced bytes", re.IGNORECASE)
+_NATIVE = re.compile(
+    r"(?:[A-Za-z]:)?[\\/][^\s:()]*\.(?:cpp|cc|cxx|cu|cuh|h|hpp)\b(?:[:(]\d+\)?)?"  # a source file and its line
+    r"(?:\s[^()]*onnxruntime::[\w:~<>]+\([^)]*\)(?:\s*const)?(?:\s*\[with [^\]]*\])?)?"  # and the function in it
+    r"|\\?[\w.-]+\.(?:dll|pyd|exe|so[\d.]*)!\s*(?:0x)?[0-9A-Fa-f]{6,}:?"
+    r"|\(caller: (?:0x)?[0-9A-Fa-f]+\)|\b\w+\(\d+\) tid\([0-9A-Fa-f]+\)"
+    r"|\b0x[0-9A-Fa-f]{6,}\b|;\s*(?:file|line|expr|hostname)=[^;]*"
+)
+"""Where in native code something happened: it says nothing to a user and a path of the machine that built it."""
 _NEWER_FORMAT = re.compile(r'Unknown value "(?P<key>[^"]*)"|Unsupported model_type')
 
 
@@ -42,20 +39,25 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
         )
     if _GRAMMAR.search(text):
         return UsageError(f"the answer's JSON schema cannot be used: {detail}", "Correct or simplify the schema.")
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
+    spec = spec_of(provider)
+    meaning = spec.meaning(text)
+    kind = "out_of_memory" if isinstance(error, MemoryError) else meaning.kind if meaning is not None else None
+    detail = (meaning.reason if meaning is not None else None) or detail
+    hint = meaning.hint if meaning is not None else None
+    if kind == "out_of_memory":
         return OutOfMemory(
             f"out of memory {'loading' if loading else 'running'} `{model}` on {provider}: {detail}",
-            "Choose a smaller profile (-p minimal) or close other programs that use the device.",
+            hint or "Choose a smaller profile (-p minimal) or close other programs that use the device.",
         )
-    if _DEVICE_LOST.search(text):
+    if kind == "device_lost":
         return DeviceLost(
             f"the device was lost while running `{model}` on {provider}: {detail}",
-            "Run it again; if it recurs, use a shorter prompt or update the graphics driver.",
+            hint or "Run it again; if it recurs, use a shorter prompt or update the graphics driver.",
         )
-    if _PROVIDER_MISSING.search(text):
+    if kind == "unavailable":
         return DeviceLost(
             f"provider {provider} is not available for `{model}`: {detail}",
-            "Install the ONNX Runtime GenAI package for that provider, or choose a model for the CPU (-m smollm2-135m).",
+            hint or f"Install {spec.label} ({spec.install}), or choose a model for the CPU (-m smollm2-135m).",
         )
     if loading and _NEWER_FORMAT.search(text):
         return ModelDamaged(
@@ -70,5 +72,6 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
 
 
 def _first_line(text: str, limit: int = 300) -> str:
-    line = next((part.strip() for part in text.splitlines() if part.strip()), "no details given")
+    lines = (_NATIVE.sub(" ", part) for part in text.splitlines())
+    line = next((" ".join(part.split()) for part in lines if part.strip()), "no details given")
     return line if len(line) <= limit else line[:limit] + "…"

@@ -12,16 +12,17 @@ import json
 from typing import Any
 
 from coe_cli.core.prefill import LEAST_PIECE, next_piece, tokens_at_once
+from coe_cli.core.providers.base import Capabilities
 from coe_cli.runtime.worker.protocol import Guidance
 
 
 class Slot:
     """One generator. ``prompt_ids`` are the tokens at the start of its cache that came from a prompt.
 
-    Prompts are run in pieces of ``piece_tokens`` at most.
+    Prompts are run in pieces of ``piece_tokens`` at most, with None in one.
     """
 
-    def __init__(self, generator: Any, key: str, piece_tokens: int) -> None:
+    def __init__(self, generator: Any, key: str, piece_tokens: int | None) -> None:
         self._generator = generator
         self._piece_tokens = piece_tokens
         self.key = key
@@ -68,15 +69,24 @@ class Slots:
     would hold memory that is in nobody's plan.
 
     A generator's options are fixed when it is made, and a seeded one also carries the state of its random numbers: it is
-    used again only for a request with the same options and without a seed or a grammar.
+    used again only for a request with the same options and without a seed or a grammar. Where the provider's generators take
+    tokens once (``capabilities``), each request has a generator of its own.
 
     ``chunk_size`` bounds the pieces of a prompt below those of ``core.prefill``. A prompt that a grammar wants in one piece
     is split by OGA itself, which does that in the first run of a generator only.
     """
 
-    def __init__(self, oga: Any, model: Any, limit: int, chunk_size: int | None = None) -> None:
+    def __init__(
+        self,
+        oga: Any,
+        model: Any,
+        limit: int,
+        chunk_size: int | None = None,
+        capabilities: Capabilities = Capabilities(),
+    ) -> None:
         self._oga, self._model, self._limit = oga, model, max(1, limit)
-        self._piece_tokens = tokens_at_once(chunk_size)
+        self._reuses = capabilities.reuses_prefixes
+        self._piece_tokens = tokens_at_once(capabilities, chunk_size)
         self._idle: list[Slot] = []
         self._running = 0
         self._opened = 1
@@ -84,7 +94,7 @@ class Slots:
     def acquire(self, options: dict[str, Any], guidance: Guidance | None, prompt_ids: list[int]) -> Slot:
         """An idle slot with the longest common beginning, or a new one in place of the one idle for longest."""
         key = json.dumps(options, sort_keys=True)
-        repeatable = guidance is None and "random_seed" not in options
+        repeatable = self._reuses and guidance is None and "random_seed" not in options
         fitting = [slot for slot in self._idle if slot.key == key] if repeatable else []
         self._running += 1
         self._opened = min(self._limit, max(self._opened, self._running))
@@ -97,7 +107,8 @@ class Slots:
         params = self._oga.GeneratorParams(self._model)
         params.set_search_options(**options)
         if guidance is not None:
-            params.set_search_options(chunk_size=self._piece_tokens)
+            if self._piece_tokens is not None:
+                params.set_search_options(chunk_size=self._piece_tokens)
             params.set_guidance(guidance.kind, guidance.data)
         return Slot(self._oga.Generator(self._model, params), key if repeatable else "", self._piece_tokens)
 
@@ -108,7 +119,7 @@ class Slots:
             self._idle.append(slot)
 
     def warm(self, options: dict[str, Any], ids: Any) -> None:
-        """Make one generator of the slots' size and let it write one token."""
+        """Make one generator of the slots' size and let it write one token; it is thrown away where it cannot answer again."""
         slot = self.acquire(options, None, [])
         slot.begin([int(token) for token in ids], whole=True)
         slot.run_piece().generate_next_token()

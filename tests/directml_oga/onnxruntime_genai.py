@@ -1,0 +1,73 @@
+"""The real ONNX Runtime GenAI on the CPU, with DirectML's restrictions and under its name.
+
+A generator takes tokens once and cannot be rewound; both refusals are in DirectML's words. With ``OGA_START_FAILS`` a model
+cannot be loaded on it, and that text is why. ``OGA_LOG`` names a file that gets a line for each generator and prompt.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_here = Path(__file__).parent
+sys.path[:] = [folder for folder in sys.path if not folder or Path(folder).resolve() != _here.resolve()]
+del sys.modules[__name__]
+_real = importlib.import_module(__name__)
+sys.path.insert(0, str(_here))  # for those who ask which packages are installed
+
+
+def _log(line: str) -> None:
+    if path := os.environ.get("OGA_LOG"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+class Config(_real.Config):
+    on_directml = False
+
+    def append_provider(self, name: str) -> None:
+        if name != "dml":
+            super().append_provider(name)
+            return
+        self.on_directml = True
+
+    def set_provider_option(self, name: str, key: str, value: str) -> None:
+        if name != "dml":
+            super().set_provider_option(name, key, value)
+
+
+class Model(_real.Model):
+    def __init__(self, config: Config) -> None:
+        self.on_directml = config.on_directml
+        if self.on_directml and (text := os.environ.get("OGA_START_FAILS")):
+            raise RuntimeError(text)
+        super().__init__(config)
+
+
+class Generator(_real.Generator):
+    def __init__(self, model: Model, params: Any) -> None:
+        super().__init__(model, params)
+        self._once, self._read = model.on_directml, False
+        _log("generator")
+
+    def append_tokens(self, ids: Any) -> None:
+        if self._once and self._read:
+            raise RuntimeError(
+                "Continuous decoding is not supported on the selected device type (DirectML). Please recreate the "
+                "generator instance to avoid using continuous decoding."
+            )
+        self._read = True
+        _log(f"prompt {len(ids)}")
+        super().append_tokens(ids)
+
+    def rewind_to(self, length: int) -> None:
+        if self._once:
+            raise RuntimeError("Static buffer is not supported for continuous decoding.")
+        super().rewind_to(length)
+
+
+_real.Config, _real.Model, _real.Generator = Config, Model, Generator
+_real.is_dml_available = lambda: True

@@ -1,0 +1,101 @@
+"""The college, chat, batch and bench on what behaves as DirectML does: a generator takes tokens once (DESIGN §8)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, Coe
+from model_store.tiny_model import write_tiny_model
+from serving import serving
+
+START_FAILS = (
+    r"D:\a\_work\1\onnxruntime-genai\src\dml\dml_helpers.cpp(84)\onnxruntime-genai.dll!00007FFB2C1E4A7B: "
+    "(caller: 00007FFB2C1E41F0) Exception(1) tid(1f4c) {code} The specified device interface is not supported."
+)
+LONG = "one two three four five six seven eight nine ten " * 20
+"""Some 1,000 tokens of the tiny model: two pieces where prompts are read in pieces."""
+
+
+@pytest.fixture
+def dml(tmp_path: Path) -> Coe:
+    """coe where DirectML is installed, with one model that was built for it and the same one for the CPU."""
+    coe = Coe(tmp_path, tmp_path / "models")
+    for name in ("gpu", "host"):
+        write_tiny_model(tmp_path / "models" / name, context=2048)
+    path = tmp_path / "models" / "gpu" / "genai_config.json"
+    path.write_text(path.read_text().replace('"provider_options": []', '"provider_options": [{"dml": {}}]'))
+    stand_in = str(REPOSITORY / "tests" / "directml_oga")
+    coe.environment["PYTHONPATH"] = os.pathsep.join([stand_in, coe.environment["PYTHONPATH"]])
+    coe.environment |= {"OGA_LOG": str(tmp_path / "oga.log"), "COE_PROFILE": "minimal"}
+    return coe
+
+
+def logged(coe: Coe) -> list[str]:
+    return (coe.folder / "oga.log").read_text().splitlines()
+
+
+def ask(coe: Coe, model: str, question: str, *arguments: str) -> dict[str, Any]:
+    result = coe.run(
+        "ask", "-m", model, "--temperature", "0", "--max-tokens", "8", "--format", "json", *arguments, question
+    )
+    return json.loads(result.check().stdout)
+
+
+def test_a_long_prompt_is_read_in_one_piece_and_answers_as_on_the_cpu(dml: Coe) -> None:
+    answer = ask(dml, "gpu", LONG)
+    assert answer["provider"] == "dml" and answer["usage"]["prompt_tokens"] > 900
+    assert logged(dml)[-2:] == ["generator", f"prompt {answer['usage']['prompt_tokens']}"]
+    assert ask(dml, "host", LONG)["answer"] == answer["answer"]
+
+
+def test_every_question_of_a_college_answers_also_after_a_warm_up_and_in_parallel(dml: Coe) -> None:
+    with serving(dml) as served:
+        first = served.chat("Hello", model="gpu", max_tokens=8)
+        texts = [served.chat("Hello", model="gpu", max_tokens=8) for _ in range(3)]
+        longer = served.chat(LONG, model="gpu", max_tokens=8)
+        other = served.chat("Hello", model="host", max_tokens=8)
+        again = served.chat("Hello", model="gpu", max_tokens=8)
+    assert [response.status for response in (first, *texts, longer, other, again)] == [200] * 7
+    answers = {r.json["choices"][0]["message"]["content"] for r in (first, *texts, other, again)}
+    assert len(answers) == 1
+    prompts = [line for line in logged(dml) if line.startswith("prompt")]
+    assert f"prompt {longer.json['usage']['prompt_tokens']}" in prompts, "in one piece"
+
+
+def test_a_conversation(dml: Coe) -> None:
+    result = dml.run("chat", "-m", "gpu", "--max-tokens", "8", stdin="Hello\nAnd now?\n")
+    assert result.code == 0, result.stderr
+    assert "failed" not in result.stderr
+    assert sum(line.startswith("prompt") for line in logged(dml)) >= 2
+
+
+def test_a_batch(dml: Coe) -> None:
+    rows = [{"id": str(n), "model": "gpu", "prompt": LONG if n == 2 else f"Question {n}"} for n in range(4)]
+    (dml.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dml.run("batch", "in.jsonl", "-o", "out.jsonl", "--max-tokens", "8").check()
+    answers = [json.loads(line) for line in (dml.folder / "out.jsonl").read_text().splitlines()]
+    assert sorted(answer["id"] for answer in answers) == ["0", "1", "2", "3"]
+    assert all(answer["usage"]["completion_tokens"] for answer in answers)
+
+
+def test_a_benchmark(dml: Coe) -> None:
+    result = dml.run(
+        *("bench", "gpu", "--prompt-tokens", "16,600", "--gen-tokens", "4", "--depth", "0,64", "-r", "2", "--max-length", "1024"),
+        *("--format", "jsonl"),
+    )  # fmt: skip
+    lines = [json.loads(line) for line in result.check().stdout.splitlines()]
+    assert len([line for line in lines if line.get("prompt_tokens")]) == 4
+
+
+@pytest.mark.parametrize("code", ["887A0004", "887A0002", "887A0022", "887A002D"])
+def test_directml_that_cannot_start_is_not_a_damaged_model(dml: Coe, code: str) -> None:
+    text = START_FAILS.format(code=code)
+    result = dml.run("ask", "-m", "gpu", "Hello", OGA_START_FAILS=text)
+    assert result.code == 7, result.stderr
+    assert code in result.stderr and "-p embedded" in result.stderr
+    for hidden in ("dml_helpers", "00007FFB", "pull", "damaged", "tid("):
+        assert hidden not in result.stderr

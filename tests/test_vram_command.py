@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from typer.testing import CliRunner
 
 from coe_cli.commands import vram
@@ -20,7 +21,7 @@ from coe_cli.core.footprint import ExactAccounting, ModelMemory
 from coe_cli.core.model_spec import spec_from_catalog
 from coe_cli.core.profile import load_profiles
 from coe_cli.errors import ModelDamaged, ProfileInvalid, UsageError
-from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.costs import cost_in, slot_context
 from coe_cli.runtime.folders import catalog_paths, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 
@@ -62,20 +63,19 @@ def test_json_keys_are_pinned() -> None:
 
 
 def test_a_model_to_be_pulled_is_planned_as_pull_leaves_it() -> None:
-    """Logits of 512 tokens over 152,064 words, and of each shorter piece, would take 512 MB more."""
+    """On DirectML logits of 8192 tokens over 152,064 words, and of each shorter prompt, would take 8192 MB more."""
     name = "Qwen2.5-Coder-7B-DML"
     spec = spec_from_catalog(name, load_catalog(catalog_paths()).models[name])
     pruned, whole = (
-        ExactAccounting().slot(ModelMemory(spec, "dml", prunes_logits=prunes, chunk_size=512), 4096).activation_bytes
-        / 2**20
+        ExactAccounting().slot(ModelMemory(spec, "dml", prunes_logits=prunes), 8192).activation_bytes / 2**20
         for prunes in (True, False)
     )
-    (slot,) = plan_json("-p", "minimal", "-e", "python_backend")["slots"]
-    cost, context_length = cost_in(load_profiles(profile_paths()).select("minimal"))(spec)
-    assert context_length == 4096
+    (slot,) = plan_json("-p", "standard", "-e", "python_backend", "--slots", "1")["slots"]
+    cost, context_length = cost_in(load_profiles(profile_paths()).select("standard"))(spec)
+    assert context_length == 8192
     assert slot["activation_mb"] == pytest.approx(pruned, abs=1)
     assert slot["activation_mb"] == pytest.approx(cost.activation_mb, abs=1)
-    assert whole - pruned == pytest.approx(512 - 1, abs=6)
+    assert whole - pruned == pytest.approx(8192 - 7.5, abs=2)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,23 @@ def test_a_model_on_disk_wins_and_its_measurements_show(own_folders: Path) -> No
     assert json.loads(noisy.stdout)["models"][0]["weights_mb"] == 250
 
 
+def test_where_prompts_are_read_whole_a_slot_has_the_context_that_fits() -> None:
+    """DirectML takes a prompt in one run: 7B on 8 GB has 1024 tokens a slot instead of being refused, and no --chunk-size."""
+    spec = spec_from_catalog("Qwen2.5-Coder-7B-DML", load_catalog(catalog_paths()).models["Qwen2.5-Coder-7B-DML"])
+    profiles = load_profiles(profile_paths())
+    assert [slot_context(spec, profiles.select(name)) for name in ("minimal", "compact", "standard")] == [
+        1024,
+        8192,
+        8192,
+    ]
+    on_cuda = structs.replace(spec, provider="cuda")
+    assert slot_context(on_cuda, profiles.select("minimal")) == 4096
+    said = plan_json("-p", "minimal", "-e", "python_backend")["warnings"][0]["message"]
+    assert "--context" in said and "--chunk-size" not in said
+
+
 def test_one_slot_is_not_called_slots() -> None:
-    text = run("--experts", "python_backend", "--vram-mb", "7900", "--context", "8192").stdout
+    text = run("--experts", "python_backend", "--vram-mb", "11400", "--context", "8192").stdout
     assert "at most 1 slot at this context" in " ".join(text.split())
 
 

@@ -79,8 +79,9 @@ def _changes(profile: HardwareProfile, scenario: Scenario, known: Known, countin
     chunked = {
         name: structs.replace(memory, chunk_size=min(memory.chunk_size or CHUNK_SIZE, CHUNK_SIZE))
         for name, memory in known.models.items()
+        if memory.on.capabilities.prompt_pieces
     }
-    if _fits(profile, inside, structs.replace(known, models=chunked), counting):
+    if _fits(profile, inside, structs.replace(known, models={**known.models, **chunked}), counting):
         changes.append(f"--chunk-size {CHUNK_SIZE}")
     context = largest_context(profile, inside, known, counting)
     if 0 < context < scenario.context_length:

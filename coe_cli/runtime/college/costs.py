@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from coe_cli.core.calibration import apply
 from coe_cli.core.footprint import ExactAccounting
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.providers import on_host
+from coe_cli.core.providers import on_host, spec_of
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 
 _LOAD_MB_PER_S = 1000.0
+_LEAST_CONTEXT = 512
+"""Tokens: with less a model is refused, for no question with its system prompt and answer would fit."""
 
 
 def slot_context(spec: ModelSpec, profile: HardwareProfile) -> int:
-    """The fixed context length of a slot: what profile and model allow, as a power of two (DESIGN §6)."""
-    return int(2 ** (min(profile.context_length, spec.context_length).bit_length() - 1))
+    """The fixed context length of a slot: what profile and model allow, as a power of two (DESIGN §6).
+
+    Where a prompt is one run of the graph (``Capabilities.prompt_pieces``), what that takes grows with the context: it is as
+    much of it as one slot of the model can have alone under the profile, and never below ``_LEAST_CONTEXT``.
+    """
+    context = int(2 ** (min(profile.context_length, spec.context_length).bit_length() - 1))
+    if spec_of(spec.provider).capabilities.prompt_pieces:
+        return context
+    pool_mb = profile.vram_budget_mb - profile.fixed_mb
+    return _context_alone(spec, context, int(profile.pressure_thresholds.critical * pool_mb * BYTES_PER_MB))
+
+
+@lru_cache(maxsize=64)
+def _context_alone(spec: ModelSpec, context_length: int, most_bytes: int) -> int:
+    memory, counting = memory_of(spec), ExactAccounting()
+    left_bytes = most_bytes - counting.weights_bytes(memory)
+    while context_length > _LEAST_CONTEXT and counting.slot(memory, context_length).total_bytes > left_bytes:
+        context_length //= 2
+    return context_length
 
 
 def cost_in(profile: HardwareProfile) -> Callable[[ModelSpec], tuple[ModelCost, int]]:

@@ -91,10 +91,19 @@ def test_a_plan_that_does_not_fit_names_changes_that_do() -> None:
     assert f"--context {result.max_context}" in change
     smaller = scenario(CODER, profile=profile, context=result.max_context)
     assert plan(profile, smaller, known()).fits
-    assert "--chunk-size 128" in change
-    assert plan(profile, scenario(CODER, profile=profile), known(chunk_size=128)).fits
+    assert "--chunk-size" not in change, "DirectML reads a prompt whole"
     richer = structs.replace(scenario(CODER, profile=profile), budget_mb=int(change.rsplit(" ", 1)[1]))
     assert plan(profile, richer, known()).fits
+
+
+def test_smaller_pieces_are_named_where_prompts_are_read_in_pieces() -> None:
+    profile = PROFILES.select("minimal")
+    wanted = scenario(CODER, profile=profile, provider="cuda")
+    short = structs.replace(wanted, budget_mb=round(plan(profile, wanted, known("cuda", chunk_size=128)).total_mb) + 1)
+    result = plan(profile, short, known("cuda"))
+    change = next(warning.message for warning in result.warnings if warning.code == "does_not_fit")
+    assert "--chunk-size 128" in change
+    assert plan(profile, short, known("cuda", chunk_size=128)).fits
 
 
 providers = st.sampled_from(["dml", "cuda", "cpu"])

@@ -9,6 +9,7 @@ import re
 
 from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, OutOfMemory, UsageError
+from coe_cli.package import install_command
 
 _GRAMMAR = re.compile(r"error creating grammar|invalid grammar|committing tokens|\blexer|parser error", re.IGNORECASE)
 _FORCED_BYTES = re.compile(r"forced bytes", re.IGNORECASE)
@@ -57,7 +58,8 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
     if kind == "unavailable":
         return DeviceLost(
             f"provider {provider} is not available for `{model}`: {detail}",
-            hint or f"Install {spec.label} ({spec.install}), or choose a model for the CPU (-m smollm2-135m).",
+            hint
+            or f"Install {spec.label} ({install_command(spec.extra)}), or choose a model for the CPU (-m smollm2-135m).",
         )
     if loading and _NEWER_FORMAT.search(text):
         return ModelDamaged(

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from typing import Any, BinaryIO
 
+from coe_cli.core.providers import all_specs, expected_on
 from coe_cli.errors import CoeError
 from coe_cli.package import install_command
 from coe_cli.runtime.private_channel import take_standard_streams
@@ -163,7 +164,8 @@ def main() -> None:
             protocol.Failed(
                 "device_lost",
                 f"onnxruntime_genai cannot be imported: {error}",
-                "Install a runtime (cpu, directml or cuda): " + install_command("cpu"),
+                f"Install a runtime (one of {', '.join(spec.extra for spec in all_specs())}): "
+                + install_command(expected_on(sys.platform).extra),
             ),
         )
         return

@@ -32,8 +32,12 @@ from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.worker.oga_errors import from_oga
 
 ROOT = Path(coe_cli.__file__).parent
-NO_PROVIDER = {("core/bench_compare.py", "cpu"), ("runtime/routing/embedder_export.py", "cpu")}
-"""The processor's name in a report, and PyTorch's device."""
+NO_PROVIDER = {
+    ("core/bench_compare.py", "cpu"),
+    ("runtime/routing/embedder_export.py", "cpu"),
+    *(("core/genai_options.py", name) for name in ("dml", "cuda", "cpu")),
+}
+"""The processor's name in a report, PyTorch's device, and the allow-list of what configurations from elsewhere may set."""
 INSIDE = {ROOT / "core" / "providers", ROOT / "providers"}
 
 

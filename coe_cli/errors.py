@@ -176,6 +176,9 @@ def explained(error: Exception) -> CoeError:
     """``error`` as a ``CoeError``: itself, or for whatever nobody foresaw one that names it."""
     if isinstance(error, CoeError):
         return error
+    if isinstance(error, OSError) and error.strerror:
+        what = f"{error.filename}" if error.filename else "what was to be written or read"
+        return CoeError(f"{what} cannot be used: {error.strerror}", "Make room there, or choose another place.")
     return CoeError(f"{type(error).__name__}: {error}", "Set COE_DEBUG=1 to see where it comes from.")
 
 

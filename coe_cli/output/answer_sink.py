@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Any
 
@@ -12,8 +11,7 @@ from coe_cli.core.answer import Answer
 from coe_cli.core.code_blocks import last_code_block
 from coe_cli.errors import CoeError
 from coe_cli.output.console import Output
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from coe_cli.output.terminal import for_terminal
 
 
 class AnswerFormat(StrEnum):
@@ -27,11 +25,6 @@ class AnswerFormat(StrEnum):
 
 class NoCodeBlock(CoeError):
     """``-x`` asks for a code block and the answer has none."""
-
-
-def for_terminal(text: str) -> str:
-    """Text without control characters, so that a model cannot drive the user's terminal."""
-    return _CONTROL.sub("", text)
 
 
 class AnswerSink:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Self
 
 from coe_cli.core.batch_progress import Progress
 from coe_cli.core.names import counted
-from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
 from coe_cli.output.progress_view import clock
 from coe_cli.output.tables import LEVEL_STYLE
+from coe_cli.output.terminal import for_terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -11,9 +11,9 @@ import msgspec
 
 from coe_cli.core.college_status import CollegeStatus
 from coe_cli.errors import DeviceLost
-from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
 from coe_cli.output.tables import LEVEL_STYLE
+from coe_cli.output.terminal import for_terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

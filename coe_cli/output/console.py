@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
 
+from coe_cli.output.terminal import guarded, raw
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -37,6 +39,9 @@ class Output:
 
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def __post_init__(self) -> None:
+        self.stdout, self.stderr = guarded(self.stdout), guarded(self.stderr)
 
     def json(self, value: Any) -> None:
         """One JSON document on stdout."""
@@ -77,8 +82,8 @@ class Output:
         self.stderr.flush()
 
     def console(self, *, on_stderr: bool = False) -> Console:
-        from rich.console import Console
+        from coe_cli.output.terminal_console import TerminalConsole
 
         stream = self.stderr if on_stderr else self.stdout
         width = None if stream.isatty() else _WIDTH_IN_A_PIPE
-        return Console(file=stream, highlight=False, width=width)
+        return TerminalConsole(file=raw(stream), highlight=False, width=width)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from coe_cli.core.synthesis import Draft
-from coe_cli.output.answer_sink import AnswerFormat, for_terminal
+from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
+from coe_cli.output.terminal import for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console

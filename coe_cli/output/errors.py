@@ -6,13 +6,14 @@ import json
 from typing import TextIO
 
 from coe_cli.errors import CoeError
+from coe_cli.output.terminal import guarded
 
 
 def write_error(stream: TextIO, error: CoeError, *, as_json: bool) -> None:
     """Write ``error`` as ``{"error": {"code", "message", "hint"}}`` or as ``coe: message. hint``."""
     if as_json:
-        stream.write(json.dumps(error.as_dict(), ensure_ascii=False) + "\n")
+        guarded(stream).write(json.dumps(error.as_dict(), ensure_ascii=False) + "\n")
     else:
         message = error.message if error.message.endswith((".", "!", "?")) else error.message + "."
-        stream.write(f"coe: {message}{' ' + error.hint if error.hint else ''}\n")
+        guarded(stream).write(f"coe: {message}{' ' + error.hint if error.hint else ''}\n")
     stream.flush()

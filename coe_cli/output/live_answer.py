@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from coe_cli.core.answer import Answer
-from coe_cli.output.answer_sink import AnswerSink, for_terminal
+from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
 from coe_cli.output.display import Display
 from coe_cli.output.tables import LEVEL_STYLE
+from coe_cli.output.terminal import for_terminal
 
 _FRAMES_PER_S = 6
 

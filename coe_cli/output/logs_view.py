@@ -7,9 +7,9 @@ from datetime import datetime
 import msgspec
 
 from coe_cli.core.conversations import Conversation, ConversationRow, Match
-from coe_cli.output.answer_sink import for_terminal
 from coe_cli.output.console import Output
 from coe_cli.output.tables import folded, left, right, table
+from coe_cli.output.terminal import for_terminal
 
 LOGS_SCHEMA_VERSION = 1
 _TITLE_CHARS = 70

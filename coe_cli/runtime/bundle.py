@@ -16,6 +16,8 @@ from coe_cli.runtime.folders import folders
 from coe_cli.runtime.store.integrity import MANIFEST
 
 _SECRET = re.compile(r"hf_\w+|sk-[\w-]+|ghp_\w+|(?<=://)[^/\s@]+(?=@)")
+_QUERY = re.compile(r"(https?://[^\s?#\"'<>]+)[?#][^\s\"'<>]*")
+"""A signed address has its key behind the question mark."""
 _SHOWN = ("COE_", "HF_", "CUDA_", "ORT_")
 _HIDDEN = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
@@ -51,8 +53,8 @@ def write_bundle(path: Path, report: dict[str, Any]) -> list[str]:
 
 
 def redact(text: str) -> str:
-    """``text`` without tokens, passwords in addresses, the home folder and the user's name."""
-    text = _SECRET.sub("[removed]", text)
+    """``text`` without tokens, passwords and queries in addresses, the home folder and the user's name."""
+    text = _QUERY.sub(r"\1", _SECRET.sub("[removed]", text))
     home = str(Path.home())
     for form in {home, home.replace("\\", "\\\\"), Path.home().as_posix()} - {"/"}:
         text = text.replace(form, "~")

@@ -11,6 +11,7 @@ from coe_cli.core.machine import Adapter, Machine, card_mb
 from coe_cli.core.profile import Provider
 from coe_cli.probes import Probe, ProbeFailed
 from coe_cli.providers import runtime_of
+from coe_cli.runtime.whole_file import make_private
 
 MACHINE_FILE = "machine.json"
 SEES_EVERY_MAKER = ("dxgi", "pci")
@@ -77,8 +78,7 @@ def merge_adapters(known: list[Adapter], more: list[Adapter]) -> list[Adapter]:
 
 def remember(machine: Machine, state: Path) -> None:
     """Keep what was found, so that a plan can warn about a card that is slow to ask."""
-    state.mkdir(parents=True, exist_ok=True)
-    (state / MACHINE_FILE).write_bytes(msgspec.json.encode(machine))
+    make_private(state / MACHINE_FILE).write_bytes(msgspec.json.encode(machine))
 
 
 def remembered(state: Path) -> Machine | None:

@@ -9,6 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def make_private(path: Path) -> Path:
+    """``path`` as a file that only its owner can read, made if need be, in a folder that is so too; whatever the umask.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.chmod(0o700)
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    path.chmod(0o600)
+    return path
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write beside ``path`` (with its suffix), which takes the place of ``path`` when the block ends.

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from coe_cli.core.calibration import Calibration, CalibrationKey, CalibrationRecord, merge
 from coe_cli.core.model_spec import GENAI_CONFIG
-from coe_cli.runtime.whole_file import written_whole
+from coe_cli.runtime.whole_file import make_private, written_whole
 
 CALIBRATION_FILE = "calibration.jsonl"
 MOST_BYTES = 4 * 2**20
@@ -35,8 +35,8 @@ class CalibrationStore:
         Raises:
             OSError: the folder cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size > MOST_BYTES:
+        make_private(self.path)
+        if self.path.stat().st_size > MOST_BYTES:
             self._keep_newest_half()
         with self.path.open("ab") as file:
             file.write(msgspec.json.encode(record) + b"\n")
@@ -64,7 +64,7 @@ class CalibrationStore:
     def _keep_newest_half(self) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
         with written_whole(self.path) as fresh:
-            fresh.write_bytes(b"".join(lines[len(lines) // 2 :]))
+            make_private(fresh).write_bytes(b"".join(lines[len(lines) // 2 :]))
 
 
 def model_digest(folder: Path, graph: str = "model.onnx") -> str:

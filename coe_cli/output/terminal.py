@@ -1,0 +1,46 @@
+"""What reaches a terminal: text without the characters that drive it, whoever wrote them.
+
+Names of models and files, answers, errors of servers and a GGUF's metadata come from others. On a terminal they are text, so
+control characters (C0 but line end and tab, DEL, C1) and those that turn the order of letters around are left out. In a pipe or
+a file nothing is touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+_DRIVING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def for_terminal(text: str) -> str:
+    """``text`` without the characters that a terminal would act on."""
+    return _DRIVING.sub("", text)
+
+
+class TerminalText:
+    """A terminal's stream for text; ``raw`` is the stream itself, for what draws on the screen on purpose."""
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+
+    def write(self, text: str) -> int:
+        return self.raw.write(for_terminal(text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+def guarded(stream: TextIO) -> TextIO:
+    """``stream`` for text from anywhere."""
+    return TerminalText(stream) if stream.isatty() else stream  # type: ignore[return-value]
+
+
+def raw(stream: TextIO) -> TextIO:
+    """The stream below, where text has been seen to."""
+    return stream.raw if isinstance(stream, TerminalText) else stream

@@ -130,8 +130,7 @@ class RequestResolver:
         name, notes = (
             await self._route(request.messages, resident_models) if request.name == AUTO else (request.name, [])
         )
-        choice = self._choose(name, request.expert)
-        spec, slower = await asyncio.to_thread(self._open, choice.model)
+        choice, (spec, slower) = await asyncio.to_thread(self._settle, name, request.expert)
         messages, template = request.messages, choice.template
         notes += [*choice.notes, slower] if slower else choice.notes
         if request.raw:
@@ -166,11 +165,17 @@ class RequestResolver:
         except CoeError as error:
             return GENERAL_EXPERT, [f"{error.message}, so {GENERAL_EXPERT} answers ({error.hint.rstrip('.')})"]
         if self.routing.prefer_resident:
-            decision = swap_aware(decision, self.catalog, models_on_disk(self.models_dir), resident_models)
+            on_disk = await asyncio.to_thread(models_on_disk, self.models_dir)
+            decision = swap_aware(decision, self.catalog, on_disk, resident_models)
         chosen = decision.experts[0].name
         if decision.preferred_resident:
             return chosen, [f"{chosen} answers because its model is loaded; {decision.ranking[0].name} is as likely"]
         return chosen, []
+
+    def _settle(self, name: str, words_of: str | None) -> tuple[Choice, tuple[ModelSpec, str]]:
+        """Who answers, and the model; looks into folders, so not for the event loop's thread."""
+        choice = self._choose(name, words_of)
+        return choice, self._open(choice.model)
 
     def _choose(self, name: str, words_of: str | None) -> Choice:
         """``words_of``: the expert in whose words a model answers."""

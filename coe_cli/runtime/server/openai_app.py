@@ -83,11 +83,12 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
     @app.get("/v1/models", responses=_ERRORS, operation_id="models")
     async def models() -> api.ModelList:
         """Every name that a request may give as its model."""
-        return api.ModelList(data=[api.ModelObject(id=name, created=time) for name, time in resolver.names()])
+        known = await asyncio.to_thread(resolver.names)
+        return api.ModelList(data=[api.ModelObject(id=name, created=time) for name, time in known])
 
     @app.get("/v1/models/{name}", responses=_ERRORS, operation_id="model")
     async def model(name: str) -> api.ModelObject:
-        for known, time in resolver.names():
+        for known, time in await asyncio.to_thread(resolver.names):
             if known == name:
                 return api.ModelObject(id=name, created=time)
         raise HttpError(404, f"unknown model `{name[:256]}`", "See /v1/models.", code="model_not_found", param="model")

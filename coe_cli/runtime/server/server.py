@@ -235,7 +235,7 @@ class Server:
 
     async def _send_events(self, request: ce.AskByName, send: Send) -> None:
         try:
-            ask = request.of(self.resolver.open(request.model))
+            ask = request.of(await asyncio.to_thread(self.resolver.open, request.model))
             async with contextlib.aclosing(self.college.ask(ask)) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": _encode(event) + b"\n", "more_body": True})

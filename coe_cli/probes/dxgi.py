@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 from coe_cli.core.machine import Adapter
@@ -107,6 +108,17 @@ def with_usage(adapters: list[Adapter], usage: dict[int, pdh.AdapterUsage]) -> l
 
 
 def _descriptions() -> list[AdapterDesc1]:
+    found: list[AdapterDesc1] = []
+    each_adapter(lambda adapter, desc: found.append(desc))
+    return found
+
+
+def each_adapter(visit: Callable[[ctypes.c_void_p, AdapterDesc1], None]) -> None:
+    """Call ``visit`` with each IDXGIAdapter1, which is released afterwards, and its description.
+
+    Raises:
+        ProbeFailed: DXGI cannot be loaded or refuses.
+    """
     if sys.platform != "win32":
         raise ProbeFailed("DXGI is part of Windows")
     try:
@@ -117,14 +129,13 @@ def _descriptions() -> list[AdapterDesc1]:
     if library.CreateDXGIFactory1(ctypes.byref(IID_FACTORY1), ctypes.byref(factory)) < 0 or not factory.value:
         raise ProbeFailed("CreateDXGIFactory1 was refused")
     try:
-        return _enumerate(factory)
+        _enumerate(factory, visit)
     finally:
-        _method(factory, RELEASE, ctypes.c_ulong)()
+        release(factory)
 
 
-def _enumerate(factory: ctypes.c_void_p) -> list[AdapterDesc1]:
+def _enumerate(factory: ctypes.c_void_p, visit: Callable[[ctypes.c_void_p, AdapterDesc1], None]) -> None:
     enum_adapters = _method(factory, FACTORY1_ENUM_ADAPTERS1, ctypes.c_long, ctypes.c_uint, ctypes.c_void_p)
-    found: list[AdapterDesc1] = []
     for index in range(64):
         adapter = ctypes.c_void_p()
         result = enum_adapters(index, ctypes.byref(adapter))
@@ -135,10 +146,14 @@ def _enumerate(factory: ctypes.c_void_p) -> list[AdapterDesc1]:
         try:
             desc = AdapterDesc1()
             if _method(adapter, ADAPTER1_GET_DESC1, ctypes.c_long, ctypes.c_void_p)(ctypes.byref(desc)) >= 0:
-                found.append(desc)
+                visit(adapter, desc)
         finally:
-            _method(adapter, RELEASE, ctypes.c_ulong)()
-    return found
+            release(adapter)
+
+
+def release(instance: ctypes.c_void_p) -> None:
+    """Give a COM object back."""
+    _method(instance, RELEASE, ctypes.c_ulong)()
 
 
 def _method(instance: ctypes.c_void_p, slot: int, result: Any, *arguments: Any) -> Any:

@@ -3,6 +3,7 @@
 #
 #   directml.sh setup           make the lab (lab.sh), and add what Direct3D 12 needs
 #   directml.sh run COMMAND…    as `lab.sh run`, in a Windows with a display and a Direct3D 12 adapter
+#   directml.sh gate            set it up, make two small models and run the tests of tests/windows/directml there
 set -euo pipefail
 # shellcheck source=tests/windows/lab.sh
 source "$(dirname "$0")/lab.sh"
@@ -52,12 +53,25 @@ make_directml_prefix() {
         timeout 60 /usr/lib/wine/wineserver64 -w' </dev/null >"$lab/directml-prefix.log" 2>&1
 }
 
+gate() {
+    local models
+    if ! bash "$0" setup; then
+        echo "DirectML is not tested here"
+        [ "${CI:-}" != true ]
+        return
+    fi
+    models=$lab/directml-models/$(cat "$here/directml/make_models.py" "$checkout"/coe_cli/core/recipe.py "$checkout"/coe_cli/runtime/conversion/*.py | sha256sum | cut -c1-16)
+    [ -e "$models/tiny-b" ] || { rm -rf "$lab/directml-models"; mkdir -p "$models"; "$python" "$here/directml/make_models.py" "$models"; }
+    COE_MODELS_DIR=$models bash "$0" run timeout 900 python -m pytest -c tests/windows/directml/pytest.ini tests/windows/directml
+}
+
 case ${1:-} in
     setup) setup_directml ;;
+    gate) gate ;;
     run)
         [ -e "$lab/directml-prefix.done" ] || fail "run: $0 setup"
         shift
         run /lab/directml "$@"
         ;;
-    *) sed -n '2,6p' "$0"; exit 2 ;;
+    *) sed -n '2,7p' "$0"; exit 2 ;;
 esac

@@ -87,18 +87,18 @@ def check_agreement(spec: ModelSpec, on_progress: OnProgress = ignore) -> Findin
     provider, own = spec_of(spec.provider), host()
     runs = []
     for which in (own, provider):
-        on_progress(Step(f"Comparing with the {own.label}: asking the {which.label}", 0, None))
+        on_progress(Step(f"Comparing {provider.label} with {own.label}: asking {which.label}", 0, None))
         try:
             runs.append(first_logits(spec, which.name, PROMPTS))
         except CoeError as problem:
-            said = f"cannot be compared with the {own.label}: {problem.message}"
+            said = f"cannot be compared with {own.label}: {problem.message}"
             return warning("agreement", said, problem.hint or f"Run it again: coe models verify {spec.name}")
     found = agreement(*runs)
     if found.agrees:
         return ok("agreement", f"{provider.label} and {own.label} give {found}")
     return error(
         "agreement",
-        f"{provider.label} computes something else than the {own.label} from the same files: {found}",
+        f"{provider.label} computes something else than {own.label} from the same files: {found}",
         f"Update the graphics driver; if that does not help: coe models optimize {spec.name}",
     )
 

@@ -1,0 +1,160 @@
+"""coe on DirectML, as a user types it: two small models of its own recipe, a budget that holds one of them at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+CHECKOUT = Path(__file__).parents[3]
+MODELS = CHECKOUT / "models"
+TIMEOUT_S = 240
+LONG = "tell " * 300
+"""1,500 characters, which are as many tokens."""
+
+PROFILES = """
+default_profile: lab
+profiles:
+  lab: {provider: dml, vram_budget_mb: 2006, max_concurrent_slots: 1, context_length: 2048, preload_enabled: false}
+"""
+EXPERTS = """
+experts:
+  first: {model: tiny-a, system_prompt: "One.", description: "the first"}
+  second: {model: tiny-b, system_prompt: "Two.", description: "the second"}
+"""
+
+
+class Coe:
+    """`coe` with folders of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "config").mkdir()
+        (folder / "config" / "hardware_profiles.yaml").write_text(PROFILES, encoding="utf-8")
+        (folder / "config" / "experts.yaml").write_text(EXPERTS, encoding="utf-8")
+        names = {"COE_CONFIG_DIR": "config", "COE_STATE_DIR": "state", "COE_CACHE_DIR": "cache"}
+        self.environment = {**os.environ, **{key: str(folder / name) for key, name in names.items()}, "PYTHONUTF8": "1"}
+        self.environment |= {"COE_MODELS_DIR": str(MODELS), "COE_PROFILE": "lab"}
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """What a command writes to stdout; it must end with ``code``."""
+        done = subprocess.run(
+            [sys.executable, "-m", "coe_cli", *arguments],
+            cwd=CHECKOUT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        return done.stdout
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        return json.loads(self(*arguments, "--format", "json", code=code))
+
+    def ask(self, question: str, *arguments: str) -> dict[str, Any]:
+        """An answer of 6 tokens, from DirectML."""
+        answer = self.json("ask", *arguments, "--temperature", "0", "--max-tokens", "6", question)
+        assert answer["provider"] == "dml"
+        assert answer["usage"]["completion_tokens"] == 6 or answer["finish_reason"] == "stop"
+        return answer
+
+
+@pytest.fixture(scope="module")
+def coe(tmp_path_factory: pytest.TempPathFactory) -> Coe:
+    return Coe(tmp_path_factory.mktemp("coe"))
+
+
+@pytest.fixture(scope="module")
+def served(coe: Coe) -> Iterator[Coe]:
+    coe("serve", "--keep-alive", "20m")
+    yield coe
+    coe("stop")
+
+
+def test_a_model_of_the_recipe_computes_what_the_cpu_does(coe: Coe) -> None:
+    found = {item["check"]: item for item in coe.json("models", "verify", "tiny-a")["findings"]}
+    assert {check: item["level"] for check, item in found.items() if item["level"] != "ok"} == {}
+    assert "20 of 20 prompts" in found["agreement"]["message"]
+
+
+def test_a_model_with_fp16_norms_is_seen_to_compute_something_else(coe: Coe) -> None:
+    sys.path.insert(0, str(CHECKOUT / "tests"))
+    from model_store.tiny_dml import write_tiny_dml
+
+    write_tiny_dml(MODELS / "wrong", embedding_scale=600.0)
+    found = {item["check"]: item for item in coe.json("models", "verify", "wrong", code=4)["findings"]}
+    assert (found["operators"]["level"], found["agreement"]["level"]) == ("warning", "error")
+
+
+def test_doctor_and_the_probe_see_the_card(coe: Coe) -> None:
+    found = coe.json("doctor")["findings"]
+    told = [item["message"] for item in found if item["check"] in ("adapters", "models", "directml", "direct3d")]
+    assert any("llvmpipe" in message and "COE_DEVICE=luid" in message for message in told)
+    made = re.compile(
+        r"a Direct3D 12 device can be made, feature level 1\d_\d, and a DirectML device, feature level \d"
+    )
+    assert any(made.search(message) for message in told)
+    assert any("tiny-a runs on dml" in message for message in told)
+    assert any("DirectML.dll" in message for message in told)
+
+
+def test_asked_without_a_college(coe: Coe) -> None:
+    coe.ask("hi", "--no-serve", "-e", "first")
+
+
+def test_a_college_answers_again_and_again(served: Coe) -> None:
+    short = [served.ask("hi", "-e", "first")["answer"] for _ in range(2)]
+    assert short[0] == short[1], "the second answer on one slot is the first one's"
+    long = served.ask(LONG, "-e", "first")
+    assert long["usage"]["prompt_tokens"] > 1500
+    assert served.ask("hi", "-e", "first")["answer"] == short[0]
+
+
+def test_a_conversation_goes_on(served: Coe) -> None:
+    first = served.ask("hi", "-e", "first")
+    second = served.ask("and now", "-c")
+    assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
+
+
+def test_another_expert_takes_the_cards_place(served: Coe) -> None:
+    for expert, model in (("second", "tiny-b"), ("first", "tiny-a")):
+        assert served.ask("hi", "-e", expert)["model"] == model
+        loaded = [item["name"] for item in served.json("ps")["models"]]
+        assert loaded == [model], "the budget holds one"
+
+
+def test_a_killed_worker_is_replaced(served: Coe) -> None:
+    served.ask("hi", "-e", "first")
+    (worker,) = served.json("ps")["models"]
+    psutil.Process(worker["pid"]).kill()
+    served.ask("hi", "-e", "first")
+
+
+def test_batch(coe: Coe, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hi", "expert": "first"},
+        {"prompt": LONG, "expert": "second"},
+        {"prompt": "ho", "expert": "first"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    coe("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--max-tokens", "4")
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == 3
+    assert all(answer.get("error") is None and answer.get("answer") is not None for answer in answers)
+
+
+def test_bench(coe: Coe) -> None:
+    options = ["--prompt-tokens", "16,600", "--gen-tokens", "4", "-r", "1", "--warm-up", "0", "--max-length", "1024"]
+    rows = coe.json("bench", "tiny-a", *options)["rows"]
+    assert [row["prompt_tokens"] for row in rows] == [16, 600]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
+from coe_cli.interrupts import on_interrupt
 from coe_cli.streams import prepare_streams
 
 
 def main() -> None:
     """Run the command line; exits with an ExitCode."""
     prepare_streams()
+    if sys.platform == "win32":
+        on_interrupt(signal.default_int_handler)  # Ctrl-Break would end this process alone, at once
     try:
         try:
             code = _run()
         finally:
             _end_what_was_left()
     except KeyboardInterrupt:
-        import signal
-
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        on_interrupt(lambda *_: os._exit(130))
         _end_what_was_left()
         code = 130
     if code == 130:

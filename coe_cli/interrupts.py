@@ -1,4 +1,7 @@
-"""Ctrl-C at a bad moment: in two steps where an orderly end takes a while, put off where it would leave something behind."""
+"""Ctrl-C at a bad moment: in two steps where an orderly end takes a while, put off where it would leave something behind.
+
+On Windows Ctrl-Break, and a console that is closed, is SIGBREAK and means the same.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,20 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any] | int | None
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name))
+"""What Ctrl-C and its like send."""
+
+
+def on_interrupt(handler: Handler) -> Handler:
+    """Have ``handler`` called for each of ``SIGNALS``; returns the one of Ctrl-C before. Main thread only."""
+    before = signal.getsignal(signal.SIGINT)
+    for number in SIGNALS:
+        signal.signal(number, handler)
+    return before
 
 
 class Interrupt:
@@ -17,7 +34,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def two_step_interrupt(stop: Callable[[], None]) -> Iterator[Interrupt]:
-    """While it lasts, the first SIGINT calls ``stop`` and later ones raise KeyboardInterrupt in the main thread."""
+    """While it lasts, the first Ctrl-C calls ``stop`` and later ones raise KeyboardInterrupt in the main thread."""
     state = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield state
@@ -30,25 +47,25 @@ def two_step_interrupt(stop: Callable[[], None]) -> Iterator[Interrupt]:
         with contextlib.suppress(RuntimeError):  # the stream was being written to: the message is lost, not the stop
             stop()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = on_interrupt(handle)
     try:
         yield state
     finally:
-        signal.signal(signal.SIGINT, before)
+        on_interrupt(before)
 
 
 @contextlib.contextmanager
 def interrupt_put_off() -> Iterator[None]:
-    """While it lasts, SIGINT does nothing; one that came takes effect at the end."""
+    """While it lasts, Ctrl-C does nothing; one that came takes effect at the end."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
     came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    on_interrupt(lambda number, frame: came.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        on_interrupt(before)
         if came:
             before(*came[0])

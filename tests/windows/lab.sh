@@ -128,7 +128,9 @@ enter() {
         ip link set lo up
         chroot --userspec=$user:$user "$root" env -i HOME=/home/coe USER=coe PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 TERM=dumb \
             WINEARCH=win64 WINEDEBUG="${WINEDEBUG:--all}" "WINEDLLOVERRIDES=mscoree=;mshtml=;winemenubuilder.exe=;winedbg.exe=" \
-            prlimit --nproc=$processes sh -c "cd /checkout; /usr/lib/wine/wineserver64 -p; exec \"\$@\"" sh "$@"' enter "$@"
+            prlimit --nproc=$processes sh -c "cd /checkout; /usr/lib/wine/wineserver64 -p; exec \"\$@\"" sh "$@" || exit $?
+        exit 0 # not the last command: this shell stays, as the process whose end is that of all others
+    ' enter "$@"
 }
 
 # run COMMAND…: copy the checkout with its models to the lab, and enter it
@@ -141,7 +143,13 @@ run() {
     git -C "$checkout" ls-files -z --cached --others --exclude-standard | tar -C "$checkout" --null --files-from=- --ignore-failed-read -cf - 2>/dev/null | tar -C "$copy" -xf -
     cp -r "${COE_MODELS_DIR:-$checkout/models}/." "$copy/models"
     chown -R $user:$user "$copy"
-    enter "$@"
+    enter "$@" 9>&- &
+    trap 'kill -9 $! 2>/dev/null' EXIT # unshare itself takes no other signal, and with it ends all that it started
+    trap 'exit 143' TERM INT
+    local code=0
+    wait $! || code=$?
+    trap - EXIT
+    return $code
 }
 
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0 # directml.sh adds to it

@@ -14,10 +14,11 @@ from typing import Any
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError, DeviceLost, from_code
 from coe_cli.providers.settings import default_provider_options, default_session_options
+from coe_cli.runtime.job_object import end_with_us
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import worker_death
-from coe_cli.runtime.worker.worker_process import worker_command, worker_environment
+from coe_cli.runtime.worker.worker_process import kill_told, worker_command, worker_environment
 
 _EXIT_WAIT_S = 10.0
 _EXIT_LOOK_S = 0.2
@@ -43,6 +44,7 @@ class ResidentWorker:
         self._command = command or worker_command()
         self._process: asyncio.subprocess.Process | None = None
         self._log = ProcessLog()
+        self._told_pid: int | None = None
         self._started = asyncio.Event()
         self._loaded: asyncio.Future[protocol.Loaded] | None = None
         self._killed = False
@@ -54,7 +56,8 @@ class ResidentWorker:
 
     @property
     def pid(self) -> int:
-        return self._process.pid if self._process is not None else 0
+        """The process that has the model (see ``WorkerProcess.pid``), or 0."""
+        return self._told_pid or (self._process.pid if self._process is not None else 0)
 
     @property
     def alive(self) -> bool:
@@ -88,6 +91,7 @@ class ResidentWorker:
             ) from None
         finally:
             self._started.set()
+        end_with_us(self._process.pid)
         self._reader = asyncio.create_task(self._listen())
 
     async def load(self, spec: ModelSpec, *, slots: int, warm_context_length: int | None, timeout_s: float) -> None:
@@ -152,10 +156,11 @@ class ResidentWorker:
             return
         self._killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill_told(self._told_pid, self._process.pid)
             if sys.platform == "win32":
                 self._process.kill()
             else:
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _gone(self, within_s: float = _EXIT_WAIT_S) -> None:
         """Wait until the process has ended, whoever holds its channel open; no longer than ``within_s``."""
@@ -215,6 +220,8 @@ class ResidentWorker:
     def _dispatch(self, message: protocol.FromWorker) -> None:
         assert self._loaded is not None
         if isinstance(message, protocol.Hello):
+            self._told_pid = message.pid
+            end_with_us(message.pid)
             if message.protocol_version != protocol.PROTOCOL_VERSION and not self._loaded.done():
                 self._loaded.set_exception(
                     DeviceLost(

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from coe_cli.core.fleet_problem import Group, Problem
 from coe_cli.core.fleet_simulation import SimulatedNode, Stream, jobs, simulate
-from coe_cli.interrupts import interrupt_put_off
+from coe_cli.interrupts import interrupt_put_off, on_interrupt
 
 LEAST_PER_NODE = 500
 """With fewer requests a node than this, fewer nodes of a group are simulated, for longer."""
@@ -92,8 +92,8 @@ def simulate_fleet(
             done += expected[index]
             on_part(done / whole)
     else:
-        ignore = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches them too, and could leave a lock held
-        with ProcessPoolExecutor(max_workers=cores, initializer=signal.signal, initargs=ignore) as pool:
+        ignore = (signal.SIG_IGN,)  # a terminal's Ctrl-C reaches them too, and could leave a lock held
+        with ProcessPoolExecutor(max_workers=cores, initializer=on_interrupt, initargs=ignore) as pool:
             try:
                 with interrupt_put_off():  # which the new processes inherit until they ignore it
                     futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}

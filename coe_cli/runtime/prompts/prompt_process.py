@@ -18,6 +18,8 @@ from typing import BinaryIO
 import msgspec
 
 from coe_cli.core.prompt_text import Turn, bare, fill_plain
+from coe_cli.interrupts import on_interrupt
+from coe_cli.runtime.private_channel import take_standard_streams
 from coe_cli.runtime.prompts import process_limits, tokenizer_files
 from coe_cli.runtime.prompts.chat_rendering import ChatTemplate, TemplateFails
 from coe_cli.runtime.prompts.prompt_messages import Begun, NotPrepared, Prepare, Prompt, Stage
@@ -131,9 +133,8 @@ class Preparation:
 
 def main() -> None:
     """Answer requests on this process's stdin and stdout until the channel closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel_in, channel_out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    on_interrupt(signal.SIG_IGN)
+    channel_in, channel_out = take_standard_streams()
     process_limits.die_with_parent()
     process_limits.bound_memory()
     inbox: queue.SimpleQueue[Prepare] = queue.SimpleQueue()

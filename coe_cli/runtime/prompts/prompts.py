@@ -20,6 +20,7 @@ import msgspec
 from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, PromptsFull, PromptTooLong, from_code
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.package import start_code
+from coe_cli.runtime.job_object import end_with_us
 from coe_cli.runtime.prompts.deadline import Deadline
 from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage
 from coe_cli.runtime.worker.protocol import HEAD_BYTES, ChatMessage, frame, frame_length
@@ -270,6 +271,7 @@ class _Child:
                     **flags,
                 )
                 _living.add(self)
+            end_with_us(self._process.pid)
         except OSError as error:
             raise DeviceLost(
                 f"the process that makes prompts cannot be started: {error}",

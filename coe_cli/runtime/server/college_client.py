@@ -100,20 +100,24 @@ def reach(options: ServeOptions) -> tuple[CollegeClient | None, str]:
 
 
 def _start_detached(folder: Path, options: ServeOptions) -> subprocess.Popen[bytes]:
-    flags: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        # CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW: a console of its own without a window, which workers inherit.
-        flags = {"creationflags": 0x00000200 | 0x08000000}
     descriptor = os.open(folder / _START_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, msgspec.json.encode(options).decode()],
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            cwd=folder,
-            **flags,
-        )
+
+        def start(**how: Any) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-P", "-c", _START, msgspec.json.encode(options).decode()]
+            process: subprocess.Popen[bytes] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, cwd=folder, **how
+            )
+            return process
+
+        if sys.platform != "win32":
+            return start(start_new_session=True)
+        # CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW: a console of its own without a window, which workers inherit.
+        flags = 0x00000200 | 0x08000000
+        try:
+            return start(creationflags=flags | 0x01000000)  # CREATE_BREAKAWAY_FROM_JOB: a terminal's job ends with it
+        except PermissionError:  # that job does not let its processes go
+            return start(creationflags=flags)
     finally:
         os.close(descriptor)
 

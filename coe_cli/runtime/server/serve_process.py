@@ -31,6 +31,7 @@ from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError, explained
+from coe_cli.interrupts import on_interrupt
 from coe_cli.runtime.college.college import College, CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.meter import meter_for
@@ -269,8 +270,7 @@ class _Process:
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
         if sys.platform == "win32":
-            for number in (signal.SIGINT, signal.SIGBREAK):
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.stop, False))
+            on_interrupt(lambda *_: loop.call_soon_threadsafe(self.stop, False))
         else:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self.stop, False)
@@ -289,8 +289,9 @@ def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise UsageError(f"{host} is not an address of this machine: {error.strerror}", "Use 127.0.0.1.") from None
     with listener:
-        if sys.platform != "win32":  # there it would let another program take the port over
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Windows lets other programs share a port, or take it over, unless it is asked not to.
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if exclusive is None else exclusive, 1)
         try:
             listener.bind(address)
         except OSError as error:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from coe_cli.core.providers import all_specs, expected_on
 from coe_cli.errors import CoeError
+from coe_cli.interrupts import on_interrupt
 from coe_cli.package import install_command
 from coe_cli.runtime.private_channel import take_standard_streams
 from coe_cli.runtime.worker import protocol
@@ -151,7 +152,7 @@ class _Unsent:
 
 def main() -> None:
     """Run a worker on this process's stdin and stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_interrupt(signal.SIG_IGN)
     channel_in, channel_out = take_standard_streams()
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     inbox: queue.SimpleQueue[protocol.ToWorker | protocol.Failed] = queue.SimpleQueue()

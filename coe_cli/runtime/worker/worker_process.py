@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from coe_cli.errors import CoeError, TimedOut
-from coe_cli.interrupts import interrupt_put_off
+from coe_cli.interrupts import interrupt_put_off, on_interrupt
 from coe_cli.package import python_environment, start_code
+from coe_cli.runtime.job_object import end_with_us
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import worker_death
@@ -43,6 +44,13 @@ def worker_environment() -> dict[str, str]:
     return python_environment(ORT_DISABLE_TELEMETRY="1", PYTHONUNBUFFERED="1", GLIBC_TUNABLES=tunables)
 
 
+def kill_told(told_pid: int | None, started_pid: int) -> None:
+    """Kill the process behind a launcher, which might outlive it; ``told_pid`` is None before it has said who it is."""
+    if told_pid is not None and told_pid != started_pid:
+        with contextlib.suppress(OSError):
+            os.kill(told_pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
 class WorkerProcess:
     """A running worker. The process starts at once; it imports OGA while the caller goes on.
 
@@ -63,12 +71,15 @@ class WorkerProcess:
                 **flags,
             )
             _living.add(self)
+        end_with_us(self._process.pid)
+        self._told_pid: int | None = None
         self._messages: queue.SimpleQueue[protocol.FromWorker | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        """The process that has the model: in a venv on Windows not the one that was started, which is a launcher."""
+        return self._told_pid or self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -117,6 +128,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the process now and wait for it; safe to call more than once."""
         if self.alive:
+            kill_told(self._told_pid, self._process.pid)
             self._process.kill()
         self._process.wait()
         _living.discard(self)
@@ -133,6 +145,9 @@ class WorkerProcess:
         assert self._process.stdout is not None
         try:
             while (message := protocol.read_from_worker(self._process.stdout)) is not None:  # type: ignore[arg-type]
+                if isinstance(message, protocol.Hello):
+                    self._told_pid = message.pid
+                    end_with_us(message.pid)
                 self._messages.put(message)
         except (OSError, ValueError, msgspec.MsgspecError):
             pass
@@ -153,7 +168,7 @@ def _on_interrupt(signal_number: int, frame: object) -> None:
 def start_early() -> None:
     """Start a worker before the command line is parsed, so that OGA is imported meanwhile."""
     global _early
-    signal.signal(signal.SIGINT, _on_interrupt)
+    on_interrupt(_on_interrupt)
     _early = WorkerProcess()
 
 

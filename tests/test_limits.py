@@ -115,7 +115,7 @@ def test_a_request_that_cannot_be_sent_frees_its_slot_and_says_why(
     send = ResidentWorker.send
 
     def failing(worker: ResidentWorker, message: protocol.Message) -> None:
-        if isinstance(message, protocol.Generate) and message.messages[-1].content == "unsendable":
+        if isinstance(message, protocol.Generate) and bytes(message.prompt_ids) == b"unsendable":
             raise failure
         send(worker, message)
 

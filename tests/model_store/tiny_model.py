@@ -43,6 +43,7 @@ def catalog_entry(source: str, **more: object) -> dict[str, object]:
         "provider": "cpu",
         "context_length": 512,
         "weights_mb": 0.1,
+        "format": "oga",
         "licence": "CC0-1.0",
         "shape": SHAPE,
         "sources": [{"uri": source}],

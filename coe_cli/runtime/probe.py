@@ -11,7 +11,7 @@ from coe_cli.core.machine import Adapter, Machine, card_mb
 from coe_cli.core.profile import Provider
 from coe_cli.probes import Probe, ProbeFailed
 from coe_cli.providers import runtime_of
-from coe_cli.runtime.whole_file import make_private
+from coe_cli.runtime.atomic_write import make_private
 
 MACHINE_FILE = "machine.json"
 SEES_EVERY_MAKER = ("dxgi", "pci")

@@ -17,6 +17,7 @@ from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import models_on_disk
 from coe_cli.core.profile import HardwareProfile, Provider
 from coe_cli.errors import CoeError, ModelMissing, UsageError
+from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.bench.bandwidth import measure_bandwidth
 from coe_cli.runtime.bench.bench_machine import read_machine, read_versions
 from coe_cli.runtime.bench.bench_run import BenchModel, BenchResult, BenchSettings, bench_model, run_bench
@@ -24,7 +25,6 @@ from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.model_store import folder_of, open_model
-from coe_cli.runtime.whole_file import written_whole
 
 _UNKNOWN_CONTEXT = 2**30
 
@@ -144,7 +144,7 @@ def save_report(report: BenchReport, path: Path) -> None:
         UsageError: the system refuses.
     """
     try:
-        with written_whole(path) as scratch:
+        with atomic_write(path) as scratch:
             scratch.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Name another file.") from None

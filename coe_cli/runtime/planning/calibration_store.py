@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from coe_cli.core.calibration import Calibration, CalibrationKey, CalibrationRecord, merge
 from coe_cli.core.model_spec import GENAI_CONFIG
-from coe_cli.runtime.whole_file import make_private, written_whole
+from coe_cli.runtime.atomic_write import atomic_write, make_private
 
 CALIBRATION_FILE = "calibration.jsonl"
 MOST_BYTES = 4 * 2**20
@@ -63,7 +63,7 @@ class CalibrationStore:
 
     def _keep_newest_half(self) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
-        with written_whole(self.path) as fresh:
+        with atomic_write(self.path) as fresh:
             make_private(fresh).write_bytes(b"".join(lines[len(lines) // 2 :]))
 
 

@@ -15,6 +15,7 @@ from coe_cli.core.router import Decision, Router, RouterWeights
 from coe_cli.core.router_examples import examples_digest, training_set
 from coe_cli.core.router_features import LEXICAL_SIZE
 from coe_cli.errors import ModelMissing
+from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import (
     EMBEDDED,
@@ -25,7 +26,6 @@ from coe_cli.runtime.routing.embedder import (
     embedder_folder,
 )
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
-from coe_cli.runtime.whole_file import written_whole
 
 ROUTER_VERSION = 3
 
@@ -193,7 +193,7 @@ def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str]
     arrays = {name: getattr(weights, name) for name in _ARRAYS}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as scratch:
+        with atomic_write(path) as scratch:
             np.savez(
                 scratch,
                 digest=np.array(digest),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from coe_cli.runtime.whole_file import written_whole
+from coe_cli.runtime.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,7 @@ class VectorCache:
         keys = np.frombuffer(b"".join(kept), np.uint8).reshape(-1, _KEY_BYTES)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(self._path) as scratch:
+            with atomic_write(self._path) as scratch:
                 np.savez(scratch, stamp=np.array(self._stamp), keys=keys, vectors=np.stack(list(kept.values())))
         except OSError as error:
             self._note(f"warning: the vectors cannot be kept in {self._path.parent}: {error.strerror or error}")

@@ -19,8 +19,8 @@ from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_events import Elsewhere
 from coe_cli.core.sharing import counted_mb
+from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.server.rendezvous import is_held, private_folder
-from coe_cli.runtime.whole_file import written_whole
 
 _FOLDER = "claims"
 _MAX_BYTES = 4096
@@ -87,7 +87,7 @@ class OwnClaim:
             private_folder(self._folder)
             self._lock = filelock.FileLock(self._path.with_suffix(".lock"), mode=0o600, thread_local=False)
             self._lock.acquire(timeout=0)
-        with written_whole(self._path) as scratch:
+        with atomic_write(self._path) as scratch:
             scratch.write_bytes(msgspec.json.encode(Claim(os.getpid(), self._by, self._device, mb, self._pool_mb)))
 
     def close(self) -> None:

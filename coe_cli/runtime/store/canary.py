@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError
+from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.store.integrity import sha256_of
-from coe_cli.runtime.whole_file import written_whole
 from coe_cli.runtime.worker.continuation import continue_prompts
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n    return")
@@ -61,7 +61,7 @@ def record(state_dir: Path, name: str, golden: Golden) -> None:
     content = {**_read(state_dir, name), golden.provider: msgspec.to_builtins(golden)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as scratch:
+        with atomic_write(path) as scratch:
             scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     except OSError as error:
         raise CoeError(

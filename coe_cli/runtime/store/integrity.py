@@ -11,7 +11,7 @@ from typing import Any
 from coe_cli.core.genai_config import GENAI_CONFIG, read_config
 from coe_cli.core.onnx_graph import external_data_sizes
 from coe_cli.errors import ModelDamaged
-from coe_cli.runtime.whole_file import written_whole
+from coe_cli.runtime.atomic_write import atomic_write
 
 MANIFEST = "coe_manifest.json"
 MANIFEST_VERSION = 1
@@ -26,7 +26,7 @@ def write_manifest(folder: Path, origin: dict[str, Any]) -> None:
         if path.is_file() and path.name != MANIFEST
     }
     content = {"manifest_version": MANIFEST_VERSION, "origin": origin, "files": files}
-    with written_whole(folder / MANIFEST) as scratch:
+    with atomic_write(folder / MANIFEST) as scratch:
         scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
-from coe_cli.runtime.whole_file import written_whole
 
 
 def test_it_appears_with_the_end_of_the_block(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    with written_whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text("new")
         assert not path.exists() and scratch.suffix == ".json"
     assert path.read_text() == "new"
@@ -24,7 +24,7 @@ def test_it_appears_with_the_end_of_the_block(tmp_path: Path) -> None:
 def test_what_breaks_off_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
-    with pytest.raises(error), written_whole(path) as scratch:
+    with pytest.raises(error), atomic_write(path) as scratch:
         scratch.write_text("ne")
         raise error
     assert path.read_text() == "old"

@@ -24,7 +24,7 @@ def make_private(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file to write beside ``path`` (with its suffix), which takes the place of ``path`` when the block ends.
 
     When it does not end, ``path`` is as it was. Hard links to what was there before keep that.

@@ -10,6 +10,7 @@ from typing import Any, Final
 from coe_cli.core.bench_rows import BenchReport, BenchRow
 from coe_cli.errors import UsageError
 from coe_cli.package import install_command
+from coe_cli.replacing import move
 
 _SUFFIXES: Final = (".png", ".svg")
 _MOST_BARS: Final = 12
@@ -55,7 +56,7 @@ def draw(report: BenchReport, path: Path) -> None:
     scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         figure.savefig(scratch, dpi=120)
-        scratch.replace(path)
+        move(scratch, path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Name another file.") from None

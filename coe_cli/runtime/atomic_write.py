@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from coe_cli.replacing import move
+
 
 def make_private(path: Path) -> Path:
     """``path`` as a file that only its owner can read, made if need be, in a folder that is so too; whatever the umask.
@@ -32,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
         yield scratch
-        scratch.replace(path)
+        move(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from coe_cli import __version__
+from coe_cli.replacing import move
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _kept(name: str, paths: list[Path], names: list[str], kind: type[T], load: C
             cache.parent.mkdir(parents=True, exist_ok=True)
             scratch = cache.with_name(f".{cache.name}.{os.getpid()}")
             scratch.write_bytes(msgspec.msgpack.encode((stamp, content)))
-            scratch.replace(cache)
+            move(scratch, cache)
     return value
 
 

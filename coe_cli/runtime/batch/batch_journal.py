@@ -27,6 +27,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from coe_cli.errors import CoeError, UsageError
+from coe_cli.replacing import move
 
 JOURNAL_FORMAT = 2
 """2: checksums of whole entries, and how much is safe on the disk. Journals of another format are refused."""
@@ -188,14 +189,14 @@ class Journal:
             for file in (results, journal):
                 file.flush()
                 os.fsync(file.fileno())
-        part.replace(self._new_journal)
+        move(part, self._new_journal)
 
     def _replace(self) -> None:
         """Put new files in place of the old ones, the journal last; also what a killed process left of that."""
         if self._new_journal.exists():
             if self._new_results.exists():
-                self._new_results.replace(self.results_path)
-            self._new_journal.replace(self.path)
+                move(self._new_results, self.results_path)
+            move(self._new_journal, self.path)
         else:
             self._new_results.unlink(missing_ok=True)
 

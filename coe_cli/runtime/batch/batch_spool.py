@@ -10,6 +10,7 @@ from typing import BinaryIO
 from coe_cli.core.command_line import command_line
 from coe_cli.core.text_encoding import MARK_BYTES, encoding_of
 from coe_cli.errors import CoeError, UsageError
+from coe_cli.replacing import move
 from coe_cli.runtime.batch.batch_index import look_through
 
 
@@ -30,7 +31,7 @@ def spool(stream: BinaryIO, path: Path, target: Path | None) -> Path:
                 f"the input is not what the batch in {path.parent} was begun with",
                 f"Go on with `{spooled_again(path, target)}`, or give --restart to begin anew.",
             )
-        fresh.replace(path)
+        move(fresh, path)
     except UnicodeDecodeError as error:
         raise UsageError(f"the input is not {error.encoding.upper()} text", "Save it as UTF-8 first.") from None
     except OSError as error:

@@ -21,6 +21,7 @@ from coe_cli.runtime.conversion.fit_graph import NotFitting, write_fitted
 from coe_cli.runtime.conversion.last_position import NotPrunable, write_pruned
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
+from coe_cli.runtime.store.model_removal import check_replaceable
 from coe_cli.runtime.store.model_store import check_room, open_model, put_in_place, staging_folder, writing
 from coe_cli.runtime.worker.first_logits import first_logits
 
@@ -48,6 +49,7 @@ def optimize(name: str, models_dir: Path, on_progress: OnProgress) -> bool:
         try:
             if is_optimized(open_model(name, folder)):
                 return False
+            check_replaceable(name, models_dir)
             result = optimized_copy(name, folder, staging / "optimized", on_progress)
             write_manifest(result, manifest["origin"] if manifest else {})
             put_in_place(result, folder)

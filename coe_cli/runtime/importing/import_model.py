@@ -16,7 +16,15 @@ from coe_cli.runtime.importing.source import ModelSource
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.canary import forget
 from coe_cli.runtime.store.integrity import check_files, sha256_of, write_manifest
-from coe_cli.runtime.store.model_store import check_room, open_model, put_in_place, staging_folder, writing
+from coe_cli.runtime.store.model_removal import check_replaceable
+from coe_cli.runtime.store.model_store import (
+    check_room,
+    open_model,
+    put_in_place,
+    staging_folder,
+    take_finished,
+    writing,
+)
 from coe_cli.runtime.store.verify import verify
 
 
@@ -72,6 +80,12 @@ def import_model(
     with writing(name, models_dir, on_progress):
         if target.exists() and not force:
             raise UsageError(f"there is a model `{name}` already", "Choose another --name, or use --force.")
+        origin = {"uri": f"file:{source.path.resolve()}", "precision": precision, "provider": provider}
+        if source.path.is_file():
+            origin["sha256"] = sha256_of(source.path)
+        if take_finished(target, lambda known: known == origin):
+            return open_model(name, target)
+        check_replaceable(name, models_dir)
         result = staging / "model"
         try:
             shutil.rmtree(staging, ignore_errors=True)
@@ -84,9 +98,6 @@ def import_model(
                         f"the conversion of {source.path} is not sound: {finding.message}",
                         "Report it, with the source.",
                     )
-            origin = {"uri": f"file:{source.path.resolve()}", "precision": precision, "provider": provider}
-            if source.path.is_file():
-                origin["sha256"] = sha256_of(source.path)
             write_manifest(result, dict(origin))
             check_files(name, result)
             put_in_place(result, target)

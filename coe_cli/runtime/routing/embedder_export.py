@@ -18,6 +18,7 @@ import msgspec
 
 from coe_cli.errors import CoeError, DiskFull, ModelDamaged
 from coe_cli.package import python_environment, python_path
+from coe_cli.replacing import move
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, Embedder, EmbedderInfo, embedder_folder
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder, file_sha256
@@ -51,7 +52,7 @@ def prepare_embedder(name: str, where: Folders, note: Callable[[str], None]) -> 
             info = export_embedder(source, built, name)
             if target.exists():
                 shutil.rmtree(target)
-            built.replace(target)
+            move(built, target)
     except OSError as error:
         if is_full(error):
             raise DiskFull(f"the disk of {where.cache} is full", "Make room, or set COE_CACHE_DIR.") from error

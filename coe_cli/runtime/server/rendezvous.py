@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.errors import CoeError, TimedOut
+from coe_cli.replacing import move, remove
 
 STATE_VERSION = 1
 _STATE_FILE = "college.json"
@@ -125,7 +126,7 @@ def write_private(path: Path, data: bytes) -> None:
         descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-        staging.replace(path)
+        move(staging, path)
     except OSError:
         with contextlib.suppress(OSError):
             staging.unlink(missing_ok=True)
@@ -143,7 +144,7 @@ def cannot_announce(folder: Path, error: OSError) -> CoeError:
 def remove_state(folder: Path) -> None:
     """Take the state file away; only for the holder of ``college.lock``."""
     with contextlib.suppress(OSError):
-        (folder / _STATE_FILE).unlink(missing_ok=True)
+        remove(folder / _STATE_FILE)
 
 
 def hold_college_lock(folder: Path) -> Any | None:

@@ -32,6 +32,7 @@ from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError, explained
 from coe_cli.interrupts import on_interrupt
+from coe_cli.replacing import move
 from coe_cli.runtime.college.college import College, CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.meter import meter_for
@@ -326,7 +327,7 @@ def _logging(folder: Path) -> Iterator[None]:
 
 
 def _rotate_privately(source: str, target: str) -> None:
-    Path(source).replace(target)
+    move(Path(source), Path(target))
     with contextlib.suppress(OSError):
         os.close(os.open(source, os.O_CREAT | os.O_WRONLY, 0o600))
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from coe_cli.core.source_uri import HubSource, check_member
 from coe_cli.errors import UsageError
+from coe_cli.replacing import move
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
 from coe_cli.runtime.store.downloads import in_parallel
 from coe_cli.runtime.store.integrity import MANIFEST, sha256_of
@@ -124,7 +125,7 @@ def _download(repo: str, commit: str, file: HubFile, destination: Path) -> Calla
             if is_local(error):
                 raise
             raise SourceFailed(f"broke off at {file.path}: {first_line(error)}") from error
-        part.replace(path)
+        move(part, path)
 
     return run
 

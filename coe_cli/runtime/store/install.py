@@ -22,6 +22,7 @@ from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.canary import forget
 from coe_cli.runtime.store.integrity import MANIFEST, check_files, write_manifest
+from coe_cli.runtime.store.model_removal import check_replaceable
 from coe_cli.runtime.store.model_store import (
     check_room,
     discard,
@@ -29,6 +30,7 @@ from coe_cli.runtime.store.model_store import (
     put_in_place,
     size_of,
     staging_folder,
+    take_finished,
     writing,
 )
 from coe_cli.runtime.store.sources import Arrival, fetch
@@ -112,6 +114,10 @@ def install_request(
         if target.exists() and not force:
             shutil.rmtree(staging, ignore_errors=True)
             return open_model(name, target)
+        uris = {source.uri for source in request.sources}
+        if take_finished(target, lambda origin: origin.get("uri") in uris):
+            return open_model(name, target)
+        check_replaceable(name, models_dir)
         room(request.needed_mb * BYTES_PER_MB - size_of(staging))
         try:
             arrival = fetch(name, request.sources, staging / "download", on_progress, lambda n: room(n * _SPARE))

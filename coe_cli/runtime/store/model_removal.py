@@ -14,11 +14,28 @@ from coe_cli.runtime.progress import ignore
 from coe_cli.runtime.store.canary import forget
 from coe_cli.runtime.store.model_store import discard, model_lock, size_of, staging_folder
 
+RENAMES_REFUSED = os.name == "nt"
+"""Whether a folder with open files cannot be renamed."""
+
 
 class ModelResident(CoeError):
     """The model is in use."""
 
     code = "model_resident"
+
+
+def check_replaceable(name: str, models_dir: Path) -> None:
+    """Check, before anything is fetched or converted, that the folder of ``name`` could be replaced.
+
+    Raises:
+        ModelResident: a worker holds it, and this system does not rename what is in use.
+    """
+    workers = resident_models(models_dir).get(name, []) if RENAMES_REFUSED and (models_dir / name).exists() else []
+    if workers:
+        raise ModelResident(
+            f"model `{name}` is in use by process {', '.join(map(str, workers))}",
+            f"Take it out first: coe stop {name}",
+        )
 
 
 def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, force: bool = False) -> float:

@@ -7,9 +7,10 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -17,10 +18,16 @@ from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.errors import DiskFull, ModelMissing
+from coe_cli.replacing import move
 from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.store.integrity import check_files
+from coe_cli.runtime.store.integrity import check_files, read_manifest
 from coe_cli.runtime.store.model_files import check_safe, model_stamp
 from coe_cli.runtime.store.source_errors import is_full
+
+
+class InUse(ModelMissing):
+    """Another program holds the folder that a finished model is to replace."""
+
 
 _MORE_ROOM = "Free some space, or set COE_MODELS_DIR to a folder on a larger disk."
 
@@ -123,7 +130,7 @@ def discard(folder: Path, name: str) -> None:
     """
     if folder.exists():
         doomed = _doomed(name, folder.parent)
-        folder.rename(doomed)
+        move(folder, doomed)
         shutil.rmtree(doomed)
 
 
@@ -136,20 +143,50 @@ def put_in_place(result: Path, target: Path) -> None:
     """Give the finished folder ``result`` the name ``target``; what had that name before is removed.
 
     Raises:
+        InUse: the old folder is held; ``result`` waits for ``take_finished``.
         OSError: the system refuses; the old folder is then still there.
     """
     old: Path | None = None
     if target.exists():
         old = _doomed(target.name, target.parent)
-        target.rename(old)
+        try:
+            move(target, old)
+        except PermissionError as error:
+            finished = _finished(target)
+            if result != finished:
+                shutil.rmtree(finished, ignore_errors=True)
+                move(result, finished)
+            raise InUse(
+                f"model `{target.name}` is ready, but its old folder is in use ({error.strerror})",
+                "Stop what uses it (coe stop), then run the same command: all that is left is to put it in place.",
+            ) from error
     try:
-        result.rename(target)
+        move(result, target)
     except OSError:
         if old is not None:
-            old.rename(target)
+            move(old, target)
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def take_finished(target: Path, is_wanted: Callable[[dict[str, Any]], bool]) -> bool:
+    """Put in place what was finished before and could not be; whether there was one whose origin ``is_wanted``.
+
+    Raises:
+        InUse, OSError: as ``put_in_place``.
+    """
+    finished = _finished(target)
+    manifest = read_manifest(finished)
+    if manifest is not None and is_wanted(manifest["origin"]):
+        put_in_place(finished, target)
+        return True
+    shutil.rmtree(finished, ignore_errors=True)
+    return False
+
+
+def _finished(target: Path) -> Path:
+    return target.with_name(f".finished-{target.name}")
 
 
 @contextmanager

@@ -1,0 +1,125 @@
+"""A file or folder that another program holds for a moment, as on Windows: coe tries again, and loses no finished work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe_cli.replacing import move, when_free
+from coe_cli.runtime.atomic_write import atomic_write
+from coe_cli.runtime.store import model_removal
+from coe_cli.runtime.store.integrity import write_manifest
+from coe_cli.runtime.store.model_removal import ModelResident, check_replaceable
+from coe_cli.runtime.store.model_store import InUse, put_in_place, take_finished
+
+ORIGIN = {"uri": "hf:someone/tiny"}
+
+
+def refusal(winerror: int | None) -> PermissionError:
+    error = PermissionError(13, "The process cannot access the file")
+    if winerror is not None:
+        error.winerror = winerror  # type: ignore[attr-defined]
+    return error
+
+
+def refusing(times: int, winerror: int | None = 32) -> Callable[[], str]:
+    left = [times]
+
+    def action() -> str:
+        if left[0]:
+            left[0] -= 1
+            raise refusal(winerror)
+        return "done"
+
+    return action
+
+
+@pytest.mark.parametrize("winerror", [5, 32, 33])
+def test_what_is_held_for_a_moment_is_tried_again(winerror: int) -> None:
+    assert when_free(refusing(3, winerror)) == "done"
+
+
+@pytest.mark.parametrize(("times", "winerror"), [(1, None), (1, 19), (10**9, 32)])
+def test_what_stays_refused_is_an_error(times: int, winerror: int | None) -> None:
+    with pytest.raises(PermissionError):
+        when_free(refusing(times, winerror))
+
+
+class Held:
+    """A path that nobody may rename or replace while it is held."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+        self.path: Path | None = path
+        real = Path.replace
+
+        def replace(source: Path, target: Path) -> Path:
+            if self.path in (source, Path(target)):
+                raise refusal(5)
+            return real(source, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+
+    def free(self) -> None:
+        self.path = None
+
+
+def test_a_file_is_written_as_soon_as_its_reader_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    held = Held(monkeypatch, path)
+    threading.Timer(0.1, held.free).start()
+    with atomic_write(path) as scratch:
+        scratch.write_text("new")
+    assert path.read_text() == "new"
+
+
+def folder(path: Path, content: str, origin: dict[str, Any] = ORIGIN) -> Path:
+    path.mkdir(parents=True)
+    (path / "model.onnx").write_text(content)
+    write_manifest(path, origin)
+    return path
+
+
+def test_a_finished_model_waits_for_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, staging = folder(tmp_path / "tiny", "old"), tmp_path / ".partial-tiny"
+    held = Held(monkeypatch, target)
+    with pytest.raises(InUse, match="is ready, but its old folder is in use"):
+        put_in_place(folder(staging / "model", "new"), target)
+    assert (target / "model.onnx").read_text() == "old"
+    with pytest.raises(InUse):
+        take_finished(target, lambda origin: origin == ORIGIN)
+    held.free()
+    assert take_finished(target, lambda origin: origin == ORIGIN)
+    assert (target / "model.onnx").read_text() == "new"
+    assert not take_finished(target, lambda origin: True)
+    assert [path.name for path in tmp_path.iterdir() if path != staging] == ["tiny"]
+
+
+def test_a_finished_model_of_another_origin_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder(tmp_path / "tiny", "old")
+    held = Held(monkeypatch, target)
+    with pytest.raises(InUse):
+        put_in_place(folder(tmp_path / ".partial-tiny" / "model", "new"), target)
+    held.free()
+    assert not take_finished(target, lambda origin: origin == {"uri": "hf:other"})
+    assert (target / "model.onnx").read_text() == "old"
+    assert not list(tmp_path.glob(".finished-*"))
+
+
+def test_a_model_in_use_is_refused_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_removal, "resident_models", lambda models_dir: {"tiny": [7]})
+    monkeypatch.setattr(model_removal, "RENAMES_REFUSED", True)
+    check_replaceable("tiny", tmp_path)  # it is not there yet
+    folder(tmp_path / "tiny", "old")
+    with pytest.raises(ModelResident, match="in use by process 7"):
+        check_replaceable("tiny", tmp_path)
+    monkeypatch.setattr(model_removal, "RENAMES_REFUSED", False)
+    check_replaceable("tiny", tmp_path)
+
+
+def test_a_name_that_is_free_is_taken_at_once(tmp_path: Path) -> None:
+    move(folder(tmp_path / "a", "x"), tmp_path / "b")
+    assert (tmp_path / "b" / "model.onnx").read_text() == "x"

@@ -17,15 +17,16 @@ TEST_TOOLS = {
     "pytest-timeout",
     "schemathesis",
 }
-BY_WINDOWS_PIP = ["pip", "hatchling", "editables", "msvc-runtime"]
-"""What `pip install -e .` needs there, and the C++ runtime, which a Windows machine has."""
+OF_THE_LAB = ["pip", "hatchling", "editables", "msvc-runtime", "pytest-xdist"]
+"""What `pip install -e .` needs there, the C++ runtime, which a Windows machine has, and tests on both cores."""
 
 project = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
 wanted = [
     *(line for line in project["dependencies"] if Requirement(line).name not in NEED_TORCH),
     *(line for line in extras["dev"] if Requirement(line).name in TEST_TOOLS),
+    *extras["directml"],
     *extras["fleet"],
-    *BY_WINDOWS_PIP,
+    *OF_THE_LAB,
 ]
 print("\n".join(wanted))

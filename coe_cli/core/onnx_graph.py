@@ -148,7 +148,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
                 intermediate = n
         elif operator in ("MatMul", "Gemm"):
             formats.update(types[name] for name in names if name in types)
-        elif operator == "Gather":
+        elif operator in ("Gather", "GatherBlockQuantized"):
             gathered.add(names[0])
         elif operator == "Reshape":
             reshaped.add(names[0])

@@ -158,9 +158,9 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     return {name: (0.1 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write_folder(folder: Path, name: str) -> Path:
-    """A Hugging Face folder with random weights."""
-    config = configuration(name)
+def write_folder(folder: Path, name: str, **changes: Any) -> Path:
+    """A Hugging Face folder with random weights; ``changes`` are further ones of its configuration."""
+    config = configuration(name) | changes
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     write_safetensors(folder / "model.safetensors", random_tensors(config))

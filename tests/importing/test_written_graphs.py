@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from coe_cli.core.graph_check import graph_problems
+from coe_cli.core.onnx_graph import read_graph
 from coe_cli.core.onnx_records import graph_records
 from coe_cli.core.providers import all_specs
 from coe_cli.runtime.importing.source import inspect
@@ -82,6 +83,15 @@ def test_a_shared_table_is_stored_once(tmp_path: Path) -> None:
         if entry:
             places.setdefault(entry["offset"], []).append(tensor.name)
     assert ["lm_head.MatMul.codes", "model.embed_tokens.codes"] in places.values()
+
+
+def test_a_shared_table_is_mapped_and_not_counted_as_loaded(tmp_path: Path) -> None:
+    source = inspect(write_folder(tmp_path / "source", "llama-tied-biased", vocab_size=20_000))
+    write_decoder(source.decoder, source.weights(), tmp_path, RULES["cpu"], "int4")
+    facts = read_graph(tmp_path / "model.onnx")
+    assert facts.embedding_bytes == 20_000 * 64 and facts.folded_bytes == 0
+    head = 20_000 * 64 * (1 + 4 / 32)
+    assert facts.other_bytes < head / 4, "the head's scales are stored once more for the norms and rotations, no more"
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from coe_cli.runtime.doctor.software import WINDOWS_PAIR
-
 RUNTIME = Path(__file__).parents[2] / "coe_cli" / "runtime"
-DRIVES_OGA = ("worker/generation", "worker/slots", "providers", "worker/worker", "worker/oga_report")
+DRIVES_OGA = (
+    *(RUNTIME / "worker" / f"{name}.py" for name in ("generation", "slots", "worker", "oga_report")),
+    *sorted((RUNTIME.parent / "providers").glob("*.py")),
+)
 OGA_OBJECTS = {"oga", "_oga", "config", "model", "_model", "tokenizer", "params", "generator", "_generator", "_stream"}
 """Names under which the code holds the module and its objects."""
 
@@ -30,13 +31,17 @@ def called_names() -> set[str]:
             known |= {name for name in vars(item) if not name.startswith("_")}
     found = set()
     for file in DRIVES_OGA:
-        for node in ast.walk(ast.parse((RUNTIME / f"{file}.py").read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in known:
                 holder = node.value
                 name = getattr(holder, "attr", None) or getattr(holder, "id", None)
                 if name in OGA_OBJECTS or isinstance(holder, ast.Call):
                     found.add(node.attr)
     return found
+
+
+WINDOWS_PAIR = ("onnxruntime-genai-directml==0.13.1", "onnxruntime-directml==1.24.4")
+"""The newest pair that installs together: what the extra `directml` gives on Windows."""
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +61,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         str(folder),
     ]
     command += ["--retries", "1", "--timeout", "10", "--platform", "win_amd64", "--python-version", "3.11"]
-    command += ["--only-binary=:all:", *WINDOWS_PAIR.split()]
+    command += ["--only-binary=:all:", *WINDOWS_PAIR]
     if subprocess.run(command, capture_output=True, env=environment, timeout=250).returncode:
         pytest.skip("no package index with the Windows wheels")
     content: dict[str, bytes] = {}
@@ -108,4 +113,4 @@ def test_the_pair_goes_together(wheels: dict[str, bytes]) -> None:
     from packaging.requirements import Requirement
 
     (requirement,) = [Requirement(line.removeprefix("Requires-Dist: ")) for line in asked]
-    assert requirement.specifier.contains(WINDOWS_PAIR.rsplit("==", 1)[1])
+    assert requirement.specifier.contains(WINDOWS_PAIR[1].rsplit("==", 1)[1])

@@ -26,7 +26,7 @@ _KINDS: list[tuple[type[CoeError], int, str, str | None]] = [
     (ModelMissing, 404, "invalid_request_error", "model_not_found"),
     (DoesNotFit, 400, "invalid_request_error", "does_not_fit"),
     (Draining, 503, "service_unavailable", "draining"),
-    (PromptsFull, 503, "service_unavailable", "prompts_full"),
+    (PromptsFull, 429, "rate_limit_error", "prompts_full"),
     (Busy, 429, "rate_limit_error", "queue_full"),
     (OutOfMemory, 503, "service_unavailable", "out_of_memory"),
     (TimedOut, 504, "timeout", "timed_out"),

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 
+from coe_cli.core.end_of_turn import end_texts, token_ids
 from coe_cli.core.importing.decoder import Decoder
 from coe_cli.core.importing.encodings import fitted
 from coe_cli.core.providers import ProviderSpec
-
-_END_OF_TURN: Final = frozenset(
-    (
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|end|>",
-        "<|return|>",
-        "<end_of_turn>",
-        "<EOT>",
-        "<|EOT|>",
-        "<｜end▁of▁sentence｜>",
-        "_<EOT>",
-        "</s>",
-    )
-)
-"""Texts of tokens that end an answer in whatever vocabulary they are (llama.cpp, src/llama-vocab.cpp, special_eog_ids)."""
 
 
 class SpecialTokens(Struct, frozen=True):
@@ -45,12 +27,11 @@ def gguf_special_tokens(metadata: Mapping[str, Any]) -> SpecialTokens:
     kinds = metadata.get("tokenizer.ggml.token_type") or []
 
     def named(key: str) -> list[int]:
-        return _ids(metadata.get(f"tokenizer.ggml.{key}_token_id"), len(tokens))
+        return token_ids(metadata.get(f"tokenizer.ggml.{key}_token_id"), len(tokens))
 
     ends = named("eos") + named("eot") + named("eom")
-    ends += [
-        index for index, text in enumerate(tokens) if text in _END_OF_TURN and kinds[index : index + 1] in ([3], [4])
-    ]
+    control = {text: index for index, text in enumerate(tokens) if kinds[index : index + 1] in ([3], [4])}
+    ends += sorted(control[text] for text in end_texts(control))
     return _special(named("bos"), ends, named("padding"))
 
 
@@ -62,14 +43,9 @@ def hf_special_tokens(
     def named(key: str) -> list[int]:
         own = [tokenizer_ids[key]] if key in tokenizer_ids else []
         field = f"{key}_token_id"
-        return _ids(generation.get(field), vocab_size) + _ids(config.get(field), vocab_size) + own
+        return token_ids(generation.get(field), vocab_size) + token_ids(config.get(field), vocab_size) + own
 
     return _special(named("bos"), named("eos"), named("pad"))
-
-
-def _ids(value: Any, count: int) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [item for item in values if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < count]
 
 
 def _special(bos: list[int], eos: Iterable[int], pad: list[int]) -> SpecialTokens:

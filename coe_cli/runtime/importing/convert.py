@@ -18,6 +18,7 @@ from coe_cli.core.providers import host, names, spec_of
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.importing.source import inspect
 from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.store.model_ends import model_ends
 
 RECORD = "coe_conversion.json"
 """Name of the file beside an imported model that says how its weights are kept."""
@@ -60,6 +61,8 @@ def build(source: Path, output: Path, provider: str, precision: Precision, on_pr
     on_progress("tokenizer", 0.0)
     special = write_tokenizer(found, output)
     config = genai_config(found.decoder, spec_of(provider), special, GRAPH)
+    ends = model_ends(output, config["model"]).ids
+    config["model"]["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
     (output / GENAI_CONFIG).write_text(json.dumps(config, indent=4), encoding="utf-8")
 
     def written(fraction: float) -> None:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from coe_cli.core.catalog import Catalog, ModelEntry, Source
 from coe_cli.core.findings import Level
+from coe_cli.core.genai_config import read_config
 from coe_cli.core.graph_check import check_model, problem_findings
 from coe_cli.core.model_name import check_name
 from coe_cli.core.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
@@ -22,6 +23,7 @@ from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.canary import forget
 from coe_cli.runtime.store.integrity import MANIFEST, check_files, write_manifest
+from coe_cli.runtime.store.model_ends import end_finding
 from coe_cli.runtime.store.model_removal import check_replaceable
 from coe_cli.runtime.store.model_store import (
     check_room,
@@ -129,6 +131,9 @@ def install_request(
             spec = spec_from_folder(name, result)
             for finding in problem_findings(spec, check_model(spec)):
                 tell(f"{finding.message}. {finding.fix}")
+            ends = end_finding(result, read_config(name, result))
+            if ends.level is Level.WARNING:
+                tell(f"{ends.message}. {ends.fix}")
             (result / MANIFEST).unlink(missing_ok=True)
             check_files(name, result)
             write_manifest(result, _origin(request, arrival))

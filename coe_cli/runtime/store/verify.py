@@ -21,6 +21,7 @@ from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.prompts.tokenizer_files import chat_template
 from coe_cli.runtime.store import canary
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
+from coe_cli.runtime.store.model_ends import end_finding
 from coe_cli.runtime.store.model_files import check_safe
 from coe_cli.runtime.worker.protocol import ChatMessage
 
@@ -55,12 +56,13 @@ def verify(
         check_safe(name, folder)
     except CoeError as problem:
         return [error("external data", problem.message, problem.hint)]
-    notes = read_config(name, folder).notes
+    config = read_config(name, folder)
     findings = [
-        *(warning("config", note, "It is left out for ONNX Runtime GenAI.") for note in notes),
+        *(warning("config", note, "It is left out for ONNX Runtime GenAI.") for note in config.notes),
         *_files(folder, facts, again, on_progress),
         *_consistency(spec, facts, again),
         *_tokenizer(spec, folder, again),
+        end_finding(folder, config),
         *_graph_rules(spec),
     ]
     if run and spec.provider not in installed_providers():

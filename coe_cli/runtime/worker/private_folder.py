@@ -21,6 +21,7 @@ from coe_cli.core.genai_config import GENAI_CONFIG, GenaiConfig, read_config
 from coe_cli.core.regular_file import read_regular
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.store.model_ends import with_ends
 from coe_cli.runtime.store.model_files import MAX_TOKENIZER_BYTES, check_safe, tokenizer_files
 
 _LINK = "files"
@@ -40,6 +41,7 @@ def private_folder(model_folder: Path) -> tuple[Path, GenaiConfig]:
     name = model_folder.name
     config = read_config(name, model_folder)
     check_safe(name, model_folder, config)
+    config = with_ends(model_folder, config)
     try:
         own = _new_folder(name)
         for file in tokenizer_files(name, model_folder):

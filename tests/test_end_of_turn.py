@@ -1,0 +1,103 @@
+"""What ends an answer: the union of what a model's files say, through every way in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODEL, Coe, copy_model
+from serving import Served, serving
+
+from coe_cli.core.end_of_turn import end_texts, end_tokens
+
+QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
+CONTROL = {"<eos>": 7, "<|im_end|>": 2, "<|im_start|>": 1, "<|endoftext|>": 0}
+TEMPLATE = "{{ '<|im_start|>' }}{{ message }}<|im_end|>"
+
+UNIONS: list[tuple[Any, Any, str, str, tuple[int, ...], list[int]]] = [
+    (2, None, "<|im_end|>", TEMPLATE, (2,), []),
+    (0, None, "<|im_end|>", TEMPLATE, (0, 2), [2]),
+    ([0, 7], None, "", TEMPLATE, (0, 7, 2), [2]),
+    (0, [5, 2], "", "", (0, 5, 2), [5, 2]),
+    (0, 5, "<eos>", TEMPLATE, (0, 5, 7, 2), [5, 7, 2]),
+    (None, None, "<eos>", "", (7,), [7]),
+    (None, None, "", "", (), []),
+    (0, "x", "no token", "{{ messages }}", (0,), []),
+    (0, [10_000, True, -1], "", "", (0,), []),
+]
+
+
+@pytest.mark.parametrize(("configured", "generation", "eos", "template", "ids", "missing"), UNIONS)
+def test_the_union(
+    configured: Any, generation: Any, eos: str, template: str, ids: tuple[int, ...], missing: list[int]
+) -> None:
+    ends = end_tokens(configured, generation, eos, template, CONTROL, vocab_size=100)
+    assert (ends.ids, list(ends.missing)) == (ids, missing)
+    assert bool(ends.note(configured)) == bool(missing)
+
+
+def test_a_message_of_a_turn_may_end_before_the_turn() -> None:
+    assert end_texts(["<|end|>", "<|user|>"]) == {"<|end|>"}
+    assert end_texts(["<|end|>", "<|return|>", "<|channel|>"]) == {"<|return|>"}
+
+
+def edit(folder: Path, **model: Any) -> None:
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"] |= model
+    (folder / "coe_manifest.json").unlink(missing_ok=True)
+    (folder / "genai_config.json").unlink()
+    (folder / "genai_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Coe]:
+    """The embedded model with a configuration that knows a wrong end only."""
+    folder = tmp_path_factory.mktemp("ends")
+    coe = Coe(folder, folder / "models")
+    edit(copy_model(models_dir / MODEL, coe.models / MODEL), eos_token_id=0)
+    yield coe
+    coe.end_all()
+
+
+@pytest.fixture(scope="module")
+def served(home: Coe) -> Iterator[Served]:
+    with serving(home) as it:
+        yield it
+
+
+@pytest.mark.parametrize("way", ["ask", "ask, served", "batch", "/v1", "chat"])
+def test_a_wrong_end_in_the_configuration_is_made_good(way: str, served: Served) -> None:
+    home = served.coe
+    if way.startswith("ask"):
+        serve = {} if way == "ask" else {"COE_NO_SERVE": "0"}
+        options = ["-m", MODEL, "--temperature", "0", "--max-tokens", "64", "--no-log", "--format", "json"]
+        said = json.loads(home.run("ask", *options, QUESTION, **serve).check().stdout)
+        assert (said["answer"], said["finish_reason"]) == (ANSWER, "stop")
+    elif way == "batch":
+        row = {"prompt": QUESTION, "model": MODEL, "temperature": 0, "max_tokens": 64}
+        (home.folder / "in.jsonl").write_text(json.dumps(row) + "\n")
+        home.run("batch", "in.jsonl", "-o", "out.jsonl").check()
+        said = json.loads((home.folder / "out.jsonl").read_text())
+        assert (said["answer"], said["finish_reason"]) == (ANSWER, "stop")
+    elif way == "/v1":
+        (choice,) = served.chat(QUESTION, max_tokens=64).json["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (ANSWER, "stop")
+    else:
+        options = ["-m", MODEL, "--no-log", "--temperature", "0", "--max-tokens", "64"]
+        assert home.run("chat", *options, stdin=QUESTION + "\n").check().stdout.strip() == ANSWER
+
+
+def test_verify_and_pull_say_so(coe: Coe, home: Coe, tmp_path: Path) -> None:
+    said = home.run("models", "verify", MODEL, "--no-run", "--format", "json").check()
+    (found,) = (f for f in json.loads(said.stdout)["findings"] if f["check"] == "end of turn")
+    assert found["level"] == "warning" and "at token 0," in found["message"] and "2 (" in found["message"]
+    good = json.loads(coe.run("models", "verify", MODEL, "--no-run", "--format", "json").check().stdout)
+    assert next(f for f in good["findings"] if f["check"] == "end of turn")["level"] == "ok"
+    shutil.copytree(home.models / MODEL, tmp_path / "wrong-end")
+    uri = (tmp_path / "wrong-end").as_uri().replace("file://", "file:")
+    pulled = home.run("models", "pull", uri, "--as-is").check()
+    assert "ends an answer at token 0" in pulled.stderr

@@ -69,13 +69,12 @@ def served(home: Coe) -> Iterator[Served]:
         yield it
 
 
-@pytest.mark.parametrize("way", ["ask", "ask, served", "batch", "/v1", "chat"])
+@pytest.mark.parametrize("way", ["ask", "batch", "/v1", "chat"])
 def test_a_wrong_end_in_the_configuration_is_made_good(way: str, served: Served) -> None:
     home = served.coe
-    if way.startswith("ask"):
-        serve = {} if way == "ask" else {"COE_NO_SERVE": "0"}
+    if way == "ask":
         options = ["-m", MODEL, "--temperature", "0", "--max-tokens", "64", "--no-log", "--format", "json"]
-        said = json.loads(home.run("ask", *options, QUESTION, **serve).check().stdout)
+        said = json.loads(home.run("ask", *options, QUESTION).check().stdout)
         assert (said["answer"], said["finish_reason"]) == (ANSWER, "stop")
     elif way == "batch":
         row = {"prompt": QUESTION, "model": MODEL, "temperature": 0, "max_tokens": 64}

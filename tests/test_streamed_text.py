@@ -59,10 +59,23 @@ def test_text_without_tags_is_all_answer(text: str) -> None:
         ("x</think>y", False, "x</think>y", ""),
         ("<think>a<think>b</think>c", False, "c", "a<think>b"),
         ("", False, "", ""),
+        ("Use `<think>` here.", False, "Use `<think>` here.", ""),
+        ("a</think>The `<think>` tag.", True, "The `<think>` tag.", "a"),
+        ("<think>a</think>b<think>c</think>d", False, "b<think>c</think>d", "a"),
+        ("\n <think>a</think>b", False, "b", "a"),
+        ("\n <thin", False, "\n <thin", ""),
+        (" \n", False, " \n", ""),
     ],
 )
 def test_thoughts(text: str, in_thinking: bool, answer: str, thoughts: str) -> None:
     assert _split([text], in_thinking) == (answer, thoughts)
+
+
+@given(text=_texts, places=st.lists(st.integers(0, 200)))
+def test_a_model_that_does_not_think_only_answers(text: str, places: list[int]) -> None:
+    splitter = ThinkingSplitter(thinks=False)
+    pieces = [piece for part in _cut(text, places) for piece in splitter.feed(part)] + splitter.finish()
+    assert "".join(piece.text for piece in pieces) == text and not any(piece.is_thinking for piece in pieces)
 
 
 def _stop(pieces: list[str], stops: list[str]) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""Reasoning models write their thoughts between <think> tags: split a stream of text into thought and answer."""
+"""Reasoning models write their thoughts between <think> tags before they answer: split a stream into thought and answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from coe_cli.core.stop_strings import overlap
 
-_OPEN, _CLOSE = "<think>", "</think>"
+OPEN, CLOSE = "<think>", "</think>"
 
 
 class Piece(NamedTuple):
@@ -14,46 +14,45 @@ class Piece(NamedTuple):
     is_thinking: bool
 
 
-class Unsplit:
-    """In the splitter's place where nothing is to be split: all text is the answer."""
-
-    def feed(self, text: str) -> list[Piece]:
-        return [Piece(text, False)]
-
-    def finish(self) -> list[Piece]:
-        return []
-
-
 class ThinkingSplitter:
     """Feed text as it arrives; a tag may be cut anywhere. White space around a thought is not part of the answer.
 
+    Only a block at the beginning is a thought. Tags after it, or after any other text, are part of the answer.
+
     Args:
+        thinks: whether the model is one that thinks; if not, all text is the answer.
         in_thinking: the prompt's template has already opened a tag.
     """
 
-    def __init__(self, *, in_thinking: bool = False) -> None:
-        self._in_thinking = in_thinking
+    def __init__(self, *, thinks: bool = True, in_thinking: bool = False) -> None:
+        self._in_thinking = in_thinking and thinks
+        self._at_start = thinks and not in_thinking
         self._held = ""
-        self._skip_space = in_thinking
+        self._skip_space = self._in_thinking
 
     def feed(self, text: str) -> list[Piece]:
         """The pieces that are certain now."""
         self._held += text
         pieces: list[Piece] = []
-        while True:
-            tag = _CLOSE if self._in_thinking else _OPEN
-            at = self._held.find(tag)
-            if at < 0:
-                break
-            self._emit(pieces, self._held[:at])
-            self._held = self._held[at + len(tag) :]
-            self._in_thinking = not self._in_thinking
-            self._skip_space = True
-        keep = overlap(self._held, _CLOSE if self._in_thinking else _OPEN)
-        cut = len(self._held) - keep
-        self._emit(pieces, self._held[:cut])
-        self._held = self._held[cut:]
-        return pieces
+        if self._at_start:
+            begin = self._held.lstrip()
+            if len(begin) < len(OPEN) and OPEN.startswith(begin):
+                return pieces
+            self._at_start = False
+            if begin.startswith(OPEN):
+                self._held = begin[len(OPEN) :]
+                self._in_thinking = self._skip_space = True
+        if self._in_thinking:
+            thought, tag, rest = self._held.partition(CLOSE)
+            if not tag:
+                cut = len(thought) - overlap(thought, CLOSE)
+                self._emit(pieces, thought[:cut])
+                self._held = thought[cut:]
+                return pieces
+            self._emit(pieces, thought)
+            self._held = rest
+            self._in_thinking, self._skip_space = False, True
+        return pieces + self.finish()
 
     def finish(self) -> list[Piece]:
         """What was held back because it might have become a tag."""

@@ -31,7 +31,11 @@ def write_tiny_model(
 ) -> Path:
     """Write graph, external data, configuration and tokenizer; the head runs on every position."""
     folder.mkdir(parents=True, exist_ok=True)
-    _graph(folder / "model.onnx", seed, layers, softcap)
+    rng = np.random.default_rng(seed)
+    embedding = rng.normal(size=(VOCAB, HIDDEN)).astype(np.float32)
+    norm = rng.normal(size=(HIDDEN,)).astype(np.float32)
+    head = rng.normal(size=(HIDDEN, VOCAB)).astype(np.float32)
+    write_graph(folder / "model.onnx", embedding, norm, head, layers, softcap)
     _config(folder, layers, context)
     _tokenizer(folder)
     return folder
@@ -51,13 +55,11 @@ def catalog_entry(source: str, **more: object) -> dict[str, object]:
     }
 
 
-def _graph(path: Path, seed: int, layers: int, softcap: bool) -> None:
-    rng = np.random.default_rng(seed)
-    weights = {
-        "embed.weight": rng.normal(size=(VOCAB, HIDDEN)).astype(np.float32),
-        "norm.weight": rng.normal(size=(HIDDEN,)).astype(np.float32),
-        "lm_head.weight": rng.normal(size=(HIDDEN, VOCAB)).astype(np.float32),
-    }
+def write_graph(
+    path: Path, embedding: np.ndarray, norm: np.ndarray, head: np.ndarray, layers: int = 2, softcap: bool = False
+) -> None:
+    """Write graph and weights: logits = embedding[token] · norm · head."""
+    weights = {"embed.weight": embedding, "norm.weight": norm, "lm_head.weight": head}
     constants = {
         "kv_tail": np.array([KV_HEADS, HEAD_SIZE], np.int64),
         "zero": np.zeros(1, np.float32),

@@ -20,7 +20,7 @@ from coe_cli.runtime.college.college_events import Ask
 class PreparedRow(Struct, frozen=True):
     """A row that is ready to be asked; ``line`` (from 1, in the input) is what it is known by.
 
-    ``splits_thinking``: whether <think> tags part thoughts from the answer.
+    ``splits_thinking`` as in ``AnswerPieces``.
     """
 
     line: int

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
-from coe_cli.core.thinking import Piece, ThinkingSplitter, Unsplit
+from coe_cli.core.thinking import Piece
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.thoughts import AnswerPieces
 
 
 class About(NamedTuple):
@@ -38,7 +39,7 @@ class Listener(Protocol):
 class Collector:
     """Takes the events of one answer one by one; times are seconds of ``clock``.
 
-    ``splits_thinking``: whether <think> tags part thoughts from the answer.
+    ``splits_thinking`` as in ``AnswerPieces``.
     """
 
     def __init__(
@@ -51,24 +52,21 @@ class Collector:
     ) -> None:
         self._about, self._listener, self._clock = about, listener, clock
         self._begin = clock()
-        self._splits_thinking = splits_thinking
-        self._splitter: ThinkingSplitter | Unsplit = ThinkingSplitter() if splits_thinking else Unsplit()
+        self._pieces = AnswerPieces(splits_thinking=splits_thinking)
         self._load_s: float | None = None
         self._notes: list[str] = []
         self._text: dict[bool, list[str]] = {False: [], True: []}
 
     def feed(self, event: ce.CollegeEvent) -> Answer | None:
         """Take one event in and pass it on to the listener; the whole answer with the last one."""
+        if isinstance(event, ce.Piece) and self._listener is not None:
+            self._listener.wrote(event.tokens)
+        self._deliver(self._pieces.of(event))
         if isinstance(event, ce.Piece):
-            if self._listener is not None:
-                self._listener.wrote(event.tokens)
-            self._deliver(self._splitter.feed(event.text))
-        elif isinstance(event, ce.Finished):
-            self._deliver(self._splitter.finish())
+            return None
+        if isinstance(event, ce.Finished):
             return self._whole(event)
-        elif isinstance(event, ce.Reading):
-            if self._splits_thinking:
-                self._splitter = ThinkingSplitter(in_thinking=event.in_thinking)
+        if isinstance(event, ce.Reading):
             self._load_s = event.load_s
             self._notes = event.notes
             self._phase("reading the prompt", event.worker_pid)

@@ -67,7 +67,10 @@ class Loading(Struct, frozen=True, tag=True):
 
 
 class Reading(Struct, frozen=True, tag=True):
-    """The prompt is being read. ``load_s`` is None when the model was resident; ``notes`` are about the prompt."""
+    """The prompt is being read. ``load_s`` is None when the model was resident; ``notes`` are about the prompt.
+
+    ``in_thinking`` and ``thinks`` as ``opens_thinking`` and ``thinks`` of a ``Prompt``.
+    """
 
     prompt_tokens: int
     reused_tokens: int
@@ -75,6 +78,7 @@ class Reading(Struct, frozen=True, tag=True):
     load_s: float | None
     worker_pid: int
     notes: list[str] = []
+    thinks: bool = False
 
 
 class Piece(Struct, frozen=True, tag=True):

@@ -39,7 +39,13 @@ def to_worker(request_id: int, ask: ce.Ask | ce.AskByName, prompt: Prompt, conte
 def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, worker_pid: int) -> ce.Reading:
     """``load_s`` is None where the model was resident."""
     return ce.Reading(
-        message.prompt_tokens, message.reused_tokens, prompt.opens_thinking, load_s, worker_pid, prompt.notes
+        message.prompt_tokens,
+        message.reused_tokens,
+        prompt.opens_thinking,
+        load_s,
+        worker_pid,
+        prompt.notes,
+        prompt.thinks,
     )
 
 

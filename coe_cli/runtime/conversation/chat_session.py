@@ -13,11 +13,11 @@ from coe_cli.core.conversations import Conversation, Exchange
 from coe_cli.core.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.selection import Choice, choose_model, choose_profile
-from coe_cli.core.thinking import ThinkingSplitter
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.answerer import Answerer
 from coe_cli.runtime.college.costs import slot_context
+from coe_cli.runtime.college.thoughts import AnswerPieces
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.server.neighbour import tight
@@ -153,29 +153,23 @@ class ChatSession:
             max_tokens=self._max_tokens,
             sampling=self._sampling,
         )
-        splitter = ThinkingSplitter()
+        pieces = AnswerPieces()
         reading: ce.Reading | None = None
         finished: ce.Finished | None = None
         text: list[str] = []
         events = self._answerer.answer(request)
         try:
             for event in events:
-                if isinstance(event, ce.Piece):
-                    for piece, is_thought in splitter.feed(event.text):
-                        if not is_thought:
-                            text.append(piece)
-                        yield piece, is_thought
-                    continue
+                for piece, is_thought in pieces.of(event):
+                    if not is_thought:
+                        text.append(piece)
+                    yield piece, is_thought
                 if isinstance(event, ce.Reading):
                     reading = event
-                    splitter = ThinkingSplitter(in_thinking=event.in_thinking)
                 elif isinstance(event, ce.Finished):
                     finished = event
-                    for piece, is_thought in splitter.finish():
-                        if not is_thought:
-                            text.append(piece)
-                        yield piece, is_thought
-                yield event
+                if not isinstance(event, ce.Piece):
+                    yield event
         except (GeneratorExit, KeyboardInterrupt):
             if text:
                 self._keep(asked, "".join(text), reading, finished)

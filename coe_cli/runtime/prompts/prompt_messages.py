@@ -43,11 +43,15 @@ class Begun(Struct, frozen=True, tag=True):
 
 
 class Prompt(Struct, frozen=True, tag=True):
-    """Token ids as the model gets them. ``opens_thinking``: the template has opened a <think> tag."""
+    """Token ids as the model gets them. ``opens_thinking``: the template has opened a <think> tag.
+
+    ``thinks``: the model may open one itself, since its chat template or its vocabulary has that tag.
+    """
 
     ids: list[int]
     opens_thinking: bool = False
     notes: list[str] = []
+    thinks: bool = False
 
 
 class NotPrepared(Struct, frozen=True, tag=True):

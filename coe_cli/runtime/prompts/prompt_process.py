@@ -18,6 +18,7 @@ from typing import BinaryIO
 import msgspec
 
 from coe_cli.core.prompt_text import Turn, bare, fill_plain
+from coe_cli.core.thinking import OPEN as THINK
 from coe_cli.interrupts import on_interrupt
 from coe_cli.runtime.private_channel import take_standard_streams
 from coe_cli.runtime.prompts import process_limits, tokenizer_files
@@ -38,6 +39,7 @@ class OpenModel:
         self.tokenizer = ModelTokenizer(folder)
         self._folder = folder
         self._template: ChatTemplate | None = None
+        self.thinks = self.tokenizer.knows(THINK) or THINK in (tokenizer_files.chat_template(folder) or "")
 
     def chat_template(self) -> ChatTemplate | None:
         """
@@ -107,7 +109,7 @@ class Preparation:
         ids = encode(text, request.context_length)
         if not ids:
             return NotPrepared("usage", "the prompt has no token that the model knows", "Give it some text.")
-        return Prompt(ids, text.rstrip().endswith("<think>"), notes)
+        return Prompt(ids, text.rstrip().endswith(THINK), notes, model.thinks)
 
     def _render(self, request: Prepare, model: OpenModel, turns: Sequence[Turn]) -> tuple[str, list[str]]:
         if request.template is not None:

@@ -58,6 +58,10 @@ class ModelTokenizer:
         self._prefix = self._begin_of_text(folder)
         self._guard: _Guard | None = None
 
+    def knows(self, text: str) -> bool:
+        """Whether the text is a token of its own that was added to the vocabulary."""
+        return any(token.content == text for token in self._added.values())
+
     def check_length(self, text_bytes: int, context_length: int) -> None:
         """
         Raises:

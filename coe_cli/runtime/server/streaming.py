@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
-from coe_cli.core.thinking import ThinkingSplitter, Unsplit
 from coe_cli.errors import CoeError, explained
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import ResolvedRequest
+from coe_cli.runtime.college.thoughts import AnswerPieces
 from coe_cli.runtime.server.http_errors import error_headers, error_object, status_of
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -168,19 +168,15 @@ class HttpAnswer:
                 await self._send_last(send, b"data: " + encode(error_object(error)) + b"\n\n")
 
     async def _answer_whole(self, send: Send) -> None:
-        splitter = self._splitter(in_thinking=False)
+        pieces = self._pieces()
         parts: dict[bool, list[str]] = {False: [], True: []}
         async with contextlib.aclosing(self._college.ask(self._resolved.ask)) as events:
             async for event in events:
-                if isinstance(event, ce.Piece):
-                    for text, is_thinking in splitter.feed(event.text):
-                        parts[is_thinking].append(text)
-                elif isinstance(event, ce.Reading):
+                for text, is_thinking in pieces.of(event):
+                    parts[is_thinking].append(text)
+                if isinstance(event, ce.Reading):
                     self._reading = event
-                    splitter = self._splitter(in_thinking=event.in_thinking)
                 elif isinstance(event, ce.Finished):
-                    for text, is_thinking in splitter.finish():
-                        parts[is_thinking].append(text)
                     finished = event
         choice = self._shape.whole("".join(parts[False]), "".join(parts[True]), _reason(finished))
         answer = completion(
@@ -195,7 +191,7 @@ class HttpAnswer:
         await send_json(send, 200, answer, note_header(self._notes))
 
     async def _answer_in_chunks(self, send: Send) -> None:
-        splitter = self._splitter(in_thinking=False)
+        pieces = self._pieces()
         head = b"data: " + encode(
             {
                 "id": self._id,
@@ -214,16 +210,12 @@ class HttpAnswer:
         }
         async with contextlib.aclosing(self._college.ask(self._resolved.ask)) as events:
             async for event in events:
-                if isinstance(event, ce.Piece):
-                    pieces = splitter.feed(event.text)
-                elif isinstance(event, ce.Finished):
-                    pieces = splitter.finish()
-                else:
-                    if isinstance(event, ce.Reading):
-                        self._reading = event
-                        splitter = self._splitter(in_thinking=event.in_thinking)
+                found = pieces.of(event)
+                if isinstance(event, ce.Reading):
+                    self._reading = event
+                if not isinstance(event, ce.Piece | ce.Finished):
                     continue
-                data = b"".join([wrap[thinks][0] + encode(text) + wrap[thinks][1] for text, thinks in pieces])
+                data = b"".join([wrap[thinks][0] + encode(text) + wrap[thinks][1] for text, thinks in found])
                 if not self._sent:
                     await self._begin(send)
                     data = self._first_chunk(before, after) + data
@@ -252,11 +244,8 @@ class HttpAnswer:
     async def _send_last(self, send: Send, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": False})
 
-    def _splitter(self, *, in_thinking: bool) -> ThinkingSplitter | Unsplit:
-        # A grammar leaves no place for thoughts: the answer begins at once, whatever the template has opened.
-        if not self._shape.splits_thinking or self._resolved.ask.guidance is not None:
-            return Unsplit()
-        return ThinkingSplitter(in_thinking=in_thinking)
+    def _pieces(self) -> AnswerPieces:
+        return AnswerPieces(splits_thinking=self._shape.splits_thinking and self._resolved.ask.guidance is None)
 
     def _usage(self, finished: ce.Finished) -> dict[str, Any]:
         return {

@@ -1,0 +1,49 @@
+"""Only a block at the beginning of an answer is a thought, and only of a model that thinks, through every way in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import Coe
+from model_store.saying_model import write_saying_model
+from serving import Served, serving
+from ways import WAYS, say
+
+SAYINGS = {
+    "in the middle": ["Use `", "<think>", "` here.", " Or `", "</think>", "`."],
+    "a thought first": ["<think>", "hm", "</think>", "The `", "<think >", "` tag."],
+    "two blocks": ["<think>", "a", "</think>", "b", "\n", "c"],
+}
+CASES = [
+    ("a thought first", "The `<think >` tag.", "hm"),
+    ("in the middle", "Use `<think>` here. Or `</think>`.", ""),
+    ("two blocks", "b\nc", "a"),
+]
+NO_THINKER = ["<thi", "nk>", "not a thought", "</think>", "!"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("thinking")
+    coe = Coe(folder, folder / "models")
+    for name, says in SAYINGS.items():
+        write_saying_model(coe.models / name.replace(" ", "-"), says)
+    write_saying_model(coe.models / "no-thinker", NO_THINKER)
+    with serving(coe) as it:
+        yield it
+    coe.end_all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_thoughts_are_a_leading_block_only(way: str, served: Served) -> None:
+    for name, text, thoughts in CASES if way.startswith("/v1") else CASES[:1]:
+        said = say(way, served, model=name.replace(" ", "-"), temperature=0)
+        assert said.text == text, name
+        assert way == "chat" or said.thoughts == thoughts, name
+
+
+@pytest.mark.parametrize("way", ["/v1", "/v1, streamed"])
+def test_a_model_that_knows_no_such_tag_writes_it_as_text(way: str, served: Served) -> None:
+    said = say(way, served, model="no-thinker", temperature=0)
+    assert (said.text, said.thoughts) == ("<think>not a thought</think>!", "")

@@ -60,7 +60,7 @@ gate() {
         [ "${CI:-}" != true ]
         return
     fi
-    models=$lab/directml-models/$(cat "$here/directml/make_models.py" "$checkout"/coe_cli/core/recipe.py "$checkout"/coe_cli/runtime/conversion/*.py | sha256sum | cut -c1-16)
+    models=$lab/directml-models/$(cd "$checkout" && cat "$here/directml/make_models.py" coe_cli/core/providers/*.py $(git ls-files '*importing*.py') | sha256sum | cut -c1-16)
     [ -e "$models/tiny-b" ] || { rm -rf "$lab/directml-models"; mkdir -p "$models"; "$python" "$here/directml/make_models.py" "$models"; }
     COE_MODELS_DIR=$models bash "$0" run timeout 900 python -m pytest -c tests/windows/directml/pytest.ini tests/windows/directml
 }

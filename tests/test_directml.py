@@ -99,3 +99,16 @@ def test_directml_that_cannot_start_is_not_a_damaged_model(dml: Coe, code: str) 
     assert code in result.stderr and "-p embedded" in result.stderr
     for hidden in ("dml_helpers", "00007FFB", "pull", "damaged", "tid("):
         assert hidden not in result.stderr
+
+
+def test_a_driver_that_computes_something_else_is_seen_at_the_first_run(dml: Coe) -> None:
+    def agreement(code: int, **environment: str) -> dict[str, Any]:
+        result = dml.run("models", "verify", "gpu", "--format", "json", **environment)
+        assert result.code == code, result.stderr
+        return next(item for item in json.loads(result.stdout)["findings"] if item["check"] == "agreement")
+
+    wrong = agreement(4, OGA_WRONG="1")
+    assert wrong["level"] == "error" and "0 of 20 prompts" in wrong["message"]
+    assert "driver" in wrong["fix"]
+    right = agreement(0)
+    assert right["level"] == "ok" and "20 of 20 prompts" in right["message"]

@@ -1,7 +1,7 @@
 """The real ONNX Runtime GenAI on the CPU, with DirectML's restrictions and under its name.
 
 A generator takes tokens once and cannot be rewound; both refusals are in DirectML's words. With ``OGA_START_FAILS`` a model
-cannot be loaded on it, and that text is why. ``OGA_LOG`` names a file that gets a line for each generator and prompt.
+cannot be loaded on it, and that text is why. With ``OGA_WRONG`` its logits are those of a broken driver. ``OGA_LOG`` names a file that gets a line for each generator and prompt.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ class Generator(_real.Generator):
         self._read = True
         _log(f"prompt {len(ids)}")
         super().append_tokens(ids)
+
+    def get_logits(self) -> Any:
+        logits = super().get_logits()
+        return -logits if self._once and os.environ.get("OGA_WRONG") else logits
 
     def rewind_to(self, length: int) -> None:
         if self._once:

@@ -18,14 +18,16 @@ from pairs import COLUMNS, ROOT, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
 
+from coe_cli.core.catalog import load_catalog
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.profile import load_profiles
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, PreparedRow, RowResult
 from coe_cli.runtime.batch.batch_setup import local_engine
+from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college_events import Ask
 from coe_cli.runtime.fleet.ray_setup import ray_engine
-from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 MODEL = "smollm2-135m"
@@ -54,20 +56,22 @@ class Rows:
             return None
         self._taken += 1
         text = f"Tell a long story about the number {self._taken}."
-        ask = Ask(self._spec, [ChatMessage("user", text)], max_tokens=TOKENS, sampling=Sampling(temperature=0))
-        return PreparedRow(self._taken, ask)
+        messages, sampling = [ChatMessage("user", text)], Sampling(temperature=0)
+        request = ChatRequest(messages, model=MODEL, max_tokens=TOKENS, sampling=sampling)
+        return PreparedRow(self._taken, request, Ask(self._spec, messages, max_tokens=TOKENS, sampling=sampling))
 
 
-def tokens_per_s(new_engine: Callable[[], Engine], spec: ModelSpec, count: int, workers: int) -> float:
+def tokens_per_s(new_engine: Callable[[Rows], Engine], spec: ModelSpec, count: int, workers: int) -> float:
     """Tokens of a run's answers after ``LEAD`` and before ``TAIL`` of them, ÷ the time in which they came.
 
     Raises:
         RuntimeError: a row failed, or there were not ``workers`` workers.
     """
-    engine = new_engine()
+    rows = Rows(spec, count)
+    engine = new_engine(rows)
     try:
         tokens, begin, end = 0, 0.0, 0.0
-        for number, result in enumerate(engine.run(Rows(spec, count)), 1):
+        for number, result in enumerate(engine.run(rows), 1):
             if result.answer is None:
                 raise RuntimeError(f"a row failed: {result.failure}")
             if number == LEAD:
@@ -89,17 +93,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60)
     arguments = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    profile = load_profiles(profile_paths()).select("embedded")
+    profile, catalog = load_profiles(profile_paths()).select("embedded"), load_catalog(catalog_paths())
     workers = min(profile.max_concurrent_slots, worker_threads())
     models = folders().models
     spec = spec_from_folder(MODEL, models / MODEL)
 
     def on_ray() -> float:
-        engine = lambda: ray_engine(profile, models, address=None, retries=0)  # noqa: E731
+        engine = lambda rows: ray_engine(profile, models, address=None, retries=0)  # noqa: E731
         return tokens_per_s(engine, spec, arguments.rows, workers)
 
     def local() -> float:
-        return tokens_per_s(lambda: local_engine(profile, retries=0), spec, arguments.rows, workers)
+        return tokens_per_s(lambda rows: local_engine(rows, catalog, profile, retries=0), spec, arguments.rows, workers)
 
     pair = alternate(on_ray, local, arguments.rounds)
     print_table((COLUMNS[0], "Ray", "local", *COLUMNS[3:]), [pair.cells("rows of 64 tokens", "tokens/s", "≥ 0.95")])

@@ -45,7 +45,8 @@ def main() -> None:
     print(row("the trained detector", found, len(double), None))
     with tempfile.TemporaryDirectory() as state:
         os.environ["COE_STATE_DIR"] = state
-        from coe_cli.runtime.college.college_events import AskByName, Piece
+        from coe_cli.runtime.college.chat_request import ChatRequest
+        from coe_cli.runtime.college.college_events import Piece
         from coe_cli.runtime.server import college_client
         from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -54,13 +55,13 @@ def main() -> None:
             for name, prompt in PROMPTS.items():
                 said, begin = [], time.perf_counter()
                 for text in [*double, *looks]:
-                    ask = AskByName(
-                        model,
+                    request = ChatRequest(
                         [ChatMessage("user", prompt.format(text))],
+                        model=model,
                         max_tokens=4,
                         sampling=Sampling(temperature=0),
                     )
-                    answer = "".join(event.text for event in client.stream_chat(ask, 120) if isinstance(event, Piece))
+                    answer = "".join(event.text for event in client.ask(request, 120) if isinstance(event, Piece))
                     said.append(answer.strip().lower().startswith(YES))
                 each = (time.perf_counter() - begin) / len(said)
                 print(row(f"{model}, {name}", said, len(double), each))

@@ -52,13 +52,13 @@ for number, line in enumerate(sys.stdin):
 _CLIENT = """
 import sys
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.server.college_client import find
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 client = find()
 if len(sys.argv) > 1:
-    for event in client.stream_chat(ce.AskByName("smollm2-135m",
-                                    [ChatMessage("system", sys.argv[2]), ChatMessage("user", sys.argv[1])], max_tokens=1,
-                                    sampling=Sampling(temperature=0))):
+    messages = [ChatMessage("system", sys.argv[2]), ChatMessage("user", sys.argv[1])]
+    for event in client.ask(ChatRequest(messages, model="smollm2-135m", max_tokens=1, sampling=Sampling(temperature=0))):
         if isinstance(event, ce.Piece):
             break
 """
@@ -100,6 +100,7 @@ def own_endpoint(tokens: int) -> tuple[float, float]:
     """The same of `coe ask`'s client."""
     global _number
     from coe_cli.runtime.college import college_events as ce
+    from coe_cli.runtime.college.chat_request import ChatRequest
     from coe_cli.runtime.server.college_client import find
     from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -108,9 +109,9 @@ def own_endpoint(tokens: int) -> tuple[float, float]:
     begin = time.perf_counter()
     client = find()
     assert client is not None
-    ask = ce.AskByName(MODEL, messages, max_tokens=tokens, sampling=Sampling(temperature=0))
+    request = ChatRequest(messages, model=MODEL, max_tokens=tokens, sampling=Sampling(temperature=0))
     times, tokens = [], 0
-    for event in client.stream_chat(ask):
+    for event in client.ask(request):
         if isinstance(event, ce.Piece):
             times.append(time.perf_counter())
         elif isinstance(event, ce.Finished):

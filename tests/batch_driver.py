@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from byte_prompts import BytePrompts
@@ -21,14 +20,8 @@ from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
 from coe_cli.runtime.batch.batch_index import RowDefaults
-from coe_cli.runtime.batch.batch_local import LocalEngine
 from coe_cli.runtime.batch.batch_setup import batch_resolver, bulk_router, local_engine
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
-
-
-def with_byte_prompts(engine: LocalEngine) -> LocalEngine:
-    engine._settings = replace(engine._settings, prompts=BytePrompts())
-    return engine
 
 
 def main() -> int:
@@ -51,7 +44,9 @@ def main() -> int:
                 job,
                 batch_resolver(catalog, where.models, profile, where),
                 bulk_router(catalog, where, profile, view.note, fetch=False),
-                lambda rows: with_byte_prompts(local_engine(profile, retries=2, worker_command=worker)),
+                lambda rows: local_engine(
+                    rows, catalog, profile, retries=2, worker_command=worker, prompts=BytePrompts()
+                ),
                 view,
             )
         view.summary(progress)

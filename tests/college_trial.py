@@ -21,11 +21,13 @@ from faulty_worker import expected
 
 from coe_cli.core.catalog import ModelShape
 from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.scheduler_events import Elsewhere
 from coe_cli.core.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.college_settings import CollegeSettings
+from coe_cli.runtime.college.resolver import ResolvedRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 WEIGHTS_MB, SLOT_MB = 100, 10
@@ -81,6 +83,23 @@ def spec_of(name: str, folder: Path, weights_mb: int = WEIGHTS_MB) -> ModelSpec:
         vocab_size=100,
     )
     return ModelSpec(name, "disk", "cpu", 4096, shape, weights_mb * 2**20, folder / name)
+
+
+class NamedModels:
+    """A resolver for requests that name expert and model; every model is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def only_model(self, request: ChatRequest) -> None:
+        return None
+
+    async def resolve(self, request: ChatRequest, loaded_models: Any) -> ResolvedRequest:
+        assert request.model is not None and request.expert is not None
+        names = ("messages", "max_tokens", "sampling", "priority", "retries", "whole", "flush_s")
+        ask = ce.Ask(spec_of(request.model, self._folder), **{name: getattr(request, name) for name in names})
+        told = Resolved(request.model, "cpu", "embedded", request.expert, [request.expert], [], 1024)
+        return ResolvedRequest(ask, told)
 
 
 class Trial:
@@ -153,7 +172,6 @@ async def trial(
     load_timeout_s: float = 30.0,
     watchdog_s: float = 30.0,
     keep_spare: bool = False,
-    elsewhere: Callable[[], Elsewhere] | None = None,
     **pool: Any,
 ) -> AsyncIterator[Trial]:
     """A college on faulty workers; afterwards no process of it is left."""
@@ -166,7 +184,6 @@ async def trial(
         load_timeout_s=load_timeout_s,
         watchdog_s=watchdog_s,
         keep_spare=keep_spare,
-        elsewhere=elsewhere,
         prompts=BytePrompts(),
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
     )

@@ -163,6 +163,24 @@ def test_the_running_college_routes(routing_coe: Coe) -> None:
         assert answer(ask(routing_coe, "--format", "json", LEGAL, COE_NO_SERVE="0"))["expert"] == "legal_contracts"
 
 
+def requests_served(college: Served) -> dict[str, float]:
+    """Path → how many requests the college has answered so far, these looks left out."""
+    lines = college.request("GET", "/metrics").body.decode().splitlines()
+    counted = [line for line in lines if line.startswith("coe_http_responses_total{") and '"/metrics"' not in line]
+    return {line.split('path="')[1].split('"')[0]: float(line.split()[-1]) for line in counted}
+
+
+@pytest.mark.parametrize("arguments", [(SQL,), ("-m", MODEL, "Hi"), ("-e", "math_expert", "Hi")])
+def test_a_question_to_the_running_college_is_one_request(routing_coe: Coe, arguments: tuple[str, ...]) -> None:
+    with serving(routing_coe) as college:
+        before = requests_served(college)
+        answered = answer(ask(routing_coe, "--format", "json", *arguments, COE_NO_SERVE="0"))
+        assert answered["model"] == MODEL and answered["usage"]["completion_tokens"] > 0
+        after = requests_served(college)
+    new = {path: count - before.get(path, 0) for path, count in after.items() if count != before.get(path, 0)}
+    assert new == {"/coe/ask": 1}
+
+
 def test_a_follow_up_stays_with_its_expert(routing_coe: Coe) -> None:
     first = answer(ask(routing_coe, "--format", "json", LEGAL))
     second = answer(ask(routing_coe, "--format", "json", "-c", SQL))

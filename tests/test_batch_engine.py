@@ -1,4 +1,4 @@
-"""The local engine on real processes that misbehave: whole answers, retries, order, stopping, and nothing left over."""
+"""The engine over a college in this process, on real processes that misbehave: whole answers, retries, order, stopping, and nothing left over."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from typing import Any
 import msgspec
 import pytest
 from byte_prompts import BytePrompts
-from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
+from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, NamedModels, spec_of
 from conftest import MODEL, REPOSITORY, eventually
 from faulty_worker import expected
 
 from coe_cli.core.batch_order import WORTH_A_COPY
+from coe_cli.core.catalog import load_catalog
 from coe_cli.core.footprint import load_bytes
 from coe_cli.core.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
-from coe_cli.runtime.batch.batch_local import LocalEngine
 from coe_cli.runtime.batch.batch_setup import local_engine
+from coe_cli.runtime.batch.client_engine import ClientEngine, Lanes
+from coe_cli.runtime.client.local import LocalClient
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.college import CollegeSettings
-from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.college.chat_request import ChatRequest
+from coe_cli.runtime.college.college_settings import CollegeSettings
+from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
@@ -37,6 +40,8 @@ from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 class Rows:
     """A source of so many rows for each model; it remembers in which order they were taken."""
+
+    expert: str | None = "e"
 
     def __init__(self, folder: Path, counts: dict[str, int]) -> None:
         self._folder = folder
@@ -57,8 +62,9 @@ class Rows:
         self.taken.append(model)
         line = len(self.taken)
         self.prompts[line] = prompt
-        ask = ce.Ask(self.spec(model), [ChatMessage("user", prompt)], max_tokens=4, sampling=Sampling(seed=line))
-        return PreparedRow(line, ask, expert="e")
+        messages, sampling = [ChatMessage("user", prompt)], Sampling(seed=line)
+        request = ChatRequest(messages, expert=self.expert, model=model, max_tokens=4, sampling=sampling)
+        return PreparedRow(line, request, ce.Ask(self.spec(model), messages), expert=self.expert)
 
     def right(self, result: RowResult) -> bool:
         return result.answer is not None and result.answer.answer == expected(self.prompts[result.line], result.line, 4)
@@ -70,17 +76,21 @@ def engine(
     faults: dict[str, list[dict[str, Any]]] | None = None,
     *,
     retries: int = 2,
-    side_by_side: bool = False,
+    side_by_side: int | None = None,
     **pool: Any,
-) -> Iterator[LocalEngine]:
+) -> Iterator[ClientEngine]:
+    """``side_by_side``: so many workers of one slot, as on the CPU."""
     (folder / "faults.json").write_text(json.dumps(faults or {}))
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     command = [sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)]
     cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4)
+    limits = msgspec.structs.replace(POOL, **pool)
+    lanes = Lanes(side_by_side, 1) if side_by_side else Lanes(1, limits.max_concurrent_slots)
     settings = CollegeSettings(
-        msgspec.structs.replace(POOL, **pool), lambda spec: (cost, 1024), worker_command=command, prompts=BytePrompts()
+        limits, lambda spec: (cost, 1024), worker_command=command, replicas=side_by_side, prompts=BytePrompts()
     )
-    made = LocalEngine(settings, FakeMeter(), profile="p", retries=retries, side_by_side=side_by_side)
+    client = LocalClient(settings, FakeMeter(), NamedModels(folder))  # type: ignore[arg-type]
+    made = ClientEngine(client, lanes, limits, settings.cost_of, retries=retries)
     try:
         yield made
     finally:
@@ -101,7 +111,7 @@ def test_every_row_has_its_answer_and_each_model_one_load(tmp_path: Path) -> Non
 
 
 CRASHES = {"a": [{"answer": "crash", "after": 7}, {"answer": "crash", "after": 2}, {}]}
-"""The college tries a row once more by itself; after the second death it gives up."""
+"""The worker of the rows dies twice."""
 
 
 def test_a_row_whose_workers_die_in_mid_answer_is_tried_again(tmp_path: Path) -> None:
@@ -109,12 +119,12 @@ def test_a_row_whose_workers_die_in_mid_answer_is_tried_again(tmp_path: Path) ->
     with engine(tmp_path, CRASHES) as running:
         results = list(running.run(rows))
     assert len(results) == 6 and all(rows.right(result) for result in results)
-    assert max(result.attempts for result in results) == 2
+    assert max(result.attempts for result in results) == 3
 
 
 def test_without_retries_the_failure_is_the_rows_own(tmp_path: Path) -> None:
     rows = Rows(tmp_path, {"a": 6})
-    with engine(tmp_path, CRASHES, retries=0) as running:
+    with engine(tmp_path, {"a": [CRASHES["a"][0], {}]}, retries=0) as running:
         results = list(running.run(rows))
     failed = [result for result in results if result.failure is not None]
     assert len(results) == 6 and 1 <= len(failed) <= 4
@@ -158,7 +168,7 @@ def test_on_the_cpu_models_stand_side_by_side_and_copies_fill_up(tmp_path: Path)
     if worker_threads() < 2:
         pytest.skip("one core has one place")
     rows = Rows(tmp_path, {"large": 150, "small": 5})
-    with engine(tmp_path, {"large": [{"step_s": 0.002}]}, side_by_side=True, max_concurrent_slots=2) as running:
+    with engine(tmp_path, {"large": [{"step_s": 0.002}]}, side_by_side=2) as running:
         results = list(running.run(rows))
     assert len(results) == 155 and all(rows.right(result) for result in results)
     assert {result.model for result in results} == {"large", "small"}
@@ -175,7 +185,7 @@ def test_on_the_cpu_few_rows_are_enough_for_a_second_worker_and_the_last_waits_f
         pytest.skip("one core has one place")
     count = 2 * WORTH_A_COPY
     rows = Rows(tmp_path, {"a": count})
-    with engine(tmp_path, side_by_side=True, max_concurrent_slots=2) as running:
+    with engine(tmp_path, side_by_side=2) as running:
         results, taken = [], []
         for result in running.run(rows):
             results.append(result)
@@ -196,12 +206,17 @@ def test_what_two_workers_of_one_model_take_is_recorded_as_that_models(
     spec = spec_from_folder(MODEL, models_dir / MODEL)
 
     class RealRows(Rows):
+        expert = None
+
         def spec(self, model: str) -> ModelSpec:
             return spec
 
-    running = local_engine(load_profiles(profile_paths()).select("embedded"), retries=0)
+    rows = RealRows(tmp_path, {MODEL: 2 * WORTH_A_COPY})
+    monkeypatch.setenv("COE_MODELS_DIR", str(models_dir))
+    catalog = load_catalog(catalog_paths())
+    running = local_engine(rows, catalog, load_profiles(profile_paths()).select("embedded"), retries=0)
     try:
-        results = list(running.run(RealRows(tmp_path, {MODEL: 2 * WORTH_A_COPY})))
+        results = list(running.run(rows))
     finally:
         running.close()
     assert all(result.answer is not None for result in results)

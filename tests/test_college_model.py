@@ -22,7 +22,8 @@ from coe_cli.core.profile import load_profiles
 from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.meter import ResidentSetMeter
 from coe_cli.runtime.college.recorder import Recorder

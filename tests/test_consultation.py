@@ -16,18 +16,17 @@ from typing import Any
 import psutil
 import pytest
 from byte_prompts import BytePrompts
-from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, spec_of
+from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, NamedModels
 from conftest import REPOSITORY, eventually, is_gone
 from faulty_worker import expected
 
 from coe_cli.core.scheduler_state import ModelCost
 from coe_cli.core.synthesis import Draft
 from coe_cli.errors import ModelMissing
-from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.answerer import CollegeAnswerer
-from coe_cli.runtime.college.collecting import About
-from coe_cli.runtime.college.college import CollegeSettings
-from coe_cli.runtime.college.consultation import Job, OwnSource, consult
+from coe_cli.runtime.client.fan_out import Job, consult
+from coe_cli.runtime.client.local import LocalClient
+from coe_cli.runtime.college.chat_request import ChatRequest
+from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 
@@ -57,9 +56,9 @@ class Notes:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
-    sources: list[OwnSource] = []
+    clients: list[LocalClient] = []
 
-    def make(faults: dict[str, list[dict[str, Any]]] | None = None, **settings: Any) -> OwnSource:
+    def make(faults: dict[str, list[dict[str, Any]]] | None = None, **settings: Any) -> LocalClient:
         (tmp_path / "faults.json").write_text(json.dumps(faults or {}))
         os.environ["PYTHONPATH"] = str(REPOSITORY)
         college = CollegeSettings(
@@ -73,23 +72,22 @@ def start(tmp_path: Path) -> Iterator[Any]:
             prompts=BytePrompts(),
             worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(tmp_path)],
         )
-        sources.append(OwnSource(CollegeAnswerer(college, FakeMeter())))
-        return sources[-1]
+        clients.append(LocalClient(college, FakeMeter(), NamedModels(tmp_path)))  # type: ignore[arg-type]
+        return clients[-1]
 
     yield make
-    for source in sources:
-        source.close()
+    for client in clients:
+        client.close()
 
 
-def job(folder: Path, expert: str, model: str, tokens: int = 8, problem: Any = None) -> Job:
-    about = About(expert, model, "cpu", "embedded", [])
-    ask = ce.AskByName(model, [ChatMessage("user", f"ask {expert}")], max_tokens=tokens)
-    return Job(about, spec_of(model, folder), ask, problem)
+def job(expert: str, model: str, tokens: int = 8, problem: Any = None) -> Job:
+    request = ChatRequest([ChatMessage("user", f"ask {expert}")], expert=expert, model=model, max_tokens=tokens)
+    return Job(expert, model, "cpu", request, problem)
 
 
 def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> None:
     board = Notes()
-    jobs = [job(tmp_path, name, "one", tokens=30) for name in ("a", "b", "c")]
+    jobs = [job(name, "one", tokens=30) for name in ("a", "b", "c")]
     drafts = consult(jobs, start({"one": [{"step_s": 0.01}]}), board)
     assert [draft.expert for draft in drafts] == ["a", "b", "c"]
     for number, draft in enumerate(drafts):
@@ -106,7 +104,7 @@ def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> 
 
 def test_one_without_a_slot_is_waiting_once_the_load_is_over(start: Any, tmp_path: Path) -> None:
     board = Notes()
-    jobs = [job(tmp_path, name, "one", tokens=30) for name in ("a", "b", "c")]
+    jobs = [job(name, "one", tokens=30) for name in ("a", "b", "c")]
     consult(jobs, start({"one": [{"load_s": 1.0, "step_s": 0.01}]}, slots=2), board)
     (late,) = {0, 1, 2} - set(sorted(board.times, key=lambda number: board.times[number][0])[:2])
     # Who comes before the load begins is told "loading", who comes during it "waiting (loading, …)".
@@ -130,7 +128,7 @@ def test_one_without_a_slot_is_waiting_once_the_load_is_over(start: Any, tmp_pat
 def test_one_that_fails_says_why_and_the_others_go_on(
     start: Any, tmp_path: Path, fault: dict[str, Any], code: str
 ) -> None:
-    jobs = [job(tmp_path, "good", "one"), job(tmp_path, "bad", "two"), job(tmp_path, "fine", "one")]
+    jobs = [job("good", "one"), job("bad", "two"), job("fine", "one")]
     drafts = consult(jobs, start({"two": [fault]}), Notes())
     assert [draft.error is None for draft in drafts] == [True, False, True]
     error = drafts[1].error
@@ -141,7 +139,7 @@ def test_one_that_fails_says_why_and_the_others_go_on(
 
 def test_one_that_cannot_even_be_asked_fails_alone(start: Any, tmp_path: Path) -> None:
     missing = ModelMissing("it is not there", "Fetch it.")
-    drafts = consult([job(tmp_path, "gone", "two", problem=missing), job(tmp_path, "good", "one")], start(), Notes())
+    drafts = consult([job("gone", "two", problem=missing), job("good", "one")], start(), Notes())
     assert drafts[0].error is not None
     assert (drafts[0].error.code, drafts[0].error.hint) == ("model_missing", "Fetch it.")
     assert drafts[1].error is None
@@ -149,17 +147,17 @@ def test_one_that_cannot_even_be_asked_fails_alone(start: Any, tmp_path: Path) -
 
 def test_an_interrupt_ends_all_of_them(start: Any, tmp_path: Path) -> None:
     board = Notes()
-    jobs = [job(tmp_path, name, "one", tokens=10_000) for name in ("a", "b")]
+    jobs = [job(name, "one", tokens=10_000) for name in ("a", "b")]
 
     def interrupt() -> None:
         while len(board.times) < 2:
             time.sleep(0.01)
         _thread.interrupt_main()
 
-    source = start({"one": [{"step_s": 0.01}]})
+    client = start({"one": [{"step_s": 0.01}]})
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        consult(jobs, source, board)
+        consult(jobs, client, board)
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert pids
     eventually(lambda: all(not psutil.pid_exists(pid) or is_gone(psutil.Process(pid)) for pid in pids), 10)

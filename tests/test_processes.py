@@ -182,8 +182,8 @@ def test_worker_killed_in_mid_answer(coe: Coe) -> None:
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 7
     message = one_line(errors.decode())
-    assert message.startswith("coe: the worker was killed by signal 9")
-    assert "Run it again" in message
+    assert message.startswith(f"coe: the worker of `{MODEL}` was killed by signal 9")
+    assert "Ask again" in message
 
 
 @pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGTERM])

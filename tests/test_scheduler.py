@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coe_cli.core.pool_memory import PoolMemory
@@ -17,6 +19,7 @@ from coe_cli.core.scheduler_events import (
     Event,
     Evict,
     Evicted,
+    Expected,
     Load,
     Loaded,
     LoadFailed,
@@ -362,12 +365,23 @@ def test_no_more_is_evicted_than_is_needed() -> None:
     assert model(s, "a").state == "ready"
 
 
-def test_a_young_model_is_not_evicted_until_it_is_old_enough() -> None:
+def test_an_idle_model_goes_at_once_for_one_that_is_asked_for() -> None:
     s = scheduler({"a": (6000, 100), "b": (6000, 100)})
+    resident(s, "a", at_s=1)
+    assert feed(s, 2, Request(1, "b")) == [Evict("a", "room"), Wait(1, "b", "evicting", 0)]
+    assert feed(s, 3, Evicted("a")) == [Load("b")]
+
+
+def test_a_young_model_that_is_waited_for_stays_until_it_is_old_enough() -> None:
+    """Else two models that are asked for in turn would drive each other out at every request."""
+    s = scheduler({"a": (6000, 100), "b": (6000, 100), "c": (100, 100)}, max_concurrent_slots=1, max_overtakes=0)
+    resident(s, "c", at_s=0)
     resident(s, "a", at_s=10)
-    assert feed(s, 20, Request(1, "b")) == [Wait(1, "b", "min_resident", 0)]
-    assert s.next_wakeup_s() == 70
+    assert feed(s, 20, Request("c", "c")) == [Start("c", "c")]
+    assert kinds(feed(s, 21, Request("a", "a"), Request("b", "b", priority=5))) == ["Wait", "Wait"]
     assert feed(s, 69.9, Tick()) == []
+    assert model(s, "a").state == "ready"
+    assert s.next_wakeup_s() == 70
     assert feed(s, 70, Tick()) == [Evict("a", "room")]
 
 
@@ -471,19 +485,19 @@ def test_of_two_requests_with_one_key_the_first_to_come_goes_first() -> None:
 def test_nothing_is_held_back_for_a_model_that_waits_for_a_young_one() -> None:
     s = scheduler({"a": (6000, 100), "b": (6000, 100)}, max_overtakes=0, max_concurrent_slots=1)
     resident(s, "a", at_s=0)
-    feed(s, 1, Request("b", "b"))
+    feed(s, 1, Request(0, "a"), Request("b", "b"))
     for i in range(20):
-        assert feed(s, 2 + i, Request(i, "a"), Done(i)) == [Start(i, "a")]
-    feed(s, 60, Tick())
-    assert model(s, "a").state == "evicting"
+        feed(s, 2 + i, Request(i + 1, "a"))
+        assert feed(s, 2 + i, Done(i)) == [Start(i + 1, "a")]
+    feed(s, 60, Request(21, "a"))
+    assert feed(s, 60, Done(20)) == [Evict("a", "room")]
 
 
 def test_memory_for_loads_is_given_out_in_order() -> None:
     s = scheduler({"a": (5000, 100), "big": (8000, 100), "tiny": (500, 100)})
     resident(s, "a")
-    feed(s, 1, Request("big", "big"))
-    assert feed(s, 2, Request("tiny", "tiny")) == [Wait("tiny", "tiny", "min_resident", 1)]
-    assert feed(s, 60, Tick()) == [Evict("a", "room")]
+    assert feed(s, 1, Request("big", "big")) == [Evict("a", "room"), Wait("big", "big", "evicting", 0)]
+    assert feed(s, 2, Request("tiny", "tiny")) == [Wait("tiny", "tiny", "evicting", 1)]
     assert feed(s, 61, Evicted("a")) == [Load("big")]
 
 
@@ -513,14 +527,6 @@ def test_out_of_memory_with_nothing_idle_waits_before_the_retry() -> None:
     assert s.next_wakeup_s() == 6
     assert feed(s, 6, Tick()) == [Load("a")]
     assert feed(s, 7, Loaded("a")) == [Start(1, "a")]
-
-
-def test_out_of_memory_on_load_spares_young_models() -> None:
-    s = scheduler({"a": (2000, 100), "new": (3000, 100)})
-    resident(s, "a")
-    feed(s, 1, Request(1, "new"))
-    assert feed(s, 2, LoadFailed("new", "out_of_memory")) == []
-    assert model(s, "a").state == "ready"
 
 
 def test_a_damaged_model_is_not_loaded_twice() -> None:
@@ -674,6 +680,22 @@ def test_a_preload_that_failed_is_not_tried_again() -> None:
     assert kinds(feed(s, now_s + 1, Request("z", "a"))) == ["Start"]
 
 
+def test_an_expected_model_is_loaded_while_nothing_else_is_to_be_done() -> None:
+    s = scheduler({"a": (5000, 500), "b": (6000, 500)})
+    assert feed(s, 0, Expected("a")) == [Load("a")]
+    assert feed(s, 0, Expected("a"), Expected("b")) == []
+    assert feed(s, 1, Request(1, "a")) == [Wait(1, "a", "loading", 0)]
+    assert feed(s, 2, Loaded("a")) == [Start(1, "a", 1)]
+    assert feed(s, 3, Done(1), Expected("b")) == [], "nothing makes room for what is not asked for"
+    assert feed(s, 4, Request(2, "b"))[0] == Evict("a", "room")
+
+
+def test_an_expected_model_that_nobody_asks_for_goes_first() -> None:
+    s = scheduler({"a": (5000, 500), "b": (6000, 500)})
+    feed(s, 0, Expected("a"))
+    assert feed(s, 1, Request(1, "b"))[0] == Evict("a", "preload")
+
+
 # --- keep-alive, unload, cancel, drain
 
 
@@ -695,22 +717,21 @@ def test_without_keep_alive_a_model_stays() -> None:
 
 
 def test_a_wake_up_that_was_missed_is_still_due() -> None:
-    s = scheduler({"a": (6000, 100), "b": (6000, 100), "c": (100, 100)}, keep_alive_s=100.0, max_queue=1)
+    s = scheduler({"a": (6000, 100), "c": (100, 100)}, keep_alive_s=100.0)
     resident(s, "a")
-    feed(s, 1, Request(1, "b"))
-    assert kinds(feed(s, 70, Request(2, "b"))) == ["Refuse"]
-    assert s.next_wakeup_s() == 60
-    assert feed(s, 70, Tick()) == [Evict("a", "room")]
-    feed(s, 71, Evicted("a"), Loaded("b"), Done(1))
-    feed(s, 200, Request(3, "c"))
-    assert s.next_wakeup_s() == 171
+    feed(s, 150, Request(1, "c"))
+    assert s.next_wakeup_s() == 100
+    assert feed(s, 150, Tick()) == [Evict("a", "idle")]
 
 
-def test_keep_alive_does_not_evict_a_young_model() -> None:
-    s = scheduler({"a": (2000, 100)}, keep_alive_s=1.0)
-    resident(s, "a")
-    assert feed(s, 30, Tick()) == []
-    assert s.next_wakeup_s() == 60
+def test_a_model_has_a_keep_alive_of_its_own() -> None:
+    costs = {"a": ModelCost(2000, 100, keep_alive_s=1.0), "b": ModelCost(2000, 100, keep_alive_s=math.inf)}
+    s = scheduler(costs | {"c": ModelCost(2000, 100)}, keep_alive_s=30.0)
+    resident(s, "a", "b", "c")
+    assert s.next_wakeup_s() == 1
+    assert feed(s, 1, Tick()) == [Evict("a", "idle")]
+    assert feed(s, 30, Evicted("a"), Tick()) == [Evict("c", "idle")]
+    assert s.next_wakeup_s() is None
 
 
 def test_unload_waits_until_the_model_is_idle() -> None:
@@ -777,7 +798,7 @@ def test_the_snapshot_shows_models_slots_memory_and_queue() -> None:
     assert shown.models[1] == ModelStatus("b", "absent", 0, 4, 1, 0, 0, None, None, False, 0)
     assert (shown.reserved_mb, shown.measured_mb, shown.usage_mb, shown.pool_mb) == (5500, 5600, 5600, 10_000)
     assert (shown.level, shown.queue_length, shown.running, shown.loads) == ("normal", 1, 1, 1)
-    feed(s, 5, Done(1))
+    feed(s, 5, Cancelled(2), Done(1))
     assert s.snapshot().models[0].idle_s == 0
     feed(s, 8, Tick())
     assert (s.snapshot().models[0].idle_s, s.snapshot().models[0].resident_s) == (3, 7)
@@ -786,7 +807,7 @@ def test_the_snapshot_shows_models_slots_memory_and_queue() -> None:
 def test_a_pool_takes_its_limits_from_the_profile() -> None:
     path = Path(__file__).parents[1] / "profiles" / "hardware_profiles.yaml"
     profile = load_profiles([path]).select("compact")
-    config = pool_from_profile(profile, keep_alive_s=300)
+    config = pool_from_profile(msgspec.structs.replace(profile, model_keep_alive_s=300.0))
     assert config.pool_mb == profile.vram_budget_mb - profile.fixed_mb
     assert config.max_concurrent_slots == 1
     assert config.preload_enabled

@@ -13,7 +13,6 @@ from coe_cli.core.scheduler import Scheduler
 from coe_cli.core.scheduler_events import (
     Cancelled,
     Done,
-    Elsewhere,
     Event,
     Evict,
     Evicted,
@@ -106,7 +105,6 @@ class World(RuleBasedStateMachine):
         self.now_s = 0.0
         self.count = 0
         self.external_mb = 0.0
-        self.elsewhere_mb = 0.0
         self.leaked_mb = 0.0
         self.measured_mb: float | None = None
         self.processes: dict[str, Process] = {}
@@ -129,7 +127,7 @@ class World(RuleBasedStateMachine):
         if not self.measures:
             return None
         own = sum(p.physical_mb(name) for name, p in self.processes.items())
-        return own + self.external_mb + self.leaked_mb + self.elsewhere_mb
+        return own + self.external_mb + self.leaked_mb
 
     def reserved_mb(self) -> float:
         return sum(p.reserved_mb(name) for name, p in self.processes.items())
@@ -137,7 +135,7 @@ class World(RuleBasedStateMachine):
     def usage_mb(self) -> float:
         """A claim may be used in full beside what an eviction has not given back, though no measurement shows both yet."""
         lost_mb = self.scheduler.snapshot().lost_mb
-        return max(self.reserved_mb() + self.elsewhere_mb + lost_mb, self.measured_mb or 0.0)
+        return max(self.reserved_mb() + lost_mb, self.measured_mb or 0.0)
 
     def in_state(self, *states: str) -> list[str]:
         return sorted(name for name, p in self.processes.items() if p.state in states)
@@ -247,8 +245,10 @@ class World(RuleBasedStateMachine):
         else:
             assert process.state == "ready"
             assert not self.generating(name), "evicted a running model"
-            if decision.reason != "asked" and process.asked:
-                assert self.now_s >= process.loaded_s + self.config.min_resident_s, "evicted a young model"
+            if decision.reason == "room" and process.asked and name in self.waiting.values():
+                assert self.now_s >= process.loaded_s + self.config.min_resident_s, (
+                    "evicted a young model that others wait for"
+                )
         process.state = "evicting"
         return self.take_off(name)
 
@@ -388,14 +388,6 @@ class World(RuleBasedStateMachine):
         if self.measures and not self.in_state("loading"):
             self.external_mb = external_mb
             self.leaked_mb *= leak_stays
-            self.send(MeasuredUsage(self.used_mb() or 0.0))
-
-    @rule(elsewhere_mb=st.sampled_from([0.0, 1_500.0, 5_000.0, 9_000.0]))
-    def another_coe_claims_memory(self, elsewhere_mb: float) -> None:
-        """What it may use at most; whoever claims looks first what fits, but a load may have begun at that moment."""
-        self.elsewhere_mb = elsewhere_mb
-        self.send(Elsewhere(elsewhere_mb, "`coe batch` (process 7)"))
-        if self.measures and not self.in_state("loading"):
             self.send(MeasuredUsage(self.used_mb() or 0.0))
 
     @precondition(lambda self: self.measures and len(self.processes) > 1 and not self.in_state("loading"))

@@ -16,7 +16,8 @@ from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.profile import load_profiles
 from coe_cli.errors import DeviceLost, ProfileInvalid
 from coe_cli.runtime.college import resolver as resolver_module
-from coe_cli.runtime.college.resolver import AUTO, ChatRequest, RequestResolver
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
+from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import Embedder, embedder_folder
 from coe_cli.runtime.routing.router_cache import open_router
@@ -85,18 +86,18 @@ def test_without_a_router_the_general_expert_answers_and_says_so(tmp_path: Path,
     profile = load_profiles([SHIPPED / "hardware_profiles.yaml"]).select("embedded")
     where = at(tmp_path, models=models_dir)
     resolver = RequestResolver(catalog, models_dir, profile, SharedRouter(catalog, where))
-    request = ChatRequest(AUTO, [ChatMessage("user", QUESTIONS[0])])
+    request = ChatRequest([ChatMessage("user", QUESTIONS[0])])
     resolved = asyncio.run(resolver.resolve(request))
-    assert resolved.expert == "general_reasoner"
-    assert "coe route --rebuild" in resolved.notes[0]
+    assert resolved.told.expert == "general_reasoner"
+    assert "coe route --rebuild" in resolved.told.notes[0].text
 
     class Broken(SharedRouter):
-        def route(self, text: str) -> object:  # type: ignore[override]
+        def decide(self, text: str) -> object:  # type: ignore[override]
             raise ProfileInvalid("routing_examples.yaml:3: no such role", "Mend it.")
 
     resolver.router = Broken(catalog, where)
     resolved = asyncio.run(resolver.resolve(request))
-    assert resolved.expert == "general_reasoner" and "no such role" in resolved.notes[0]
+    assert resolved.told.expert == "general_reasoner" and "no such role" in resolved.told.notes[0].text
 
 
 def test_a_model_built_for_another_device_runs_slower_and_says_so(
@@ -114,13 +115,13 @@ def test_a_model_built_for_another_device_runs_slower_and_says_so(
         return msgspec.structs.replace(real_open(name, folder), provider="dml")
 
     monkeypatch.setattr(resolver_module, "open_model", open_for_dml)
-    request = ChatRequest(MODEL, [ChatMessage("user", "Hi")])
+    request = ChatRequest([ChatMessage("user", "Hi")], name=MODEL)
     for installed, provider, said in ((["dml", "cpu"], "dml", ""), (["cpu"], "cpu", "slower: ")):
         monkeypatch.setattr(resolver_module, "installed_providers", lambda installed=installed: installed)
         resolver = RequestResolver(catalog, models_dir, profile, SharedRouter(catalog, at(models_dir)))
         resolved = asyncio.run(resolver.resolve(request))
         assert resolved.ask.model.provider == provider
-        assert "".join(resolved.notes).startswith(said) and bool(resolved.notes) == bool(said)
+        assert "".join(resolved.told.warnings).startswith(said) and bool(resolved.told.notes) == bool(said)
         assert resolver.open(MODEL).provider == provider
     monkeypatch.setattr(resolver_module, "installed_providers", list)
     with pytest.raises(DeviceLost, match="dml is not installed"):

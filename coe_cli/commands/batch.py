@@ -91,6 +91,10 @@ def batch(
     ] = None,
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch a model or an embedder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still told.")] = False,
+    no_serve: Annotated[
+        bool,
+        typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no resident college: run one in this process."),
+    ] = False,
     profile: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
@@ -110,6 +114,7 @@ def batch(
         raise UsageError("--address is that of a Ray cluster", "Add --engine ray.")
     from coe_cli.runtime.batch.batch_index import RowDefaults
     from coe_cli.use_cases.batching import BatchOptions, run
+    from coe_cli.use_cases.clients import CollegePlace
 
     path = None if source == "-" else Path(source)
     failed = run(
@@ -127,7 +132,7 @@ def batch(
             address=address,
             pull=not no_pull,
             quiet=quiet,
-            profile=profile,
+            place=CollegePlace(profile, profiles_file, catalog_file, not no_serve),
             again=command_line(["coe", *(a for a in sys.argv[1:] if a != "--restart")]),
         ),
         read_catalog(catalog_file),

@@ -8,7 +8,7 @@ from heapq import heappop
 from coe_cli.core.pool_memory import Level
 from coe_cli.core.preload import NextModel
 from coe_cli.core.residency import Residency
-from coe_cli.core.scheduler_events import Decision, Load, Preload, Start, WaitReason
+from coe_cli.core.scheduler_events import Decision, Expected, Load, Preload, Start, WaitReason
 from coe_cli.core.scheduler_state import ModelCost, ModelEntry, ModelState, PoolConfig, RequestEntry, RequestState
 
 
@@ -21,7 +21,6 @@ class Admission(Residency):
         self._next_model = NextModel()
         self._preload_due = False
         self._service_s = 1.0
-        self._elsewhere_by = ""
         self._settled_s = -math.inf
         self.loads = self.preloads = 0
 
@@ -121,11 +120,11 @@ class Admission(Residency):
         model = claimant.model
         if self._evicting or self._loading is not None or now_s < model.not_before_s:
             return False
-        young_mb = 0
+        protected_mb = 0
         for other in self._models.values():
-            if other is not model and self._is_young(other, now_s):
-                young_mb += other.footprint_mb
-        if not self.memory.could_fit(model.need_mb + young_mb):
+            if other is not model and self._is_protected(other, now_s):
+                protected_mb += other.footprint_mb
+        if not self.memory.could_fit(model.need_mb + protected_mb):
             return False
         if claimant.blocked_since_s == math.inf:
             claimant.blocked_since_s = now_s
@@ -144,17 +143,10 @@ class Admission(Residency):
         if model.infeasible_since_s == math.inf:
             model.infeasible_since_s = now_s
         if now_s >= model.infeasible_since_s + self.config.give_up_s:
-            others, hint = (
-                "other programs or beyond the plan",
-                "Close other programs that use the device, then try again.",
-            )
-            if memory.elsewhere_mb:
-                alone = memory.external_mb <= memory.elsewhere_mb + self.config.shortfall_tolerance_mb
-                others = self._elsewhere_by if alone else f"{self._elsewhere_by} and other programs"
-                hint = "Ask again when that has ended."
+            hint = "Close other programs that use the device, then try again."
             message = (
                 f"`{model.name}` needs {model.need_mb} MB, and {memory.external_mb:.0f} of the {memory.critical_mb:.0f} MB"
-                f" that may be used are taken by {others}"
+                f" that may be used are taken by other programs or beyond the plan"
             )
             self._refuse_queue(model, "out_of_memory", message, hint, out, self.config.give_up_s)
         return True
@@ -177,6 +169,18 @@ class Admission(Residency):
             self._refresh(out)
         else:
             self._make_room(entry, model.need_mb, model.need_mb, now_s, out)
+
+    def _on_expected(self, event: Expected, now_s: float, out: list[Decision]) -> None:
+        model = self._models.get(event.model)
+        if model is None or model.state is not ModelState.ABSENT or self._draining or self._waiting:
+            return
+        if self._loading is not None or self._evicting or now_s < model.not_before_s:
+            return
+        if self.memory.fits(model.need_mb, model.need_mb, alone=self._running == 0):
+            model.unasked = True
+            self._load(model, 0, now_s, out)
+            self.loads += 1
+            out.append(Load(model.name))
 
     def _make_room(self, claimant: RequestEntry, need_mb: int, new_mb: int, now_s: float, out: list[Decision]) -> None:
         """Evict idle models so that the claimant fits, or none if that is not enough."""
@@ -251,6 +255,6 @@ class Admission(Residency):
             return "slots"
         if self.memory.level >= Level.HIGH:
             return "pressure"
-        if any(other is not model and self._is_young(other, now_s) for other in self._models.values()):
+        if any(other is not model and self._is_protected(other, now_s) for other in self._models.values()):
             return "min_resident"
         return "memory"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
+from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.core.names import nearest
 from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.core.problem import Problem
@@ -49,7 +51,10 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A model as the catalog describes it; the folder on disk, where there is one, knows better."""
+    """A model as the catalog describes it; the folder on disk, where there is one, knows better.
+
+    ``keep_alive`` as in ``core.duration``: idle for so long it is unloaded; None leaves that to the profile.
+    """
 
     provider: Provider
     context_length: _PositiveInt
@@ -59,6 +64,7 @@ class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["oga", "gguf"] = "oga"
     licence: str = ""
     description: str = ""
+    keep_alive: str | float | None = None
 
     def __post_init__(self) -> None:
         spec_of(self.provider)
@@ -114,6 +120,13 @@ class Catalog(Struct, frozen=True):
                 f"unknown expert `{name}`", nearest(name, list(self.experts)) + " See `coe models list`."
             ) from None
 
+    def keep_alive_s(self, model: str) -> float | None:
+        """Idle for so long the model is unloaded: infinity keeps it, None where the catalog leaves it to the profile."""
+        entry = self.models.get(model)
+        if entry is None or entry.keep_alive is None:
+            return None
+        return parse_duration_s(f"{entry.keep_alive}") or math.inf
+
     def experts_of(self, model: str) -> list[str]:
         """Names of the experts that use ``model``, in the catalog's order."""
         return [name for name, expert in self.experts.items() if expert.model == model]
@@ -156,6 +169,11 @@ def load_catalog(paths: list[Path], own: Path | None = None, on_disk: Collection
             raise layers.error(
                 ["default_model"], f"no model is called `{default}`", nearest(default, [*content.models])
             )
+        for name, entry in content.models.items():
+            try:
+                parse_duration_s(f"{entry.keep_alive or 0}")
+            except ValueError as error:
+                raise layers.error(["models", name, "keep_alive"], str(error), HOW_TO_WRITE) from None
         for name, expert in content.experts.items():
             _check_expert(layers, name, expert, known)
         experts = {

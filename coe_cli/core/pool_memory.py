@@ -4,7 +4,6 @@ All figures are MB (2**20 bytes) of the pool, which is the budget less its fixed
 
 - ``reserved_mb``: weights of every model that is loading, resident or being evicted, plus one slot for each generation.
 - ``measured_mb``: the last measurement plus what was put on the device since; other programs count. -inf when unknown.
-- ``elsewhere_mb``: what other processes of coe may use of the same budget, whether they do yet or not.
 - ``lost_mb``: memory that an eviction should have given back and did not; it counts as used until measured to be back.
 - ``footprint_mb``: what coe's own models should physically hold: weights and every slot that was opened since the load,
   for a slot keeps its cache until the process ends (DESIGN §6).
@@ -39,7 +38,6 @@ class PoolMemory:
         "_upper_mb",
         "critical_mb",
         "elevated_mb",
-        "elsewhere_mb",
         "footprint_mb",
         "high_mb",
         "level",
@@ -57,7 +55,6 @@ class PoolMemory:
         self.reserved_mb = 0.0
         self.footprint_mb = 0.0
         self.lost_mb = 0.0
-        self.elsewhere_mb = 0.0
         self.measured_mb = -math.inf
         self.level = Level.NORMAL
         self._load_floor_mb = -math.inf
@@ -73,13 +70,13 @@ class PoolMemory:
 
     @property
     def usage_mb(self) -> float:
-        """The larger of reserved (with what is lost or elsewhere) and measured."""
-        return max(self.reserved_mb + self.lost_mb + self.elsewhere_mb, self.measured_mb)
+        """The larger of reserved (with what is lost) and measured."""
+        return max(self.reserved_mb + self.lost_mb, self.measured_mb)
 
     @property
     def external_mb(self) -> float:
-        """Memory that is not this pool's to give back: other programs, other processes of coe, or a shortfall."""
-        return max(self.lost_mb + self.elsewhere_mb, self.measured_mb - self.footprint_mb, 0.0)
+        """Memory that is not this pool's to give back: other programs, or a shortfall."""
+        return max(self.lost_mb, self.measured_mb - self.footprint_mb, 0.0)
 
     def refresh(self) -> bool:
         """Bring ``level`` up to date; True when it changed."""
@@ -103,7 +100,7 @@ class PoolMemory:
         Beside other work the projected usage must stay below high. When coe runs and loads nothing (``alone``) there is
         nothing to wait for, so it may go up to critical, which it never passes. ``freed_*``: after evicting so much.
         """
-        reserved_mb = self.reserved_mb + self.lost_mb + self.elsewhere_mb - freed_mb
+        reserved_mb = self.reserved_mb + self.lost_mb - freed_mb
         measured_mb = self.measured_mb - freed_physical_mb
         barred = Level.CRITICAL if alone else Level.HIGH
         if self.level >= barred and max(reserved_mb, measured_mb) >= self._fall_mb[barred]:
@@ -117,7 +114,7 @@ class PoolMemory:
 
     def could_fit(self, need_mb: float) -> bool:
         """Whether ``need_mb`` would fit with all of coe's own models gone, as far as is known now."""
-        if self.measured_mb <= self.footprint_mb and not self.lost_mb and not self.elsewhere_mb:
+        if self.measured_mb <= self.footprint_mb and not self.lost_mb:
             return need_mb <= self.critical_mb
         external_mb = self.external_mb
         if self.level is Level.CRITICAL and external_mb >= self._fall_mb[Level.CRITICAL]:
@@ -156,5 +153,5 @@ class PoolMemory:
     def settle_lost(self, used_mb: float) -> float:
         """A measurement with no load or eviction under way: what it does not show is back. MB that came back."""
         before_mb = self.lost_mb
-        self.lost_mb = min(before_mb, max(0.0, used_mb - self.footprint_mb - self.elsewhere_mb))
+        self.lost_mb = min(before_mb, max(0.0, used_mb - self.footprint_mb))
         return before_mb - self.lost_mb

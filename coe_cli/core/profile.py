@@ -100,6 +100,7 @@ class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     provider: Provider = field(default_factory=lambda: home().name)
     preload_enabled: bool = False
     keep_alive: _Duration | None = None
+    model_keep_alive: _Duration | None = None
     description: str = ""
     notes: str = ""
 
@@ -117,6 +118,7 @@ class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
     history: HistorySettings | None = None
     routing: RoutingSettings | None = None
     keep_alive: _Duration | None = None
+    model_keep_alive: _Duration | None = None
 
 
 class HardwareProfile(Struct, frozen=True):
@@ -136,6 +138,8 @@ class HardwareProfile(Struct, frozen=True):
     auto_detect: AutoDetect
     keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
     """A college without requests for so long ends; None keeps it."""
+    model_keep_alive_s: float | None = None
+    """A model that was idle for so long is unloaded, unless the catalog says otherwise; None keeps it."""
 
     @property
     def fixed_mb(self) -> int:
@@ -202,11 +206,16 @@ def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
         shared_keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
         if content.keep_alive is not None:
             shared_keep_alive_s = _seconds(layers, ["keep_alive"], content.keep_alive)
+        shared_model_s: float | None = None
+        if content.model_keep_alive is not None:
+            shared_model_s = _seconds(layers, ["model_keep_alive"], content.model_keep_alive)
         profiles = {}
         for name, entry in content.profiles.items():
-            keep_alive_s = shared_keep_alive_s
+            keep_alive_s, model_s = shared_keep_alive_s, shared_model_s
             if entry.keep_alive is not None:
                 keep_alive_s = _seconds(layers, ["profiles", name, "keep_alive"], entry.keep_alive)
+            if entry.model_keep_alive is not None:
+                model_s = _seconds(layers, ["profiles", name, "model_keep_alive"], entry.model_keep_alive)
             profiles[name] = HardwareProfile(
                 name=name,
                 vram_components=content.vram_components or VramComponents(),
@@ -214,7 +223,12 @@ def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
                 eviction_policy=content.eviction_policy or EvictionPolicy(),
                 auto_detect=auto,
                 keep_alive_s=keep_alive_s,
-                **{field: getattr(entry, field) for field in _ProfileEntry.__struct_fields__ if field != "keep_alive"},
+                model_keep_alive_s=model_s,
+                **{
+                    field: getattr(entry, field)
+                    for field in _ProfileEntry.__struct_fields__
+                    if field not in ("keep_alive", "model_keep_alive")
+                },
             )
         return ProfileSet(
             profiles=profiles,

@@ -92,7 +92,7 @@ class Residency(RequestQueues):
         idle = [
             model
             for model in self._models.values()
-            if model.state is ModelState.READY and not model.active and not self._is_young(model, now_s)
+            if model.state is ModelState.READY and not model.active and not self._is_protected(model, now_s)
         ]
         idle.sort(key=lambda model: (not model.unasked, -(now_s - model.idle_since_s) / model.load_s, model.name))
         return idle
@@ -170,9 +170,11 @@ class Residency(RequestQueues):
                 self._evict(model, "asked", now_s, out)
         self._unload_wanted = any(model.unload_wanted for model in wanted)
 
-    def _is_young(self, model: ModelEntry, now_s: float) -> bool:
+    def _is_protected(self, model: ModelEntry, now_s: float) -> bool:
+        """Whether a model that others wait for is too young to go for one that others wait for too."""
         return (
             model.state is ModelState.READY
+            and model.waiting > 0
             and not model.unasked
             and now_s < model.loaded_s + self.config.min_resident_s
         )
@@ -184,15 +186,13 @@ class Residency(RequestQueues):
             if back_mb:
                 out.append(Notice("reclaimed", f"{back_mb:.0f} MB of evicted models are back"))
 
-    def _expires_s(self, model: ModelEntry, keep_alive_s: float) -> float:
-        expires_s = model.idle_since_s + keep_alive_s
-        return expires_s if model.unasked else max(expires_s, model.loaded_s + self.config.min_resident_s)
+    def _expires_s(self, model: ModelEntry) -> float:
+        """When an idle model is unloaded: after its own time, or the pool's."""
+        keep_alive_s = self.config.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
+        return math.inf if keep_alive_s is None else model.idle_since_s + keep_alive_s
 
     def _unload_expired(self, now_s: float, out: list[Decision]) -> None:
-        keep_alive_s = self.config.keep_alive_s
-        if keep_alive_s is None:
-            return
         for model in self._models.values():
             idle = model.state is ModelState.READY and not model.active and not model.waiting
-            if idle and now_s >= self._expires_s(model, keep_alive_s):
+            if idle and now_s >= self._expires_s(model):
                 self._evict(model, "idle", now_s, out)

@@ -9,8 +9,7 @@ would be taken for those of the next one. Cost per event: O(log n) in requests, 
 Memory. The pool is the budget less its fixed part. Reserved are the weights of each model that loads, is resident or is
 being evicted, once, and one slot (KV cache and activations) for each generation. Usage is the larger of reserved and
 measured; pressure is usage ÷ pool; a level falls back 0.02 below its threshold (``core.pool_memory``). A shortfall after
-an eviction counts as reserved until a later measurement shows it back. What other processes of coe may use of the same
-budget (``Elsewhere``) counts as reserved too, and as memory that others hold.
+an eviction counts as reserved until a later measurement shows it back.
 
 Admission. Beside other work a start or a load is admitted only if the projected usage stays below ``high``, and at high
 pressure nothing is admitted at all. Only when nothing runs or loads may one start or load go up to ``critical``: there
@@ -22,23 +21,27 @@ Order. Each request has the key arrival − priority × ``priority_step_s``; the
 priority, and every request ages. Loads are serialised and are given out in that order only. A request for a resident
 model may overtake the oldest one that waits for memory (the claimant), which saves swaps, but at most ``max_overtakes``
 times or for ``max_overtake_s``; then nothing younger starts until the claimant does. Overtaking that costs the claimant
-nothing is not counted: while a load or an eviction is under way, or while models that are too young to evict keep it out
+nothing is not counted: while a load or an eviction is under way, or while models that are protected keep it out
 anyway. A claimant that could not fit even with all of coe's models gone, because others hold the memory, stands in nobody's
 way and is refused after ``give_up_s``.
 
 Eviction. For room: idle models only, preloaded ones that nobody asked for first, then by longest idle ÷ cost to load
-again, never one loaded less than ``min_resident_s`` ago, and none at all if that would not be enough. A preloaded model
-that was never asked for is not protected by its age and is broken off in mid-load for a model that is asked for.
+again, and none at all if that would not be enough. One that others wait for stays for ``min_resident_s`` after its load, so
+that two models that are asked for in turn do not drive each other out at every request; one that nobody waits for goes at
+once, however young. A preloaded model that was never asked for is not protected and is broken off in mid-load for a model that is asked for.
 At critical the largest consumer goes, loading, running or young, one at a time with a measurement in between; what it ran
 is retried after ``retry_delay_s`` if nothing had been delivered and it was not evicted ``max_evictions`` times before,
-else it fails; a guided request always fails then. ``Tick`` unloads what was idle for ``keep_alive_s``; ``Unload`` ignores age.
+else it fails; a guided request always fails then. ``Tick`` unloads what was idle for its model's ``keep_alive_s``, else the
+pool's; ``Unload`` ignores age.
 
 Failures. A load that fails, or a resident model that is lost before it starts anything, is a setback for those who wait
 for it: out of memory evicts the idle models; every kind but a permanent one is tried once more; the next setback
-refuses them. When a worker dies, requests without delivered tokens are retried once, the others fail.
+refuses them. When a worker dies, requests without delivered tokens are retried as often as they
+ask for (once), the others fail.
 
 Preload. At normal pressure, when nobody waits for a load, the model most likely to be asked for next (what followed what)
-is loaded if pressure stays normal with it and its first slot. One at most for each request.
+is loaded if pressure stays normal with it and its first slot. One at most for each request. A model whose request is
+``Expected`` is loaded at once where nothing waits, loads or has to go for it; until the request it counts as preloaded.
 """
 
 from __future__ import annotations
@@ -52,9 +55,9 @@ from coe_cli.core.scheduler_events import (
     Decision,
     Done,
     Drain,
-    Elsewhere,
     Event,
     Evicted,
+    Expected,
     Loaded,
     LoadFailed,
     MeasuredUsage,
@@ -137,6 +140,8 @@ class Scheduler(Admission):
                 if entry is not None and entry.state is RequestState.RUNNING and event.count > 0:
                     entry.delivered = True
                 return
+            case Expected():
+                self._on_expected(event, now_s, out)
             case Loaded():
                 self._on_loaded(event, now_s)
             case LoadFailed():
@@ -149,8 +154,6 @@ class Scheduler(Admission):
                 self._on_evicted(event, out)
             case MeasuredUsage():
                 self._measure(event.used_mb, out)
-            case Elsewhere():
-                self.memory.elsewhere_mb, self._elsewhere_by = event.mb, event.by
             case Tick():
                 self._unload_expired(now_s, out)
             case Unload():
@@ -172,10 +175,10 @@ class Scheduler(Admission):
         claimed = self._claimant is not None and self._claimant.state is RequestState.QUEUED
         for model in self._models.values():
             if model.state is ModelState.READY:
-                if claimed and not model.unasked:
+                if claimed and model.waiting and not model.unasked:
                     times.append(model.loaded_s + config.min_resident_s)
-                if config.keep_alive_s is not None and not model.active and not model.waiting:
-                    expiries.append(self._expires_s(model, config.keep_alive_s))
+                if not model.active and not model.waiting and (expires_s := self._expires_s(model)) < math.inf:
+                    expiries.append(expires_s)
             if model.waiting:
                 times += (model.infeasible_since_s + config.give_up_s, model.not_before_s)
         if claimed and self._claimant is not None:
@@ -203,7 +206,9 @@ class Scheduler(Admission):
             self._preload_due = True
         model.unasked = False
         self._seq += 1
-        entry = RequestEntry(request_id, model, now_s - event.priority * config.priority_step_s, self._seq)
+        entry = RequestEntry(
+            request_id, model, now_s - event.priority * config.priority_step_s, self._seq, event.retries
+        )
         entry.evictions = config.max_evictions if event.guided else 0
         self._requests[request_id] = entry
         if (
@@ -325,7 +330,7 @@ class Scheduler(Admission):
         if not had_active:
             self._setback(model, event.code, text, now_s, out, killed=event.killed)
         for entry in entries:
-            if entry.delivered or entry.deaths >= 1:
+            if entry.delivered or entry.deaths >= entry.retries:
                 hint = "Ask again; `coe doctor` tells what is wrong if it happens often."
                 self._refuse(entry, event.code, text, hint, out, 1.0)
             else:
@@ -346,7 +351,7 @@ class Scheduler(Admission):
         if event.used_mb is not None:  # a plan that was too high is no shortfall: what is not in use is not lost
             shortfall_mb = min(
                 shortfall_mb,
-                event.used_mb - self.memory.footprint_mb - self.memory.lost_mb - self.memory.elsewhere_mb,
+                event.used_mb - self.memory.footprint_mb - self.memory.lost_mb,
             )
         if shortfall_mb > self.config.shortfall_tolerance_mb:
             self.memory.lose(shortfall_mb)
@@ -393,8 +398,6 @@ class Scheduler(Admission):
             reserved_mb=memory.reserved_mb,
             measured_mb=memory.measured_mb if memory.measured_mb > -math.inf else None,
             lost_mb=memory.lost_mb,
-            elsewhere_mb=memory.elsewhere_mb,
-            elsewhere_by=self._elsewhere_by if memory.elsewhere_mb else "",
             pool_mb=memory.pool_mb,
             running=self._running,
             max_concurrent_slots=self.config.max_concurrent_slots,

@@ -12,7 +12,8 @@ RequestId: TypeAlias = int | str
 
 
 class Request(Struct, frozen=True, gc=False):
-    """Somebody asks ``model`` for an answer. ``priority``: larger is more urgent.
+    """Somebody asks ``model`` for an answer. ``priority``: larger is more urgent. ``retries`` after a
+    worker's death.
 
     ``guided``: a grammar forces the answer. It may itself be what takes the memory, so a critical eviction ends the request.
     """
@@ -21,6 +22,13 @@ class Request(Struct, frozen=True, gc=False):
     model: str
     priority: int = 0
     guided: bool = False
+    retries: int = 1
+
+
+class Expected(Struct, frozen=True, gc=False):
+    """A request for ``model`` will come in a moment: load it meanwhile, if nothing has to make room for it."""
+
+    model: str
 
 
 class Loaded(Struct, frozen=True, gc=False):
@@ -86,13 +94,6 @@ class MeasuredUsage(Struct, frozen=True, gc=False):
     used_mb: float
 
 
-class Elsewhere(Struct, frozen=True, gc=False):
-    """Other processes of coe, ``by`` name, may use so much of the same budget from now on."""
-
-    mb: float
-    by: str = ""
-
-
 class Tick(Struct, frozen=True, gc=False):
     """Time has passed; send one at ``Scheduler.next_wakeup_s()``."""
 
@@ -109,6 +110,7 @@ class Drain(Struct, frozen=True, gc=False):
 
 Event: TypeAlias = (
     Request
+    | Expected
     | Loaded
     | LoadFailed
     | Tokens
@@ -117,7 +119,6 @@ Event: TypeAlias = (
     | WorkerDied
     | Evicted
     | MeasuredUsage
-    | Elsewhere
     | Tick
     | Unload
     | Drain

@@ -26,7 +26,7 @@ class PoolConfig(Struct, frozen=True):
     max_queue: int = 256
     preload_enabled: bool = False
     keep_alive_s: float | None = None
-    """An idle model is unloaded after this long; None keeps it."""
+    """An idle model is unloaded after this long, unless its cost says otherwise; None keeps it."""
     target: Literal["largest_consumer", "largest_kv_cache"] = "largest_consumer"
     priority_step_s: float = 10.0
     """One step of priority is worth this much waiting."""
@@ -58,9 +58,7 @@ class PoolConfig(Struct, frozen=True):
             raise ValueError("a pool needs at least one slot and a queue of at least one")
 
 
-def pool_from_profile(
-    profile: HardwareProfile, *, max_queue: int = 256, keep_alive_s: float | None = None
-) -> PoolConfig:
+def pool_from_profile(profile: HardwareProfile, *, max_queue: int = 256) -> PoolConfig:
     return PoolConfig(
         vram_budget_mb=profile.vram_budget_mb,
         fixed_mb=profile.fixed_mb,
@@ -71,7 +69,7 @@ def pool_from_profile(
         target=profile.eviction_policy.target,
         max_queue=max_queue,
         preload_enabled=profile.preload_enabled,
-        keep_alive_s=keep_alive_s,
+        keep_alive_s=profile.model_keep_alive_s,
     )
 
 
@@ -86,6 +84,8 @@ class ModelCost(Struct, frozen=True):
     activation_mb: float = 0.0
     load_s: float = 1.0
     max_slots: int = 1
+    keep_alive_s: float | None = None
+    """Idle for so long, it is unloaded; infinity keeps it, None leaves it to the pool."""
 
     def need_mb(self, slots: int = 1) -> float:
         """The model with so many slots, before anything is rounded up."""
@@ -119,16 +119,18 @@ class RequestEntry:
         "model",
         "overtaken",
         "request_id",
+        "retries",
         "seq",
         "started_s",
         "state",
     )
 
-    def __init__(self, request_id: RequestId, model: ModelEntry, key: float, seq: int) -> None:
+    def __init__(self, request_id: RequestId, model: ModelEntry, key: float, seq: int, retries: int) -> None:
         self.request_id = request_id
         self.model = model
         self.key = key
         self.seq = seq
+        self.retries = retries
         self.state = RequestState.QUEUED
         self.delivered = False
         self.deaths = 0
@@ -147,6 +149,7 @@ class ModelEntry:
         "held_mb",
         "idle_since_s",
         "infeasible_since_s",
+        "keep_alive_s",
         "load_s",
         "loaded_s",
         "max_slots",
@@ -198,6 +201,7 @@ class ModelEntry:
         self.slot_mb = math.ceil(cost.kv_mb + cost.activation_mb)
         self.load_s = max(cost.load_s, 1e-3)
         self.max_slots = cost.max_slots
+        self.keep_alive_s = cost.keep_alive_s
 
     def forget_setbacks(self) -> None:
         self.setbacks, self.setback_since_s = 0, math.inf
@@ -246,8 +250,6 @@ class Snapshot(Struct, frozen=True):
     reserved_mb: float
     measured_mb: float | None
     lost_mb: float
-    elsewhere_mb: float
-    elsewhere_by: str
     pool_mb: float
     running: int
     max_concurrent_slots: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from enum import StrEnum
 from typing import Any
 
@@ -12,6 +13,8 @@ from coe_cli.core.code_blocks import last_code_block
 from coe_cli.errors import CoeError
 from coe_cli.output.console import Output
 from coe_cli.output.terminal import for_terminal
+
+_PATIENCE_S = 1.0
 
 
 class AnswerFormat(StrEnum):
@@ -28,16 +31,31 @@ class NoCodeBlock(CoeError):
 
 
 class AnswerSink:
-    """The plain stream: the answer on stdout as it comes, thoughts on stderr if they are wanted."""
+    """The plain stream: the answer on stdout as it comes, thoughts on stderr if they are wanted.
 
-    def __init__(self, output: Output, *, show_thinking: bool = False) -> None:
+    ``says_waiting``: a note on stderr when the answer has waited for its turn for a second.
+    """
+
+    def __init__(self, output: Output, *, show_thinking: bool = False, says_waiting: bool = False) -> None:
         self._output = output
         self._show_thinking = show_thinking
         self._clean = for_terminal if output.stdout.isatty() else str
         self._ends_with_newline, self._wrote = True, False
+        self._says_waiting = says_waiting
+        self._timer: threading.Timer | None = None
 
     def phase(self, name: str, worker_pid: int) -> None:
         """Say what is being done now."""
+        self._stop_waiting()
+        if self._says_waiting and name.startswith("waiting"):
+            self._timer = threading.Timer(_PATIENCE_S, self._output.note, [name])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def wrote(self, tokens: int) -> None:
         """Count so many tokens more."""
@@ -68,6 +86,7 @@ class AnswerSink:
 
     def close(self) -> None:
         """Whatever happened, leave the screen clean."""
+        self._stop_waiting()
         if not self._ends_with_newline and self._output.stdout.isatty():
             self._output.stdout.write("\n")
             self._ends_with_newline = True

@@ -116,8 +116,6 @@ def status_table(status: CollegeStatus) -> RenderableType:
         level = Text(status.pressure.level, style=LEVEL_STYLE.get(status.pressure.level, ""))
         usage = f" ({status.pressure.ratio:.0%}: {_mb(status.usage_mb)} of {_mb(status.pool_mb)})"
         parts.append(Text.assemble("pressure ", level, usage, f" · {status.queue_length} waiting"))
-    if status.elsewhere_mb:
-        parts.append(Text(for_terminal(f"{_mb(status.elsewhere_mb)} of it may be used by {status.elsewhere_by}")))
     # Names give way first: on 80 columns they take more lines, and every figure stays whole.
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("model", overflow="fold", min_width=12)

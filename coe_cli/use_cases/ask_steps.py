@@ -1,4 +1,4 @@
-"""What `coe ask` does whether one expert answers or several: options, messages, room, install, the college, the record."""
+"""What `coe ask` does whether one expert answers or several: options, client, messages, where it is shown, the record."""
 
 from __future__ import annotations
 
@@ -7,24 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from coe_cli.core.answer import Answer
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.selection import Choice, choose_profile
-from coe_cli.errors import ModelMissing, PromptTooLong
+from coe_cli.core.profile import ProfileSet
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, JsonLinesSink, JsonSink
 from coe_cli.output.console import Output
-from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.folders import folders
-from coe_cli.runtime.prompts.prompts import prompt_tokens
-from coe_cli.runtime.store.model_store import open_model
-from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.college.chat_request import Resolved
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
-    from coe_cli.runtime.routing.ask_routing import Routed
-    from coe_cli.runtime.server.college_client import CollegeClient
-    from coe_cli.runtime.server.serve_options import ServeOptions
 
 
 @dataclass(frozen=True)
@@ -72,37 +62,10 @@ class View(NamedTuple):
         return self.extract and not self.show_thinking
 
 
-def college_for(options: AskOptions, output: Output) -> CollegeClient | None:
-    """The resident college, started if there is none; None where it cannot serve this question, and why is said."""
-    from coe_cli.runtime.server import college_client
-
-    client, why_not = college_client.reach(serve_options(options))
-    if client is None:
-        output.note(f"{why_not}; answering without it")
-    return client
-
-
-def serve_options(options: AskOptions) -> ServeOptions:
-    """The college that these options mean."""
-    from coe_cli.runtime.server.serve_options import ServeOptions
-
-    return ServeOptions(
-        profile=options.profile,
-        profiles_file=str(options.profiles_file.absolute()) if options.profiles_file else None,
-        catalog_file=str(options.catalog_file.absolute()) if options.catalog_file else None,
-    )
-
-
-def conversation_to_resume(profiles: ProfileSet) -> Conversation:
-    from coe_cli.runtime.conversation import history
-
-    return history.last_conversation(profiles.history)
-
-
 def keep(
     answer: Answer,
+    system: str,
     options: AskOptions,
-    messages: list[protocol.ChatMessage],
     conversation: Conversation | None,
     profiles: ProfileSet,
     output: Output,
@@ -121,7 +84,7 @@ def keep(
         expert=answer.expert,
         provider=answer.provider,
         profile=answer.profile,
-        system=next((message.content for message in messages if message.role == "system"), ""),
+        system=system,
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.usage.prompt_tokens,
         completion_tokens=answer.usage.completion_tokens,
@@ -136,107 +99,40 @@ def keep(
         output.note(warning)
 
 
-def messages_for(options: AskOptions, choice: Choice, conversation: Conversation | None) -> list[protocol.ChatMessage]:
+def messages_for(options: AskOptions, conversation: Conversation | None) -> list[ChatMessage]:
+    """The conversation with the question at its end; a system prompt of the user's own or of before comes first."""
     earlier = conversation.chat() if conversation is not None else []
-    kept = next((content for role, content in earlier if role == "system"), "")
-    system = options.system if options.system is not None else kept or choice.system_prompt
-    messages = [protocol.ChatMessage(role, content) for role, content in earlier if role != "system"]
-    messages.append(protocol.ChatMessage("user", options.question))
-    return [protocol.ChatMessage("system", system.strip()), *messages] if system.strip() else messages
+    system = options.system
+    if system is None:
+        system = next((content for role, content in earlier if role == "system" and content), None)
+    messages = [ChatMessage("system", system)] if system is not None else []
+    messages += [ChatMessage(role, content) for role, content in earlier if role != "system"]
+    return [*messages, ChatMessage("user", options.question)]
 
 
-def install_chosen(choice: Choice, catalog: Catalog, output: Output, *, pull: bool) -> ModelSpec:
-    """Fetch the embedded model with progress and its size said.
-
-    Raises:
-        ModelMissing: ``pull`` forbids it, or no source gives it.
-    """
-    entry = catalog.models[choice.model]
-    size_mb = next((source.size_mb for source in entry.sources if source.size_mb), None)
-    size = f" ({size_mb:.0f} MB)" if size_mb else ""
-    if not pull:
-        raise ModelMissing(
-            f"no model is on disk and --no-pull forbids to fetch `{choice.model}`{size}",
-            f"Fetch it: coe models pull {choice.model}",
-        )
-    from coe_cli.output.progress_view import ProgressView
-
-    with ProgressView(output, f"fetching {choice.model}{size}, once") as view:
-        from coe_cli.runtime.store.install import install
-
-        return install(choice.model, catalog, folders().models, view)
+def sampling_of(options: AskOptions) -> Sampling:
+    return Sampling(options.temperature, options.top_p, options.top_k, options.seed)
 
 
-def context_length(spec: ModelSpec, profile: HardwareProfile) -> int:
-    return min(profile.context_length, spec.context_length)
-
-
-def fit(
-    spec: ModelSpec,
-    choice: Choice,
-    messages: list[protocol.ChatMessage],
-    options: AskOptions,
-    profiles: ProfileSet,
-    output: Output,
-) -> tuple[ModelSpec, HardwareProfile]:
-    """The model that has room for the prompt: the chosen one, or the expert's fallback.
-
-    Raises:
-        PromptTooLong: neither has.
-    """
-    profile = choose_profile(profiles, options.profile, spec.provider)
-    context = context_length(spec, profile)
-    tokens = prompt_tokens(spec, messages, choice.template, context)
-    if tokens is None or tokens < context:
-        return spec, profile
-    if choice.fallback is not None:
-        other = open_model(choice.fallback, folders().models / choice.fallback)
-        other_profile = choose_profile(profiles, options.profile, other.provider)
-        other_context = context_length(other, other_profile)
-        other_tokens = prompt_tokens(other, messages, None, other_context)
-        if other_tokens is None or other_tokens < other_context:
-            output.note(
-                f"the prompt has {tokens} tokens and {spec.name} has room for {context}: {other.name} answers instead"
-            )
-            return other, other_profile
-    limits = f"profile {profile.name} allows {profile.context_length}, {spec.name} {spec.context_length}"
-    shorter = "Begin a new conversation (without -c)" if options.resume else "Shorten the prompt"
-    raise PromptTooLong(
-        f"the prompt has {tokens} tokens and the context is {context} ({limits})",
-        f"{shorter}, or choose a profile (-p) or a model (-m) with a longer context.",
-    )
-
-
-def ask_for(spec: ModelSpec, choice: Choice, messages: list[protocol.ChatMessage], options: AskOptions) -> ce.AskByName:
-    """The request to the model that ``fit`` settled on, which may not be the chosen one."""
-    return ce.AskByName(
-        model=spec.name,
-        messages=messages,
-        template=choice.template if spec.name == choice.model else None,
-        max_tokens=options.max_tokens,
-        allow_special_tokens=options.allow_special_tokens,
-        sampling=protocol.Sampling(options.temperature, options.top_p, options.top_k, options.seed),
-    )
-
-
-def sink_for(
-    output: Output, label: str, spec: ModelSpec, profile: HardwareProfile, view: View, explained: Routed | None = None
-) -> AnswerSink:
+def sink_for(output: Output, told: Resolved, profiles: ProfileSet, view: View, *, explain: bool) -> AnswerSink:
     """Where the answer goes; JSON has the decision too where it is to be explained."""
-    from coe_cli.output.routing import routing_as_dict
-
     routing = None
-    if explained is not None and explained.decision is not None:
-        routing = routing_as_dict(explained.decision, explained.latency_ms)
+    if explain and told.routing is not None and told.routing.decision is not None:
+        from coe_cli.output.routing import routing_as_dict
+
+        routing = routing_as_dict(told.routing.decision, told.routing.latency_ms)
     if view.output_format is AnswerFormat.JSON:
         return JsonSink(output, routing)
     if view.output_format is AnswerFormat.JSONL:
         return JsonLinesSink(output, routing)
+    human = view.output_format is AnswerFormat.HUMAN
     if view.extract:
-        return CodeBlockSink(output, show_thinking=view.show_thinking)
-    if view.live and view.output_format is AnswerFormat.HUMAN and output.stderr.isatty():
+        return CodeBlockSink(output, show_thinking=view.show_thinking, says_waiting=human)
+    if view.live and human and output.stderr.isatty():
         from coe_cli.output.live_answer import LiveAnswerSink
         from coe_cli.runtime.college.gauge import memory_gauge
 
-        return LiveAnswerSink(output, label, memory_gauge(spec, profile), show_thinking=view.show_thinking)
-    return AnswerSink(output, show_thinking=view.show_thinking)
+        label = f"{told.expert} · {told.model}" if told.routing is not None and told.expert else told.model
+        gauge = memory_gauge(told.provider, profiles.select(told.profile))
+        return LiveAnswerSink(output, label, gauge, show_thinking=view.show_thinking)
+    return AnswerSink(output, show_thinking=view.show_thinking, says_waiting=human)

@@ -1,50 +1,36 @@
-"""The steps of `coe ask`: choose who answers, install if need be, load while the rest is made ready, answer, clean up."""
+"""`coe ask`: one request to a college, what it says of who answers, the answer, the record."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from msgspec import structs
-
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_spec import ModelSpec, models_on_disk
-from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
-from coe_cli.core.providers import on_host
-from coe_cli.core.selection import choose_model
-from coe_cli.errors import CoeError
+from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.names import joined
+from coe_cli.core.profile import ProfileSet
+from coe_cli.core.synthesis import parse_experts
+from coe_cli.errors import PromptTooLong, UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
-from coe_cli.providers.installed import choose_provider, installed_providers
+from coe_cli.runtime.client.client import Client, Events
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college import one_shot
-from coe_cli.runtime.college.collecting import About, collect
-from coe_cli.runtime.folders import folders
-from coe_cli.runtime.store.model_store import open_model
-from coe_cli.runtime.worker import worker_process
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, ExpertCount, Resolved, Routing
+from coe_cli.runtime.college.collecting import about, collect
+from coe_cli.runtime.worker.protocol import FLUSH_S
 from coe_cli.use_cases.ask_steps import (
     AskOptions,
     View,
-    ask_for,
-    college_for,
-    context_length,
-    conversation_to_resume,
-    fit,
-    install_chosen,
     keep,
     messages_for,
+    sampling_of,
     sink_for,
 )
-from coe_cli.use_cases.choosing import choose_experts
+from coe_cli.use_cases.clients import CollegePlace, client_for
+from coe_cli.use_cases.providing import Providing
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
-    from coe_cli.runtime.routing.ask_routing import Routed
-    from coe_cli.runtime.server.college_client import CollegeClient
 
 
 def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output: Output, view: View) -> None:
@@ -54,161 +40,182 @@ def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output:
         CoeError: whatever keeps the answer from being given, as one of its kinds.
     """
     profiles.select(options.profile)
-    conversation = conversation_to_resume(profiles) if options.resume else None
-    on_disk = models_on_disk(folders().models)
-    early = _Early()
-    try:
-        if options.model is None and options.expert is None and not options.serve:
-            early.load_the_only_model(catalog, on_disk)
-        chosen = choose_experts(options, catalog, profiles, output, on_disk, conversation, view.output_format)
-        if chosen.experts is not None and (len(chosen.experts) > 1 or options.refine):
-            early.discard()
-            from coe_cli.use_cases.asking_several import Together
+    wanted = check_options(options, catalog)
+    conversation = None
+    if options.resume:
+        from coe_cli.runtime.conversation import history
 
-            Together(chosen, options, catalog, profiles, output, view, conversation).answer()
-            return
-        expert = chosen.experts[0] if chosen.experts else None
-        _answer_alone(expert, chosen.routed, options, catalog, profiles, output, view, conversation, on_disk, early)
+        conversation = history.last_conversation(profiles.history)
+    routes = options.route and options.model is None and options.expert is None and conversation is None
+    place = CollegePlace(options.profile, options.profiles_file, options.catalog_file, options.serve, routes)
+    client = client_for(place, catalog, profiles, output, options.timeout_s)
+    try:
+        _Ask(options, catalog, profiles, output, view, conversation, client).answer(wanted)
+    except PromptTooLong as error:
+        if conversation is None:
+            raise
+        hint = "Begin a new conversation (without -c), or choose a profile (-p) or a model (-m) with a longer context."
+        raise PromptTooLong(error.message, hint) from None
     finally:
-        early.discard()
+        client.close()
 
 
-class _Early:
-    """A worker that loads while the question is still being routed, where every expert's answer comes from one model."""
+def check_options(options: AskOptions, catalog: Catalog) -> int | tuple[str, ...] | None:
+    """What ``--experts`` asks for; see ``parse_experts``.
 
-    def __init__(self) -> None:
-        self._worker: worker_process.WorkerProcess | None = None
-        self._spec: ModelSpec | None = None
+    Raises:
+        UsageError: options that exclude each other, or an unknown expert.
+    """
+    wanted = parse_experts(options.experts, catalog.experts)
+    if options.expert is not None:
+        catalog.expert(options.expert)
+        if options.experts is not None:
+            raise UsageError("-e names one expert and --experts several", "Give one of the two.")
+    if options.refine and not options.synthesis:
+        raise UsageError("--refine is a synthesis, which --no-synthesis forbids", "Give one of the two.")
+    several = wanted > 1 if isinstance(wanted, int) else wanted is not None and len(wanted) > 1
+    if options.refine and several:
+        raise UsageError("--refine takes one expert's draft", "Name one expert, or leave --refine out.")
+    return wanted
 
-    def load_the_only_model(self, catalog: Catalog, on_disk: Mapping[str, Path]) -> None:
-        """Begin to load, if it is sure which model will answer; what is wrong with it is said later."""
-        models = {choose_model(catalog, on_disk, expert=name, model=None).model for name in catalog.experts}
-        if len(models) != 1 or not models <= on_disk.keys():
+
+class _Ask:
+    """One question on its way."""
+
+    def __init__(
+        self,
+        options: AskOptions,
+        catalog: Catalog,
+        profiles: ProfileSet,
+        output: Output,
+        view: View,
+        conversation: Conversation | None,
+        client: Client,
+    ) -> None:
+        self._options, self._catalog, self._profiles = options, catalog, profiles
+        self._output, self._view, self._conversation, self._client = output, view, conversation, client
+        self._told_why = False
+        self._human = view.output_format is AnswerFormat.HUMAN
+        self._providing = Providing(
+            catalog,
+            profiles,
+            output,
+            profile=options.profile,
+            pull=options.pull,
+            speaks=self._human or output.stderr.isatty(),
+            unrouted=self._unrouted,
+        )
+
+    def answer(self, wanted: int | tuple[str, ...] | None) -> None:
+        options = self._options
+        named = self._named(wanted)
+        if len(named) > 1 or (named and options.refine):
+            self._explain_named(named)
+            self._together(named, {}, None)
             return
-        (model,) = models
-        with contextlib.suppress(CoeError):
-            spec = open_model(model, on_disk[model])
-            if on_host(spec.provider):
-                self._worker, self._spec = _loading(spec), spec
+        told, events = self._providing.ask(self._client, self._request(named, wanted))
+        with contextlib.closing(events):
+            self._tell(told, named)
+            if len(told.experts) > 1 or options.refine:
+                self._together(told.experts, told.parts, told.routing)
+                return
+            sink = sink_for(self._output, told, self._profiles, self._view, explain=options.explain)
+            try:
+                answer = collect(self._noting(events), about(told), sink)
+                sink.finish(answer)
+            finally:
+                sink.close()
+        keep(answer, told.system, options, self._conversation, self._profiles, self._output)
 
-    def take(self, spec: ModelSpec) -> worker_process.WorkerProcess:
-        """A worker that is loading ``spec``."""
-        worker, self._worker = self._worker, None
-        if worker is not None and self._spec == spec and worker.alive:
-            return worker
-        if worker is not None:
-            worker.kill()
-        return _loading(spec)
+    def _request(self, named: list[str], wanted: int | tuple[str, ...] | None) -> ChatRequest:
+        options, view = self._options, self._view
+        experts: ExpertCount = wanted if isinstance(wanted, int) else AUTO if options.experts is not None else None
+        routed_anyway = options.model is not None and (options.experts is not None or options.refine)
+        return ChatRequest(
+            messages_for(options, self._conversation),
+            expert=named[0] if named else AUTO if routed_anyway else None,
+            model=options.model,
+            experts=1 if named or options.refine else experts,
+            route=options.route,
+            max_tokens=options.max_tokens,
+            sampling=sampling_of(options),
+            whole=view.whole,
+            flush_s=0.0 if view.output_format is AnswerFormat.JSONL else FLUSH_S,  # a line for each token
+            allow_special_tokens=options.allow_special_tokens,
+            resolve_only=options.refine,
+        )
 
-    def discard(self) -> None:
-        """End the worker if nobody took it."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None
+    def _named(self, wanted: int | tuple[str, ...] | None) -> list[str]:
+        """Whom the user names, or who goes on with the conversation."""
+        options, conversation = self._options, self._conversation
+        if options.expert is not None:
+            return [options.expert]
+        if isinstance(wanted, tuple):
+            return list(wanted)
+        if conversation is not None and options.experts is None and options.model is None:
+            return [conversation.expert] if conversation.expert in self._catalog.experts else []
+        return []
 
+    def _together(self, experts: list[str], parts: dict[str, str], routing: Routing | None) -> None:
+        from coe_cli.use_cases.asking_several import Together
 
-def _loading(spec: ModelSpec) -> worker_process.WorkerProcess:
-    worker = worker_process.take()
-    try:
-        one_shot.begin_loading(worker, spec)
-    except BaseException:
-        worker.kill()
-        raise
-    return worker
+        Together(
+            experts,
+            parts,
+            routing,
+            self._options,
+            self._catalog,
+            self._profiles,
+            self._output,
+            self._view,
+            self._conversation,
+            self._client,
+            self._providing,
+        ).answer()
 
+    # --- what the user is told
 
-def _answer_alone(
-    expert: str | None,
-    routed: Routed | None,
-    options: AskOptions,
-    catalog: Catalog,
-    profiles: ProfileSet,
-    output: Output,
-    view: View,
-    conversation: Conversation | None,
-    on_disk: Mapping[str, Path],
-    early: _Early,
-) -> None:
-    choice = choose_model(catalog, on_disk, expert=expert, model=options.model)
-    if view.output_format is AnswerFormat.HUMAN:
-        for note in choice.notes:
-            output.note(note)
-    if choice.install:
-        spec = install_chosen(choice, catalog, output, pull=options.pull)
-    else:
-        spec = open_model(choice.model, on_disk[choice.model])
-    messages = messages_for(options, choice, conversation)
-    spec, profile = fit(spec, choice, messages, options, profiles, output)
-    ask = structs.replace(ask_for(spec, choice, messages, options), whole=view.whole)
-    if view.output_format is AnswerFormat.JSONL:
-        ask = structs.replace(ask, flush_s=0.0)  # a line for each token
-    events = _events(ask, spec, profile, options, output, early)
-    with contextlib.closing(events):
-        label = f"{choice.expert} · {spec.name}" if routed is not None and choice.expert else spec.name
-        sink = sink_for(output, label, spec, profile, view, routed if options.explain else None)
-        try:
-            about = About(choice.expert, spec.name, spec.provider, profile.name, choice.notes)
-            noting = _noting(events, output) if view.output_format is AnswerFormat.HUMAN else events
-            answer = collect(noting, about, sink)
-            sink.finish(answer)
-        finally:
-            sink.close()
-    keep(answer, options, messages, conversation, profiles, output)
+    def _explain_named(self, named: list[str]) -> None:
+        if self._options.explain:
+            self._output.note(f"not routed: {', '.join(named)} was named")
 
+    def _tell(self, told: Resolved, named: list[str]) -> None:
+        if told.routing is not None:
+            self._tell_routing(told.routing, told.experts)
+        elif named or self._options.model is not None:
+            self._explain_named(named or [self._options.model or ""])
+        elif self._options.explain and not self._told_why:
+            self._output.note(f"not routed: routing is off, {GENERAL_EXPERT} answers")
+        if self._human and len(told.experts) <= 1 and not self._options.refine:
+            for warning in told.warnings:
+                self._output.note(warning)
 
-def _noting(events: Iterable[ce.CollegeEvent], output: Output) -> Iterator[ce.CollegeEvent]:
-    """The same events; what is to be said of the prompt is said when it comes."""
-    for event in events:
-        if isinstance(event, ce.Reading):
-            for note in event.notes:
-                output.note(note)
-        yield event
+    def _noting(self, events: Events) -> Iterator[ce.CollegeEvent]:
+        """The same events; what is to be said of the prompt is said when it comes."""
+        for event in events:
+            if self._human and isinstance(event, ce.Reading):
+                for note in event.notes:
+                    self._output.note(note)
+            yield event
 
+    def _tell_routing(self, routing: Routing, experts: list[str]) -> None:
+        from coe_cli.output.routing import describe, parts_of
 
-def _events(
-    ask: ce.AskByName,
-    spec: ModelSpec,
-    profile: HardwareProfile,
-    options: AskOptions,
-    output: Output,
-    early: _Early,
-) -> Generator[ce.CollegeEvent]:
-    """The answer's events, from the resident college or from a worker of our own, which is loading when this returns."""
-    # Listing the installed packages takes longer than all else here, and a model for the CPU has no choice.
-    installed: list[Provider] = [spec.provider] if on_host(spec.provider) else installed_providers()
-    provider, why = choose_provider(spec.name, spec.provider, profile, installed)
-    if why.startswith("slower:"):
-        output.note(why)
-        spec = structs.replace(spec, provider=provider)
-    client = college_for(options, output) if options.serve else None  # which gives the model the same provider
-    if client is not None:
-        return _of_college(client, ask, options.timeout_s)
-    return _of_worker(early.take(spec), spec, ask, profile, options.timeout_s, output)
+        decision = routing.decision
+        if decision is None:
+            self._unrouted(routing)
+            return
+        if self._options.explain:
+            by = "the running college" if self._client.kind == "college" else "coe itself"
+            self._output.note(f"{describe(decision)} · routed by {by} in {routing.latency_ms:.0f} ms")
+            for line in parts_of(decision):
+                self._output.note(line)
+        elif self._human and decision.unsure and len(experts) == 1:
+            self._output.note(f"{describe(decision)}; name an expert with -e if it should be another")
+        if len(experts) > 1 and self._human:
+            self._output.note(f"{joined(experts)} are asked (--experts 1 asks one)")
 
-
-def _of_college(client: CollegeClient, ask: ce.AskByName, timeout_s: float) -> Generator[ce.CollegeEvent]:
-    with contextlib.closing(client):
-        yield from client.stream_chat(ask, timeout_s)
-
-
-def _of_worker(
-    worker: worker_process.WorkerProcess,
-    spec: ModelSpec,
-    ask: ce.AskByName,
-    profile: HardwareProfile,
-    timeout_s: float,
-    output: Output,
-) -> Generator[ce.CollegeEvent]:
-    from coe_cli.runtime.college.recorder import Recorder  # while the worker loads
-    from coe_cli.runtime.server.neighbour import tight
-
-    recorder = Recorder()
-    try:
-        if said := tight(spec, profile):
-            output.note(said)
-        yield from one_shot.events(worker, spec, ask, context_length(spec, profile), timeout_s, recorder)
-    finally:
-        recorder.wait()
-        if os.environ.get("COE_DEBUG"):
-            sys.stderr.write(worker.stderr_tail())
-        worker.kill()
+    def _unrouted(self, routing: Routing) -> None:
+        self._told_why = True
+        if self._human or self._options.explain:
+            self._output.note(f"{routing.problem}: {GENERAL_EXPERT} answers ({routing.remedy})")

@@ -11,11 +11,7 @@ from msgspec import structs
 
 from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage
 from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_spec import ModelSpec, models_on_disk
-from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.providers import on_host
-from coe_cli.core.scheduler_state import pool_from_profile
-from coe_cli.core.selection import Choice, choose_model, choose_profile
+from coe_cli.core.profile import ProfileSet
 from coe_cli.core.synthesis import (
     LEAST_DRAFT_CHARS,
     SUPERVISOR,
@@ -34,31 +30,12 @@ from coe_cli.errors import CoeError, from_code
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, NoCodeBlock
 from coe_cli.output.console import Output
 from coe_cli.output.draft_panels import DraftLines, DraftPanels
-from coe_cli.providers.installed import choose_provider, installed_providers
-from coe_cli.runtime.college.answerer import CollegeAnswerer
-from coe_cli.runtime.college.collecting import About, collect
-from coe_cli.runtime.college.college import CollegeSettings
-from coe_cli.runtime.college.consultation import Job, OwnSource, ResidentSource, Source, consult
-from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.meter import ResidentSetMeter, Unmeasured
-from coe_cli.runtime.folders import folders
-from coe_cli.runtime.prompts.prompts import prompt_tokens
-from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
-from coe_cli.runtime.server.neighbour import tight
-from coe_cli.runtime.store.model_store import open_model
-from coe_cli.use_cases.ask_steps import (
-    AskOptions,
-    View,
-    ask_for,
-    college_for,
-    context_length,
-    fit,
-    install_chosen,
-    keep,
-    messages_for,
-    sink_for,
-)
-from coe_cli.use_cases.choosing import Chosen
+from coe_cli.runtime.client.client import Client, resolve
+from coe_cli.runtime.client.fan_out import Job, consult
+from coe_cli.runtime.college.chat_request import ChatRequest, Resolved, Routing
+from coe_cli.runtime.college.collecting import collect
+from coe_cli.use_cases.ask_steps import AskOptions, View, keep, messages_for, sampling_of, sink_for
+from coe_cli.use_cases.providing import Providing
 
 if TYPE_CHECKING:
     from coe_cli.core.conversations import Conversation
@@ -68,26 +45,28 @@ _BYTES_PER_TOKEN = 3.0
 
 
 class Together:
-    """The experts of ``chosen`` at work on one question."""
+    """The experts at work on one question, by requests of their own; ``parts`` of the question by expert."""
 
     def __init__(
         self,
-        chosen: Chosen,
+        experts: list[str],
+        parts: dict[str, str],
+        routing: Routing | None,
         options: AskOptions,
         catalog: Catalog,
         profiles: ProfileSet,
         output: Output,
         view: View,
         conversation: Conversation | None,
+        client: Client,
+        providing: Providing,
     ) -> None:
-        self._chosen, self._options, self._catalog, self._profiles = chosen, options, catalog, profiles
+        self._experts, self._parts, self._routing = experts, parts, routing
+        self._options, self._catalog, self._profiles = options, catalog, profiles
         self._output, self._view, self._conversation = output, view, conversation
+        self._client, self._providing = client, providing
         self._begin = time.monotonic()
-        self._experts = chosen.experts or []
-        writer = SUPERVISOR if SUPERVISOR in catalog.experts else None
-        if not options.synthesis:
-            writer = next((name for name in self._experts if self._problem(name) is None), writer)
-        self._choice, self._spec, self._profile = self._prepare(writer)
+        self._notes: list[str] = []
 
     def answer(self) -> None:
         """Ask the experts and write one answer, or their drafts under headings.
@@ -96,133 +75,103 @@ class Together:
             CoeError: no expert could answer, and the first one's reason; or the supervisor could not make one answer of
                 the drafts, which have been written in its place.
         """
-        jobs = [self._job(expert) for expert in self._experts]
-        self._notes = _standing_in([self._choice.notes, *(job.about.notes for job in jobs)])
-        if self._view.output_format is AnswerFormat.HUMAN:
-            for note in self._notes:
-                self._output.note(note)
-        source = self._source()
-        try:
-            drafts = self._drafts(jobs, source)
-            failed = next((draft.error for draft in drafts if draft.error is not None), None)
-            if failed is not None and all(draft.error is not None for draft in drafts):
-                raise from_code(failed.code, failed.message, failed.hint)
-            if self._options.synthesis:
-                self._synthesise(drafts, source)
-            else:
-                self._write(drafts)
-        finally:
-            source.close()
-
-    def _prepare(self, expert: str | None) -> tuple[Choice, ModelSpec, HardwareProfile]:
-        """Choice, model and profile of an expert; installs the embedded model if it has to stand in."""
-        where = models_on_disk(folders().models)
-        choice = choose_model(self._catalog, where, expert=expert, model=self._options.model)
-        if choice.install:
-            spec = install_chosen(choice, self._catalog, self._output, pull=self._options.pull)
+        told = {expert: self._resolved(expert) for expert in self._experts}
+        able = next((expert for expert, one in told.items() if isinstance(one, Resolved)), None)
+        self._expert = SUPERVISOR if SUPERVISOR in self._catalog.experts else None
+        if not self._options.synthesis:
+            self._expert = able or self._expert
+        self._writer = self._providing.resolve(self._client, self._request(self._options, self._expert))
+        known = [one for one in (self._writer, *told.values()) if isinstance(one, Resolved)]
+        self._note(_fallbacks([one.warnings for one in known]))
+        jobs = [self._job(expert, one) for expert, one in told.items()]
+        drafts = self._drafts(jobs)
+        self._note([warning for draft in drafts for warning in draft.warnings if " is not on disk, " not in warning])
+        failed = next((draft.error for draft in drafts if draft.error is not None), None)
+        if failed is not None and all(draft.error is not None for draft in drafts):
+            raise from_code(failed.code, failed.message, failed.hint)
+        if self._options.synthesis:
+            self._synthesise(drafts)
         else:
-            spec = open_model(choice.model, where[choice.model])
-        profile = choose_profile(self._profiles, self._options.profile, spec.provider)
-        if not on_host(spec.provider):
-            provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
-            spec = structs.replace(spec, provider=provider)
-            if why.startswith("slower:"):
-                choice = structs.replace(choice, notes=[*choice.notes, why])
-        return choice, spec, profile
+            self._write(drafts)
+
+    def _note(self, notes: list[str]) -> None:
+        for note in dict.fromkeys(notes):
+            if note not in self._notes:
+                self._notes.append(note)
+                if self._view.output_format is AnswerFormat.HUMAN:
+                    self._output.note(note)
+
+    def _resolved(self, expert: str) -> Resolved | CoeError:
+        """Who answers for an expert, or why nobody can."""
+        try:
+            return self._providing.resolve(self._client, self._request(self._options, expert))
+        except CoeError as error:
+            return error
+
+    def _request(self, options: AskOptions, expert: str | None, *, whole: bool = False) -> ChatRequest:
+        return ChatRequest(
+            messages_for(options, self._conversation),
+            expert=expert,
+            model=options.model,
+            route=False,
+            max_tokens=options.max_tokens,
+            sampling=sampling_of(options),
+            whole=whole,
+            allow_special_tokens=options.allow_special_tokens,
+        )
 
     @property
     def _panels(self) -> bool:
         human = self._view.output_format is AnswerFormat.HUMAN
         return self._view.live and human and self._output.stderr.isatty()
 
-    def _problem(self, expert: str) -> CoeError | None:
-        try:
-            self._prepare(expert)
-        except CoeError as error:
-            return error
-        return None
-
-    def _job(self, expert: str) -> Job:
-        try:
-            choice, spec, profile = self._prepare(expert)
-        except CoeError as error:
+    def _job(self, expert: str, told: Resolved | CoeError) -> Job:
+        if isinstance(told, CoeError):
             model = self._options.model or self._catalog.experts[expert].model
-            about = About(expert, model, self._spec.provider, self._profile.name, [])
-            return Job(about, self._spec, ask_for(self._spec, self._choice, [], self._options), error)
-        question = draft_question(
-            self._options.question, self._chosen.parts.get(expert), plain=choice.template is not None
-        )
+            return Job(expert, model, self._writer.provider, self._request(self._options, expert), told)
+        question = draft_question(self._options.question, self._parts.get(expert), plain=told.plain)
         options = replace(self._options, question=question)
-        if options.max_tokens is None and self._options.synthesis:
-            room = context_length(self._spec, self._profile)
+        if options.max_tokens is None and options.synthesis:
             tokens = int(len(self._options.question.encode()) / _BYTES_PER_TOKEN)
-            options = replace(options, max_tokens=draft_max_tokens(room, tokens, len(self._experts)))
-        problem: CoeError | None = None
-        messages = messages_for(options, choice, self._conversation)
-        try:
-            spec, profile = fit(spec, choice, messages, options, self._profiles, self._output)
-        except CoeError as error:
-            problem = error
-        about = About(expert, spec.name, spec.provider, profile.name, choice.notes)
+            room = draft_max_tokens(self._writer.context_length, tokens, len(self._experts))
+            options = replace(options, max_tokens=room)
         # What nobody watches is kept back by the college, so that it can start again when its worker is lost.
-        ask = structs.replace(ask_for(spec, choice, messages, options), whole=not self._panels)
-        return Job(about, spec, ask, problem)
+        return Job(expert, told.model, told.provider, self._request(options, expert, whole=not self._panels))
 
-    def _source(self) -> Source:
-        """The resident college, or one in this process where that is asked for or no other way."""
-        if self._options.serve:
-            client = college_for(self._options, self._output)
-            if client is not None:
-                state = client.state
-                client.close()
-                from coe_cli.runtime.server.college_client import CollegeClient
-
-                return ResidentSource(lambda: CollegeClient(state), self._options.timeout_s)
-        meter = ResidentSetMeter() if on_host(self._profile.provider) else Unmeasured()
-        profile = with_measured_embedder(self._profile, folders())
-        if said := tight(self._spec, profile):
-            self._output.note(said)
-        settings = CollegeSettings(pool_from_profile(profile), cost_in(profile))
-        return OwnSource(CollegeAnswerer(settings, meter))
-
-    def _drafts(self, jobs: list[Job], source: Source) -> list[Draft]:
+    def _drafts(self, jobs: list[Job]) -> list[Draft]:
         board: DraftLines
         if self._panels:
-            board = DraftPanels(self._output, [(job.about.expert or "", job.spec.name) for job in jobs])
+            board = DraftPanels(self._output, [(job.expert, job.model) for job in jobs])
         else:
             board = DraftLines(self._output, self._view.output_format)
         with contextlib.closing(board):
-            return consult(jobs, source, board)
+            return consult(jobs, self._client, board)
 
-    def _synthesise(self, drafts: list[Draft], source: Source) -> None:
-        about = About(self._choice.expert, self._spec.name, self._spec.provider, self._profile.name, [])
+    def _synthesise(self, drafts: list[Draft]) -> None:
         sink = self._sink()
         try:
             try:
-                final = collect(source.events(self._synthesis_job(drafts, about)), about, sink)
+                # As with drafts: what is shown at its end only can start again.
+                asked = replace(self._options, question=self._bounded_prompt(drafts))
+                request = self._request(asked, self._expert, whole=self._view.whole)
+                with contextlib.closing(self._client.ask(request)) as events:
+                    final = collect(events, None, sink)
             except CoeError as error:
                 sink.break_off()
-                self._write_instead(drafts, about, error)
-            joint = self._joined(drafts, final)
+                self._write_instead(drafts, error)
+            joint = self._joined(drafts, structs.replace(final, warnings=[]))
             sink.finish(joint)
         finally:
             sink.close()
         self._keep(joint)
 
-    def _synthesis_job(self, drafts: list[Draft], about: About) -> Job:
-        asked = replace(self._options, question=self._bounded_prompt(drafts))
-        messages = messages_for(asked, self._choice, self._conversation)
-        # As with drafts: what is shown at its end only can start again.
-        ask = structs.replace(ask_for(self._spec, self._choice, messages, asked), whole=self._view.whole)
-        return Job(about, self._spec, ask)
-
-    def _write_instead(self, drafts: list[Draft], about: About, error: CoeError) -> NoReturn:
+    def _write_instead(self, drafts: list[Draft], error: CoeError) -> NoReturn:
         """Write the drafts in place of the answer that could not be made of them.
 
         Raises:
             CoeError: always, why it could not.
         """
-        writer = about.expert or about.model
+        writer = self._writer.expert or self._writer.model
         failure = from_code(
             error.code,
             f"{writer} made no answer of the drafts, so they are given as they are: {error.message}",
@@ -236,13 +185,12 @@ class Together:
         """The supervisor's prompt, with the drafts shortened until it fits its slot beside the answer."""
         question = self._options.question
         whole = [draft.answer for draft in drafts if draft.error is None]
-        context = context_length(self._spec, self._profile)
-        limit = context - answer_room(context)
+        limit = self._writer.context_length - answer_room(self._writer.context_length)
         room = sum(map(len, whole))
         while True:
             prompt = supervisor_prompt(question, drafts, shares([len(text) for text in whole], room))
-            messages = messages_for(replace(self._options, question=prompt), self._choice, self._conversation)
-            tokens = prompt_tokens(self._spec, messages, self._choice.template, context)
+            told = resolve(self._client, self._request(replace(self._options, question=prompt), self._expert))
+            tokens = told.prompt_tokens
             if tokens is None or tokens <= limit or room <= LEAST_DRAFT_CHARS:
                 return prompt
             room = min(room - 1, int(room * 0.95 * limit / tokens))
@@ -257,8 +205,8 @@ class Together:
             thinking="",
             expert=None,
             model=", ".join(models),
-            provider=self._spec.provider,
-            profile=self._profile.name,
+            provider=self._writer.provider,
+            profile=self._writer.profile,
             finish_reason="length" if any(draft.finish_reason == "length" for draft in drafts) else "stop",
             usage=Usage(0, 0),
             timing=Timing(
@@ -278,9 +226,8 @@ class Together:
 
     def _sink(self, *, live: bool = True) -> AnswerSink:
         view = self._view if live else self._view._replace(live=False)
-        explained = self._chosen.routed if self._options.explain else None
-        label = f"{self._choice.expert or 'supervisor'} · {self._spec.name}"
-        return sink_for(self._output, label, self._spec, self._profile, view, explained)
+        told = structs.replace(self._writer, routing=self._routing, expert=self._writer.expert or "supervisor")
+        return sink_for(self._output, told, self._profiles, view, explain=self._options.explain)
 
     def _joined(self, drafts: list[Draft], final: Answer, error: DraftError | None = None) -> JointAnswer:
         """The whole: ``usage`` counts every token, ``total_s`` every second."""
@@ -294,13 +241,12 @@ class Together:
         return JointAnswer(drafts=drafts, error=error, **fields)
 
     def _keep(self, answer: JointAnswer) -> None:
-        asked = messages_for(self._options, self._choice, self._conversation)
         together = structs.replace(answer, expert="+".join(draft.expert for draft in answer.drafts))
-        keep(together, self._options, asked, self._conversation, self._profiles, self._output)
+        keep(together, self._writer.system, self._options, self._conversation, self._profiles, self._output)
 
 
-def _standing_in(notes: list[list[str]]) -> list[str]:
-    """Each note once; where several experts are stood in for, one line says so for all."""
+def _fallbacks(notes: list[list[str]]) -> list[str]:
+    """Each note once; where the models of several experts are missing, one line says so for all."""
     each = list(dict.fromkeys(note for some in notes for note in some))
     missing = [note for note in each if " is not on disk, " in note]
     if len(missing) < 2:

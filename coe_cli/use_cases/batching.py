@@ -23,9 +23,17 @@ from coe_cli.output.console import Output
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
 from coe_cli.runtime.batch.batch_engine import Engine, RowSource
 from coe_cli.runtime.batch.batch_index import RowDefaults
-from coe_cli.runtime.batch.batch_setup import batch_resolver, bulk_router, engine_beside_others, local_engine
-from coe_cli.runtime.folders import Folders, folders
-from coe_cli.runtime.server.serve_process import college_profile
+from coe_cli.runtime.batch.batch_setup import (
+    batch_resolver,
+    bulk_router,
+    client_engine,
+    refuse_what_cannot_fit,
+)
+from coe_cli.runtime.client.client import Client
+from coe_cli.runtime.college.college_profile import college_profile
+from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.folders import folders
+from coe_cli.use_cases.clients import CollegePlace, serve_options
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class BatchOptions:
     address: str | None
     pull: bool
     quiet: bool
-    profile: str | None
+    place: CollegePlace
     again: str
 
 
@@ -63,7 +71,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
 
         check_installed()
     where = folders()
-    profile = college_profile(profiles, options.profile, catalog, where)
+    profile = college_profile(profiles, options.place.profile, catalog, where)
     _provide_a_model(options, catalog, output)
     job = BatchJob(
         source,
@@ -84,7 +92,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
             job,
             batch_resolver(catalog, where.models, profile, where),
             bulk_router(catalog, where, profile, view.note, fetch=options.pull, enabled=profiles.routing.enabled),
-            lambda rows: _engine(options, rows, profile, where, view.note),
+            lambda rows: _engine(options, rows, catalog, profiles, profile, view.note),
             view,
             stdin,
             stdout,
@@ -94,21 +102,41 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
 
 
 def _engine(
-    options: BatchOptions, rows: RowSource, profile: HardwareProfile, where: Folders, note: Callable[[str], None]
+    options: BatchOptions,
+    rows: RowSource,
+    catalog: Catalog,
+    profiles: ProfileSet,
+    profile: HardwareProfile,
+    note: Callable[[str], None],
 ) -> Engine:
     if options.concurrency is not None:
         profile = structs.replace(profile, max_concurrent_slots=options.concurrency)
-
-    def make(part: HardwareProfile) -> Engine:
-        if options.engine == "local":
-            return local_engine(part, retries=options.retries)
+    if options.engine == "ray":
         from coe_cli.runtime.fleet.ray_setup import ray_engine
 
-        return ray_engine(part, where.models, address=options.address, retries=options.retries)
+        refuse_what_cannot_fit(rows, profile, cost_in(profile))
+        return ray_engine(profile, folders().models, address=options.address, retries=options.retries)
 
-    if options.engine == "ray" and (options.address or os.environ.get("RAY_ADDRESS")):  # the memory of other machines
-        return make(profile)
-    return engine_beside_others(rows, profile, where, note, make)
+    def own(replicas: int | None) -> Client:
+        from coe_cli.runtime.client.local import local_client
+
+        return local_client(catalog, profile, profiles.routing, batch=True, replicas=replicas)
+
+    def client(replicas: int | None) -> tuple[Client, bool]:
+        """The running college, or one that is started for this batch and ends with it."""
+        if not options.place.serve:
+            return own(replicas), True
+        from coe_cli.runtime.client.remote import RemoteClient
+        from coe_cli.runtime.server.college_client import running
+
+        there = running()
+        if there is not None:
+            there.close()
+        college = structs.replace(serve_options(options.place), slots=options.concurrency, replicas=replicas)
+        remote = RemoteClient(college, lambda: own(None), note, leaves_college=False)
+        return remote, there is None
+
+    return client_engine(rows, catalog, profile, client, retries=options.retries)
 
 
 def _source(path: Path | None) -> Path | None:
@@ -178,8 +206,8 @@ def _provide_a_model(options: BatchOptions, catalog: Catalog, output: Output) ->
     """Fetch the embedded model where there is none at all, as `coe ask` does."""
     if models_on_disk(folders().models):
         return
-    from coe_cli.use_cases.ask_steps import install_chosen
+    from coe_cli.use_cases.providing import install_model
 
     choice = choose_model(catalog, [], expert=None, model=None)
     if choice.install:
-        install_chosen(choice, catalog, output, pull=options.pull)
+        install_model(choice.model, catalog, output, pull=options.pull)

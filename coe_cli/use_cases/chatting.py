@@ -10,24 +10,19 @@ from coe_cli.core.conversations import Conversation
 from coe_cli.core.names import did_you_mean
 from coe_cli.core.plain_text import check_text
 from coe_cli.core.profile import ProfileSet
-from coe_cli.core.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.answerer import Answerer, CollegeAnswerer, ResidentAnswerer
-from coe_cli.runtime.college.college import CollegeSettings
-from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.meter import meter_for
-from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.chat_request import Resolved
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.conversation.chat_session import ChatSession
 from coe_cli.runtime.conversation.line_input import QuestionReader
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.worker.protocol import Sampling
-from coe_cli.use_cases.ask_steps import install_chosen
+from coe_cli.use_cases.clients import CollegePlace, client_for
+from coe_cli.use_cases.providing import Providing
 
 _COMMANDS = {
     "expert": "/expert NAME   let this expert answer; without a name, who answers now",
@@ -61,34 +56,27 @@ class ChatOptions:
     catalog_file: Path | None = None
 
 
-def run_chat(
-    options: ChatOptions,
-    catalog: Catalog,
-    profiles: ProfileSet,
-    output: Output,
-    answerer: Answerer | None = None,
-) -> None:
-    """Talk until the input ends. Without ``answerer`` the resident college answers, or one in this process.
+def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, output: Output) -> None:
+    """Talk until the input ends. The running college answers, or one in this process.
 
     Raises:
         CoeError: the session cannot begin; or, when the questions come from a pipe, one could not be answered.
     """
     profiles.select(options.profile)
     conversation = history.last_conversation(profiles.history) if options.resume else None
-    answerer = answerer or _answerer(options, catalog, profiles, output)
     logged = history.logging_wanted(profiles.history, no_log=options.no_log)
+    place = CollegePlace(options.profile, options.profiles_file, options.catalog_file, options.serve)
+    client = client_for(place, catalog, profiles, output)
+    providing = Providing(catalog, profiles, output, profile=options.profile)
     reader = QuestionReader(folders().state / "chat_lines" if logged else None)
     try:
         session = ChatSession(
-            answerer,
-            catalog,
+            client,
+            lambda request: providing.resolve(client, request),
             profiles,
-            lambda choice: install_chosen(choice, catalog, output, pull=True),
-            profile=options.profile,
             sampling=Sampling(options.temperature, options.top_p, options.top_k, options.seed),
             max_tokens=options.max_tokens,
             no_log=options.no_log,
-            alone=not options.serve,
         )
         session.system = options.system
         notes = _choose(session, options, conversation)
@@ -102,7 +90,7 @@ def run_chat(
         _Chat(session, reader, output, show_thinking=options.show_thinking).talk()
     finally:
         reader.close()
-        answerer.close()
+        client.close()
 
 
 class _Chat:
@@ -179,7 +167,11 @@ class _Chat:
                 self._output.note(note)
 
     def _tell(self, event: ce.CollegeEvent) -> None:
-        if isinstance(event, ce.Loading):
+        if isinstance(event, Resolved):
+            for note in event.notes:
+                if note.kind == "context":
+                    self._output.note(note.text)
+        elif isinstance(event, ce.Loading):
             self._output.note(f"loading {self._session.model}")
         elif isinstance(event, ce.Waiting) and event.ahead:
             self._output.note(f"waiting ({event.reason}), {event.ahead} ahead")
@@ -237,21 +229,3 @@ def _choose(session: ChatSession, options: ChatOptions, conversation: Conversati
             return session.choose(expert=conversation.expert)
         return session.choose(model=conversation.model)
     return session.choose(expert=options.expert, model=options.model)
-
-
-def _answerer(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, output: Output) -> Answerer:
-    def own_college() -> CollegeAnswerer:
-        from coe_cli.runtime.server.serve_process import college_profile
-
-        profile = college_profile(profiles, options.profile, catalog, folders())
-        settings = CollegeSettings(pool_from_profile(profile), cost_in(profile), recorder=Recorder())
-        return CollegeAnswerer(settings, meter_for(profile))
-
-    if not options.serve:
-        return own_college()
-    start = ServeOptions(
-        profile=options.profile,
-        profiles_file=str(options.profiles_file.absolute()) if options.profiles_file else None,
-        catalog_file=str(options.catalog_file.absolute()) if options.catalog_file else None,
-    )
-    return ResidentAnswerer(start, own_college, output.note)

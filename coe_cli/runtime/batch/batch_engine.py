@@ -13,21 +13,29 @@ from msgspec import Struct
 
 from coe_cli.core.answer import Answer
 from coe_cli.core.model_spec import ModelSpec
-from coe_cli.errors import CoeError, DeviceLost, OutOfMemory, TimedOut
+from coe_cli.errors import CoeError
+from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college_events import Ask
 
 
 class PreparedRow(Struct, frozen=True):
     """A row that is ready to be asked; ``line`` (from 1, in the input) is what it is known by.
 
+    ``request`` is for a college, which resolves it again; ``ask`` is what came of it here, for a worker elsewhere.
     ``splits_thinking`` as in ``AnswerPieces``.
     """
 
     line: int
+    request: ChatRequest
     ask: Ask
     expert: str | None = None
     notes: list[str] = []
     splits_thinking: bool = True
+
+    @property
+    def model(self) -> str:
+        """The model that it was settled on."""
+        return self.ask.model.name
 
 
 class RowFailure(Struct, frozen=True):
@@ -80,7 +88,6 @@ class EngineStatus(Struct, frozen=True):
     pressure: str = ""
     loads: int = 0
     completion_tokens: int = 0
-    notices: list[str] = []
 
 
 class Engine(Protocol):
@@ -89,7 +96,7 @@ class Engine(Protocol):
     def run(self, source: RowSource) -> Iterator[RowResult]:
         """Exactly one result for each row that was taken, until ``source`` is empty or ``stop`` was called.
 
-        Retries are the engine's own; a row's error is a result and never raised.
+        A row's error is a result and never raised; the college has started it again as often as it may.
 
         Raises:
             CoeError: nothing can be run at all.
@@ -107,11 +114,3 @@ class Engine(Protocol):
     def close(self) -> None:
         """Drop what is running and give everything back; safe to call more than once."""
         ...
-
-
-_TRANSIENT = frozenset({DeviceLost.code, OutOfMemory.code, TimedOut.code, "queue_full"})
-
-
-def worth_retrying(error: CoeError) -> bool:
-    """Whether the same row may succeed when it is tried once more: not if the row or the model itself is wrong."""
-    return error.code in _TRANSIENT

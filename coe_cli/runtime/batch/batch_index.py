@@ -18,7 +18,8 @@ from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowFailure, RowResult
 from coe_cli.runtime.batch.batch_requests import to_chat_request
-from coe_cli.runtime.college.resolver import AUTO, ChatRequest, RequestResolver
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
+from coe_cli.runtime.college.resolver import RequestResolver
 
 _ROUTED_AT_ONCE = 256
 _CHUNK_BYTES = 2**20
@@ -187,7 +188,7 @@ class BatchIndex:
 
     def _settle(self, row: int, head: RowHead, request: ChatRequest, expert: str | None) -> Iterator[Unusable]:
         if expert is not None and request.name == AUTO:
-            request = request._replace(name=expert)
+            request = structs.replace(request, name=expert)
         try:
             resolved = self._loop.run_until_complete(self._resolver.resolve(request))
         except CoeError as error:
@@ -243,15 +244,12 @@ class BatchIndex:
                 raise InvalidRow(line, "it has vanished: the input was changed")
             request = to_chat_request(parsed.row, self._defaults, line)
             if expert is not None:
-                request = request._replace(name=expert)
+                request = structs.replace(request, name=expert)
             resolved = self._loop.run_until_complete(self._resolver.resolve(request))
         except CoeError as error:
             return RowResult(line, model, expert, failure=RowFailure.of(error))
-        ask = resolved.ask
-        if any(m.role == "system" and not m.content.strip() for m in ask.messages):
-            spoken = [m for m in ask.messages if m.role != "system" or m.content.strip()]
-            ask = structs.replace(ask, messages=spoken)
-        return PreparedRow(line, ask, resolved.expert, resolved.notes, not request.raw and request.guidance is None)
+        told, splits = resolved.told, not request.raw and request.guidance is None
+        return PreparedRow(line, request, resolved.ask, told.expert, [note.text for note in told.notes], splits)
 
     def head(self, line: int) -> RowHead:
         """What the output needs of the row on ``line``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coe_cli.core.batch_rows import InvalidRow, OpenAIRow, Row
-from coe_cli.runtime.college.resolver import AUTO, ChatRequest
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def to_chat_request(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> C
     if defaults.system is not None and not any(message.role == "system" for message in messages):
         messages.insert(0, ChatMessage("system", defaults.system))
     return ChatRequest(
-        model or expert or AUTO,
         messages,
+        name=model or expert or AUTO,
         max_tokens=row.max_tokens or defaults.max_tokens,
         sampling=Sampling(
             row.temperature if row.temperature is not None else defaults.temperature,

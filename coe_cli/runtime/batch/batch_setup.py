@@ -5,29 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from msgspec import structs
-
 from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduler_state import pool_from_profile
-from coe_cli.core.sharing import working_set
 from coe_cli.errors import DoesNotFit, ModelMissing
 from coe_cli.providers.settings import worker_threads
-from coe_cli.runtime.batch.batch_engine import Engine, RowSource
+from coe_cli.runtime.batch.batch_engine import RowSource
 from coe_cli.runtime.batch.batch_index import Route
-from coe_cli.runtime.batch.batch_local import LocalEngine
-from coe_cli.runtime.batch.beside import Beside
-from coe_cli.runtime.college.college import CollegeSettings
+from coe_cli.runtime.batch.client_engine import ClientEngine, CostOf, lanes_for
+from coe_cli.runtime.client.client import Client
+from coe_cli.runtime.client.local import local_client
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.meter import meter_for
-from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.prompts.prompts import own
+from coe_cli.runtime.prompts.prompts import PromptSource
 from coe_cli.runtime.routing.shared_router import SharedRouter
-
-MakeEngine = Callable[[HardwareProfile], Engine]
 
 
 def batch_resolver(catalog: Catalog, models_dir: Path, profile: HardwareProfile, where: Folders) -> RequestResolver:
@@ -78,67 +71,62 @@ def bulk_router(
     return route
 
 
-def engine_beside_others(
-    rows: RowSource, profile: HardwareProfile, where: Folders, note: Callable[[str], None], make: MakeEngine
-) -> Engine:
-    """An engine with the part of the profile's budget that the running college and other batches leave to it.
+def client_engine(
+    rows: RowSource,
+    catalog: Catalog,
+    profile: HardwareProfile,
+    client_of: Callable[[int | None], tuple[Client, bool]],
+    *,
+    retries: int,
+) -> ClientEngine:
+    """An engine for ``rows``. ``client_of`` makes the client of a college that is to have so many replicas.
 
-    ``note`` is told what that costs, and of the time that it waits for its part.
+    It also says whether the college has them; one that runs already answers in all slots of its profile.
 
     Raises:
         DoesNotFit: not even the smallest model of the rows fits the profile.
     """
-    cost_of = cost_in(profile)
-    costs = {model: cost_of(rows.spec(model))[0] for model in rows.remaining()}
+    cost_of, pool = cost_in(profile, catalog), pool_from_profile(profile)
+    refuse_what_cannot_fit(rows, profile, cost_of)
+    workers = min(profile.max_concurrent_slots, worker_threads()) if on_host(profile.provider) else None
+    lanes = lanes_for(rows, pool, cost_of, workers)
+    client, has_replicas = client_of(None if workers is None else lanes.count)
+    if not has_replicas:
+        lanes = lanes_for(rows, pool, cost_of, None)
+    return ClientEngine(client, lanes, pool, cost_of, retries=retries)
+
+
+def refuse_what_cannot_fit(rows: RowSource, profile: HardwareProfile, cost_of: CostOf) -> None:
+    """
+    Raises:
+        DoesNotFit: not even the smallest model of the rows fits the profile.
+    """
+    costs = {model: cost_of(rows.spec(model))[0].need_mb() for model in rows.remaining()}
     critical_mb = profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb)
-    name, least_mb = min(((name, cost.need_mb()) for name, cost in costs.items()), key=lambda each: each[1])
-    if least_mb > critical_mb:
+    name = min(costs, key=costs.__getitem__)
+    if costs[name] > critical_mb:
         raise DoesNotFit(
-            f"no model of the batch fits: `{name}` needs {least_mb:.0f} MB, and profile {profile.name} allows"
+            f"no model of the batch fits: `{name}` needs {costs[name]:.0f} MB, and profile {profile.name} allows"
             f" {critical_mb:.0f} ({profile.vram_budget_mb} budget less {profile.fixed_mb} fixed)",
             "Choose a profile with a larger budget (-p), or a smaller model.",
         )
-    workers, slots = 1, profile.max_concurrent_slots
-    if on_host(profile.provider):  # a worker for each slot
-        workers, slots = min(profile.max_concurrent_slots, worker_threads()), 1
-    beside = Beside(where.state, profile, note)
-    try:
-        engine = make(beside.part(working_set(costs, workers, slots, critical_mb)))
-    except BaseException:
-        beside.close()
-        raise
-    return ClaimingEngine(engine, beside)
-
-
-class ClaimingEngine:
-    """An engine and its part of the budget, which is given back when it is closed."""
-
-    def __init__(self, engine: Engine, beside: Beside) -> None:
-        self._engine, self._beside = engine, beside
-        self.run, self.stop, self.status = engine.run, engine.stop, engine.status
-
-    def close(self) -> None:
-        """See ``Engine.close``."""
-        try:
-            self._engine.close()
-        finally:
-            self._beside.close()
 
 
 def local_engine(
+    rows: RowSource,
+    catalog: Catalog,
     profile: HardwareProfile,
     *,
     retries: int,
     worker_command: list[str] | None = None,
-) -> LocalEngine:
-    """A college in this process under ``profile``.
+    prompts: PromptSource | None = None,
+) -> ClientEngine:
+    """An engine over a college in this process."""
 
-    The order of the rows is known, so no model is kept for those who might ask for it next: it goes when the next one
-    needs its room.
-    """
-    pool = structs.replace(pool_from_profile(profile), min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
-    settings = CollegeSettings(
-        pool, cost_in(profile), worker_command=worker_command, recorder=Recorder(), prompts=own()
-    )
-    on_cpu = on_host(profile.provider)
-    return LocalEngine(settings, meter_for(profile), profile=profile.name, retries=retries, side_by_side=on_cpu)
+    def client(replicas: int | None) -> tuple[Client, bool]:
+        own = local_client(
+            catalog, profile, batch=True, replicas=replicas, worker_command=worker_command, prompts=prompts
+        )
+        return own, True
+
+    return client_engine(rows, catalog, profile, client, retries=retries)

@@ -169,7 +169,7 @@ def _open(name: str, request: BenchRequest, profile: HardwareProfile, catalog: C
 
 def _college_notes() -> list[str]:
     """What a running college may do to the figures."""
-    from coe_cli.runtime.server.neighbour import college_on, kept
+    from coe_cli.runtime.server.running_college import college_on, kept
 
     status = college_on()
     if status.pid is None:

@@ -10,6 +10,7 @@ from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, to
 from coe_cli.core.thinking import Piece
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.chat_request import Resolved
 from coe_cli.runtime.college.thoughts import AnswerPieces
 
 
@@ -21,6 +22,11 @@ class About(NamedTuple):
     provider: str
     profile: str
     notes: list[str]
+
+
+def about(told: Resolved) -> About:
+    """What the first event says of it."""
+    return About(told.expert, told.model, told.provider, told.profile, told.warnings)
 
 
 class Listener(Protocol):
@@ -39,18 +45,18 @@ class Listener(Protocol):
 class Collector:
     """Takes the events of one answer one by one; times are seconds of ``clock``.
 
-    ``splits_thinking`` as in ``AnswerPieces``.
+    ``source`` says where the answer comes from, where no ``Resolved`` does. ``splits_thinking`` as in ``AnswerPieces``.
     """
 
     def __init__(
         self,
-        about: About,
+        source: About | None = None,
         listener: Listener | None = None,
         clock: Callable[[], float] = time.monotonic,
         *,
         splits_thinking: bool = True,
     ) -> None:
-        self._about, self._listener, self._clock = about, listener, clock
+        self._about, self._listener, self._clock = source, listener, clock
         self._begin = clock()
         self._pieces = AnswerPieces(splits_thinking=splits_thinking)
         self._load_s: float | None = None
@@ -70,11 +76,15 @@ class Collector:
             self._load_s = event.load_s
             self._notes = event.notes
             self._phase("reading the prompt", event.worker_pid)
+        elif isinstance(event, Resolved):
+            self._about = about(event)
         elif isinstance(event, ce.Loading):
             self._phase("loading")
+        elif isinstance(event, ce.Waiting) and event.reason == "loading" and not event.ahead:
+            self._phase("loading")  # it had begun before the question came
         elif isinstance(event, ce.Waiting):
             self._phase(f"waiting ({event.reason}, {event.ahead} ahead)")
-        else:
+        elif isinstance(event, ce.Again):
             self._phase(f"starting again ({event.reason})")
         return None
 
@@ -89,15 +99,16 @@ class Collector:
                 self._listener.piece(piece.text, is_thinking=piece.is_thinking)
 
     def _whole(self, event: ce.Finished) -> Answer:
-        about = self._about
+        source = self._about
+        assert source is not None
         return Answer(
             schema_version=ANSWER_SCHEMA_VERSION,
             answer="".join(self._text[False]).strip("\n"),
             thinking="".join(self._text[True]).strip(),
-            expert=about.expert,
-            model=about.model,
-            provider=about.provider,
-            profile=about.profile,
+            expert=source.expert,
+            model=source.model,
+            provider=source.provider,
+            profile=source.profile,
             finish_reason=event.finish_reason,
             usage=Usage(event.prompt_tokens, event.completion_tokens),
             timing=Timing(
@@ -107,19 +118,22 @@ class Collector:
                 total_s=self._clock() - self._begin,
                 tokens_per_s=tokens_per_s(event.completion_tokens, event.decode_s),
             ),
-            warnings=[*about.notes, *self._notes],
+            warnings=[*source.notes, *self._notes],
         )
 
 
 def collect(
-    events: Iterable[ce.CollegeEvent], about: About, listener: Listener, clock: Callable[[], float] = time.monotonic
+    events: Iterable[ce.CollegeEvent],
+    source: About | None,
+    listener: Listener,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Answer:
     """Pass every piece to ``listener`` and return the whole answer.
 
     Raises:
         CoeError: what ``events`` raises; DeviceLost when they end too early.
     """
-    collector = Collector(about, listener, clock)
+    collector = Collector(source, listener, clock)
     for event in events:
         answer = collector.feed(event)
         if answer is not None:

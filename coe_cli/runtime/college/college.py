@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+
+from msgspec import structs
 
 from coe_cli.core import scheduler_events as ev
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.scheduler import Scheduler
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig, Snapshot
+from coe_cli.core.scheduler_state import Snapshot
 from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, explained, from_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college import translation
 from coe_cli.runtime.college.college_requests import OpenRequest, Tally
+from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.meter import Meter
 from coe_cli.runtime.college.reclaim import until_reclaimed
-from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.college.resident import ResidentWorker
 from coe_cli.runtime.college.spare import SpareWorker
 from coe_cli.runtime.prompts.prompts import Prompts, PromptSource
@@ -31,28 +32,7 @@ from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import KilledFromOutside
 
 _MEASURE_EVERY_S = 2.0
-
-
-@dataclass(frozen=True)
-class CollegeSettings:
-    """``cost_of`` gives a model's cost and the context length of its slots; times are in seconds.
-
-    ``worker_threads``: threads of one worker on the CPU; None gives it all cores.
-    """
-
-    pool: PoolConfig
-    cost_of: Callable[[ModelSpec], tuple[ModelCost, int]]
-    load_timeout_s: float = 600.0
-    watchdog_s: float = 300.0
-    worker_command: list[str] | None = None
-    recorder: Recorder | None = None
-    worker_threads: int | None = None
-    keep_spare: bool = False
-    """After the second load, whenever nothing is asked, have a process ready for the next one."""
-    prompts: PromptSource | None = None
-    """Makes the prompts; None for a process of the college's own, which ends with it."""
-    elsewhere: Callable[[], ev.Elsewhere] | None = None
-    """What other processes of coe may use of the pool; looked at before each request and each measurement."""
+_FULL = 2
 
 
 class College:
@@ -62,20 +42,20 @@ class College:
         self._settings = settings
         self._meter = meter
         self._clock = clock
-        self._scheduler = Scheduler(settings.pool, {})
+        self._scheduler = Scheduler(settings.pool_in_use(), {})
         self._specs: dict[str, ModelSpec] = {}
         self._contexts: dict[str, int] = {}
         self._workers: dict[str, ResidentWorker] = {}
         self._own_prompts = Prompts()  # starts no process before the first request
         self._prompts: PromptSource = settings.prompts or self._own_prompts
-        self._spare = SpareWorker(settings.worker_command, settings.worker_threads)
+        self._spare = SpareWorker(settings.worker_command, settings.threads)
         self._loads = 0
+        self._expected_load_s: dict[str, float] = {}
         self._requests: dict[int, OpenRequest] = {}
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._decisions: deque[ev.Decision] = deque()
         self._carrying_out = False
-        self._elsewhere = ev.Elsewhere(0.0)
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._housekeeper: asyncio.Task[None] | None = None
@@ -94,18 +74,21 @@ class College:
         if self._closed:
             raise _stopped()
         self._start_housekeeping()
+        ask = self._assigned(ask)
         self._know(ask.model)
         request_id, request = next(self._ids), OpenRequest(ask, ask.prompt)
+        request.load_s = self._expected_load_s.pop(ask.model.name, None)
         self._requests[request_id] = request
         self.active_at = self._clock()
         try:
             if request.prompt is None:
+                self._tell(ev.Expected(ask.model.name))
                 asked = translation.to_prepare(ask, ask.model, self._contexts[ask.model.name])
                 request.prompt = await self._prompts.prepared(asked)
             if self._closed:
                 raise _stopped()
-            self._look_elsewhere()
-            self._tell(ev.Request(request_id, ask.model.name, ask.priority, guided=ask.guidance is not None))
+            guided = ask.guidance is not None
+            self._tell(ev.Request(request_id, ask.model.name, ask.priority, guided=guided, retries=ask.retries))
             while True:
                 event = await request.events.get()
                 self.tally.count(event)
@@ -121,9 +104,15 @@ class College:
             if self._settings.keep_spare and self._loads > 1 and not (self.busy or self._closed or self._spare.there):
                 self._spawn(self._spare.prepare())
 
+    def expect(self, spec: ModelSpec) -> None:
+        """Load a model that is about to be asked for, if there is nothing else to do and room for it."""
+        if not self._closed:
+            self._start_housekeeping()
+            self._know(spec)
+            self._tell(ev.Expected(spec.name))
+
     def snapshot(self) -> Snapshot:
         """The pool as of now."""
-        self._look_elsewhere()
         self._measure()
         return self._scheduler.snapshot()
 
@@ -166,6 +155,8 @@ class College:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._own_prompts.close()
         await asyncio.gather(self._spare.end(), *(worker.end() for worker in self._workers.values()))
+        if self._settings.recorder is not None:
+            await asyncio.to_thread(self._settings.recorder.wait)
         self._workers.clear()
         for request in self._requests.values():
             request.events.put_nowait(_stopped())
@@ -238,13 +229,29 @@ class College:
 
     # --- models
 
+    def _assigned(self, ask: ce.Ask) -> ce.Ask:
+        """The request to that replica of its model which is least busy: a further one only where the others are full.
+
+        A replica is full with one request that it answers and one that waits, so that it is never idle in between.
+        """
+        if self._settings.replicas is None:
+            return ask
+        name = ask.model.name
+        busy = Counter(request.ask.model.name for request in self._requests.values())
+        replicas = [name, *(f"{name} ({number})" for number in range(2, self._settings.replicas + 1))]
+        there = [replica for replica in replicas if replica in self._workers or busy[replica]] or replicas[:1]
+        chosen = min(there, key=busy.__getitem__)
+        if busy[chosen] >= _FULL and (fresh := [replica for replica in replicas if replica not in there]):
+            chosen = fresh[0]
+        return structs.replace(ask, model=structs.replace(ask.model, name=chosen))
+
     def _know(self, spec: ModelSpec) -> None:
         """Take in what a model is. One whose files have become others is loaded anew as soon as it is idle."""
         if self._specs.get(spec.name) == spec:
             return
         if spec.name in self._specs:
             self._tell(ev.Unload(spec.name))
-        cost, context_length = self._settings.cost_of(spec)
+        cost, context_length = self._settings.cost(spec)
         if self._scheduler.set_cost(spec.name, cost):
             self._specs[spec.name] = spec
             self._contexts[spec.name] = context_length
@@ -276,9 +283,11 @@ class College:
             return
         if self._settings.recorder is not None and not warm:
             self._settings.recorder.loaded(self._specs[model], worker.pid)
-        for request in self._requests.values():
-            if request.ask.model.name == model:
-                request.load_s = worker.load_s
+        waiting = [request for request in self._requests.values() if request.ask.model.name == model]
+        for request in waiting:
+            request.load_s = worker.load_s
+        if not waiting and not warm:
+            self._expected_load_s[model] = worker.load_s  # told to the first who asks
         self._tell(ev.Loaded(model, self._used_mb()))
         for wait in self._scheduler.waits(model):  # they were told of the load, and it is over
             self._carry_out(wait)
@@ -376,18 +385,10 @@ class College:
         interval_s = min(_MEASURE_EVERY_S, self._settings.watchdog_s / 4)
         while True:
             await asyncio.sleep(interval_s)
-            self._look_elsewhere()
             self._measure()
             for model, worker in list(self._workers.items()):
                 if (stuck := worker.stuck(self._settings.watchdog_s)) is not None:
                     self._lose(model, worker, stuck)
-
-    def _look_elsewhere(self) -> None:
-        now = self._settings.elsewhere() if self._settings.elsewhere is not None else self._elsewhere
-        if now != self._elsewhere:
-            self._elsewhere = now
-            self._tell(now)
-            self._measure()
 
     def _measure(self) -> None:
         used_mb = self._used_mb()
@@ -395,8 +396,7 @@ class College:
             self._tell(ev.MeasuredUsage(used_mb))
 
     def _used_mb(self) -> float | None:
-        used_mb = self._meter.used_mb([worker.pid for worker in self._workers.values() if worker.alive])
-        return used_mb if used_mb is None or self._meter.sees_others else used_mb + self._elsewhere.mb
+        return self._meter.used_mb([worker.pid for worker in self._workers.values() if worker.alive])
 
     def _spawn(self, job: object) -> None:
         self._tasks.add(task := asyncio.ensure_future(job))  # type: ignore[call-overload]

@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, TypeAlias, TypeVar
+from typing import TypeAlias
 
-from msgspec import Meta, Struct, structs
+from msgspec import Struct
 
-from coe_cli.core.limits import MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
 from coe_cli.core.model_spec import ModelSpec
+from coe_cli.runtime.college.chat_request import Needed, Resolved
 from coe_cli.runtime.prompts.prompt_messages import Prompt
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
 
-Model = TypeVar("Model")
-Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 
+class Ask(Struct, frozen=True):
+    """A resolved request: one model and its prompt. ``template`` is for models without a chat template.
 
-class _Asking(Struct, Generic[Model], frozen=True):
-    model: Model
+    ``whole`` and ``flush_s`` as in ``ChatRequest``; until the end of a whole answer its pieces are empty and tell how many
+    tokens were written.
+    """
+
+    model: ModelSpec
     messages: list[ChatMessage]
     template: str | None = None
-    max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
+    max_tokens: int | None = None
     sampling: Sampling = Sampling()
-    stop: Annotated[list[Stop], Meta(max_length=STOPS_MOST)] = []
+    stop: list[str] = []
     guidance: Guidance | None = None
-    priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0
+    priority: int = 0
+    retries: int = 1
     whole: bool = False
     flush_s: float = FLUSH_S
     allow_special_tokens: bool = False
-
-
-class Ask(_Asking[ModelSpec], frozen=True):
-    """A request to one model. ``template`` is for models without a chat template.
-
-    ``whole``: no text of the answer is handed on before its end, so that it can start again however far it was; the
-    pieces until then are empty and tell how many tokens were written.
-    ``flush_s`` as in ``protocol.Generate``.
-    """
-
     prompt: Prompt | None = None
     """The prompt, where it has been made already."""
-
-    def by_name(self) -> AskByName:
-        """The same for another process."""
-        fields = structs.asdict(self) | {"model": self.model.name}
-        del fields["prompt"]
-        return AskByName(**fields)
-
-
-class AskByName(_Asking[str], frozen=True):
-    """An ``Ask`` from another process, which names the model."""
-
-    def of(self, spec: ModelSpec) -> Ask:
-        """The same with the model itself."""
-        return Ask(**structs.asdict(self) | {"model": spec})
 
 
 class Waiting(Struct, frozen=True, tag=True):
@@ -104,7 +84,7 @@ class Finished(Struct, frozen=True, tag=True):
     decode_s: float
 
 
-CollegeEvent: TypeAlias = Waiting | Loading | Reading | Piece | Again | Finished
+CollegeEvent: TypeAlias = Resolved | Needed | Waiting | Loading | Reading | Piece | Again | Finished
 
 
 class Broken(Struct, frozen=True, tag=True):
@@ -116,4 +96,4 @@ class Broken(Struct, frozen=True, tag=True):
     retry_after_s: float | None = None
 
 
-WireEvent: TypeAlias = Waiting | Loading | Reading | Piece | Again | Finished | Broken
+WireEvent: TypeAlias = Resolved | Needed | Waiting | Loading | Reading | Piece | Again | Finished | Broken

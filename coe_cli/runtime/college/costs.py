@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from coe_cli.core.calibration import apply
+from coe_cli.core.catalog import Catalog
 from coe_cli.core.footprint import ExactAccounting
 from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.profile import HardwareProfile
@@ -42,7 +43,7 @@ def _context_alone(spec: ModelSpec, context_length: int, most_bytes: int) -> int
     return context_length
 
 
-def cost_in(profile: HardwareProfile) -> Callable[[ModelSpec], tuple[ModelCost, int]]:
+def cost_in(profile: HardwareProfile, catalog: Catalog | None = None) -> Callable[[ModelSpec], tuple[ModelCost, int]]:
     """A function from a model to its cost under ``profile`` and the context length of its slots.
 
     The figures are those of ``coe vram plan``: computed from the graph on disk, or measured where a real run was recorded.
@@ -64,6 +65,7 @@ def cost_in(profile: HardwareProfile) -> Callable[[ModelSpec], tuple[ModelCost, 
             activation_mb=slot.activation_bytes / BYTES_PER_MB,
             load_s=spec.weights_bytes / BYTES_PER_MB / _LOAD_MB_PER_S,
             max_slots=profile.max_concurrent_slots,
+            keep_alive_s=catalog.keep_alive_s(spec.name) if catalog is not None else None,
         )
         return cost, context_length
 

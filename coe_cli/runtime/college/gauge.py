@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.pressure import pressure
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.profile import HardwareProfile, Provider
 from coe_cli.core.providers import on_host
 from coe_cli.providers.base import GpuMemory
 from coe_cli.runtime.college.meter import ResidentSetMeter
 
 
-def memory_gauge(spec: ModelSpec, profile: HardwareProfile) -> Callable[[int], tuple[float, float, str] | None]:
+def memory_gauge(provider: Provider, profile: HardwareProfile) -> Callable[[int], tuple[float, float, str] | None]:
     """A function from the worker's process id to (MB in use, budget in MB, pressure level), or None where unknown.
 
     The level is that of the pool, the budget less its fixed part, as everywhere.
     """
-    reading = _reader(spec)
+    reading = _reader(provider)
 
     def gauge(pid: int) -> tuple[float, float, str] | None:
         used_mb = reading(pid)
@@ -29,8 +28,8 @@ def memory_gauge(spec: ModelSpec, profile: HardwareProfile) -> Callable[[int], t
     return gauge
 
 
-def _reader(spec: ModelSpec) -> Callable[[int], float | None]:
-    if on_host(spec.provider):
+def _reader(provider: Provider) -> Callable[[int], float | None]:
+    if on_host(provider):
         return ResidentSetMeter().process_mb
     opened: list[GpuMemory | None] = []
 
@@ -40,7 +39,7 @@ def _reader(spec: ModelSpec) -> Callable[[int], float | None]:
             from coe_cli.providers.settings import settings_from
 
             settings = settings_from()
-            opened.append(runtime_of(spec.provider).open_memory(settings))
+            opened.append(runtime_of(provider).open_memory(settings))
         processes = opened[0].process_mb() if opened[0] is not None else None
         return None if processes is None else processes.get(pid)
 

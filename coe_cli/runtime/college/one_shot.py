@@ -1,21 +1,12 @@
-"""One question to one worker of coe's own: what `coe ask --no-serve` does. Its events are those of a college."""
+"""Load a model in one worker of coe's own, for what measures or proves it."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, from_code
 from coe_cli.providers.settings import default_provider_options, default_session_options
-from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college import translation
-from coe_cli.runtime.prompts import prompts
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_process import WorkerProcess
-
-if TYPE_CHECKING:
-    from coe_cli.runtime.college.recorder import Recorder
 
 
 def begin_loading(worker: WorkerProcess, spec: ModelSpec, slots: int = 1) -> None:
@@ -29,41 +20,6 @@ def begin_loading(worker: WorkerProcess, spec: ModelSpec, slots: int = 1) -> Non
             provider_options=default_provider_options(spec.provider),
         )
     )
-
-
-def events(
-    worker: WorkerProcess,
-    spec: ModelSpec,
-    ask: ce.AskByName,
-    context_length: int,
-    timeout_s: float,
-    recorder: Recorder,
-) -> Iterator[ce.CollegeEvent]:
-    """Events of one answer of a worker that is loading ``spec``, ending with ``Finished``.
-
-    Raises:
-        PromptTooLong, ModelDamaged, UsageError: there is no prompt.
-        OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
-    """
-    making = prompts.own().submit(translation.to_prepare(ask, spec, context_length))
-    yield ce.Loading()
-    load_s = wait_until_loaded(worker, timeout_s)
-    prompt = prompts.result(making)
-    recorder.loaded(spec, worker.pid)
-    recorder.begun(worker.pid, beside=False)
-    worker.send(translation.to_worker(1, ask, prompt, context_length))
-    while True:
-        message = worker.receive(timeout_s)
-        if isinstance(message, protocol.Token):
-            yield translation.piece(message)
-        elif isinstance(message, protocol.Started):
-            yield translation.reading(message, prompt, load_s, worker.pid)
-        elif isinstance(message, protocol.Failed):
-            raise from_code(message.code, message.message, message.hint)
-        elif isinstance(message, protocol.Done):
-            recorder.answered(spec, worker.pid, context_length, message.prompt_tokens)
-            yield translation.finished(message)
-            return
 
 
 def wait_until_loaded(worker: WorkerProcess, timeout_s: float) -> float:

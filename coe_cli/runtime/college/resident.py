@@ -1,24 +1,18 @@
-"""A worker as the college sees it: an asyncio process whose messages become callbacks."""
+"""A worker as the college sees it: its process's messages become callbacks in the college's loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.errors import CoeError, DeviceLost, from_code
 from coe_cli.providers.settings import default_provider_options, default_session_options
-from coe_cli.runtime.job_object import end_with_us
-from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import worker_death
-from coe_cli.runtime.worker.worker_process import kill_told, worker_command, worker_environment
+from coe_cli.runtime.worker.worker_process import WorkerProcess
 
 _EXIT_WAIT_S = 10.0
 _EXIT_LOOK_S = 0.2
@@ -41,58 +35,49 @@ class ResidentWorker:
         self.running: set[int] = set()
         self.progress_at = time.monotonic()
         self.ending = False
-        self._command = command or worker_command()
-        self._process: asyncio.subprocess.Process | None = None
-        self._log = ProcessLog()
-        self._told_pid: int | None = None
-        self._started = asyncio.Event()
+        self._command = command
+        self._process: WorkerProcess | None = None
         self._loaded: asyncio.Future[protocol.Loaded] | None = None
-        self._killed = False
+        self._channel_ended = asyncio.Event()
         self._ended_by_itself = False
         self._broken: DeviceLost | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
         self.on_message: OnMessage = lambda message: None
         self.on_exit: OnExit = lambda: None
 
     @property
     def pid(self) -> int:
         """The process that has the model (see ``WorkerProcess.pid``), or 0."""
-        return self._told_pid or (self._process.pid if self._process is not None else 0)
+        return self._process.pid if self._process is not None else 0
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        return self._process is not None and self._process.alive
 
-    async def start(self) -> None:
-        """Start the process.
+    def start(self, process: WorkerProcess | None = None) -> None:
+        """Start the process, or take over one that was started ahead.
 
         Raises:
             DeviceLost: it cannot be started.
         """
-        flags: dict[str, Any] = (
-            {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
-        )
         if self.ending:
             raise self.death()
-        self._loaded = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._loaded = loop.create_future()
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=self._log.file,
-                env=worker_environment(),
-                **flags,
-            )
+            self._process = process or WorkerProcess(self._command)
         except OSError as error:
             raise DeviceLost(
                 f"{self._name} cannot be started: {error}",
                 "Free memory and processes, then try again.",
             ) from None
-        finally:
-            self._started.set()
-        end_with_us(self._process.pid)
-        self._reader = asyncio.create_task(self._listen())
+
+        def hear(message: protocol.FromWorker | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._hear, message)
+
+        self._process.subscribe(hear)
+        self._listener = asyncio.create_task(self._watch())
 
     async def load(self, spec: ModelSpec, *, slots: int, warm_context_length: int | None, timeout_s: float) -> None:
         """Load the model.
@@ -103,7 +88,7 @@ class ResidentWorker:
         """
         self._name = f"the worker of `{spec.name}`"
         if self._loaded is None:
-            await self.start()
+            self.start()
         assert self._loaded is not None
         self.send(
             protocol.Load(
@@ -124,8 +109,8 @@ class ResidentWorker:
 
     def send(self, message: protocol.Message) -> None:
         """Queue one message; a worker that is gone is noticed by its exit."""
-        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
-            self._process.stdin.write(protocol.frame(message))
+        if self._process is not None:
+            self._process.send(message)
 
     def stuck(self, allowed_s: float) -> DeviceLost | None:
         """The error of a worker that has answers to write and has said nothing for longer than ``allowed_s``."""
@@ -137,91 +122,73 @@ class ResidentWorker:
     async def end(self) -> None:
         """End the process for certain and wait until it is gone; safe to call more than once."""
         self.ending = True
-        if self._loaded is not None:
-            await self._started.wait()
         if self._process is not None:
-            self._kill()
+            self._process.kill_now()
             await self._gone()
-        if self._reader is not None:
-            await asyncio.wait([self._reader], timeout=_EXIT_WAIT_S)
-            self._reader.cancel()
+        if self._listener is not None:
+            await asyncio.wait([self._listener], timeout=_EXIT_WAIT_S)
+            self._listener.cancel()
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_exception(self.death())
             self._loaded.exception()  # nobody need wait for it any more
-        self._log.close()
-
-    def _kill(self) -> None:
-        """SIGKILL to the process and to what it started, which may outlive it and hold its channel open."""
-        if self._killed or self._process is None:
-            return
-        self._killed = True
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill_told(self._told_pid, self._process.pid)
-            if sys.platform == "win32":
-                self._process.kill()
-            else:
-                os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.release()
 
     async def _gone(self, within_s: float = _EXIT_WAIT_S) -> None:
         """Wait until the process has ended, whoever holds its channel open; no longer than ``within_s``."""
-        assert self._process is not None
-        wait = asyncio.ensure_future(self._process.wait())
-        deadline = time.monotonic() + within_s
+        deadline, pause_s = time.monotonic() + within_s, 0.001
         while self.alive and time.monotonic() < deadline:
-            await asyncio.wait([wait], timeout=_EXIT_LOOK_S)
-        wait.cancel()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.05)
 
     def death(self) -> CoeError:
         """The error that says how the worker ended."""
         if self._broken is not None:
             return self._broken
-        code = self._process.returncode if self._process is not None else None
-        return worker_death(self._name, code, self._log, by_us=not self._ended_by_itself)
+        if self._process is None:
+            return DeviceLost(f"{self._name} is gone", "Run it again.")
+        return worker_death(self._name, self._process.exit_code, self._process.log, by_us=not self._ended_by_itself)
 
-    async def _listen(self) -> None:
-        """Hand messages on until the process ends or its channel breaks, then see to it that both have."""
+    async def _watch(self) -> None:
+        """Wait until the process ends or its channel breaks, then see to it that both have."""
         assert self._process is not None and self._loaded is not None
-        reading = asyncio.ensure_future(self._read())
-        try:
-            while not reading.done() and self.alive:
-                await asyncio.wait([reading], timeout=_EXIT_LOOK_S)
-            await asyncio.wait([reading], timeout=_DRAIN_S)  # what it had written before it ended
-            problem = reading.exception() if reading.done() and not reading.cancelled() else None
-            if problem is not None and not isinstance(problem, asyncio.IncompleteReadError | OSError):
-                # The channel broke while the process runs on: it is of no use any more.
-                self._broken = DeviceLost(
-                    f"{self._name} wrote something else than the protocol ({problem})",
-                    "Run it again.",
-                )
-            if isinstance(problem, asyncio.IncompleteReadError):
-                await self._gone(_DRAIN_S)  # the channel's end is seen before that of the process
-            self._ended_by_itself = not self.alive
-            self._kill()
-            await self._gone()
-            await asyncio.wait([reading], timeout=_DRAIN_S)
-        finally:
-            reading.cancel()
+        while self.alive and not await self._channel_ends(_EXIT_LOOK_S):
+            pass
+        await self._channel_ends(_DRAIN_S)  # what it had written before it ended
+        problem = self._process.channel_problem
+        if problem is not None:
+            # The channel broke while the process runs on: it is of no use any more.
+            self._broken = DeviceLost(
+                f"{self._name} wrote something else than the protocol ({problem})",
+                "Run it again.",
+            )
+        elif self._channel_ended.is_set():
+            await self._gone(_DRAIN_S)  # the channel's end is seen before that of the process
+        self._ended_by_itself = not self.alive
+        self._process.kill_now()
+        await self._gone()
+        await self._channel_ends(_DRAIN_S)
         if not self._loaded.done():
             self._loaded.set_exception(self.death())
-            self._loaded.exception()  # nobody need wait for it: a spare worker has no model yet
+            self._loaded.exception()  # nobody need wait for it: a warm worker has no model yet
         elif not self.ending:
             self.on_exit()
 
-    async def _read(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        stdout = self._process.stdout
-        while True:
-            message = protocol.decode_from_worker(
-                await stdout.readexactly(protocol.frame_length(await stdout.readexactly(protocol.HEAD_BYTES)))
-            )
-            self.progress_at = time.monotonic()
-            self._dispatch(message)
+    async def _channel_ends(self, within_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._channel_ended.wait(), within_s)
+        return self._channel_ended.is_set()
+
+    def _hear(self, message: protocol.FromWorker | None) -> None:
+        if message is None:
+            self._channel_ended.set()
+            return
+        self.progress_at = time.monotonic()
+        self._dispatch(message)
 
     def _dispatch(self, message: protocol.FromWorker) -> None:
         assert self._loaded is not None
         if isinstance(message, protocol.Hello):
-            self._told_pid = message.pid
-            end_with_us(message.pid)
             if message.protocol_version != protocol.PROTOCOL_VERSION and not self._loaded.done():
                 self._loaded.set_exception(
                     DeviceLost(

@@ -1,11 +1,11 @@
-"""From what a client asks for to what the college is asked: which expert and model, which messages, does it fit."""
+"""The request resolver: from what a client asks for to what a model is asked. It installs and prepares nothing."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -16,53 +16,45 @@ from coe_cli.core.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.providers import on_host
 from coe_cli.core.router import swap_aware
 from coe_cli.core.selection import Choice, choose_model
+from coe_cli.core.synthesis import experts_to_ask
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Note, Resolved, Routing
 from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
 from coe_cli.runtime.prompts.prompts import TooManyTokens, own, surely_fits
-from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.store.model_files import model_stamp
 from coe_cli.runtime.store.model_store import open_model
-from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
-AUTO = "auto"
+if TYPE_CHECKING:
+    from coe_cli.runtime.routing.shared_router import SharedRouter
+
 MAX_PROMPT_CHARS = 2_000_000
 """No context that is in use holds more; longer texts are refused before they are tokenized."""
 
 
-class ChatRequest(NamedTuple):
-    """What a client wants: ``name`` is `auto`, an expert or a model; a raw prompt goes past the chat template.
-
-    ``expert``: whose words a model named by ``name`` answers in; the same as ``name`` where that must be an expert.
-    ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
-    """
-
-    name: str
-    messages: list[ChatMessage]
-    raw: bool = False
-    max_tokens: int | None = None
-    sampling: Sampling = Sampling()
-    stop: list[str] = []  # noqa: RUF012 - never changed
-    guidance: Guidance | None = None
-    expert: str | None = None
-    allow_special_tokens: bool | None = None
-
-
 class ResolvedRequest(NamedTuple):
-    """What to ask the college, and what to tell the client about the choice."""
+    """What the model is asked, and what the client is told first."""
 
     ask: ce.Ask
-    expert: str | None
-    notes: list[str]
+    told: Resolved
+
+
+class NotProvided(ModelMissing):
+    """The client has to provide something before this request can be resolved."""
+
+    def __init__(self, needed: Needed, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.needed = needed
 
 
 class RequestResolver:
-    """Settles each request against the catalog and the models on disk, as they are at that moment.
+    """Resolves each request against the catalog and the models on disk, as they are at that moment.
 
-    ``router`` gives the expert for a question, from any thread; ``routing`` says whether it is asked, and whether of two
-    likely experts the one is taken whose model is resident.
+    ``router`` gives the decision for a question, from any thread; ``routing`` says when it is asked and what is made of it.
+    ``memory_warning`` gives what is to be said before a model is loaded, or an empty text.
     """
 
     def __init__(
@@ -73,6 +65,7 @@ class RequestResolver:
         router: SharedRouter,
         *,
         routing: RoutingSettings = RoutingSettings(),
+        memory_warning: Callable[[ModelSpec], str] | None = None,
     ) -> None:
         self.catalog = catalog
         self.router = router
@@ -80,6 +73,8 @@ class RequestResolver:
         self._profile = profile
         self.routing = routing
         self._opened: dict[str, tuple[ModelSpec, str]] = {}
+        self._memory_warning = memory_warning
+        self._warned: set[str] = set()
 
     def names(self) -> list[tuple[str, int]]:
         """Every name that ``resolve`` takes, with the time (seconds since 1970) of its model's folder."""
@@ -115,10 +110,22 @@ class RequestResolver:
             known = self._opened[name] = (spec, note)
         return known
 
-    async def resolve(self, request: ChatRequest, resident_models: Collection[str] = ()) -> ResolvedRequest:
-        """Settle expert, model, system prompt and room. ``resident_models`` are what the college has loaded.
+    def only_model(self, request: ChatRequest) -> ModelSpec | None:
+        """The model that will answer whatever the router says of this request; None where that is open, or not asked."""
+        if not self._is_routed(request):
+            return None
+        on_disk = models_on_disk(self.models_dir)
+        models = {request.model} if request.model is not None else set()
+        models = models or {
+            choose_model(self.catalog, on_disk, expert=expert, model=None).model for expert in self.catalog.experts
+        }
+        return self.open(models.pop()) if len(models) == 1 and models <= on_disk.keys() else None
+
+    async def resolve(self, request: ChatRequest, loaded_models: Collection[str] = ()) -> ResolvedRequest:
+        """Settle experts, model, prompt and room. ``loaded_models`` are what the college has in memory.
 
         Raises:
+            NotProvided: the client can provide what is missing.
             ModelMissing, ModelDamaged: there is no such name, or nothing on disk that could answer.
             UsageError: an unknown expert, a schema beyond the bounds, or a raw prompt that has nothing but white space.
             PromptTooLong: neither the model nor the expert's fallback has room for the prompt.
@@ -127,21 +134,39 @@ class RequestResolver:
             raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
         if request.raw and not any(message.content.strip() for message in request.messages):
             raise UsageError("the prompt is empty", "Give it some text.")
-        name, notes = (
-            await self._route(request.messages, resident_models) if request.name == AUTO else (request.name, [])
-        )
-        choice, (spec, slower) = await asyncio.to_thread(self._settle, name, request.expert)
-        messages, template = request.messages, choice.template
-        notes += [*choice.notes, slower] if slower else choice.notes
-        if request.raw:
-            template = RAW_TEMPLATE
-        elif choice.system_prompt.strip() and not any(message.role == "system" for message in messages):
-            messages = [ChatMessage("system", choice.system_prompt.strip()), *messages]
+        expert, model = self._named(request)
+        experts = [expert] if expert is not None else []
+        routing: Routing | None = None
+        notes: list[Note] = []
+        if self._is_routed(request):
+            experts, routing, notes = await self._route(request, loaded_models)
+            expert = experts[0]
+        choice, (spec, slower) = await asyncio.to_thread(self._settle, expert, model, request)
+        notes += [Note("fallback", text) for text in choice.notes]
+        notes += [Note("provider", slower)] if slower else []
+        messages, template = _prompt(request, choice)
         special = request.raw if request.allow_special_tokens is None else request.allow_special_tokens
-        fitting = await self._fit(spec, choice, _Wanted(messages, template, special))
+        fitting = await self._fit(spec, choice, _Wanted(messages, template, special), only=request.resolve_only)
         spec = fitting.spec
         if request.guidance is not None and request.guidance.kind == "json_schema":
             check_schema(msgspec.json.decode(request.guidance.data), slot_context(spec, self._profile))
+        notes += fitting.notes
+        notes += await self._memory_notes(spec)
+        decision = routing.decision if routing is not None else None
+        told = Resolved(
+            model=spec.name,
+            provider=spec.provider,
+            profile=self._profile.name,
+            expert=choice.expert,
+            experts=experts,
+            notes=notes,
+            context_length=slot_context(spec, self._profile),
+            prompt_tokens=fitting.tokens,
+            system=next((message.content for message in messages if message.role == "system"), ""),
+            plain=choice.template is not None,
+            parts=decision.parts if decision is not None and set(decision.parts) == set(experts) else {},
+            routing=routing,
+        )
         ask = ce.Ask(
             model=spec,
             messages=messages,
@@ -152,41 +177,78 @@ class RequestResolver:
             sampling=_within(request.sampling, spec),
             stop=request.stop,
             guidance=request.guidance,
+            priority=request.priority,
+            retries=request.retries,
+            whole=request.whole,
+            flush_s=request.flush_s,
         )
-        return ResolvedRequest(ask, choice.expert, notes + fitting.notes)
+        return ResolvedRequest(ask, told)
 
-    async def _route(self, messages: list[ChatMessage], resident_models: Collection[str]) -> tuple[str, list[str]]:
-        """The expert for the last question, and what is to be said about the choice."""
-        if not self.routing.enabled:
-            return GENERAL_EXPERT, []
-        question = next((m.content for m in reversed(messages) if m.role == "user"), "")
+    # --- who answers
+
+    def _named(self, request: ChatRequest) -> tuple[str | None, str | None]:
+        """Expert and model as the request names them."""
+        expert, model = request.expert, request.model
+        if request.name != AUTO and model is None:
+            if request.name in self.catalog.experts or request.name == expert:
+                expert = request.name
+            else:
+                model = request.name
+        if expert == AUTO or (expert is None and model is None):
+            expert = None if self._is_routed(request) else GENERAL_EXPERT
+        return expert, model
+
+    def _is_routed(self, request: ChatRequest) -> bool:
+        open_to_all = request.expert == AUTO or (
+            request.expert is None and request.model is None and request.name == AUTO
+        )
+        several = isinstance(request.experts, int) and request.experts > 1
+        return open_to_all and ((request.route and self.routing.enabled) or several)
+
+    async def _route(
+        self, request: ChatRequest, loaded_models: Collection[str]
+    ) -> tuple[list[str], Routing, list[Note]]:
+        """The experts for the last question, why, and what is to be said about it."""
+        question = next((m.content for m in reversed(request.messages) if m.role == "user"), "")
         try:
-            decision = await asyncio.to_thread(self.router.route, question)
-        except CoeError as error:
-            return GENERAL_EXPERT, [f"{error.message}, so {GENERAL_EXPERT} answers ({error.hint.rstrip('.')})"]
+            decision, latency_ms = await asyncio.to_thread(self.router.decide, question)
+        except Exception as error:  # whatever it is, the question is answered
+            if request.provides and isinstance(error, ModelMissing):
+                raise NotProvided(Needed("router", reason=error.message), error.message, error.hint) from error
+            known = isinstance(error, CoeError)
+            problem = error.message if isinstance(error, CoeError) else f"{type(error).__name__}: {error}"
+            remedy = error.hint.rstrip(".") if isinstance(error, CoeError) else "see `coe doctor`"
+            routing = Routing(None, 0.0, problem if known else f"routing failed ({problem})", remedy)
+            return [GENERAL_EXPERT], routing, [Note("routing", unrouted_note(routing, GENERAL_EXPERT))]
         if self.routing.prefer_resident:
             on_disk = await asyncio.to_thread(models_on_disk, self.models_dir)
-            decision = swap_aware(decision, self.catalog, on_disk, resident_models)
-        chosen = decision.experts[0].name
+            decision = swap_aware(decision, self.catalog, on_disk, loaded_models)
+        two = self.routing.two_experts or request.experts == "auto"
+        wanted = request.experts if isinstance(request.experts, int) else None
+        experts = experts_to_ask(wanted, decision, two_experts=two)
+        notes = []
         if decision.preferred_resident:
-            return chosen, [f"{chosen} answers because its model is loaded; {decision.ranking[0].name} is as likely"]
-        return chosen, []
+            likelier = decision.ranking[0].name
+            notes.append(Note("routing", f"{experts[0]} answers because its model is loaded; {likelier} is as likely"))
+        return experts, Routing(decision, latency_ms), notes
 
-    def _settle(self, name: str, words_of: str | None) -> tuple[Choice, tuple[ModelSpec, str]]:
+    def _settle(
+        self, expert: str | None, model: str | None, request: ChatRequest
+    ) -> tuple[Choice, tuple[ModelSpec, str]]:
         """Who answers, and the model; looks into folders, so not for the event loop's thread."""
-        choice = self._choose(name, words_of)
+        choice = self._choose(expert, model, request)
         return choice, self._open(choice.model)
 
-    def _choose(self, name: str, words_of: str | None) -> Choice:
-        """``words_of``: the expert in whose words a model answers."""
-        on_disk = models_on_disk(self.models_dir)
-        if name in self.catalog.experts or name == words_of:
-            choice = choose_model(self.catalog, on_disk, expert=name, model=None)
-        else:
-            choice = choose_model(self.catalog, on_disk, expert=words_of, model=name)
+    def _choose(self, expert: str | None, model: str | None, request: ChatRequest) -> Choice:
+        choice = choose_model(self.catalog, models_on_disk(self.models_dir), expert=expert, model=model)
         if choice.install:
-            raise ModelMissing(f"model `{choice.model}` is not on disk", f"Fetch it: coe models pull {choice.model}")
+            message, hint = f"model `{choice.model}` is not on disk", f"Fetch it: coe models pull {choice.model}"
+            if request.provides:
+                raise NotProvided(Needed("model", choice.model), message, hint)
+            raise ModelMissing(message, hint)
         return choice
+
+    # --- is there room
 
     async def _made(self, spec: ModelSpec, wanted: _Wanted) -> Prompt | None:
         """The prompt, or None where it fits whatever its tokens are: then the college makes it.
@@ -200,24 +262,43 @@ class RequestResolver:
         asked = Prepare(spec.name, str(spec.folder), wanted.messages, context, wanted.template, wanted.special)
         return await own().prepared(asked)
 
-    async def _fit(self, spec: ModelSpec, choice: Choice, wanted: _Wanted) -> _Fitting:
-        """The model that has room for the prompt: the chosen one, or the expert's fallback."""
+    async def _fit(self, spec: ModelSpec, choice: Choice, wanted: _Wanted, *, only: bool) -> _Fitting:
+        """The model that has room for the prompt: the chosen one, or the expert's fallback; ``only``: who has room or not."""
         try:
-            return _Fitting(spec, wanted.template, await self._made(spec, wanted), [])
+            prompt = await self._made(spec, wanted)
+            return _Fitting(spec, wanted.template, prompt, [], None if prompt is None else len(prompt.ids))
         except TooManyTokens as error:
-            if choice.fallback is None:
-                raise
+            if only:
+                return _Fitting(spec, wanted.template, None, [], error.tokens)
             too_long = error
+        tokens = f"{too_long.tokens}" if too_long.exact else f"at least {too_long.tokens}"
+        context = slot_context(spec, self._profile)
+        limits = (
+            f"profile {self._profile.name} allows {self._profile.context_length}, {spec.name} {spec.context_length}"
+        )
+        refusal = PromptTooLong(
+            f"the prompt has {tokens} tokens and the context is {context} ({limits})",
+            "Shorten the prompt, or choose a profile or a model with a longer context.",
+        )
+        if choice.fallback is None:
+            raise refusal
         other = await asyncio.to_thread(self.open, choice.fallback)
         instead = wanted._replace(template=RAW_TEMPLATE if wanted.template == RAW_TEMPLATE else None)
         try:
             prompt = await self._made(other, instead)
         except TooManyTokens:
-            raise too_long from None
-        context = slot_context(spec, self._profile)
-        tokens = f"{too_long.tokens}" if too_long.exact else f"at least {too_long.tokens}"
-        note = f"the prompt has {tokens} tokens and {spec.name} has room for {context}: {other.name} answers"
-        return _Fitting(other, instead.template, prompt, [note])
+            raise refusal from None
+        note = f"the prompt has {tokens} tokens and {spec.name} has room for {context}: {other.name} answers instead"
+        made = None if prompt is None else len(prompt.ids)
+        return _Fitting(other, instead.template, prompt, [Note("context", note)], made)
+
+    async def _memory_notes(self, spec: ModelSpec) -> list[Note]:
+        """What is to be said, once, before a model is loaded."""
+        if self._memory_warning is None or spec.name in self._warned:
+            return []
+        self._warned.add(spec.name)
+        text = await asyncio.to_thread(self._memory_warning, spec)
+        return [Note("memory", text)] if text else []
 
 
 class _Wanted(NamedTuple):
@@ -234,7 +315,24 @@ class _Fitting(NamedTuple):
     spec: ModelSpec
     template: str | None
     prompt: Prompt | None
-    notes: list[str]
+    notes: list[Note]
+    tokens: int | None
+
+
+def _prompt(request: ChatRequest, choice: Choice) -> tuple[list[ChatMessage], str | None]:
+    """Messages and template: with the expert's system prompt, unless the conversation says otherwise."""
+    if request.raw:
+        return request.messages, RAW_TEMPLATE
+    spoken = [message for message in request.messages if message.role != "system" or message.content.strip()]
+    own = choice.system_prompt.strip()
+    if own and not any(message.role == "system" for message in request.messages):
+        spoken.insert(0, ChatMessage("system", own))
+    return spoken, choice.template
+
+
+def unrouted_note(routing: Routing, expert: str) -> str:
+    """What the user is told when there is no decision."""
+    return f"{routing.problem}: {expert} answers ({routing.remedy})"
 
 
 def _within(sampling: Sampling, spec: ModelSpec) -> Sampling:

@@ -6,10 +6,14 @@ import contextlib
 
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college.resident import ResidentWorker
+from coe_cli.runtime.worker import worker_process
 
 
 class SpareWorker:
-    """One process at most. It holds no device memory, and some 60 MB of the machine's, beside the pool."""
+    """One process at most, at first the one that was started with the command line.
+
+    It holds no device memory, and some 60 MB of the machine's, beside the pool.
+    """
 
     def __init__(self, command: list[str] | None, threads: int | None = None) -> None:
         self._command, self._threads = command, threads
@@ -27,13 +31,16 @@ class SpareWorker:
         await self.end()
         worker = self._worker = ResidentWorker(self._command, self._threads)
         with contextlib.suppress(CoeError):
-            await worker.start()
+            worker.start()
 
     def take(self) -> ResidentWorker:
         """The spare one, or one that is still to be started."""
         worker, ready = self._worker, self._worker is not None and self._worker.alive
         if worker is None or not ready:
-            return ResidentWorker(self._command, self._threads)
+            fresh = ResidentWorker(self._command, self._threads)
+            if self._command is None and (early := worker_process.take()) is not None:
+                fresh.start(early)
+            return fresh
         self._worker = None
         return worker
 

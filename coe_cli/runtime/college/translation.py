@@ -10,7 +10,7 @@ from coe_cli.runtime.worker import protocol
 _WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
 
-def to_prepare(ask: ce.Ask | ce.AskByName, spec: ModelSpec, context_length: int) -> Prepare:
+def to_prepare(ask: ce.Ask, spec: ModelSpec, context_length: int) -> Prepare:
     """The prompt that the request needs, in a slot of ``context_length`` tokens."""
     return Prepare(
         model=spec.name,
@@ -22,7 +22,7 @@ def to_prepare(ask: ce.Ask | ce.AskByName, spec: ModelSpec, context_length: int)
     )
 
 
-def to_worker(request_id: int, ask: ce.Ask | ce.AskByName, prompt: Prompt, context_length: int) -> protocol.Generate:
+def to_worker(request_id: int, ask: ce.Ask, prompt: Prompt, context_length: int) -> protocol.Generate:
     """The request in a slot of ``context_length`` tokens."""
     return protocol.Generate(
         request_id=request_id,

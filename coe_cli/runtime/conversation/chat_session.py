@@ -5,26 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from msgspec import structs
-
 from coe_cli.core.answer import tokens_per_s
-from coe_cli.core.catalog import Catalog
 from coe_cli.core.conversations import Conversation, Exchange
-from coe_cli.core.model_spec import ModelSpec, models_on_disk
-from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.selection import Choice, choose_model, choose_profile
-from coe_cli.providers.installed import choose_provider, installed_providers
+from coe_cli.core.profile import ProfileSet
+from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.answerer import Answerer
-from coe_cli.runtime.college.costs import slot_context
+from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
 from coe_cli.runtime.college.thoughts import AnswerPieces
 from coe_cli.runtime.conversation import history
-from coe_cli.runtime.folders import folders
-from coe_cli.runtime.server.neighbour import tight
-from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
-
-Install = Callable[[Choice], ModelSpec]
 
 
 @dataclass
@@ -49,52 +38,44 @@ class ChatStats:
 class ChatSession:
     """Sends the whole conversation each turn: the slot's cache makes what is old in it cheap.
 
-    ``alone``: the answerer is in this process, beside any running college.
+    ``resolve`` says who would answer a request, and provides what that needs.
     """
 
     def __init__(
         self,
-        answerer: Answerer,
-        catalog: Catalog,
+        client: Client,
+        resolve: Callable[[ChatRequest], Resolved],
         profiles: ProfileSet,
-        install: Install,
         *,
-        profile: str | None = None,
         sampling: Sampling = Sampling(),
         max_tokens: int | None = None,
         no_log: bool = False,
-        alone: bool = False,
     ) -> None:
-        self._alone = alone
-        self._answerer = answerer
-        self._catalog = catalog
-        self._profiles = profiles
-        self._install = install
-        self._profile_name = profile
+        self._client, self._resolve, self._profiles = client, resolve, profiles
         self._sampling = sampling
         self._max_tokens = max_tokens
         self._no_log = no_log
         self._messages: list[ChatMessage] = []
         self._conversation_id: int | None = None
         self._own_system: str | None = None
-        self._choice: Choice
-        self._spec: ModelSpec
-        self._profile: HardwareProfile
+        self._named: tuple[str | None, str | None] = (None, None)
+        self._told: Resolved
+        self._role_system = ""
         self.stats = ChatStats()
         self.log_warning: str | None = None
 
     @property
     def model(self) -> str:
-        return self._spec.name
+        return self._told.model
 
     @property
     def expert(self) -> str | None:
-        return self._choice.expert
+        return self._told.expert
 
     @property
     def system(self) -> str:
         """The system prompt in force; empty for none."""
-        return (self._choice.system_prompt if self._own_system is None else self._own_system).strip()
+        return (self._role_system if self._own_system is None else self._own_system).strip()
 
     @system.setter
     def system(self, text: str | None) -> None:
@@ -106,21 +87,10 @@ class ChatSession:
         Raises:
             UsageError, ModelMissing, ModelDamaged: there is no such expert or no such model to be used.
         """
-        models_dir = folders().models
-        on_disk = models_on_disk(models_dir)
-        choice = choose_model(self._catalog, on_disk, expert=expert, model=model)
-        spec = self._install(choice) if choice.install else open_model(choice.model, on_disk[choice.model])
-        profile = choose_profile(self._profiles, self._profile_name, spec.provider)
-        provider, why = choose_provider(spec.name, spec.provider, profile, installed_providers())
-        notes = list(choice.notes)
-        if self._alone and (said := tight(spec, profile)):
-            notes.append(said)
-        if why.startswith("slower:"):
-            notes.append(why)
-            spec = structs.replace(spec, provider=provider)
-        self._choice, self._spec, self._profile = choice, spec, profile
-        self.stats.context_length = slot_context(spec, profile)
-        return notes
+        told = self._resolve(ChatRequest([], expert=expert, model=model, route=False))
+        self._told, self._named, self._role_system = told, (expert, model), told.system
+        self.stats.context_length = told.context_length
+        return told.warnings
 
     def resume(self, conversation: Conversation) -> None:
         """Go on with a conversation of the history."""
@@ -145,11 +115,13 @@ class ChatSession:
             CoeError: why there is no (whole) answer.
         """
         asked = [*self._messages, ChatMessage("user", question)]
-        system = [ChatMessage("system", self.system)] if self.system else []
-        request = ce.Ask(
-            self._spec,
+        system = [] if self._own_system is None else [ChatMessage("system", self._own_system)]
+        expert, model = self._named
+        request = ChatRequest(
             system + asked,
-            template=self._choice.template,
+            expert=expert,
+            model=model,
+            route=False,
             max_tokens=self._max_tokens,
             sampling=self._sampling,
         )
@@ -157,14 +129,16 @@ class ChatSession:
         reading: ce.Reading | None = None
         finished: ce.Finished | None = None
         text: list[str] = []
-        events = self._answerer.answer(request)
+        events = self._client.ask(request)
         try:
             for event in events:
                 for piece, is_thought in pieces.of(event):
                     if not is_thought:
                         text.append(piece)
                     yield piece, is_thought
-                if isinstance(event, ce.Reading):
+                if isinstance(event, Resolved):
+                    self._told = event
+                elif isinstance(event, ce.Reading):
                     reading = event
                 elif isinstance(event, ce.Finished):
                     finished = event
@@ -175,9 +149,7 @@ class ChatSession:
                 self._keep(asked, "".join(text), reading, finished)
             raise
         finally:
-            close = getattr(events, "close", None)
-            if close is not None:
-                close()
+            events.close()
         self._keep(asked, "".join(text), reading, finished)
 
     def _keep(
@@ -189,10 +161,10 @@ class ChatSession:
         exchange = Exchange(
             question=asked[-1].content,
             answer=answer,
-            model=self._spec.name,
-            expert=self._choice.expert,
-            provider=self._spec.provider,
-            profile=self._profile.name,
+            model=self._told.model,
+            expert=self._told.expert,
+            provider=self._told.provider,
+            profile=self._told.profile,
             system=self.system,
             finish_reason=finished.finish_reason if finished is not None else "cancelled",
             prompt_tokens=reading.prompt_tokens if reading is not None else None,

@@ -23,8 +23,9 @@ from coe_cli.errors import CoeError, ModelMissing, from_code
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import RowFailure
 from coe_cli.runtime.college.collecting import About, Collector, broken_off
-from coe_cli.runtime.college.college import College, CollegeSettings
-from coe_cli.runtime.college.college_events import Ask
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.college_events import Again, Ask
+from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.meter import Unmeasured
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.store.model_store import open_model
@@ -79,15 +80,17 @@ class ModelActor:
             return RowFailure.of(error)
         return socket.gethostname()
 
-    async def answer(self, row: RowToAnswer) -> Answer | RowFailure:
-        """The whole answer of one row, or why there is none."""
+    async def answer(self, row: RowToAnswer) -> tuple[Answer | RowFailure, int]:
+        """The whole answer of one row, or why there is none; and how often the college began it."""
         self._running += 1
+        begun: list[None] = [None]
         try:
-            return await self._answer(row)
+            return await self._answer(row, begun), len(begun)
         except CoeError as error:
-            return RowFailure.of(error)
+            return RowFailure.of(error), len(begun)
         except Exception as error:  # a bug must cost this row and not the batch
-            return RowFailure.of(from_code("unexpected", f"{type(error).__name__}: {error}", "Please report it."))
+            unexpected = from_code("unexpected", f"{type(error).__name__}: {error}", "Please report it.")
+            return RowFailure.of(unexpected), len(begun)
         finally:
             self._running -= 1
             self._asked_at = time.monotonic()
@@ -99,7 +102,7 @@ class ModelActor:
         await self._end()
         return True
 
-    async def _answer(self, row: RowToAnswer) -> Answer:
+    async def _answer(self, row: RowToAnswer, begun: list[None]) -> Answer:
         spec = self._open()
         if self._college is None:
             settings, cores = self._settings, worker_threads()
@@ -116,6 +119,8 @@ class ModelActor:
         collector, answer = Collector(about, splits_thinking=row.splits_thinking), None
         async with contextlib.aclosing(self._college.ask(structs.replace(row.ask, model=spec))) as events:
             async for event in events:
+                if isinstance(event, Again):
+                    begun.append(None)
                 answer = collector.feed(event)
         if answer is None:
             raise broken_off()

@@ -30,7 +30,6 @@ from coe_cli.runtime.batch.batch_engine import (
     RowFailure,
     RowResult,
     RowSource,
-    worth_retrying,
 )
 from coe_cli.runtime.fleet.ray_actor import ModelActor, RowToAnswer
 from coe_cli.runtime.fleet.ray_cluster import RayCluster
@@ -51,11 +50,10 @@ _CONTENT_S = 15.0
 class _Row:
     """A row that was taken and has no result yet."""
 
-    __slots__ = ("attempts", "losses", "prepared", "replica")
+    __slots__ = ("losses", "prepared", "replica")
 
     def __init__(self, prepared: PreparedRow) -> None:
         self.prepared = prepared
-        self.attempts = 0
         self.losses = 0
         self.replica: _Replica | None = None
 
@@ -163,10 +161,10 @@ class RayEngine:
         return _Row(taken) if isinstance(taken, PreparedRow) else taken
 
     def _ask(self, replica: _Replica, row: _Row) -> None:
-        row.attempts += 1
         row.replica = replica
         ask = row.prepared.ask
-        stripped = structs.replace(ask, model=structs.replace(ask.model, folder=None), whole=True)
+        spec = structs.replace(ask.model, folder=None)
+        stripped = structs.replace(ask, model=spec, whole=True, retries=self._retries)
         prepared = row.prepared
         row_to_answer = RowToAnswer(stripped, prepared.expert, prepared.notes, prepared.splits_thinking)
         reference = replica.handle.answer.remote(row_to_answer)
@@ -195,12 +193,12 @@ class RayEngine:
         assert row.replica is not None
         replica, prepared = row.replica, row.prepared
         replica.running -= 1
+        attempts = 1
         try:
-            outcome = self._ray.get(reference)
+            outcome, attempts = self._ray.get(reference)
         except self._ray.exceptions.RayActorError:
             self._lose(replica)
             row.losses += 1
-            row.attempts -= 1
             if row.losses < _MOST_LOSSES:
                 self._again.setdefault(replica.model, deque()).append(row)
                 return None
@@ -209,13 +207,9 @@ class RayEngine:
         except self._ray.exceptions.RayError as error:
             text = str(error).splitlines()[-1] if str(error) else type(error).__name__
             outcome = RowFailure.of(from_code("unexpected", f"Ray: {text}", "Please report it."))
-        attempts = max(1, row.attempts)
         if isinstance(outcome, Answer):
             self._completion_tokens += outcome.usage.completion_tokens
             return RowResult(prepared.line, replica.model, prepared.expert, outcome, None, attempts)
-        if attempts <= self._retries and not self._stopping and worth_retrying(from_code(outcome.code, "")):
-            self._again.setdefault(replica.model, deque()).append(row)
-            return None
         return RowResult(prepared.line, replica.model, prepared.expert, None, outcome, attempts)
 
     # --- actors
@@ -359,7 +353,7 @@ class RayEngine:
             if isinstance(row, RowResult):
                 yield row
             else:
-                yield RowResult(row.prepared.line, model, row.prepared.expert, None, failure, max(1, row.attempts))
+                yield RowResult(row.prepared.line, model, row.prepared.expert, None, failure)
 
     def _placeable(self, source: RowSource, model: str) -> bool:
         """Whether some node could hold the model if it were empty."""
@@ -381,7 +375,6 @@ class RayEngine:
             running=len(self._answers),
             loads=self._loads,
             completion_tokens=self._completion_tokens,
-            notices=list(self._notices),
         )
 
     def _quietly(self, act: Callable[..., object], *arguments: object) -> None:

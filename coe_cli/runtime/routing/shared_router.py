@@ -35,6 +35,16 @@ class SharedRouter:
         """
         return self.route_many([text])[0]
 
+    def decide(self, text: str) -> tuple[Decision, float]:
+        """The decision for one question, and the milliseconds that it took without what had to be loaded first.
+
+        Raises:
+            ModelMissing: see ``route``.
+        """
+        router = self._router(examples_digest(self._catalog))
+        begin = time.perf_counter()
+        return router.route(text), (time.perf_counter() - begin) * 1000
+
     def route_many(self, texts: Sequence[str]) -> list[Decision]:
         """The decisions for ``texts``, in their order.
 

@@ -20,6 +20,7 @@ from coe_cli.core.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, UsageError, from_code
 from coe_cli.package import start_code
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.server import pid_file, rendezvous
 from coe_cli.runtime.server.route_messages import RouteAnswer, RouteRequest
@@ -72,6 +73,7 @@ def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START
             code = process.poll()
             client = find()
             if client is not None:
+                client.started = True
                 return client
             if code is not None:
                 raise _why_not(folder, code)
@@ -79,10 +81,24 @@ def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START
     raise TimedOut(f"the college did not start within {timeout_s:g} s", f"See {folder / _START_LOG}.")
 
 
-def reach(options: ServeOptions) -> tuple[CollegeClient | None, str]:
-    """The college that serves with these settings, started if none runs; or None, and why there is no such college."""
+def running() -> CollegeClient | None:
+    """The college of this user by its state file and its lock alone, without a request.
+
+    The system frees the lock with the college's process, so while it is held nobody else can listen on its port.
+    """
+    folder = folders().state
+    state = rendezvous.read_state(folder)
+    return CollegeClient(state) if state is not None and rendezvous.college_lives(folder) else None
+
+
+def reach(options: ServeOptions, *, proven: bool = False) -> tuple[CollegeClient | None, str]:
+    """The college that serves with these settings, started if none runs; or None, and why there is no such college.
+
+    ``proven``: one that runs is asked first whether it takes requests.
+    """
     try:
-        client = find_or_start(options)
+        client = None if proven else running()
+        client = client or find_or_start(options)
     except CoeError as error:
         return None, f"no college could be started ({error.message})"
     state, other = client.state, ""
@@ -137,8 +153,14 @@ def _why_not(folder: Path, code: int) -> CoeError:
     )
 
 
+class CollegeGone(DeviceLost):
+    """The college ended in the middle of an answer."""
+
+
 class CollegeClient:
-    """One connection to a college; not for several threads."""
+    """One connection to a college; not for several threads. ``started``: it was started for this connection."""
+
+    started = False
 
     def __init__(self, state: rendezvous.CollegeState) -> None:
         self.state = state
@@ -160,15 +182,17 @@ class CollegeClient:
         expected = rendezvous.proof(self.state.token, nonce)
         return isinstance(answer, dict) and answer.get("proof") == expected and answer.get("status") == "ok"
 
-    def stream_chat(self, ask: ce.AskByName, timeout_s: float | None = None) -> Iterator[ce.CollegeEvent]:
-        """Events of one answer, ending with ``Finished``. Closing the iterator, or the process's end, cancels it.
+    def ask(self, request: ChatRequest, timeout_s: float | None = None) -> Iterator[ce.CollegeEvent]:
+        """Events of one answer, ending with ``Finished``, or with ``Needed``, or with ``Resolved`` where nothing follows.
+
+        Closing the iterator, or the process's end, cancels it.
 
         Raises:
-            CoeError: as ``College.ask``; DeviceLost when the college itself goes away in mid-answer.
+            CoeError: as ``college.answering``; DeviceLost when the college itself goes away in mid-answer.
             TimedOut: nothing came for ``timeout_s`` seconds.
         """
         try:
-            response = self._request("POST", "/coe/ask", msgspec.json.encode(ask), timeout_s)
+            response = self._request("POST", "/coe/ask", msgspec.json.encode(request), timeout_s)
             silent_s = 0
             while line := response.readline(_MAX_LINE_BYTES):
                 if line == b"\n":  # comes each second; counted, since the reader itself may have paused
@@ -183,7 +207,7 @@ class CollegeClient:
                     error.__dict__["retry_after_s"] = event.retry_after_s
                     raise error
                 yield event
-                if isinstance(event, ce.Finished):
+                if isinstance(event, ce.Finished | Needed) or (isinstance(event, Resolved) and event.ends(request)):
                     response.read()
                     return
             raise self._gone()
@@ -261,8 +285,8 @@ class CollegeClient:
             raise _refusal(response.status, response.read(_MAX_LINE_BYTES))
         return response
 
-    def _gone(self) -> DeviceLost:
-        return DeviceLost("the college ended in the middle of it", "Ask again; see `coe ps`.")
+    def _gone(self) -> CollegeGone:
+        return CollegeGone("the college ended in the middle of it", "Ask again; see `coe ps`.")
 
 
 def _refusal(status: int, body: bytes) -> CoeError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.errors import CoeError, ModelMissing
-from coe_cli.runtime.college.resolver import AUTO
+from coe_cli.runtime.college.chat_request import AUTO
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.routing.embedder import Embedder
 from coe_cli.runtime.routing.shared_router import SharedRouter

@@ -17,7 +17,7 @@ from coe_cli.core.answer_schema import check_schema
 from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
 from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.errors import UsageError
-from coe_cli.runtime.college.resolver import ChatRequest
+from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
 _SEEDS = SEED.most + 1
@@ -162,8 +162,8 @@ class ChatCompletionRequest(_Generation):
     def chat_request(self) -> ChatRequest:
         """What is asked of the resolver."""
         return ChatRequest(
-            self.model,
             [message.plain() for message in self.messages],
+            name=self.model,
             max_tokens=self.max_completion_tokens or self.max_tokens,
             sampling=self.sampling,
             stop=self.stops,
@@ -183,8 +183,8 @@ class CompletionRequest(_Generation):
         """What is asked of the resolver: the bare text, past the chat template."""
         text = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
         return ChatRequest(
-            self.model,
             [ChatMessage("user", text)],
+            name=self.model,
             raw=True,
             max_tokens=self.max_tokens,
             sampling=self.sampling,

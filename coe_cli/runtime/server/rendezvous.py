@@ -179,6 +179,19 @@ def college_lives(folder: Path) -> bool:
 
 def is_held(lock_file: Path) -> bool:
     """Whether some process holds a lock; it is held for a moment to see that."""
+    if sys.platform != "win32":  # importing filelock takes longer than an answer's first token may
+        import fcntl
+
+        try:
+            with lock_file.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:  # said below
+            pass
     lock = _acquired(lock_file, 0.0)
     if lock is None:
         return True

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
@@ -23,27 +24,25 @@ from typing import Any
 import msgspec
 
 from coe_cli import __version__
-from coe_cli.core.catalog import Catalog
 from coe_cli.core.college_status import CollegeStatus
 from coe_cli.core.duration import parse_duration_s
-from coe_cli.core.model_spec import models_on_disk, spec_from_folder
-from coe_cli.core.profile import HardwareProfile, ProfileSet
+from coe_cli.core.profile import HardwareProfile
 from coe_cli.core.scheduler_state import pool_from_profile
-from coe_cli.core.selection import choose_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError, explained
 from coe_cli.interrupts import on_interrupt
 from coe_cli.replacing import move
-from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.college_profile import college_profile
+from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.meter import meter_for
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.college.resolver import RequestResolver
-from coe_cli.runtime.folders import Folders, folders
+from coe_cli.runtime.folders import folders
 from coe_cli.runtime.prompts.prompts import own
-from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server import pid_file, rendezvous
-from coe_cli.runtime.server.claims import claims, device_of, elsewhere
+from coe_cli.runtime.server.device import device_of
 from coe_cli.runtime.server.guard import is_loopback
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.server import ACCESS_LOG, PROMPT_LOG, Server
@@ -83,6 +82,8 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
     profiles, catalog = read_profiles(files[0]), read_catalog(files[1])
     where = folders()
     profile = college_profile(profiles, options.profile, catalog, where)
+    if options.slots is not None:
+        profile = msgspec.structs.replace(profile, max_concurrent_slots=options.slots)
     folder = rendezvous.private_folder(where.state)
     lock = rendezvous.hold_college_lock(folder)
     if lock is None:
@@ -116,31 +117,6 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
         lock.release()
 
 
-def college_profile(profiles: ProfileSet, name: str | None, catalog: Catalog, where: Folders) -> HardwareProfile:
-    """The named profile; else the default one if a model on disk is for its provider, else one that some model is for.
-
-    Its fixed part has the embedder's memory as it was measured, where it was.
-
-    Raises:
-        ProfileInvalid: no profile has that name.
-    """
-    return with_measured_embedder(_profile_of_the_file(profiles, name, catalog, where.models), where)
-
-
-def _profile_of_the_file(profiles: ProfileSet, name: str | None, catalog: Catalog, models_dir: Path) -> HardwareProfile:
-    if name is not None:
-        return profiles.select(name)
-    default = profiles.select(None)
-    providers = []
-    for model, folder in models_on_disk(models_dir).items():
-        with contextlib.suppress(CoeError):
-            providers.append(spec_from_folder(model, folder).provider)
-    if default.provider in providers:
-        return default
-    provider = providers[0] if providers else catalog.models[catalog.default_model].provider
-    return choose_profile(profiles, None, provider)
-
-
 class _Process:
     """One run of the server around one college."""
 
@@ -159,6 +135,8 @@ class _Process:
         self._failure: Exception | None = None
 
     async def run(self, folder: Path, on_ready: Callable[[str], None], observer: Observer | None) -> None:
+        if self._options.open_router and self._resolver.routing.enabled:
+            threading.Thread(target=self._open_router, daemon=True).start()
         import uvicorn
 
         from coe_cli.runtime.server.connections import SPARE_CONNECTIONS, bounded_protocol
@@ -167,11 +145,11 @@ class _Process:
         device = device_of(self._profile)
         settings = CollegeSettings(
             pool,
-            cost_in(self._profile),
+            cost_in(self._profile, self._resolver.catalog),
             recorder=Recorder(),
             keep_spare=True,
             prompts=own().start(),
-            elsewhere=lambda: elsewhere(claims(folder, device), pool.pool_mb),
+            replicas=self._options.replicas,
         )
         self._college = College(settings, meter_for(self._profile))
         self._server = Server(
@@ -252,8 +230,11 @@ class _Process:
             await self._server.openai()
             if not self._resolver.routing.enabled:
                 return
-            with contextlib.suppress(CoeError):  # where none is prepared, `auto` says so when it is asked for
-                await asyncio.to_thread(self._resolver.router.route, "warm up")
+            await asyncio.to_thread(self._open_router)
+
+    def _open_router(self) -> None:
+        with contextlib.suppress(CoeError):  # where none is prepared, `auto` says so when it is asked for
+            self._resolver.router.route("warm up")
 
     async def _end_when_idle(self) -> None:
         wished = self._options.keep_alive

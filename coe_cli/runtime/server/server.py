@@ -23,6 +23,8 @@ from coe_cli.core.college_status import CollegeStatus, ModelLine, PressureLine
 from coe_cli.core.scheduler_state import Snapshot
 from coe_cli.errors import Busy, CoeError, Draining, explained
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.answering import answer
+from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server.guard import BodyBudget, Guard, Headers, replay
@@ -173,10 +175,10 @@ class Server:
         With ``?nonce=`` also the proof that it is the state file's college.
         """
         nonce = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
-        answer = {"status": "draining" if self.draining else "ok", "version": __version__}
+        health = {"status": "draining" if self.draining else "ok", "version": __version__}
         if nonce and len(nonce) <= _MAX_NONCE:
-            answer["proof"] = proof(self.state.token, nonce)
-        await send_json(send, 503 if self.draining else 200, answer)
+            health["proof"] = proof(self.state.token, nonce)
+        await send_json(send, 503 if self.draining else 200, health)
 
     async def _metrics(self, send: Send) -> None:
         from coe_cli.runtime.server.metrics import prometheus_text
@@ -202,7 +204,7 @@ class Server:
 
     async def _answer_own(self, path: str, body: bytes, receive: Receive, send: Send) -> None:
         if path == "/coe/ask":
-            request = _decode(body, ce.AskByName)
+            request = _decode(body, ChatRequest)
             if self._log_prompts:
                 PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
             await until_client_goes(receive, lambda: self._ask(request, send))
@@ -223,7 +225,7 @@ class Server:
             self.college.unload(model)
             await send_json(send, 202, line)
 
-    async def _ask(self, request: ce.AskByName, send: Send) -> None:
+    async def _ask(self, request: ChatRequest, send: Send) -> None:
         """Events of one answer, one JSON object a line, errors among them; an empty line each second."""
         headers = [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -233,10 +235,9 @@ class Server:
         finally:
             heartbeat.cancel()
 
-    async def _send_events(self, request: ce.AskByName, send: Send) -> None:
+    async def _send_events(self, request: ChatRequest, send: Send) -> None:
         try:
-            ask = request.of(await asyncio.to_thread(self.resolver.open, request.model))
-            async with contextlib.aclosing(self.college.ask(ask)) as events:
+            async with contextlib.aclosing(answer(self.college, self.resolver, request)) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": _encode(event) + b"\n", "more_body": True})
         except Exception as failure:
@@ -285,8 +286,6 @@ class Server:
             queue_length=pool.queue_length,
             notices=list(self.college.notices),
             device=self.device,
-            elsewhere_mb=round(pool.elsewhere_mb, 1),
-            elsewhere_by=pool.elsewhere_by,
         )
 
     async def statuses(self, interval_s: float) -> AsyncIterator[CollegeStatus]:

@@ -257,12 +257,14 @@ class HttpAnswer:
 
     @property
     def _notes(self) -> list[str]:
-        return self._resolved.notes + (self._reading.notes if self._reading is not None else [])
+        return [note.text for note in self._resolved.told.notes] + (
+            self._reading.notes if self._reading is not None else []
+        )
 
     def _coe(self) -> dict[str, Any]:
         reading = self._reading
         return {
-            "expert": self._resolved.expert,
+            "expert": self._resolved.told.expert,
             "model": self._resolved.ask.model.name,
             "load_s": reading.load_s if reading else None,
             "reused_tokens": reading.reused_tokens if reading else 0,

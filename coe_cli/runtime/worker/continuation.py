@@ -37,7 +37,7 @@ def continue_prompts(
         pieces = [_continue(worker, number, ids, context, max_tokens, timeout_s) for number, ids in enumerate(prompted)]
         return version, pieces
     except OutOfMemory as error:
-        from coe_cli.runtime.server.neighbour import out_of_memory_hint
+        from coe_cli.runtime.server.running_college import out_of_memory_hint
 
         raise OutOfMemory(error.message, out_of_memory_hint(error.hint)) from error
     finally:

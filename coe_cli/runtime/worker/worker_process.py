@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -51,6 +52,9 @@ def kill_told(told_pid: int | None, started_pid: int) -> None:
             os.kill(told_pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
+Subscriber = Callable[[protocol.FromWorker | None], None]
+
+
 class WorkerProcess:
     """A running worker. The process starts at once; it imports OGA while the caller goes on.
 
@@ -58,23 +62,33 @@ class WorkerProcess:
     """
 
     def __init__(self, command: list[str] | None = None) -> None:
-        self._log = ProcessLog()
-        flags: dict[str, Any] = {"creationflags": 0x00000200} if sys.platform == "win32" else {}
-        # CREATE_NEW_PROCESS_GROUP: Ctrl-C reaches coe alone, which then decides; elsewhere the worker ignores SIGINT.
+        self.log = ProcessLog()
+        self.channel_problem: Exception | None = None
+        """Set before the channel's end is heard of, where the worker wrote something else than the protocol."""
+        self._messages: queue.SimpleQueue[protocol.FromWorker | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._subscriber: Subscriber = self._messages.put
+        self._handing_on = threading.Lock()
+        self._killed = False
+        self._told_pid: int | None = None
+        # A group of its own (on Windows CREATE_NEW_PROCESS_GROUP): Ctrl-C reaches coe alone, and what a worker starts
+        # ends with it.
+        flags: dict[str, Any] = (
+            {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
+        )
         with interrupt_put_off():
             self._process = subprocess.Popen(
                 command or worker_command(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._log.file,
+                stderr=self.log.file,
                 env=worker_environment(),
                 **flags,
             )
             _living.add(self)
         end_with_us(self._process.pid)
-        self._told_pid: int | None = None
-        self._messages: queue.SimpleQueue[protocol.FromWorker | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._write, daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -85,11 +99,21 @@ class WorkerProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """As ``subprocess`` has it; None while the process runs."""
+        return self._process.poll()
+
     def send(self, message: protocol.Message) -> None:
-        """Send one message; a worker that is gone is noticed by ``receive``, which may still have its last words."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):
-            protocol.write(self._process.stdin, message)  # type: ignore[arg-type]
+        """Queue one message, for a worker in mid-prefill reads nothing; one that is gone is noticed by its last words."""
+        self._outbox.put(protocol.frame(message))
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Hand each message to ``subscriber`` from a thread, and None at the channel's end; ``receive`` is of no use then."""
+        with self._handing_on:
+            self._subscriber = subscriber
+            while not self._messages.empty():
+                subscriber(self._messages.get())
 
     def receive(self, timeout_s: float | None = None) -> protocol.FromWorker:
         """The next message.
@@ -101,8 +125,7 @@ class WorkerProcess:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            if _interrupted.is_set():
-                raise KeyboardInterrupt
+            check_interrupted()
             left_s = _LOOK_UP_S if deadline is None else min(_LOOK_UP_S, max(0.0, deadline - time.monotonic()))
             try:
                 message = self._messages.get(timeout=left_s)
@@ -123,35 +146,68 @@ class WorkerProcess:
         """The error that says how the worker ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_EXIT_WAIT_S)
-        return worker_death("the worker", self._process.returncode, self._log)
+        return worker_death("the worker", self._process.returncode, self.log)
+
+    def kill_now(self) -> None:
+        """SIGKILL to the process and to what it started, which may outlive it and hold its channel open."""
+        if self._killed:
+            return
+        self._killed = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill_told(self._told_pid, self._process.pid)
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """End the process now and wait for it; safe to call more than once."""
-        if self.alive:
-            kill_told(self._told_pid, self._process.pid)
-            self._process.kill()
+        self.kill_now()
         self._process.wait()
+        self.release()
+
+    def release(self) -> None:
+        """Give back what is held for a process that has ended."""
         _living.discard(self)
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError, ValueError):
-                if stream is not None:
-                    stream.close()
+        self._outbox.put(None)
+        if os.environ.get("COE_DEBUG"):
+            sys.stderr.write(self.stderr_tail())
+        self.log.close()
 
     def stderr_tail(self) -> str:
         """The end of what the worker printed on stderr."""
-        return "".join(f"{line}\n" for line in self._log.tail())
+        return "".join(f"{line}\n" for line in self.log.tail())
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
+        stdout = self._process.stdout
+        assert stdout is not None
         try:
-            while (message := protocol.read_from_worker(self._process.stdout)) is not None:  # type: ignore[arg-type]
+            while (message := protocol.read_from_worker(stdout)) is not None:  # type: ignore[arg-type]
                 if isinstance(message, protocol.Hello):
                     self._told_pid = message.pid
                     end_with_us(message.pid)
-                self._messages.put(message)
-        except (OSError, ValueError, msgspec.MsgspecError):
+                self._hand_on(message)
+        except msgspec.MsgspecError as error:
+            self.channel_problem = error
+        except (OSError, ValueError):
             pass
-        self._messages.put(None)
+        self._hand_on(None)
+        with contextlib.suppress(OSError):
+            stdout.close()
+
+    def _hand_on(self, message: protocol.FromWorker | None) -> None:
+        with self._handing_on:
+            self._subscriber(message)
+
+    def _write(self) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            while (frame := self._outbox.get()) is not None:
+                stdin.write(frame)
+                stdin.flush()
+        with contextlib.suppress(OSError, ValueError):
+            stdin.close()
 
 
 _living: set[WorkerProcess] = set()
@@ -172,11 +228,20 @@ def start_early() -> None:
     _early = WorkerProcess()
 
 
-def take() -> WorkerProcess:
-    """The worker that was started early, or a new one."""
+def check_interrupted() -> None:
+    """
+    Raises:
+        KeyboardInterrupt: Ctrl-C, even if it was lost earlier on.
+    """
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def take() -> WorkerProcess | None:
+    """The worker that was started early, if there is one."""
     global _early
     worker, _early = _early, None
-    return worker if worker is not None and worker.alive else WorkerProcess()
+    return worker if worker is not None and worker.alive else None
 
 
 def end_all() -> None:

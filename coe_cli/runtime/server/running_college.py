@@ -1,4 +1,4 @@
-"""The running college as a neighbour in memory, for commands that run a model in a process of their own."""
+"""What the running college keeps in memory, for commands that run a model in a process of their own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 
 from msgspec import structs
 
-from coe_cli.core.college_status import CollegeStatus
+from coe_cli.core.college_status import CollegeStatus, ModelLine
 from coe_cli.core.model_spec import ModelSpec
 from coe_cli.core.names import joined
 from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.sharing import held_mb
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.server.claims import device_of
+from coe_cli.runtime.server.device import device_of
 from coe_cli.runtime.server.rendezvous import read_state
 
 
@@ -38,13 +37,18 @@ def college_mb(status: CollegeStatus) -> float:
     return sum(map(held_mb, status.models))
 
 
+def held_mb(line: ModelLine) -> float:
+    """What a model of the college holds, as it is counted or as it was measured."""
+    return max(line.held_mb, line.reserved_mb, line.measured_mb or 0.0)
+
+
 def kept(status: CollegeStatus) -> str:
     """``the running college keeps 336 MB for `a` and `b```, or an empty text where it keeps none."""
     names = joined([f"`{line.name}`" for line in status.models])
     return f"the running college keeps {college_mb(status):.0f} MB for {names}" if names else ""
 
 
-def tight(spec: ModelSpec, profile: HardwareProfile) -> str:
+def low_memory_warning(spec: ModelSpec, profile: HardwareProfile) -> str:
     """What to say before ``spec`` is loaded beside the college, where both do not fit the profile's budget."""
     status = college_on(device_of(profile))
     if not status.models:

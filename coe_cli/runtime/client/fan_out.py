@@ -1,0 +1,101 @@
+"""Several experts asked at once. How many of them run side by side is the college's decision: each has its request."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from coe_cli.core.answer import Answer
+from coe_cli.core.synthesis import Draft, draft_of, failed_draft
+from coe_cli.errors import CoeError
+from coe_cli.runtime.client.client import Client
+from coe_cli.runtime.college.chat_request import ChatRequest
+from coe_cli.runtime.college.collecting import collect
+
+_LOOK_UP_S = 0.2
+
+
+class Job(NamedTuple):
+    """One request to one expert; ``problem`` is set where it cannot even be asked. ``model`` is the one it was to have."""
+
+    expert: str
+    model: str
+    provider: str
+    request: ChatRequest
+    problem: CoeError | None = None
+
+
+class Board(Protocol):
+    """Hears of all drafts while they are made, from several threads; ``number`` is the job's place."""
+
+    def phase(self, number: int, name: str, worker_pid: int) -> None: ...
+
+    def wrote(self, number: int, tokens: int) -> None: ...
+
+    def piece(self, number: int, text: str, *, is_thinking: bool) -> None: ...
+
+    def done(self, number: int, draft: Draft) -> None: ...
+
+
+def consult(jobs: Sequence[Job], client: Client, board: Board) -> list[Draft]:
+    """Every job's draft, in the order of ``jobs``; a job that fails gives a draft with its error.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what was running has been cancelled.
+    """
+    finished: queue.SimpleQueue[tuple[int, Draft | BaseException]] = queue.SimpleQueue()
+    try:
+        for number, job in enumerate(jobs):
+            threading.Thread(target=_run, args=(number, job, client, board, finished), daemon=True).start()
+        # In a function of its own: an interrupt at the jump back to a loop's head may miss the handlers around the loop.
+        return _gather(len(jobs), finished, board)
+    except BaseException:
+        client.close()
+        raise
+
+
+def _gather(jobs: int, finished: queue.SimpleQueue[tuple[int, Draft | BaseException]], board: Board) -> list[Draft]:
+    drafts: dict[int, Draft] = {}
+    while len(drafts) < jobs:
+        try:
+            # Woken now and then, since a wait without an end does not see Ctrl-C on Windows.
+            number, draft = finished.get(timeout=_LOOK_UP_S)
+        except queue.Empty:
+            continue
+        if isinstance(draft, BaseException):
+            raise draft
+        drafts[number] = draft
+        board.done(number, draft)
+    return [drafts[number] for number in range(jobs)]
+
+
+def _run(
+    number: int, job: Job, client: Client, board: Board, finished: queue.SimpleQueue[tuple[int, Draft | BaseException]]
+) -> None:
+    try:
+        if job.problem is not None:
+            raise job.problem
+        with contextlib.closing(client.ask(job.request)) as events:
+            answer: Answer = collect(events, None, _Listener(board, number))
+        finished.put((number, draft_of(answer)))
+    except CoeError as error:
+        finished.put((number, failed_draft(job.expert, job.model, job.provider, error, [])))
+    except BaseException as error:
+        finished.put((number, error))
+
+
+class _Listener:
+    def __init__(self, board: Board, number: int) -> None:
+        self._board, self._number = board, number
+
+    def phase(self, name: str, worker_pid: int) -> None:
+        self._board.phase(self._number, name, worker_pid)
+
+    def wrote(self, tokens: int) -> None:
+        self._board.wrote(self._number, tokens)
+
+    def piece(self, text: str, *, is_thinking: bool) -> None:
+        self._board.piece(self._number, text, is_thinking=is_thinking)

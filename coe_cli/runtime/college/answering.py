@@ -1,0 +1,40 @@
+"""One answer of a college, from what a client asks for to the last event. Every way to an answer goes through here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+from coe_cli.errors import CoeError
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.chat_request import ChatRequest
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.resolver import NotProvided, RequestResolver
+
+
+async def answer(
+    college: College, resolver: RequestResolver, request: ChatRequest
+) -> AsyncGenerator[ce.CollegeEvent, None]:
+    """``Resolved`` and then the events of one answer, ending with ``Finished``; or only the first of them.
+
+    Where only one model can answer it is loaded while the question is routed. Closing the iterator cancels the answer.
+
+    Raises:
+        CoeError: as ``RequestResolver.resolve`` and ``College.ask``.
+    """
+    with contextlib.suppress(CoeError):  # what is wrong with it is said when it is asked
+        early = None if request.resolve_only else await asyncio.to_thread(resolver.only_model, request)
+        if early is not None:
+            college.expect(early)
+    try:
+        resolved = await resolver.resolve(request, college.resident_models)
+    except NotProvided as missing:
+        yield missing.needed
+        return
+    yield resolved.told
+    if resolved.told.ends(request):
+        return
+    async with contextlib.aclosing(college.ask(resolved.ask)) as events:
+        async for event in events:
+            yield event

@@ -1,0 +1,112 @@
+"""What a client asks of a college, and the college's first word on it: who answers and why."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from coe_cli.core.limits import MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
+from coe_cli.core.profile import Provider
+from coe_cli.core.router import Decision
+from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, Guidance, Sampling
+
+Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
+AUTO: Final = "auto"
+
+ExpertCount: TypeAlias = int | Literal["auto"] | None
+"""How many experts the client can join: so many, as many as the router finds, or None: those, if the profile wants two."""
+
+
+class ChatRequest(Struct, frozen=True):
+    """One question with the conversation before it. Without ``expert`` and ``model`` the router chooses.
+
+    ``name`` is an expert's or a model's, as in OpenAI's ``model`` field, or `auto`. ``model`` and ``expert`` say which of
+    the two is meant; with both, the model answers with the expert's system prompt, and ``expert`` may be `auto` beside a
+    model. ``route`` false: the general reasoner answers instead of whom the router would choose.
+
+    ``retries``: so often the college starts the answer again after its worker was lost, where nothing of it was delivered.
+
+    ``messages``: a blank system message means none; without one the expert's own comes first. ``raw``: the prompt goes
+    past the chat template. ``priority``: one step is worth ten seconds of waiting. ``whole``: no text is handed on before
+    the end, so that the answer can start again however far it was. ``flush_s`` as in ``protocol.Generate``.
+
+    ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
+
+    ``resolve_only``: nothing follows the ``Resolved``, and a prompt without room is no error. ``provides``: the client can
+    install a model and prepare the router; it is then told to with ``Needed``.
+    """
+
+    messages: list[ChatMessage]
+    name: str = AUTO
+    expert: str | None = None
+    model: str | None = None
+    experts: ExpertCount = 1
+    route: bool = True
+    raw: bool = False
+    max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
+    sampling: Sampling = Sampling()
+    stop: Annotated[list[Stop], Meta(max_length=STOPS_MOST)] = []
+    guidance: Guidance | None = None
+    priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0
+    retries: Annotated[int, Meta(ge=0, le=100)] = 1
+    whole: bool = False
+    flush_s: float = FLUSH_S
+    allow_special_tokens: bool | None = None
+    resolve_only: bool = False
+    provides: bool = False
+
+
+class Note(Struct, frozen=True):
+    """What the user is told of the choice. ``routing`` notes say what ``Resolved.routing`` says too."""
+
+    kind: Literal["fallback", "provider", "context", "memory", "routing"]
+    text: str
+
+
+class Routing(Struct, frozen=True):
+    """How the question was routed: the decision, or why there is none and what to do about it."""
+
+    decision: Decision | None
+    latency_ms: float = 0.0
+    problem: str = ""
+    remedy: str = ""
+
+
+class Resolved(Struct, frozen=True, tag=True):
+    """The first event of an answer: who answers, where and why.
+
+    ``experts`` are all that the question is for, best first; with more than one nothing follows: the client asks each.
+    ``parts`` has each one's part of a question that can be split. ``system`` is the system prompt in force.
+    ``prompt_tokens`` is None where they need not be counted to see that they fit. ``plain``: the model has no chat template.
+    """
+
+    model: str
+    provider: Provider
+    profile: str
+    expert: str | None
+    experts: list[str]
+    notes: list[Note]
+    context_length: int
+    prompt_tokens: int | None = None
+    system: str = ""
+    plain: bool = False
+    parts: dict[str, str] = {}
+    routing: Routing | None = None
+
+    def ends(self, request: ChatRequest) -> bool:
+        """Whether nothing follows: only this was wanted, or the client has to ask several experts."""
+        return request.resolve_only or len(self.experts) > 1
+
+    @property
+    def warnings(self) -> list[str]:
+        """What belongs to the answer itself: it did not come as it was asked for."""
+        return [note.text for note in self.notes if note.kind != "routing"]
+
+
+class Needed(Struct, frozen=True, tag=True):
+    """Instead of an answer: the client is to provide the model called ``name``, or the router, and ask again."""
+
+    what: Literal["model", "router"]
+    name: str = ""
+    reason: str = ""

@@ -1,0 +1,62 @@
+"""Prepare the router's files where they are missing: fetch and export the embedder, train; and why that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from coe_cli.core.catalog import Catalog
+from coe_cli.core.profile import Provider
+from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
+from coe_cli.runtime.college.chat_request import Routing
+from coe_cli.runtime.folders import Folders
+
+_TRY_AGAIN_AFTER_S = 3600.0
+_PREPARES_IT = "coe route --rebuild prepares it"
+
+
+def prepare_router(
+    catalog: Catalog, where: Folders, provider: Provider, note: Callable[[str], None], *, fetch: bool
+) -> Routing | None:
+    """Make what routes by ``catalog``; None, or why that is not possible.
+
+    ``note`` is told what is prepared, line by line. ``fetch`` allows to download the embedder; after a failure that is
+    tried again in an hour at the earliest. A question never fails for want of a router, so nothing is raised.
+    """
+    from coe_cli.runtime.routing.router_cache import open_router
+
+    failures = where.cache / "router" / "failed.json"
+    try:
+        try:
+            open_router(catalog, where, note, provider=provider, fetch=False)
+        except ModelMissing as error:
+            if not fetch:
+                return Routing(None, 0.0, f"{error.message}, and --no-pull forbids to fetch it", _PREPARES_IT)
+            if earlier := _failed_lately(failures):
+                return Routing(None, 0.0, f"routing could not be prepared a while ago ({earlier})", _PREPARES_IT)
+            open_router(catalog, where, note, provider=provider, rebuild=isinstance(error, ModelDamaged))
+        failures.unlink(missing_ok=True)
+    except Exception as error:  # whatever it is, the question is answered
+        reason = error.message if isinstance(error, CoeError) else f"{type(error).__name__}: {error}"
+        _remember_failure(failures, reason)
+        other = isinstance(error, CoeError) and not isinstance(error, ModelMissing)
+        remedy = error.hint.rstrip(".") if isinstance(error, CoeError) and other else _PREPARES_IT
+        return Routing(None, 0.0, f"routing could not be prepared ({reason})", remedy)
+    return None
+
+
+def _failed_lately(path: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        failure = json.loads(path.read_text(encoding="utf-8"))
+        if 0 <= time.time() - float(failure["at"]) < _TRY_AGAIN_AFTER_S:
+            return str(failure["reason"])
+    return None
+
+
+def _remember_failure(path: Path, reason: str) -> None:
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"at": time.time(), "reason": reason[:300]}), encoding="utf-8")

@@ -1,0 +1,134 @@
+"""What a client provides before a college can answer: the embedded model at first use, and the router's files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.profile import ProfileSet
+from coe_cli.errors import DeviceLost, ModelMissing
+from coe_cli.output.console import Output
+from coe_cli.runtime.client.client import Client, Events
+from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved, Routing
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.progress import Step
+
+if TYPE_CHECKING:
+    from coe_cli.output.progress_view import ProgressView
+
+
+class Providing:
+    """Installs and prepares with progress, where that is allowed; tells whom ``unrouted`` names why nothing was routed."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        profiles: ProfileSet,
+        output: Output,
+        *,
+        profile: str | None = None,
+        pull: bool = True,
+        speaks: bool = True,
+        unrouted: Callable[[Routing], None] = lambda routing: None,
+    ) -> None:
+        self._catalog, self._profiles, self._output = catalog, profiles, output
+        self._profile, self._pull, self._speaks, self._unrouted = profile, pull, speaks, unrouted
+
+    def ask(self, client: Client, request: ChatRequest) -> tuple[Resolved, Events]:
+        """Who answers, and the events that follow; what the college needs first is provided.
+
+        Raises:
+            CoeError: as ``Client.ask``, or it cannot be provided.
+        """
+        request, given = structs.replace(request, provides=True), 0
+        while True:
+            events = client.ask(request)
+            first = next(events, None)
+            if isinstance(first, Resolved):
+                return first, events
+            events.close()
+            if not isinstance(first, Needed):
+                raise DeviceLost("the college did not say who answers", "Ask again.")
+            given += 1
+            request = structs.replace(self._provide(first, request), provides=given < 3)
+
+    def resolve(self, client: Client, request: ChatRequest) -> Resolved:
+        """Who would answer, without asking.
+
+        Raises:
+            CoeError: as ``ask``.
+        """
+        told, events = self.ask(client, structs.replace(request, resolve_only=True))
+        events.close()
+        return told
+
+    def _provide(self, needed: Needed, request: ChatRequest) -> ChatRequest:
+        """The request to ask instead of ``request``, now that what it needs is there or known not to be had."""
+        if needed.what == "model":
+            install_model(needed.name, self._catalog, self._output, pull=self._pull)
+            return request
+        from coe_cli.runtime.college.college_profile import college_profile
+        from coe_cli.runtime.routing.router_preparation import prepare_router
+
+        where = folders()
+        provider = college_profile(self._profiles, self._profile, self._catalog, where).provider
+        with contextlib.closing(_Preparing(self._output, speaks=self._speaks)) as view:
+            problem = prepare_router(self._catalog, where, provider, view, fetch=self._pull)
+        if problem is None:
+            return request
+        self._unrouted(problem)
+        return structs.replace(request, expert=GENERAL_EXPERT, experts=1)
+
+
+def install_model(name: str, catalog: Catalog, output: Output, *, pull: bool) -> None:
+    """Fetch a model with progress and its size said.
+
+    Raises:
+        ModelMissing: ``pull`` forbids it, or no source gives it.
+    """
+    entry = catalog.models[name]
+    size_mb = next((source.size_mb for source in entry.sources if source.size_mb), None)
+    size = f" ({size_mb:.0f} MB)" if size_mb else ""
+    if not pull:
+        raise ModelMissing(
+            f"no model is on disk and --no-pull forbids to fetch `{name}`{size}",
+            f"Fetch it: coe models pull {name}",
+        )
+    from coe_cli.output.progress_view import ProgressView
+
+    with ProgressView(output, f"fetching {name}{size}, once") as view:
+        from coe_cli.runtime.store.install import install
+
+        install(name, catalog, folders().models, view)
+
+
+class _Preparing:
+    """Shows what has to be prepared before the first question can be routed, with the time that it takes."""
+
+    def __init__(self, output: Output, *, speaks: bool) -> None:
+        self._output, self._speaks = output, speaks
+        self._view: ProgressView | None = None
+
+    def __call__(self, message: str) -> None:
+        if not self._speaks:
+            return
+        if message.startswith("warning:"):
+            (self._view or self._output).note(message)
+            return
+        if self._view is None:
+            from coe_cli.output.progress_view import ProgressView
+
+            title = "preparing to route questions, once: this takes a minute or two"
+            if self._output.stderr.isatty():  # elsewhere the view says it
+                self._output.note(title)
+            self._view = ProgressView(self._output, title)
+            self._view.__enter__()
+        self._view(Step(message, 0, None))
+
+    def close(self) -> None:
+        if self._view is not None:
+            self._view.__exit__(None, None, None)

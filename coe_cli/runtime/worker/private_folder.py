@@ -82,7 +82,11 @@ def _linked(link: Path, target: Path) -> bool:
 
     with contextlib.suppress(OSError):
         _winapi.CreateJunction(str(target), str(link))
-    return link.exists()
+    if (link / GENAI_CONFIG).is_file():
+        return True
+    with contextlib.suppress(OSError):
+        link.rmdir()  # made, but not as a link: not every file system has junctions
+    return False
 
 
 def _hold(own: Path) -> None:

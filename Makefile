@@ -8,7 +8,7 @@ OLD_OGA := .oga-0.13.1
 MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py test_slots.py test_measured_answer.py \
   model_store/test_show_verify_rm.py model_store/test_optimize.py)
 
-.PHONY: demo test test-slow test-ray test-oga013 test-directml lint types imports resolve docs check clean nginx
+.PHONY: demo test test-slow test-ray test-oga013 test-windows test-directml lint types imports resolve docs check clean nginx
 
 ## install, fetch and convert the embedded model, ask a question
 demo: $(VENV)/installed
@@ -38,6 +38,11 @@ nginx:
 	command -v nginx /usr/sbin/nginx >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; } \
 	  || echo "nginx cannot be installed here: the tests of many machines are skipped"
+
+## as a user of Windows would, then the test suite under Windows' own Python, on Linux (tests/windows)
+test-windows: $(VENV)/developed
+	$(BIN)/coe models pull smollm2-135m
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/windows/lab.sh gate $(PYTEST_ARGS) || { [ $$? = 77 ] && [ -z "$$CI" ]; }
 
 ## DirectML itself on a software card, in a Windows on Linux (tests/windows); where that cannot be set up, it says so
 test-directml: $(VENV)/developed

@@ -2,6 +2,7 @@
 # Windows' own CPython 3.11 on Linux, in Wine 10, from Debian's and PyPI's packages alone. Root.
 #
 #   lab.sh setup           make the lab, or the part of it that is older than this file and pyproject.toml
+#   lab.sh gate            set it up, and run there what a user types and then the test suite
 #   lab.sh run COMMAND…    run a command of the lab's Linux, in a copy of the checkout, without a network: `python …` is Windows'
 #
 # The lab is a Debian root in COE_WINLAB (1.5 GB). Commands run there as a user with a limited number of processes, in
@@ -18,7 +19,7 @@ export DEBIAN_FRONTEND=noninteractive
 debian_packages="wine wine64 gcc-mingw-w64-x86-64-win32"
 panda3d="panda3d==1.10.16" # its wheel carries the official python311.dll, extension modules and OpenSSL of 3.11.9
 
-fail() { echo "the Windows lab cannot be set up: $*" >&2; exit 3; }
+fail() { echo "the Windows lab cannot be set up: $*" >&2; exit 77; }
 
 # step NAME KEY FUNCTION: run it unless it has run with this key
 step() {
@@ -126,7 +127,7 @@ enter() {
         for place in dev sys; do mount --rbind /$place "$root/$place"; done
         mount -t proc proc "$root/proc"
         ip link set lo up
-        chroot --userspec=$user:$user "$root" env -i HOME=/home/coe USER=coe PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 TERM=dumb \
+        chroot --userspec=$user:$user "$root" env -i HOME=/home/coe USER=coe PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 TERM=dumb COE_ON_WINLAB=1 \
             WINEARCH=win64 WINEDEBUG="${WINEDEBUG:--all}" "WINEDLLOVERRIDES=mscoree=;mshtml=;winemenubuilder.exe=;winedbg.exe=" \
             prlimit --nproc=$processes sh -c "cd /checkout; /usr/lib/wine/wineserver64 -p; exec \"\$@\"" sh "$@" || exit $?
         exit 0 # not the last command: this shell stays, as the process whose end is that of all others
@@ -152,10 +153,19 @@ run() {
     return $code
 }
 
+gate() {
+    setup
+    exec 9>&-
+    # A test file at a time on each core. What is slow runs elsewhere; a disturbed moment of a shared machine is tried again.
+    run python -m pytest -p no:cacheprovider -q --timeout 250 tests/test_windows_user.py "$@"
+    run python -m pytest -p no:cacheprovider -q -m "not slow" -n 2 --dist loadfile --timeout 250 --ignore tests/windows --ignore tests/test_windows_user.py "$@"
+}
+
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0 # directml.sh adds to it
 
 case ${1:-} in
     setup) setup ;;
+    gate) shift; gate "$@" ;;
     run) shift; run "$@" ;;
-    *) sed -n '2,9p' "$0"; exit 2 ;;
+    *) sed -n '2,10p' "$0"; exit 2 ;;
 esac

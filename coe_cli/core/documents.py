@@ -10,10 +10,15 @@ import msgspec
 import yaml
 
 from coe_cli.core.names import did_you_mean
+from coe_cli.core.regular_file import read_regular
 from coe_cli.core.text_encoding import decode_text
 from coe_cli.errors import ProfileInvalid
 
+MAX_BYTES = 8 * 2**20
+"""Of a file; the shipped examples have half a megabyte."""
 _MAX_DEPTH = 64
+_MAX_VALUES = 1_000_000
+"""With each alias counted as what it stands for."""
 T = TypeVar("T")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -33,7 +38,7 @@ class Document:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            text = decode_text(path.read_bytes())  # editors on Windows write a BOM, PowerShell UTF-16
+            text = decode_text(read_regular(path, MAX_BYTES))  # editors on Windows write a BOM, PowerShell UTF-16
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileInvalid(
                 f"{path}: cannot be read: {_reason(error)}", "Check the path and its permissions."
@@ -42,7 +47,7 @@ class Document:
         try:
             self._refuse_deep_nesting(text)
             self._root = loader.get_single_node()
-            self._refuse_duplicate_keys(self._root, set())
+            self._count(self._root, {})
             self.data: Any = loader.construct_document(self._root) if self._root is not None else None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -150,24 +155,37 @@ class Document:
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
 
-    def _refuse_duplicate_keys(self, node: Any, visited: set[int]) -> None:
-        if id(node) in visited:  # an alias
-            return
-        visited.add(id(node))
+    def _count(self, node: Any, counts: dict[int, int]) -> int:
+        """How many values ``node`` holds with its aliases filled in; refuses keys that are written twice."""
+        if id(node) in counts:  # an alias
+            if not counts[id(node)]:
+                raise ProfileInvalid(f"{self._line(node)}: a value holds itself", "Simplify the file.")
+            return counts[id(node)]
+        counts[id(node)] = 0
+        total = 1
         if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in seen:
-                        raise ProfileInvalid(
-                            f"{self.path}:{key.start_mark.line + 1}: {_printable(key.value)}: the key is written twice",
-                            "Keep one of them.",
-                        )
-                    seen.add(key.value)
-                self._refuse_duplicate_keys(value, visited)
+            self._refuse_duplicate_keys(node)
+            total += sum(self._count(value, counts) for _, value in node.value)
         elif isinstance(node, yaml.SequenceNode):
-            for item in node.value:
-                self._refuse_duplicate_keys(item, visited)
+            total += sum(self._count(item, counts) for item in node.value)
+        if total > _MAX_VALUES:
+            raise ProfileInvalid(f"{self._line(node)}: holds more than {_MAX_VALUES} values", "Simplify the file.")
+        counts[id(node)] = total
+        return total
+
+    def _refuse_duplicate_keys(self, node: Any) -> None:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise ProfileInvalid(
+                    f"{self._line(key)}: {_printable(key.value)}: the key is written twice", "Keep one of them."
+                )
+            seen.add(key.value)
+
+    def _line(self, node: Any) -> str:
+        return f"{self.path}:{node.start_mark.line + 1}"
 
 
 def _printable(text: str) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from coe_cli.core.catalog import Catalog
+from coe_cli.core.regular_file import read_regular
 
 FILE_NAME = "routing_examples.yaml"
+_MAX_BYTES = 8 * 2**20
 
 _TERM_QUESTIONS = (
     "{}",
@@ -77,7 +79,7 @@ def training_set(catalog: Catalog, shipped: Path | None = None) -> TrainingSet:
 def examples_digest(catalog: Catalog, shipped: Path | None = None) -> str:
     """SHA-256 of everything that ``training_set`` would read, without parsing the examples file."""
     path = shipped or catalog.paths[0].with_name(FILE_NAME)
-    digest = hashlib.sha256(path.read_bytes() if path.is_file() else b"")
+    digest = hashlib.sha256(read_regular(path, _MAX_BYTES) if path.is_file() else b"")
     described = [[role, expert.description, expert.examples] for role, expert in catalog.experts.items()]
     digest.update(json.dumps(described, ensure_ascii=True).encode())
     return digest.hexdigest()

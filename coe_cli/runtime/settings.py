@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from coe_cli import __version__
+from coe_cli.core.regular_file import read_regular
 from coe_cli.replacing import move
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from coe_cli.core.profile import ProfileSet
 
 T = TypeVar("T")
+_MAX_BYTES = 8 * 2**20
 
 
 def read_profiles(extra: Path | None = None) -> ProfileSet:
@@ -62,7 +64,7 @@ def settings_digest(profiles_file: Path | None, catalog_file: Path | None) -> st
     digest = hashlib.sha256(os.environ.get("COE_EMBEDDER", "").encode("utf-8", "surrogateescape"))
     try:
         for path in (*profile_paths(profiles_file), *catalog_paths(catalog_file)):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(hashlib.sha256(read_regular(path, _MAX_BYTES)).digest())
     except OSError:
         return ""
     return digest.hexdigest()

@@ -155,6 +155,8 @@ def _source(path: Path | None) -> Path | None:
             f"{path} is a folder" if path.is_dir() else f"{path} does not exist",
             "Name a file of JSON lines, or - for stdin.",
         )
+    if not path.is_file() and not path.is_fifo():
+        raise UsageError(f"{path} is not a file or pipe", "Name a file of JSON lines, or - for stdin.")
     return path if path.is_file() and not _needs_conversion(path) else None
 
 

@@ -16,6 +16,7 @@ from coe_cli.core.bench_rows import BenchReport, BenchRow, decode_report
 from coe_cli.core.catalog import Catalog
 from coe_cli.core.model_spec import models_on_disk
 from coe_cli.core.profile import HardwareProfile, Provider
+from coe_cli.core.regular_file import read_regular
 from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.bench.bandwidth import measure_bandwidth
@@ -27,6 +28,7 @@ from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.model_store import folder_of, open_model
 
 _UNKNOWN_CONTEXT = 2**30
+_MAX_REPORT_BYTES = 64 * 2**20
 
 
 class BenchRequest(Struct, frozen=True):
@@ -119,7 +121,7 @@ def read_report(path: Path) -> BenchReport:
         UsageError: it cannot be read or is something else.
     """
     try:
-        return decode_report(path.read_bytes())
+        return decode_report(read_regular(path, _MAX_REPORT_BYTES))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "Name a file that `--save` wrote.") from None
     except (msgspec.MsgspecError, ValueError) as error:

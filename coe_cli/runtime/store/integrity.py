@@ -10,11 +10,13 @@ from typing import Any
 
 from coe_cli.core.genai_config import GENAI_CONFIG, read_config
 from coe_cli.core.onnx_graph import external_data_sizes
+from coe_cli.core.regular_file import read_text
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.atomic_write import atomic_write
 
 MANIFEST = "coe_manifest.json"
 MANIFEST_VERSION = 1
+_MAX_MANIFEST_BYTES = 16 * 2**20
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -33,8 +35,8 @@ def write_manifest(folder: Path, origin: dict[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of ``folder``, or None when there is none or it cannot be read."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        content = json.loads(read_text(folder / MANIFEST, _MAX_MANIFEST_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
 

@@ -97,7 +97,7 @@ def _copy(original: Path, place: Path, on_progress: OnProgress, check_room: Chec
             shutil.copytree(original, target, ignore=shutil.ignore_patterns(".*", MANIFEST))
         elif is_archive(original):
             target = place / "unpacked"
-            unpack(original, None, target)
+            unpack(original, None, target, check_room)
             inner = list(target.iterdir())
             if len(inner) == 1 and inner[0].is_dir():
                 target = inner[0]

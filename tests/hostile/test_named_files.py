@@ -54,10 +54,9 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("models", "list", "--experts-file"),
+        ("route", "Hi", "--experts-file"),
         ("vram", "plan", "--profiles"),
         ("vram", "plan", "--fleet"),
-        ("doctor", "--profiles"),
         ("bench", "--against"),
     ],
     ids=" ".join,
@@ -74,9 +73,7 @@ def test_what_is_no_file_is_refused_as_one(
 
 
 @pytest.mark.parametrize("make", [fifo, endless])
-def test_the_users_own_files_are_looked_at_the_same_way(
-    coe: Coe, tmp_path: Path, make: Callable[[Path], Path]
-) -> None:
+def test_the_users_own_files_are_looked_at_the_same_way(coe: Coe, tmp_path: Path, make: Callable[[Path], Path]) -> None:
     (tmp_path / "config").mkdir()
     for name in ("hardware_profiles.yaml", "experts.yaml"):
         make(tmp_path / "config" / name)
@@ -87,7 +84,8 @@ def test_the_users_own_files_are_looked_at_the_same_way(
 
 def test_an_examples_file_that_is_none_counts_as_missing(tmp_path: Path) -> None:
     catalog = load_catalog(catalog_paths())
-    assert training_set(catalog, fifo(tmp_path / "examples.yaml")).terms == {}
+    few = training_set(catalog, fifo(tmp_path / "examples.yaml"))
+    assert 0 < len(few.single) < len(training_set(catalog).single)
 
 
 def test_a_manifest_that_is_none_is_no_manifest(tmp_path: Path) -> None:

@@ -45,7 +45,6 @@ def catalog_entry(source: str, **more: object) -> dict[str, object]:
     """An entry of experts.yaml for it."""
     return {
         "provider": "cpu",
-        "format": "oga",
         "context_length": 512,
         "weights_mb": 0.1,
         "format": "oga",

@@ -141,11 +141,23 @@ class Coe:
     def end_all(self) -> None:
         for process in self.started:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                end_tree(process.pid)
                 process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
+
+
+def end_tree(pid: int) -> None:
+    """Kill a process that was started with ``Coe.start``, and what it has started."""
+    if sys.platform != "win32":
+        os.killpg(pid, signal.SIGKILL)
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(pid)
+        for process in [started, *started.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -183,7 +183,7 @@ def test_sigkill_of_the_college_leaves_no_worker_and_no_obstacle(coe: Coe) -> No
         assert served.chat(max_tokens=2).status == 200
         process = served.process
         children = process.children()
-        os.kill(process.pid, signal.SIGKILL)
+        psutil.Process(process.pid).kill()
         eventually(lambda: all(is_gone(p) for p in [process, *children]), 10)
         assert "no college is running" in coe.run("ps").check().stderr
         with serving(coe) as again:

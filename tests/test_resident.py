@@ -162,7 +162,7 @@ def test_a_college_that_dies_in_mid_answer_is_an_error_and_no_hang(home: Coe) ->
     read_some(process.stdout, 20)
     served = college(home)
     workers = served.process.children()
-    os.kill(served.process.pid, signal.SIGKILL)
+    psutil.Process(served.process.pid).kill()
     _, said = process.communicate(timeout=20)
     assert process.returncode == 7
     assert "the college ended in the middle of it" in one_line(said.decode())
@@ -182,7 +182,7 @@ def test_an_answer_that_nobody_has_seen_starts_again_when_its_worker_dies(home: 
     eventually(lambda: any(model["running"] for model in served.snapshot()["models"]))
     os.kill(worker, signal.SIGCONT)
     time.sleep(0.3)  # well into the answer, which takes seconds
-    os.kill(worker, signal.SIGKILL)
+    psutil.Process(worker).kill()
     written, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert [model["pid"] for model in served.snapshot()["models"]] != [worker]

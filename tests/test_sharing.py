@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,7 @@ def test_a_killed_batch_leaves_nothing_at_work(home: Coe) -> None:
     with serving(home) as served:
         process = batch(home, "a", count=8, tokens=400)
         eventually(lambda: any(line["running"] for line in served.snapshot()["models"]))
-        os.kill(process.pid, signal.SIGKILL)
+        psutil.Process(process.pid).kill()
         process.communicate()
         eventually(lambda: all(not line["running"] and not line["waiting"] for line in served.snapshot()["models"]), 20)
 

@@ -116,7 +116,7 @@ def test_a_killed_college_takes_its_worker_along(user: User) -> None:
     worker = psutil.Process(college["models"][0]["pid"])
     psutil.Process(college["pid"]).kill()
     eventually(lambda: is_gone(worker), 20)
-    assert "no college" in user.coe("ps")
+    assert json.loads(user.coe("ps", "--format", "json"))["pid"] is None
 
 
 def test_a_batch_with_a_bom_and_windows_line_ends(user: User) -> None:

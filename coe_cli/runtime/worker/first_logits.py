@@ -67,10 +67,11 @@ def _read(folder: Path, provider: Provider, prompts: list[str], context: int, se
     import onnxruntime_genai as oga
 
     from coe_cli.runtime.worker.oga_errors import from_oga
+    from coe_cli.runtime.worker.private_folder import private_folder
 
     rows = []
     try:
-        config = oga.Config(str(folder))
+        config = oga.Config(str(private_folder(folder)[0]))
         configure(oga, config, provider, default_provider_options(provider), default_session_options(provider))
         model = oga.Model(config)
         tokenizer = oga.Tokenizer(model)

@@ -40,4 +40,4 @@ def needs(
             if not encoding.quantized:
                 largest = max(largest, weights * encoding.bits // 8)
     rotations = sum(rope.dim for rope in decoder.ropes) * decoder.context_length * rules.float_bits // 8
-    return _BASE_BYTES + 2 * largest + rotations, round(disk) + rotations
+    return _BASE_BYTES + 2 * largest + 3 * rotations, round(disk) + rotations

@@ -154,6 +154,9 @@ _STEPS = (0.0, -0.8, -0.5, -0.25, 0.3, 0.7)
 """What is added to the 15 levels that a block's range is divided into, when scales are tried."""
 
 
+_ZERO_POINT_STEPS = (0.0, -0.7)
+"""The same for blocks with a zero point, of which two are tried each time: more steps gain one hundredth of the error."""
+
 _AT_ONCE = 2048
 """Blocks that are fitted together: their arrays stay in a core's own cache, which makes it several times as fast."""
 
@@ -228,7 +231,7 @@ def _fit_with_zero_point(blocks: Floats) -> Blocks:
     best_codes = np.zeros(blocks.shape, np.uint8)
     best_scale, best_zero = np.ones_like(low), np.zeros_like(low)
     spread = _not_zero(high - low)
-    for step in _STEPS:
+    for step in _ZERO_POINT_STEPS:
         inverse = (top + np.float32(step)) / spread
         middle = -low * inverse
         for zero in (np.floor(middle), np.ceil(middle)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-NEED_TORCH = {"sentence-transformers", "transformers", "accelerate"}
+NEED_TORCH = {"sentence-transformers", "transformers"}
 TEST_TOOLS = {
     "hypothesis",
     "jsonschema",

@@ -345,7 +345,7 @@ def _taken_or_refused(tmp_path: Path, data: bytes) -> None:
 
 
 def test_the_users_files_win(coe: Coe) -> None:
-    profile = "profiles:\n  {0}: {{vram_budget_mb: 1, max_concurrent_slots: 1, context_length: 64, provider: {1}}}\n"
+    profile = "profiles:\n  {0}: {{vram_budget_mb: 3000, max_concurrent_slots: 1, context_length: 64, provider: {1}}}\n"
     (coe.config / "hardware_profiles.yaml").write_text(profile.format("standard", "cpu"))
     named = coe.folder / "named.yaml"
     named.write_text(profile.format("standard", "cuda"))

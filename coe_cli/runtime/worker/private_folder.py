@@ -49,7 +49,9 @@ def private_folder(model_folder: Path) -> tuple[Path, GenaiConfig]:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(read_regular(model_folder / file, MAX_TOKENIZER_BYTES))
         (own / GENAI_CONFIG).write_text(config.with_files_below(_LINK), encoding="utf-8")
-        if not _linked(own / _LINK, model_folder.resolve()) and config.content == config.written:
+        target = model_folder.resolve()
+        linked = _linked(own / _LINK, target) or _linked_file_by_file(own / _LINK, target)
+        if not linked and config.content == config.written:
             return model_folder, config  # nothing was dropped, so OGA reads the same there
     except OSError as error:
         raise CoeError(
@@ -89,6 +91,20 @@ def _linked(link: Path, target: Path) -> bool:
     return False
 
 
+def _linked_file_by_file(link: Path, target: Path) -> bool:
+    """The same by hard links, where folders cannot be linked; not from one disk to another."""
+    try:
+        for file in target.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                place = link / file.relative_to(target)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.hardlink_to(file)
+    except OSError:
+        shutil.rmtree(link, ignore_errors=True)
+        return False
+    return True
+
+
 def _hold(own: Path) -> None:
     """Lock a folder for as long as this process lives."""
     lock = (own / _LOCK).open("xb")
@@ -104,7 +120,8 @@ def _remove_left_over(place: Path) -> None:
                 continue
             with (folder / _LOCK).open("r+b") as lock:
                 _lock(lock)
-                (folder / _LINK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it is a folder of hard links
+                    (folder / _LINK).unlink(missing_ok=True)
             shutil.rmtree(folder)
 
 

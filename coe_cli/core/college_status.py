@@ -38,7 +38,7 @@ class PressureLine(Struct, frozen=True):
 class CollegeStatus(Struct, frozen=True):
     """One college at one moment; all None and empty when none runs.
 
-    ``elsewhere_mb`` of the pool may be used by other processes of coe, ``elsewhere_by`` name.
+    ``elsewhere_mb`` and ``elsewhere_by`` are promised keys of the JSON: 0 and empty, since nobody else uses the pool.
     """
 
     schema_version: int = STATUS_SCHEMA_VERSION

@@ -89,7 +89,7 @@ def text(value: Any, where: str, walk: Walk) -> str:
 
 
 def matching(pattern: str) -> Rule:
-    compiled = re.compile(pattern)
+    compiled = re.compile(pattern, re.ASCII)
 
     def rule(value: Any, where: str, walk: Walk) -> str:
         if not isinstance(value, str) or not compiled.fullmatch(value):

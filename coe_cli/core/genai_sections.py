@@ -28,6 +28,7 @@ from coe_cli.core.genai_rules import (
 )
 
 _MAX_STAGES: Final = 64
+_MAX_DEPTH: Final = 64
 _COUNT = integer(0)
 _TOKEN = integer(-1)
 FORBIDDEN: Final = {
@@ -204,14 +205,28 @@ def with_files_below(content: Any, folder: str) -> Any:
     }
 
 
-def _refuse_forbidden(written: Any) -> None:
-    left = [("", written)]
+def _refuse_forbidden(written: dict[str, Any]) -> None:
+    left: list[tuple[_Place | None, Any]] = [(None, written)]
     while left:
-        where, value = left.pop()
-        if isinstance(value, list):
-            left += [(f"{where}[{number}]", item) for number, item in enumerate(value)]
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                if key in FORBIDDEN:
-                    raise Refused(f"has `{join(where, key)}`, which {FORBIDDEN[key]}")
-                left.append((join(where, key), item))
+        place, value = left.pop()
+        if place is not None and place.depth > _MAX_DEPTH:
+            raise Refused(f"is nested more than {_MAX_DEPTH} levels deep")
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            if key in FORBIDDEN:
+                raise Refused(f"has `{_Place(place, key).text}`, which {FORBIDDEN[key]}")
+            if isinstance(item, dict | list):
+                left.append((_Place(place, key), item))
+
+
+class _Place:
+    """Where a value stands; its text is made for a message only, since a megabyte of keys has a lot of places."""
+
+    def __init__(self, above: _Place | None, key: str | int) -> None:
+        self._above, self._key = above, key
+        self.depth: int = 1 if above is None else above.depth + 1
+
+    @property
+    def text(self) -> str:
+        where = "" if self._above is None else self._above.text
+        return f"{where}[{self._key}]" if isinstance(self._key, int) else join(where, self._key)

@@ -10,6 +10,7 @@ from msgspec import Struct
 from coe_cli.core.catalog import Catalog, ModelEntry, ModelShape
 from coe_cli.core.genai_config import GENAI_CONFIG as GENAI_CONFIG
 from coe_cli.core.genai_config import read_config
+from coe_cli.core.genai_rules import INT32
 from coe_cli.core.profile import Provider
 from coe_cli.core.providers import all_specs, host
 from coe_cli.core.units import BYTES_PER_MB as BYTES_PER_MB
@@ -75,7 +76,7 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
 
     def number(key: str, default: int | None = None) -> int:
         value = decoder.get(key, model.get(key, default))
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= INT32:
             raise _damaged(name, f"{path} has no usable `{key}`")
         return value
 

@@ -10,7 +10,7 @@ import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -26,6 +26,7 @@ KNOWN_DOMAINS: Final = frozenset(
         "com.microsoft",
         "com.microsoft.nchwc",
         "com.microsoft.dml",
+        "com.ms.internal.nhwc",
     )
 )
 """Operators that ONNX Runtime has itself; others come with a library or are functions in the file."""
@@ -33,13 +34,25 @@ KNOWN_DOMAINS: Final = frozenset(
 _LOCATION: Final = re.compile(rb"location")
 _TENSORS, _GRAPHS, _SPARSE = (5, 10), (6, 11), (22, 23)
 _MAX_DEPTH: Final = 32
+_MAX_FOREIGN: Final = 10_000
+
+
+class Operator(NamedTuple):
+    """An operator by its set and name."""
+
+    domain: str
+    name: str
 
 
 class GraphNeeds(Struct, frozen=True):
-    """``files``: locations of external data as they are written; ``domains``: operator sets that the file does not define."""
+    """``files``: locations of external data as they are written.
+
+    ``unknown``: operators that neither ONNX Runtime nor a function of the file is, each with the name of a node that it is
+    used in.
+    """
 
     files: frozenset[str]
-    domains: frozenset[str]
+    unknown: dict[Operator, str]
 
 
 def external_files(path: Path) -> frozenset[str]:
@@ -75,7 +88,8 @@ def _needs(path: Path, *, all_nodes: bool) -> GraphNeeds:
                 for number, span in top:
                     if number == 25:
                         look.function(span)
-            return GraphNeeds(frozenset(look.files), frozenset(look.domains - look.defined))
+            unknown = {operator: node for operator, node in look.foreign.items() if operator not in look.defined}
+            return GraphNeeds(frozenset(look.files), unknown)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not an ONNX graph: {error}") from None
 
@@ -86,8 +100,8 @@ class _Look:
     def __init__(self, data: Any) -> None:
         self._data = data
         self.files: set[str] = set()
-        self.domains: set[str] = set()
-        self.defined: set[str] = set()
+        self.foreign: dict[Operator, str] = {}
+        self.defined: set[Operator] = set()
         self.mentions = 0
 
     def tensors_of(self, graph: Span) -> None:
@@ -108,15 +122,18 @@ class _Look:
                 self._node(span, depth)
 
     def function(self, function: Span) -> None:
-        """A FunctionProto: nodes (7) and the domain (10) that it defines."""
+        """A FunctionProto: name (1), nodes (7) and domain (10)."""
+        texts = {1: "", 10: ""}
         for number, span in self._records(function):
             if number == 7:
                 self._node(span, 0)
-            elif number == 10:
-                self.defined.add(_text(self._data, span))
+            elif number in texts:
+                texts[number] = _text(self._data, span)
+        self.defined.add(Operator(texts[10], texts[1]))
 
     def _node(self, node: Span, depth: int) -> None:
-        """A NodeProto: attributes (5) and domain (7)."""
+        """A NodeProto: name (3), operator (4), attributes (5) and domain (7)."""
+        texts = {3: "", 4: "", 7: ""}
         for number, span in self._records(node):
             if number == 5:
                 for inner, value in self._records(span):
@@ -126,8 +143,10 @@ class _Look:
                         self.graph(value, depth + 1)
                     elif inner in _SPARSE:
                         self._sparse(value)
-            elif number == 7 and (domain := _text(self._data, span)) not in KNOWN_DOMAINS:
-                self.domains.add(domain)
+            elif number in texts:
+                texts[number] = _text(self._data, span)
+        if texts[7] not in KNOWN_DOMAINS and len(self.foreign) < _MAX_FOREIGN:
+            self.foreign.setdefault(Operator(texts[7], texts[4]), texts[3])
 
     def _sparse(self, sparse: Span) -> None:
         """A SparseTensorProto: values (1) and indices (2)."""

@@ -19,7 +19,7 @@ class Prepare(Struct, frozen=True):
 
     ``template``: the expert's plain template, with the places ``{system}`` and ``{question}``; None takes the model's chat
     template. ``context_length``: tokens of prompt and answer together. ``allow_special_tokens``: what looks like a control
-    token in a message is one. ``tools`` as chat templates take them.
+    token in a message is one. ``tools`` as chat templates take them. ``back``: also turn the ids into text again.
     """
 
     model: str
@@ -29,6 +29,7 @@ class Prepare(Struct, frozen=True):
     template: str | None = None
     allow_special_tokens: bool = False
     tools: list[dict[str, Any]] | None = None
+    back: bool = False
 
     @property
     def text_bytes(self) -> int:
@@ -45,13 +46,16 @@ class Begun(Struct, frozen=True, tag=True):
 class Prompt(Struct, frozen=True, tag=True):
     """Token ids as the model gets them. ``opens_thinking``: the template has opened a <think> tag.
 
-    ``thinks``: the model may open one itself, since its chat template or its vocabulary has that tag.
+    ``thinks``: the model may open one itself, since its chat template or its vocabulary has that tag. ``text``, where it
+    was asked for, is what the tokenizer makes of the ids, and ``tokens`` how many it knows.
     """
 
     ids: list[int]
     opens_thinking: bool = False
     notes: list[str] = []
     thinks: bool = False
+    text: str = ""
+    tokens: int = 0
 
 
 class NotPrepared(Struct, frozen=True, tag=True):

@@ -109,7 +109,8 @@ class Preparation:
         ids = encode(text, request.context_length)
         if not ids:
             return NotPrepared("usage", "the prompt has no token that the model knows", "Give it some text.")
-        return Prompt(ids, text.rstrip().endswith(THINK), notes, model.thinks)
+        back, tokens = model.tokenizer.back(ids) if request.back else ("", 0)
+        return Prompt(ids, text.rstrip().endswith(THINK), notes, model.thinks, back, tokens)
 
     def _render(self, request: Prepare, model: OpenModel, turns: Sequence[Turn]) -> tuple[str, list[str]]:
         if request.template is not None:

@@ -80,6 +80,10 @@ class ModelTokenizer:
         """
         return self._fitting(self._tokenizer, text, context_length)
 
+    def back(self, ids: list[int]) -> tuple[str, int]:
+        """The text that the ids stand for, and how many tokens there are."""
+        return self._tokenizer.decode(ids), self._tokenizer.get_vocab_size()
+
     def hide(self, texts: Iterable[str]) -> tuple[list[str], bool]:
         """The texts with a secret mark for each control token that they spell out, and whether there was any."""
         guard = self._guard

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from coe_cli.core.findings import Finding, Level, error, ok, warning
 from coe_cli.core.genai_config import read_config
+from coe_cli.core.genai_rules import printable
 from coe_cli.core.graph_check import check_model, problem_findings
 from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
 from coe_cli.core.names import counted
+from coe_cli.core.onnx_external import graph_needs
 from coe_cli.core.onnx_graph import GraphFacts, read_graph
 from coe_cli.core.providers import host, on_host, spec_of
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.progress import OnProgress, Step, ignore
-from coe_cli.runtime.prompts.prompt_messages import Prepare
+from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
 from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.prompts.tokenizer_files import chat_template
 from coe_cli.runtime.store import canary
@@ -57,6 +59,8 @@ def verify(
     except CoeError as problem:
         return [error("external data", problem.message, problem.hint)]
     config = read_config(name, folder)
+    if foreign := _foreign_operators(folder, config.files):
+        return foreign
     findings = [
         *(warning("config", note, "It is left out for ONNX Runtime GenAI.") for note in config.notes),
         *_files(folder, facts, again, on_progress),
@@ -210,6 +214,25 @@ def _consistency(spec: ModelSpec, facts: GraphFacts, again: str) -> list[Finding
     ]
 
 
+def _foreign_operators(folder: Path, files: Sequence[str]) -> list[Finding]:
+    """An error for each operator set that only a library of somebody else has."""
+    found: dict[str, str] = {}
+    for file in files:
+        if not file.endswith(".onnx") or not (folder / file).is_file():
+            continue
+        for operator, node in graph_needs(folder / file).unknown.items():
+            where = f"node `{printable(node)}` in {file}" if node else f"a node in {file}"
+            found.setdefault(operator.domain, f"{where} is a `{printable(f'{operator.domain}.{operator.name}')}`")
+    return [
+        error(
+            "graph",
+            f"{said}, which ONNX Runtime does not have and coe loads no libraries for",
+            "Use a build of the model that needs no custom operators.",
+        )
+        for said in found.values()
+    ]
+
+
 def _graph_rules(spec: ModelSpec) -> list[Finding]:
     """Whether the model's provider takes every node of its graph and computes it rightly; asked of no device."""
     provider = spec_of(spec.provider)
@@ -223,20 +246,18 @@ def _tokenizer(spec: ModelSpec, folder: Path, again: str) -> list[Finding]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return [warning("tokenizer", f"{path} is missing, so only the load below tells whether it works", again)]
-    from tokenizers import Tokenizer
-
+    asked = Prepare(
+        spec.name, str(folder), [ChatMessage("user", _SAMPLE)], spec.context_length, RAW_TEMPLATE, back=True
+    )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-        ids = tokenizer.encode(_SAMPLE, add_special_tokens=False).ids
-        back = tokenizer.decode(ids)
-    except Exception as problem:
-        return [error("tokenizer", f"{path} cannot be used: {problem}", again)]
-    if not ids or max(ids) >= spec.shape.vocab_size:
-        highest = max(ids, default=0)
+        made = own().prepare(asked)
+    except CoeError as problem:
+        return [error("tokenizer", problem.message, problem.hint)]
+    if (highest := max(made.ids)) >= spec.shape.vocab_size:
         return [error("tokenizer", f"gives token {highest}, the model knows {spec.shape.vocab_size}", again)]
     findings = (
-        [ok("tokenizer", f"{tokenizer.get_vocab_size()} tokens, gives a text back as it was")]
-        if back.strip() == _SAMPLE
+        [ok("tokenizer", f"{made.tokens} tokens, gives a text back as it was")]
+        if made.text.strip() == _SAMPLE
         else [
             warning("tokenizer", "does not give a text back as it was", "Compare an answer with the original model's.")
         ]

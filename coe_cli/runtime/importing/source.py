@@ -18,11 +18,15 @@ from coe_cli.core.importing.ggml import BLOCK_TYPES, SUPPORTED
 from coe_cli.core.importing.gguf_header import GgufHeader, parse_gguf
 from coe_cli.core.importing.tensor_names import GGUF_TABLES, expected_shapes, gguf_part, hf_part
 from coe_cli.core.model_spec import BYTES_PER_MB, GENAI_CONFIG
+from coe_cli.core.regular_file import open_regular, read_text
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing, PickledWeights, UnsupportedArchitecture, UsageError
 from coe_cli.runtime.importing.weights_map import Stored, WeightsMap
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-_MAX_HEADER_BYTES = 100 * 2**20
+_MAX_HEADER_BYTES = 16 * 2**20
+"""Of a safetensors file; a hundred thousand tensors. JSON takes up to forty times its bytes in memory."""
+_MAX_CONFIG_BYTES = 2**20
+_MAX_DIMENSIONS = 4
 _MAX_VOCABULARY = 1 << 22
 _FETCH_AGAIN = "Fetch it again from where it came from."
 
@@ -85,14 +89,16 @@ def read_header(path: Path) -> GgufHeader:
         UsageError: it is no GGUF file.
         ModelDamaged: it is truncated, or contradicts itself.
     """
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise UsageError(f"{path} is not a GGUF file", _NAME_ONE)
-        try:
+    try:
+        with open_regular(path) as file:
+            if file.read(4) != b"GGUF":
+                raise UsageError(f"{path} is not a GGUF file", _NAME_ONE)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
                 return parse_gguf(view)
-        except (ValueError, RecursionError) as error:
-            raise ModelDamaged(f"{path} is damaged: {error}", _FETCH_AGAIN) from None
+    except OSError as error:
+        raise ModelDamaged(f"{path} cannot be read: {error.strerror or error}", _NAME_ONE) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelDamaged(f"{path} is damaged: {error}", _FETCH_AGAIN) from None
 
 
 def _inspect_file(path: Path) -> ModelSource:
@@ -142,7 +148,7 @@ def _inspect_folder(path: Path) -> ModelSource:
     if (path / GENAI_CONFIG).is_file():
         raise UsageError(f"{path} is in ONNX Runtime GenAI's layout already", f"Copy it: coe models pull file:{path}")
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(path / "config.json", _MAX_CONFIG_BYTES))
         name = str(config["architectures"][0])
     except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise ModelDamaged(f"{path / 'config.json'} cannot be used: {error!r}", "Fetch it again.") from None
@@ -178,7 +184,7 @@ def _safetensors(path: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file: eight bytes of length, then a JSON header with each tensor's type, shape and place."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_MAX_HEADER_BYTES, size - 8):
                 raise ValueError("its header is too long")
@@ -187,8 +193,8 @@ def _safetensors(path: Path) -> dict[str, Stored]:
         for name, facts in header.items():
             if name == "__metadata__":
                 continue
-            kind, shape = str(facts["dtype"]), tuple(int(dim) for dim in facts["shape"])
-            start, end = (int(value) for value in facts["data_offsets"])
+            kind, shape = str(facts["dtype"]), tuple(_counts(facts["shape"], _MAX_DIMENSIONS))
+            start, end = _counts(facts["data_offsets"], 2)
             if kind not in ("F32", "F16", "BF16"):
                 raise UnsupportedArchitecture(
                     f"{path} has weights of type {kind[:20]} (`{name[:60]}`), which cannot be read",
@@ -197,7 +203,7 @@ def _safetensors(path: Path) -> dict[str, Stored]:
             count = BLOCK_TYPES[kind].bytes
             for dim in shape:
                 count *= dim
-            if not shape or min(shape) < 1 or start < 0 or end - start != count or 8 + length + end > size:
+            if not shape or min(shape) < 1 or end - start != count or 8 + length + end > size:
                 raise ValueError(f"it is shorter than its header says, or tensor `{name[:60]}` makes no sense")
             found[name] = Stored(path, 8 + length + start, kind, shape)
     except CoeError:
@@ -205,6 +211,18 @@ def _safetensors(path: Path) -> dict[str, Stored]:
     except (OSError, ValueError, KeyError, TypeError, struct.error, AttributeError, RecursionError) as error:
         raise ModelDamaged(f"{path} is damaged: {error}", _FETCH_AGAIN) from None
     return found
+
+
+def _counts(values: Any, most: int) -> list[int]:
+    """
+    Raises:
+        ValueError: these are not whole numbers that a file may have, or more than ``most``.
+    """
+    if not isinstance(values, list) or len(values) > most:
+        raise ValueError("its header makes no sense")
+    if not all(type(value) is int and 0 <= value < 2**48 for value in values):
+        raise ValueError("its header makes no sense")
+    return values
 
 
 # --- both

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
 from coe_cli.core.importing.genai_config import SpecialTokens, gguf_special_tokens, hf_special_tokens
+from coe_cli.core.regular_file import read_regular, read_text
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.importing.source import ModelSource
+from coe_cli.runtime.store.model_files import MAX_TOKENIZER_BYTES
 
+_MAX_JSON_BYTES: Final = 32 * 2**20
 _COPIED: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,8 +34,8 @@ def write_tokenizer(source: ModelSource, folder: Path) -> SpecialTokens:
         special = gguf_special_tokens(source.metadata)
     else:
         for name in _COPIED:
-            if (source.path / name).is_file():
-                shutil.copyfile(source.path / name, folder / name)
+            if (source.path / name).exists():
+                (folder / name).write_bytes(_file_of(source.path, name))
         if not (folder / "tokenizer.json").is_file():
             raise UsageError(
                 f"{source.path} has no tokenizer.json", "Fetch a build of the model that has one, or a GGUF file."
@@ -44,11 +46,26 @@ def write_tokenizer(source: ModelSource, folder: Path) -> SpecialTokens:
     return special
 
 
+def _file_of(folder: Path, name: str) -> bytes:
+    """A file of the source. Links are followed: the hub's own cache keeps its files beside such a folder.
+
+    Raises:
+        ModelDamaged: it is no regular file of a sensible size.
+    """
+    path = folder / name
+    try:
+        return read_regular(path, MAX_TOKENIZER_BYTES)
+    except OSError as error:
+        raise ModelDamaged(f"{path} cannot be read: {error.strerror or error}", "Fetch it again.") from None
+
+
 def _write_gguf_tokenizer(path: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelDamaged(
@@ -61,7 +78,7 @@ def _tokenizer_ids(folder: Path) -> dict[str, int]:
     """``bos``, ``eos`` and ``pad`` of tokenizer_config.json as ids."""
     config = _json(folder / "tokenizer_config.json")
     try:
-        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = json.loads(read_text(folder / "tokenizer.json", MAX_TOKENIZER_BYTES))
         ids = {str(token["content"]): int(token["id"]) for token in tokenizer.get("added_tokens", [])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelDamaged(f"{folder / 'tokenizer.json'} cannot be used: {error!r}", "Fetch it again.") from None
@@ -86,7 +103,7 @@ def _name_known_class(folder: Path) -> None:
 def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no such file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path, _MAX_JSON_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -53,6 +53,12 @@ def read_text(path: Path, max_bytes: int) -> str:
     return read_regular(path, max_bytes).decode("utf-8-sig")
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is in ``folder`` after links are resolved; a link that leads to itself stays where it is."""
+    root = os.path.realpath(folder)  # Path.resolve() raises for such a link
+    return Path(os.path.realpath(path)).is_relative_to(root)
+
+
 def _check(path: Path, info: os.stat_result, max_bytes: int | None) -> None:
     if stat.S_ISDIR(info.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))

@@ -11,7 +11,7 @@ from typing import Final
 
 from coe_cli.core.genai_config import GENAI_CONFIG, GenaiConfig, read_config
 from coe_cli.core.onnx_external import external_files
-from coe_cli.core.regular_file import read_text
+from coe_cli.core.regular_file import lies_in, read_text
 from coe_cli.core.source_uri import check_member
 from coe_cli.errors import ModelDamaged, UsageError
 
@@ -53,10 +53,9 @@ def check_safe(name: str, folder: Path, config: GenaiConfig | None = None) -> No
         for location in data:
             _check_name(name, location, f"{file} reads its weights from")
             inside.append(f"{below}/{location}" if below else location)
-    root = folder.resolve()
     for file in inside:
         path = folder / file
-        if not path.resolve().is_relative_to(root):
+        if not lies_in(path, folder):
             raise _refused(name, f"{path} is a link to something outside of the model's folder")
         if path.exists() and not path.is_file():
             raise _refused(name, f"{path} is not a regular file")

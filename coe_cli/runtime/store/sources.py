@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coe_cli.core.catalog import Source
+from coe_cli.core.regular_file import lies_in
 from coe_cli.core.source_uri import FileSource, HubSource, WheelSource, parse_uri
 from coe_cli.errors import ModelMissing, UsageError
 from coe_cli.runtime.progress import FolderGrowth, OnProgress
@@ -113,12 +114,12 @@ def _regular_files(folder: Path) -> list[Path]:
     Raises:
         SourceFailed: one is a link out of the folder, a FIFO, a socket or a device.
     """
-    root, found = folder.resolve(), []
+    found = []
     for path in folder.rglob("*"):
         inside = path.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts):
             continue
-        if not path.resolve().is_relative_to(root):
+        if not lies_in(path, folder):
             raise SourceFailed(f"has a link out of its folder: {inside.as_posix()!r}")
         if not path.is_dir() and not path.is_file():
             raise SourceFailed(f"holds {inside.as_posix()!r}: {inside.name} is not a regular file")

@@ -15,6 +15,7 @@ from coe_cli.core.names import counted
 from coe_cli.core.onnx_external import graph_needs
 from coe_cli.core.onnx_graph import GraphFacts, read_graph
 from coe_cli.core.providers import host, on_host, spec_of
+from coe_cli.core.regular_file import lies_in
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.progress import OnProgress, Step, ignore
@@ -147,7 +148,7 @@ def _files(folder: Path, facts: GraphFacts, again: str, on_progress: OnProgress)
     findings: list[Finding] = []
     for location, size in facts.external.items():
         path = folder / location
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not lies_in(path, folder):
             findings.append(
                 error(
                     "external data",

@@ -67,7 +67,8 @@ def with_college(
                 await asyncio.sleep(0.01)
         finally:
             await college.close()
-        assert [child for child in psutil.Process().children() if "coe_cli" in " ".join(child.cmdline())] == []
+        workers = [child for child in psutil.Process().children() if "worker.worker" in " ".join(child.cmdline())]
+        assert workers == []
 
     asyncio.run(main())
 

@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from coe_cli.core.device_trial import DeviceTrial, trial_findings
+from coe_cli.core.providers._dml_trial import DeviceTrial, trial_findings
 from coe_cli.probes import ProbeFailed, d3d12
 from coe_cli.runtime.doctor.devices import check_direct3d
 

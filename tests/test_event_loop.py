@@ -78,7 +78,7 @@ def test_the_watch_sees_what_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [MODEL, AUTO, "general_reasoner"])
 def test_settling_who_answers(resolver: RequestResolver, name: str) -> None:
-    request = ChatRequest(name, [ChatMessage("user", "Hi")])
+    request = ChatRequest([ChatMessage("user", "Hi")], name)
     assert blocking_calls(lambda: resolver.resolve(request)) == []
 
 

@@ -172,9 +172,10 @@ class ProfileSet(Struct, frozen=True):
                 place could be more than the machine has.
         """
         wanted = name or self.default_profile
-        problem = self.problems.get(f"profiles.{wanted}") or self.problems.get("")
-        if problem is not None:
-            raise problem.error()
+        for key, problem in self.problems.items():
+            section = key.partition(".")[0]
+            if key in ("", "profiles", f"profiles.{wanted}") or section in ("vram_components", "pressure_thresholds"):
+                raise problem.error()
         try:
             return self.profiles[wanted]
         except KeyError:

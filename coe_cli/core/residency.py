@@ -53,7 +53,15 @@ class Residency(RequestQueues):
         self._loading = model
 
     def _setback(
-        self, model: ModelEntry, code: str, message: str, now_s: float, out: list[Decision], *, killed: bool = False
+        self,
+        model: ModelEntry,
+        code: str,
+        message: str,
+        now_s: float,
+        out: list[Decision],
+        *,
+        killed: bool = False,
+        hint: str = "",
     ) -> None:
         """A load led to no start: it is tried again after idle models made room, or the model's queue is refused.
 
@@ -69,11 +77,9 @@ class Residency(RequestQueues):
         text = message or f"`{model.name}` could not be loaded"
         if model.setbacks > 1 or killed_for_long or code in _PERMANENT:
             model.forget_setbacks()
-            hint = (
-                "Run `coe vram plan` and choose a smaller context or model."
-                if code == "out_of_memory"
-                else "Run `coe doctor` to see what is wrong with the device or the model."
-            )
+            if code == "out_of_memory":
+                hint = "Run `coe vram plan` and choose a smaller context or model."
+            hint = hint or "Run `coe doctor` to see what is wrong with the device or the model."
             self._refuse_queue(model, code, text, hint, out, None)
             return
         victims = []

@@ -313,7 +313,7 @@ class Scheduler(Admission):
             return
         model.preload_failed = model.preload_failed or model.unasked
         self._removed(model, event.used_mb)
-        self._setback(model, event.code, event.message, now_s, out, killed=event.killed)
+        self._setback(model, event.code, event.message, now_s, out, killed=event.killed, hint=event.hint)
 
     def _on_worker_died(self, event: WorkerDied, now_s: float, out: list[Decision]) -> None:
         model = self._models.get(event.model)

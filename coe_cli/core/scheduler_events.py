@@ -41,7 +41,7 @@ class Loaded(Struct, frozen=True, gc=False):
 class LoadFailed(Struct, frozen=True, gc=False):
     """The model did not load and its process is gone. ``code`` is an error code of ``coe_cli.errors``.
 
-    ``killed``: somebody else ended the process, which says nothing about the model.
+    ``killed``: somebody else ended the process, which says nothing about the model. ``hint`` says what to do about it.
     """
 
     model: str
@@ -49,6 +49,7 @@ class LoadFailed(Struct, frozen=True, gc=False):
     message: str = ""
     used_mb: float | None = None
     killed: bool = False
+    hint: str = ""
 
 
 class Tokens(Struct, frozen=True, gc=False):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from msgspec import convert
 
-from coe_cli.core.device_trial import DeviceTrial
+from coe_cli.core.providers._dml_trial import DeviceTrial
 from coe_cli.package import start_code
 from coe_cli.probes import ProbeFailed, dxgi
 

@@ -1,6 +1,6 @@
 """Stands in for ONNX Runtime GenAI in a worker: a model that takes known times, by sleeping, and fails when told to.
 
-``sleeps.json`` in the model's folder: ``load_s``, ``prefill_s_per_token``, ``step_s``, ``memory_mb`` (allocated by a load),
+``sleeps.json`` in the model's folder, to which the worker's own folder has the link ``files``: ``load_s``, ``prefill_s_per_token``, ``step_s``, ``memory_mb`` (allocated by a load),
 ``fail_load`` and ``fail_generator`` (a RuntimeError's text), ``crash_at_step``.
 """
 
@@ -28,7 +28,7 @@ class Config:
 
 class Model:
     def __init__(self, config: Config) -> None:
-        self.sleeps: dict[str, Any] = json.loads((Path(config.folder) / "sleeps.json").read_text())
+        self.sleeps: dict[str, Any] = json.loads((Path(config.folder) / "files" / "sleeps.json").read_text())
         time.sleep(self.sleeps.get("load_s", 0))
         if "fail_load" in self.sleeps:
             raise RuntimeError(self.sleeps["fail_load"])

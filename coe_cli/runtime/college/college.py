@@ -277,7 +277,7 @@ class College:
             await worker.end()
             if self._forget(model, worker):
                 error, killed = explained(failure), isinstance(failure, KilledFromOutside)
-                self._tell(ev.LoadFailed(model, error.code, error.message, self._used_mb(), killed))
+                self._tell(ev.LoadFailed(model, error.code, error.message, self._used_mb(), killed, error.hint))
             return
         if worker.ending:
             return

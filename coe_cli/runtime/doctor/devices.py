@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from coe_cli.core.device_trial import trial_findings
 from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.core.providers import on_host
+from coe_cli.core.providers._dml_trial import trial_findings
 from coe_cli.probes import ProbeFailed
 from coe_cli.probes.d3d12 import try_devices
 

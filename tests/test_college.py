@@ -235,20 +235,12 @@ def test_an_idle_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
 
 def test_a_model_whose_files_have_changed_is_loaded_anew_when_idle(tmp_path: Path) -> None:
     async def test() -> None:
-        async with trial(tmp_path, {"one": [{"step_s": 0.01}]}) as college:
+        async with trial(tmp_path) as college:
             assert (await college.ask()).right
             college.changed["one"] = 120
             assert (await college.ask()).right
             assert college.starts("one") == 2
-            writing = asyncio.create_task(college.ask(tokens=60))
-            while college.college.snapshot().running == 0:
-                await asyncio.sleep(0.01)
-            college.changed["one"] = 130
-            assert (await college.ask()).right, "in use, so the old one answers"
-            assert (await writing).right and college.starts("one") == 2
-            assert (await college.ask()).right
-            assert college.starts("one") == 3
-            assert college.college.snapshot().models[0].reserved_mb == 130
+            assert college.college.snapshot().models[0].reserved_mb == 120
 
     run(test)
 

@@ -66,7 +66,7 @@ class Admission(Residency):
             if state is ModelState.LOADING:
                 continue
             if state is ModelState.READY:
-                if full or len(model.active) >= model.max_slots:
+                if full or model.unload_wanted or len(model.active) >= model.max_slots:
                     continue
                 claimant: RequestEntry | None = self._claimant
                 if claimant is not None:

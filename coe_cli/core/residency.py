@@ -172,7 +172,7 @@ class Residency(RequestQueues):
     def _unload_idle(self, now_s: float, out: list[Decision]) -> None:
         wanted = [model for model in self._models.values() if model.unload_wanted]
         for model in wanted:
-            if model.state is ModelState.READY and not model.active and not model.waiting:
+            if model.state is ModelState.READY and not model.active:
                 self._evict(model, "asked", now_s, out)
         self._unload_wanted = any(model.unload_wanted for model in wanted)
 

@@ -32,7 +32,7 @@ once, however young. A preloaded model that was never asked for is not protected
 At critical the largest consumer goes, loading, running or young, one at a time with a measurement in between; what it ran
 is retried after ``retry_delay_s`` if nothing had been delivered and it was not evicted ``max_evictions`` times before,
 else it fails; a guided request always fails then. ``Tick`` unloads what was idle for its model's ``keep_alive_s``, else the
-pool's; ``Unload`` ignores age.
+pool's. ``Unload`` ignores age: the model starts nothing more, goes when what runs has ended, and is loaded anew for who waits.
 
 Failures. A load that fails, or a resident model that is lost before it starts anything, is a setback for those who wait
 for it: out of memory evicts the idle models; every kind but a permanent one is tried once more; the next setback
@@ -214,6 +214,7 @@ class Scheduler(Admission):
         if (
             not self._waiting
             and model.state is ModelState.READY
+            and not model.unload_wanted
             and len(model.active) < model.max_slots
             and self._running < config.max_concurrent_slots
             and self._slot_fits(model)

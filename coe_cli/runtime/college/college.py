@@ -44,6 +44,7 @@ class College:
         self._clock = clock
         self._scheduler = Scheduler(settings.pool_in_use(), {})
         self._specs: dict[str, ModelSpec] = {}
+        self._newer: dict[str, ModelSpec] = {}
         self._contexts: dict[str, int] = {}
         self._workers: dict[str, ResidentWorker] = {}
         self._own_prompts = Prompts()  # starts no process before the first request
@@ -246,13 +247,19 @@ class College:
         return structs.replace(ask, model=structs.replace(ask.model, name=chosen))
 
     def _know(self, spec: ModelSpec) -> None:
-        """Take in what a model is. One whose files have become others is loaded anew as soon as it is idle."""
+        """Take in what a model is. One whose files have become others answers nothing more, and is loaded anew."""
         if self._specs.get(spec.name) == spec:
             return
         if spec.name in self._specs:
+            self._newer[spec.name] = spec
             self._tell(ev.Unload(spec.name))
+        self._take_in(spec)
+
+    def _take_in(self, spec: ModelSpec) -> None:
+        """Know a model by ``spec``, unless its memory is still that of an older one."""
         cost, context_length = self._settings.cost(spec)
         if self._scheduler.set_cost(spec.name, cost):
+            self._newer.pop(spec.name, None)
             self._specs[spec.name] = spec
             self._contexts[spec.name] = context_length
 
@@ -299,6 +306,8 @@ class College:
             await worker.end()
             self._forget(model, worker)
         reclaimed_mb, used_mb = await until_reclaimed(self._used_mb, before_mb, own_mb)
+        if model in self._newer:
+            self._take_in(self._newer[model])
         self._tell(ev.Evicted(model, reclaimed_mb, used_mb))
 
     def _lose(self, model: str, worker: ResidentWorker, error: CoeError) -> None:

@@ -64,7 +64,9 @@ class Rows:
         self.prompts[line] = prompt
         messages, sampling = [ChatMessage("user", prompt)], Sampling(seed=line)
         request = ChatRequest(messages, expert=self.expert, model=model, max_tokens=4, sampling=sampling)
-        return PreparedRow(line, request, ce.Ask(self.spec(model), messages), expert=self.expert)
+        return PreparedRow(
+            line, request, ce.Ask(self.spec(model), messages, max_tokens=4, sampling=sampling), self.expert
+        )
 
     def right(self, result: RowResult) -> bool:
         return result.answer is not None and result.answer.answer == expected(self.prompts[result.line], result.line, 4)

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P
 from coe_cli.core.plain_text import NUL_REASON
+from coe_cli.core.sampling import unsupported
 from coe_cli.errors import UsageError
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -111,6 +112,8 @@ def parse_line(data: bytes, line: int) -> Parsed | None:
     if _OPENAI_MARKS & fields.keys():
         return Parsed(_convert(fields, OpenAIRow, line, "custom_id"))
     row: Row = _convert(fields, Row, line, "id")
+    if (refused := unsupported(fields)) is not None:
+        raise InvalidRow(line, f"`{refused[0]}` {refused[1]}", row.id)
     _check_own(row, line)
     return Parsed(row, tuple(key for key in fields if key not in _OWN_KEYS))
 

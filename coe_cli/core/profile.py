@@ -29,6 +29,7 @@ _Duration = float | str
 """Seconds, or text as in ``core.duration``."""
 
 DEFAULT_KEEP_ALIVE_S = 300.0
+MAX_ANSWER_TOKENS = 1024
 
 
 class FixedOverhead(Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +102,7 @@ class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     preload_enabled: bool = False
     keep_alive: _Duration | None = None
     model_keep_alive: _Duration | None = None
+    max_answer_tokens: Annotated[int, Meta(ge=1, le=2**24)] = MAX_ANSWER_TOKENS
     description: str = ""
     notes: str = ""
 
@@ -140,6 +142,8 @@ class HardwareProfile(Struct, frozen=True):
     """A college without requests for so long ends; None keeps it."""
     model_keep_alive_s: float | None = None
     """A model that was idle for so long is unloaded, unless the catalog says otherwise; None keeps it."""
+    max_answer_tokens: int = MAX_ANSWER_TOKENS
+    """Where an answer ends whose request names no limit."""
 
     @property
     def fixed_mb(self) -> int:

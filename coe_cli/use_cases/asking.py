@@ -95,6 +95,7 @@ class _Ask:
         self._options, self._catalog, self._profiles = options, catalog, profiles
         self._output, self._view, self._conversation, self._client = output, view, conversation, client
         self._told_why = False
+        self._ended: list[str] = []
         self._human = view.output_format is AnswerFormat.HUMAN
         self._providing = Providing(
             catalog,
@@ -123,6 +124,8 @@ class _Ask:
             try:
                 answer = collect(self._noting(events), about(told), sink)
                 sink.finish(answer)
+                for note in self._ended:
+                    self._output.note(note)
             finally:
                 sink.close()
         keep(answer, told.system, options, self._conversation, self._profiles, self._output)
@@ -191,11 +194,13 @@ class _Ask:
                 self._output.note(warning)
 
     def _noting(self, events: Events) -> Iterator[ce.CollegeEvent]:
-        """The same events; what is to be said of the prompt is said when it comes."""
+        """The same events; what is to be said of the prompt is said when it comes, what of the end is kept for the end."""
         for event in events:
             if self._human and isinstance(event, ce.Reading):
                 for note in event.notes:
                     self._output.note(note)
+            elif self._human and isinstance(event, ce.Finished):
+                self._ended = event.notes
             yield event
 
     def _tell_routing(self, routing: Routing, experts: list[str]) -> None:

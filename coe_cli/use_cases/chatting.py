@@ -133,6 +133,7 @@ class _Chat:
         check_text(question, "question")
         sink = AnswerSink(self._output, show_thinking=self._show_thinking)
         open_line = False
+        ended: list[str] = []
         events = self._session.ask(question)
         try:
             for event in events:
@@ -142,6 +143,8 @@ class _Chat:
                     open_line = not text.endswith("\n") if not is_thought else open_line
                 elif isinstance(event, ce.Reading):
                     self._say_once(event.notes)
+                elif isinstance(event, ce.Finished):
+                    ended = event.notes
                 elif self._reader.interactive:
                     self._tell(event)
         except KeyboardInterrupt:
@@ -156,6 +159,8 @@ class _Chat:
             if open_line:
                 self._output.stdout.write("\n")
             self._output.stdout.flush()
+        for note in ended:
+            self._output.note(note)
         if self._session.log_warning and not self._warned:
             self._warned = True
             self._output.note(self._session.log_warning)

@@ -118,7 +118,7 @@ class Collector:
                 total_s=self._clock() - self._begin,
                 tokens_per_s=tokens_per_s(event.completion_tokens, event.decode_s),
             ),
-            warnings=[*source.notes, *self._notes],
+            warnings=[*source.notes, *self._notes, *event.notes],
         )
 
 

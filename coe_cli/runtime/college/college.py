@@ -365,7 +365,9 @@ class College:
                 if self._settings.recorder is not None:
                     length = self._contexts[model]
                     self._settings.recorder.answered(self._specs[model], worker.pid, length, message.prompt_tokens)
-                self._end(request_id, translation.finished(message))
+                request = self._requests.get(request_id)
+                if request is not None and request.prompt is not None:
+                    self._end(request_id, translation.finished(message, request.ask, request.prompt))
                 self._tell(ev.Done(request_id))
             case protocol.Failed():
                 self._failed(model, worker, message)

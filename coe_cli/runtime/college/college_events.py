@@ -7,6 +7,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.profile import MAX_ANSWER_TOKENS
 from coe_cli.runtime.college.chat_request import Needed, Resolved
 from coe_cli.runtime.prompts.prompt_messages import Prompt
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
@@ -14,6 +15,8 @@ from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, 
 
 class Ask(Struct, frozen=True):
     """A resolved request: one model and its prompt. ``template`` is for models without a chat template.
+
+    ``max_answer_tokens``: the profile's limit, where there is no ``max_tokens``.
 
     ``whole`` and ``flush_s`` as in ``ChatRequest``; until the end of a whole answer its pieces are empty and tell how many
     tokens were written.
@@ -23,6 +26,7 @@ class Ask(Struct, frozen=True):
     messages: list[ChatMessage]
     template: str | None = None
     max_tokens: int | None = None
+    max_answer_tokens: int = MAX_ANSWER_TOKENS
     sampling: Sampling = Sampling()
     stop: list[str] = []
     guidance: Guidance | None = None
@@ -75,13 +79,14 @@ class Again(Struct, frozen=True, tag=True):
 
 
 class Finished(Struct, frozen=True, tag=True):
-    """The end of the answer; times are seconds in the worker."""
+    """The end of the answer; times are seconds in the worker. ``notes`` say why it ended where that is not plain."""
 
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     first_token_s: float
     decode_s: float
+    notes: list[str] = []
 
 
 CollegeEvent: TypeAlias = Resolved | Needed | Waiting | Loading | Reading | Piece | Again | Finished

@@ -174,6 +174,7 @@ class RequestResolver:
             prompt=fitting.prompt,
             allow_special_tokens=special,
             max_tokens=request.max_tokens,
+            max_answer_tokens=self._profile.max_answer_tokens,
             sampling=_within(request.sampling, spec),
             stop=request.stop,
             guidance=request.guidance,

@@ -7,6 +7,9 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.prompts.prompt_messages import Prepare, Prompt
 from coe_cli.runtime.worker import protocol
 
+_REPEATS = "the answer repeated itself and was ended"
+_MORE = "ask for more with max_tokens (--max-tokens)"
+_WITH_THOUGHTS = 4
 _WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
 
@@ -22,13 +25,19 @@ def to_prepare(ask: ce.Ask, spec: ModelSpec, context_length: int) -> Prepare:
     )
 
 
+def answer_limit(ask: ce.Ask, prompt: Prompt) -> int:
+    """Tokens of the answer at most: the request's own limit or the profile's, with room for thoughts."""
+    thinks = prompt.thinks or prompt.opens_thinking
+    return ask.max_tokens or ask.max_answer_tokens * (_WITH_THOUGHTS if thinks else 1)
+
+
 def to_worker(request_id: int, ask: ce.Ask, prompt: Prompt, context_length: int) -> protocol.Generate:
     """The request in a slot of ``context_length`` tokens."""
     return protocol.Generate(
         request_id=request_id,
         prompt_ids=prompt.ids,
         context_length=context_length,
-        max_tokens=ask.max_tokens,
+        max_tokens=answer_limit(ask, prompt),
         sampling=ask.sampling,
         stop=ask.stop,
         guidance=ask.guidance,
@@ -54,12 +63,19 @@ def piece(message: protocol.Token) -> ce.Piece:
     return ce.Piece(message.text, message.tokens)
 
 
-def finished(message: protocol.Done) -> ce.Finished:
+def finished(message: protocol.Done, ask: ce.Ask, prompt: Prompt) -> ce.Finished:
     """The answer's end."""
+    limit = answer_limit(ask, prompt)
+    notes = []
+    if message.repeats:
+        notes.append(_REPEATS)
+    elif message.finish_reason == "length" and ask.max_tokens is None and message.completion_tokens >= limit:
+        notes.append(f"the answer ends at {limit} tokens, the profile's max_answer_tokens: {_MORE}")
     return ce.Finished(
         finish_reason=message.finish_reason,
         prompt_tokens=message.prompt_tokens,
         completion_tokens=message.completion_tokens,
         first_token_s=message.first_token_s,
         decode_s=message.decode_s,
+        notes=notes,
     )

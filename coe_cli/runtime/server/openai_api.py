@@ -11,16 +11,19 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from coe_cli.core.answer_schema import check_schema
 from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
 from coe_cli.core.plain_text import NUL_REASON
+from coe_cli.core.sampling import unsupported
 from coe_cli.errors import UsageError
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
 _SEEDS = SEED.most + 1
+_COMPLETION_TOKENS = 16
+"""OpenAI's default of /v1/completions."""
 _FIELD = re.compile(r"(?!str$)\w+")
 
 
@@ -51,6 +54,15 @@ Text = Annotated[str, AfterValidator(_plain_text)]
 _Stop = Annotated[Text, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
+
+
+def _asks_for_nothing(value: float | None, info: ValidationInfo) -> float | None:
+    if (refused := unsupported({info.field_name or "": value})) is not None:
+        raise ValueError(refused[1])
+    return value
+
+
+_Nothing = Annotated[float | None, AfterValidator(_asks_for_nothing)]
 
 
 class TextPart(BaseModel):
@@ -127,8 +139,10 @@ class _Generation(BaseModel):
     stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MOST)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    presence_penalty: Literal[0] | None = Field(default=None, description="only 0: penalties are not supported")
-    frequency_penalty: Literal[0] | None = Field(default=None, description="only 0: penalties are not supported")
+    presence_penalty: _Nothing = Field(default=None, description="only 0: penalties are not supported")
+    frequency_penalty: _Nothing = Field(default=None, description="only 0: penalties are not supported")
+    min_p: _Nothing = Field(default=None, description="only 0: it is not supported")
+    repetition_penalty: _Nothing = Field(default=None, description="only 1: it is not supported")
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     allow_special_tokens: bool | None = Field(
         default=None,
@@ -186,7 +200,7 @@ class CompletionRequest(_Generation):
             [ChatMessage("user", text)],
             name=self.model,
             raw=True,
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens or _COMPLETION_TOKENS,
             sampling=self.sampling,
             stop=self.stops,
             allow_special_tokens=self.allow_special_tokens,

@@ -148,6 +148,7 @@ class HttpAnswer:
         self._id = shape.prefix + secrets.token_hex(12)
         self._created = int(time.time())
         self._reading: ce.Reading | None = None
+        self._ended: list[str] = []
         self._sent = False
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -177,7 +178,7 @@ class HttpAnswer:
                 if isinstance(event, ce.Reading):
                     self._reading = event
                 elif isinstance(event, ce.Finished):
-                    finished = event
+                    finished, self._ended = event, event.notes
         choice = self._shape.whole("".join(parts[False]), "".join(parts[True]), _reason(finished))
         answer = completion(
             self._shape,
@@ -220,7 +221,7 @@ class HttpAnswer:
                     await self._begin(send)
                     data = self._first_chunk(before, after) + data
                 if isinstance(event, ce.Finished):
-                    data += before + self._shape.last(_reason(event)) + after
+                    data += self._last_chunk(event, before, after)
                     if self._include_usage:
                         data += head + b',"choices":[],"usage":' + encode(self._usage(event)) + b"}\n\n"
                     await self._send_last(send, data + b"data: [DONE]\n\n")
@@ -241,6 +242,12 @@ class HttpAnswer:
         first = self._shape.first() or b'"text":"","logprobs":null,"finish_reason":null}'
         return before + first + after.replace(b"}\n\n", b',"coe":' + encode(self._coe()) + b"}\n\n")
 
+    def _last_chunk(self, event: ce.Finished, before: bytes, after: bytes) -> bytes:
+        """How the answer ended, and what is to be said of that."""
+        if event.notes:
+            after = after.replace(b"}\n\n", b',"coe":' + encode({"notes": event.notes}) + b"}\n\n")
+        return before + self._shape.last(_reason(event)) + after
+
     async def _send_last(self, send: Send, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": False})
 
@@ -257,9 +264,8 @@ class HttpAnswer:
 
     @property
     def _notes(self) -> list[str]:
-        return [note.text for note in self._resolved.told.notes] + (
-            self._reading.notes if self._reading is not None else []
-        )
+        chosen = [note.text for note in self._resolved.told.notes]
+        return chosen + (self._reading.notes if self._reading is not None else []) + self._ended
 
     def _coe(self) -> dict[str, Any]:
         reading = self._reading

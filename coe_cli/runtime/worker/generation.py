@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.core.providers import spec_of
+from coe_cli.core.repetition import RepetitionDetector
+from coe_cli.core.sampling import search_options
 from coe_cli.core.stop_strings import StopStrings
 from coe_cli.errors import PromptTooLong
 from coe_cli.providers.settings import configure
@@ -31,6 +33,7 @@ class PreparedModel:
         folder, settings = private_folder(Path(message.folder))
         config = oga.Config(str(folder))
         configure(oga, config, message.provider, message.provider_options, message.session_options)
+        self.search: dict[str, Any] = settings.content.get("search", {})
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
         chunk_size = message.chunk_size or settings.search("chunk_size")
@@ -55,6 +58,8 @@ class Generation:
         self._completion_tokens = 0
         self._token_at_s: list[float] = []
         self._stops = StopStrings(message.stop)
+        self._repetition = RepetitionDetector()
+        self._repeats = False
 
     def prepare(self) -> protocol.Started:
         """Find a slot for the prompt.
@@ -106,7 +111,8 @@ class Generation:
             text = self._decode() if context_full else ""
         else:
             text = self._decode()
-            if self._completion_tokens >= self._budget:
+            self._repeats = not self._message.measured and self._repetition.feed(self._token(), text)
+            if self._repeats or self._completion_tokens >= self._budget:
                 self.finish_reason = "length"
         return self._before_stop(text) if self._message.stop else text
 
@@ -119,23 +125,20 @@ class Generation:
             first_token_s=self._first_token_at - self._begin,
             decode_s=time.perf_counter() - self._first_token_at,
             token_at_s=self._token_at_s,
+            repeats=self._repeats,
         )
 
     def _decode(self) -> str:
-        return str(self._stream.decode(self._generator.get_next_tokens()[0]))
+        return str(self._stream.decode(self._token()))
+
+    def _token(self) -> int:
+        return int(self._generator.get_next_tokens()[0])
 
     def _search_options(self) -> dict[str, Any]:
-        sampling = self._message.sampling
-        options: dict[str, Any] = {"max_length": self._message.context_length}
-        if sampling.temperature is not None and sampling.temperature <= 0:
-            options["do_sample"] = False
-        elif any(value is not None for value in (sampling.temperature, sampling.top_p, sampling.top_k)):
-            options["do_sample"] = True
-        if options.get("do_sample"):
-            named = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-            options.update({key: value for key, value in named.items() if value is not None})
-        if sampling.seed is not None:
-            options["random_seed"] = sampling.seed
+        options = {
+            "max_length": self._message.context_length,
+            **search_options(self._message.sampling, self._model.search),
+        }
         if self._message.measured:
             options["min_length"] = self._message.context_length  # no end-of-sequence before that
         return options

@@ -7,12 +7,12 @@ worker can serve several at once.
 from __future__ import annotations
 
 import struct
-from typing import Annotated, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from coe_cli.core.limits import SEED, TEMPERATURE, TOP_K, TOP_P
+from coe_cli.core.sampling import Sampling as Sampling
 from coe_cli.errors import UsageError
 
 PROTOCOL_VERSION = 2
@@ -49,15 +49,6 @@ class Load(Message, frozen=True):
 class ChatMessage(Struct, frozen=True):
     role: Literal["system", "user", "assistant"]
     content: str
-
-
-class Sampling(Struct, frozen=True):
-    """How tokens are chosen; None leaves the model's own setting. A temperature of 0 means greedy."""
-
-    temperature: Annotated[float, Meta(ge=TEMPERATURE.least, le=TEMPERATURE.most)] | None = None
-    top_p: Annotated[float, Meta(ge=TOP_P.least, le=TOP_P.most)] | None = None
-    top_k: Annotated[int, Meta(ge=TOP_K.least, le=TOP_K.most)] | None = None
-    seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
 
 
 class Guidance(Struct, frozen=True):
@@ -126,6 +117,7 @@ class Done(Message, frozen=True):
     """The end of an answer. Times are seconds in the worker: to the first token, and for all tokens after it.
 
     ``token_at_s``: the instant of each token on the worker's own clock, if the answer was ``measured``.
+    ``repeats``: it was ended because it repeated itself.
     """
 
     request_id: int
@@ -135,6 +127,7 @@ class Done(Message, frozen=True):
     first_token_s: float
     decode_s: float
     token_at_s: list[float] = []
+    repeats: bool = False
 
 
 class Failed(Message, frozen=True):

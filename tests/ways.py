@@ -37,7 +37,7 @@ def say(way: str, served: Served, question: str = "Hi", *, options: tuple[str, .
         serve = {} if way == "ask" else {"COE_NO_SERVE": "0"}
         log = ["-c"] if way == "ask -c" else ["--no-log"]
         if way == "ask -c":
-            coe.run("ask", *flags, "First", **serve).check()
+            coe.run("ask", *flags, "--max-tokens", "2", "First", **serve).check()
         result = coe.run("ask", *log, "--format", "json", *flags, question, **serve).check()
         answer = json.loads(result.stdout)
         notes = " ".join(answer["warnings"]) + result.stderr

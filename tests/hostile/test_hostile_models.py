@@ -72,7 +72,7 @@ def test_a_library_that_comes_with_a_model_is_not_loaded(coe: Coe, library: tupl
     write_tiny_model(folder)
     shutil.copyfile(target, folder / target.name)
     spec = open_model("beast", folder)
-    make_use = configured(*SESSION, "custom_ops_library", value=target.name)
+    make_use = configured(*SESSION, "custom_ops_library", value=(folder / target.name).as_posix())
     make_use(folder, coe.folder)  # after it was opened: the worker looks again
     if way == "ask":
         command = [sys.executable, "-m", "coe_cli", "ask", "--no-serve", "-m", "beast", "Hi"]

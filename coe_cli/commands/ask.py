@@ -90,6 +90,10 @@ def ask(
         typer.Option("--no-route", envvar="COE_NO_ROUTE", help="Without -e and -m the general reasoner answers."),
     ] = False,
     no_live: Annotated[bool, typer.Option("--no-live", help="No live view on a terminal.")] = False,
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed."),
+    ] = False,
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")] = False,
     resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
     no_log: Annotated[bool, typer.Option("--no-log", help="Do not keep this question and its answer.")] = False,
@@ -119,8 +123,9 @@ def ask(
     """Ask a question and stream the answer.
 
     The answer goes to stdout and everything else to stderr. Without -e and -m the question is routed to the expert that
-    it suits, or to two experts whose drafts the general reasoner joins. An expert whose model is not on disk is stood in
-    for by the embedded one, which is fetched first if need be.
+    it suits, or to two experts whose drafts the general reasoner joins. Where an expert's model is not installed a
+    terminal asks whether to install it or to answer with the fallback model, the embedded one; a pipe ends with exit code 4 unless
+    --fallback or the profile allows the fallback model, as the profile `embedded` does.
     """
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         if value is not None and math.isnan(value):
@@ -156,6 +161,7 @@ def ask(
             profiles_file=profiles_file,
             catalog_file=catalog_file,
             allow_special_tokens=allow_special_tokens,
+            fallback=fallback,
         ),
         read_catalog(catalog_file),
         read_profiles(profiles_file),

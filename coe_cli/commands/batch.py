@@ -89,6 +89,10 @@ def batch(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster; without it this machine's.")
     ] = None,
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed."),
+    ] = False,
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch a model or an embedder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still told.")] = False,
     no_serve: Annotated[
@@ -121,7 +125,7 @@ def batch(
         BatchOptions(
             source=path,
             target=output_file,
-            defaults=RowDefaults(expert, model, system, max_tokens, temperature, seed),
+            defaults=RowDefaults(expert, model, system, max_tokens, temperature, seed, fallback or None),
             keep_order=keep_order,
             fail_fast=fail_fast,
             retries=retries,

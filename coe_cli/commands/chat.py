@@ -45,6 +45,10 @@ def chat(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=SEED.most, help="Repeat sampled answers.")] = None,
     show_thinking: Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")] = False,
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed."),
+    ] = False,
     no_log: Annotated[bool, typer.Option("--no-log", help="Keep nothing of it for `coe logs`.")] = False,
     no_serve: Annotated[
         bool,
@@ -76,6 +80,7 @@ def chat(
             seed=seed,
             show_thinking=show_thinking,
             no_log=no_log,
+            fallback=fallback,
             serve=not no_serve,
             profiles_file=profiles_file,
             catalog_file=catalog_file,

@@ -72,9 +72,12 @@ def pull(
             "--profile", "-p", help="All models that run on this profile's device.", autocompletion=complete_profiles
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All models of the catalog.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All models of the catalog that have an expert or a known licence.")
+    ] = False,
     as_is: Annotated[bool, typer.Option("--as-is", help="Leave the graph as it was published.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Fetch it again even if it is there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before more than 10 GB are fetched.")] = False,
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
@@ -84,20 +87,22 @@ def pull(
 
     Example: coe models pull smollm2-135m
     """
-    from coe_cli.core.selection import models_for
+    from coe_cli.core.selection import all_models, models_for
     from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.store.install import request_for
     from coe_cli.runtime.store.pull import pull as fetch
+    from coe_cli.use_cases.fetching import agree_to_fetch
 
     catalog, output, models_dir = read_catalog(catalog_file), Output(), folders().models
     wanted = list(names or [])
     if everything:
-        wanted += catalog.models
+        wanted += all_models(catalog)
     if profile is not None:
         wanted += models_for(catalog, read_profiles(profiles_file).select(profile))
     if not wanted:
         raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
-    requests = [request_for(name, catalog, models_dir) for name in wanted]
+    requests = [request_for(name, catalog, models_dir) for name in dict.fromkeys(wanted)]
+    agree_to_fetch([r for r in requests if force or not (models_dir / r.name).exists()], output, yes=yes)
     with ProgressView(output, f"fetching {', '.join(request.name for request in requests)}") as view:
         progress_of = view.row if len(requests) > 1 else lambda name: nullcontext(view)
         fetch(requests, models_dir, progress_of, view.note, force=force, as_is=as_is)

@@ -69,6 +69,11 @@ class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         spec_of(self.provider)
 
+    @property
+    def download_mb(self) -> float:
+        """What the first source has to send, or about as much where the catalog does not say."""
+        return next((source.size_mb for source in self.sources if source.size_mb), None) or self.weights_mb
+
 
 class Expert(Struct, frozen=True, forbid_unknown_fields=True):
     """A role: which model answers, and how it is asked.
@@ -130,6 +135,14 @@ class Catalog(Struct, frozen=True):
     def experts_of(self, model: str) -> list[str]:
         """Names of the experts that use ``model``, in the catalog's order."""
         return [name for name, expert in self.experts.items() if expert.model == model]
+
+    def size_words(self, model: str) -> str:
+        """How much is fetched for a model, in brackets after its name; empty where that is not known."""
+        entry = self.models.get(model)
+        if entry is None:
+            return ""
+        mb = entry.download_mb
+        return f" ({mb / 1000:.0f} GB)" if mb >= 1000 else f" ({mb:.0f} MB)"
 
     def unknown_model(self, name: str, on_disk: list[str]) -> CoeError:
         """The error for a model that is neither in the catalog nor on disk, or whose entry is broken."""

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct, field, structs
 from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.core.names import nearest
 from coe_cli.core.problem import Problem
-from coe_cli.core.providers import home, spec_of
+from coe_cli.core.providers import home, on_host, spec_of
 from coe_cli.errors import ProfileInvalid
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
     keep_alive: _Duration | None = None
     model_keep_alive: _Duration | None = None
     max_answer_tokens: Annotated[int, Meta(ge=1, le=2**24)] = MAX_ANSWER_TOKENS
+    fallback: bool | None = None
     description: str = ""
     notes: str = ""
 
@@ -144,6 +145,8 @@ class HardwareProfile(Struct, frozen=True):
     """A model that was idle for so long is unloaded, unless the catalog says otherwise; None keeps it."""
     max_answer_tokens: int = MAX_ANSWER_TOKENS
     """Where an answer ends whose request names no limit."""
+    fallback: bool = False
+    """Whether the fallback model answers for an expert whose own is not installed, without being asked for."""
 
     @property
     def fixed_mb(self) -> int:
@@ -232,8 +235,9 @@ def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
                 **{
                     field: getattr(entry, field)
                     for field in _ProfileEntry.__struct_fields__
-                    if field not in ("keep_alive", "model_keep_alive")
+                    if field not in ("keep_alive", "model_keep_alive", "fallback")
                 },
+                fallback=on_host(entry.provider) if entry.fallback is None else entry.fallback,
             )
         return ProfileSet(
             profiles=profiles,

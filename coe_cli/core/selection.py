@@ -21,6 +21,8 @@ class Choice(Struct, frozen=True):
     fallback: str | None
     install: bool
     notes: list[str]
+    missing: str | None = None
+    """The expert's own model, where it is not on disk and ``model`` answers in its place."""
 
 
 def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | None, model: str | None) -> Choice:
@@ -59,12 +61,19 @@ def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | No
         None,
         stand_in not in on_disk,
         [note] if role.model != stand_in else [],
+        role.model if role.model != stand_in else None,
     )
 
 
 def models_for(catalog: Catalog, profile: HardwareProfile) -> list[str]:
     """Names of the catalog's models that were built for the profile's provider: what its college consists of."""
-    return [name for name, entry in catalog.models.items() if entry.provider == profile.provider]
+    return [name for name in all_models(catalog) if catalog.models[name].provider == profile.provider]
+
+
+def all_models(catalog: Catalog) -> list[str]:
+    """Names of the catalog's models but those that no expert asks and whose licence is unknown: they are fetched by name only."""
+    asked = {catalog.default_model, *(expert.model for expert in catalog.experts.values())}
+    return [name for name, entry in catalog.models.items() if name in asked or entry.licence]
 
 
 def choose_profile(profiles: ProfileSet, name: str | None, provider: Provider) -> HardwareProfile:

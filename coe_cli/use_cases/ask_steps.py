@@ -44,6 +44,7 @@ class AskOptions:
     profiles_file: Path | None = None
     catalog_file: Path | None = None
     allow_special_tokens: bool = False
+    fallback: bool = False
 
 
 class View(NamedTuple):
@@ -133,6 +134,7 @@ def sink_for(output: Output, told: Resolved, profiles: ProfileSet, view: View, *
         from coe_cli.runtime.college.gauge import memory_gauge
 
         label = f"{told.expert} · {told.model}" if told.routing is not None and told.expert else told.model
+        label = f"{told.model} for {told.expert}" if told.is_fallback else label
         gauge = memory_gauge(told.provider, profiles.select(told.profile))
         return LiveAnswerSink(output, label, gauge, show_thinking=view.show_thinking)
     return AnswerSink(output, show_thinking=view.show_thinking, says_waiting=human)

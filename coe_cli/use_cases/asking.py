@@ -146,6 +146,7 @@ class _Ask:
             flush_s=0.0 if view.output_format is AnswerFormat.JSONL else FLUSH_S,  # a line for each token
             allow_special_tokens=options.allow_special_tokens,
             resolve_only=options.refine,
+            fallback=options.fallback or None,
         )
 
     def _named(self, wanted: int | tuple[str, ...] | None) -> list[str]:

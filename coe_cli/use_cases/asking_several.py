@@ -109,7 +109,7 @@ class Together:
             return error
 
     def _request(self, options: AskOptions, expert: str | None, *, whole: bool = False) -> ChatRequest:
-        return ChatRequest(
+        request = ChatRequest(
             messages_for(options, self._conversation),
             expert=expert,
             model=options.model,
@@ -118,7 +118,9 @@ class Together:
             sampling=sampling_of(options),
             whole=whole,
             allow_special_tokens=options.allow_special_tokens,
+            fallback=options.fallback or None,
         )
+        return self._providing.with_consent(request)
 
     @property
     def _panels(self) -> bool:

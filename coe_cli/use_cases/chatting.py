@@ -51,6 +51,7 @@ class ChatOptions:
     seed: int | None = None
     show_thinking: bool = False
     no_log: bool = False
+    fallback: bool = False
     serve: bool = True
     profiles_file: Path | None = None
     catalog_file: Path | None = None
@@ -77,6 +78,7 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
             sampling=Sampling(options.temperature, options.top_p, options.top_k, options.seed),
             max_tokens=options.max_tokens,
             no_log=options.no_log,
+            fallback=options.fallback or None,
         )
         session.system = options.system
         notes = _choose(session, options, conversation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class Providing:
     ) -> None:
         self._catalog, self._profiles, self._output = catalog, profiles, output
         self._profile, self._pull, self._speaks, self._unrouted = profile, pull, speaks, unrouted
+        self._consented: set[str] = set()
 
     def ask(self, client: Client, request: ChatRequest) -> tuple[Resolved, Events]:
         """Who answers, and the events that follow; what the college needs first is provided.
@@ -46,6 +48,7 @@ class Providing:
         """
         request, given = structs.replace(request, provides=True), 0
         while True:
+            request = self.with_consent(request)
             events = client.ask(request)
             first = next(events, None)
             if isinstance(first, Resolved):
@@ -55,6 +58,10 @@ class Providing:
                 raise DeviceLost("the college did not say who answers", "Ask again.")
             given += 1
             request = structs.replace(self._provide(first, request), provides=given < 3)
+
+    def with_consent(self, request: ChatRequest) -> ChatRequest:
+        """The request, with the fallback model allowed where the user has said so for its expert."""
+        return structs.replace(request, fallback=True) if request.expert in self._consented else request
 
     def resolve(self, client: Client, request: ChatRequest) -> Resolved:
         """Who would answer, without asking.
@@ -68,6 +75,8 @@ class Providing:
 
     def _provide(self, needed: Needed, request: ChatRequest) -> ChatRequest:
         """The request to ask instead of ``request``, now that what it needs is there or known not to be had."""
+        if needed.what == "consent":
+            return self._ask_user(needed, request)
         if needed.what == "model":
             install_model(needed.name, self._catalog, self._output, pull=self._pull)
             return request
@@ -82,6 +91,29 @@ class Providing:
             return request
         self._unrouted(problem)
         return structs.replace(request, expert=GENERAL_EXPERT, experts=1)
+
+    def _ask_user(self, needed: Needed, request: ChatRequest) -> ChatRequest:
+        """Install the expert's model or let the fallback model answer, as the user says.
+
+        Raises:
+            ModelMissing: neither, or there is nobody to ask.
+        """
+        missing = f"{needed.expert}'s model {needed.name} is not installed{self._catalog.size_words(needed.name)}"
+        hint = f"Install it: coe models pull {needed.name}. Or let {needed.fallback} answer: --fallback."
+        said = ""
+        if sys.stdin is not None and sys.stdin.isatty() and self._output.stderr.isatty():
+            choices = f"[i]nstall, [a]nswer with {needed.fallback}, [q]uit" if self._pull else "[a]nswer, [q]uit"
+            install = "Install it, or answer" if self._pull else "Answer"
+            self._output.stderr.write(f"{missing}. {install} with {needed.fallback}? {choices}: ")
+            self._output.stderr.flush()
+            said = sys.stdin.readline().strip().lower()[:1]
+        if said == "i" and self._pull:
+            install_model(needed.name, self._catalog, self._output, pull=True)
+            return request
+        if said != "a":
+            raise ModelMissing(missing, hint)
+        self._consented.add(needed.expert)
+        return structs.replace(request, fallback=True)
 
 
 def install_model(name: str, catalog: Catalog, output: Output, *, pull: bool) -> None:

@@ -140,7 +140,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(
 def test_all_models_together_must_fit(coe: Coe, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**13, 0, 12_000 * 2**20))
-    result = coe("models", "pull", "law-LLM-DML", "BioMistral-7B-DML", "sqlcoder-7b-2-DML")
+    result = coe("models", "pull", "--yes", "law-LLM-DML", "BioMistral-7B-DML", "sqlcoder-7b-2-DML")
     assert result.code == 5
     assert "law-LLM-DML, BioMistral-7B-DML, sqlcoder-7b-2-DML needs 15750 MB" in result.stderr
     assert hub.requests == []
@@ -327,7 +327,7 @@ def test_the_six_specialists_come_from_their_repositories(
         entries[f"{name}-DML"] = catalog_entry(entry.sources[0].uri, provider="dml")
     hub.add_folder("someone/tiny", write_tiny_model(tmp_path / "small"))
     coe.catalog(**entries, **{"smollm2-135m": catalog_entry("hf:someone/tiny")})
-    result = coe("models", "pull", *options)
+    result = coe("models", "pull", "--yes", *options)
     assert result.code == 0, result.stderr
     for number, name in enumerate(SIX):
         check_files(f"{name}-DML", coe.models / f"{name}-DML")

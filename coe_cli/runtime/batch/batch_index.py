@@ -35,6 +35,7 @@ class RowDefaults(Struct, frozen=True):
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
+    fallback: bool | None = None
 
 
 class InputFacts(NamedTuple):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from coe_cli.core.batch_rows import InvalidRow, OpenAIRow, Row
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
@@ -19,7 +21,7 @@ def to_chat_request(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> C
         InvalidRow: the body is not what the endpoint takes.
     """
     if isinstance(row, OpenAIRow):
-        return _of_openai(row, line)
+        return structs.replace(_of_openai(row, line), fallback=defaults.fallback)
     names_one = row.expert is not None or row.model is not None
     expert, model = (row.expert, row.model) if names_one else (defaults.expert, defaults.model)
     messages = [ChatMessage(turn.role, turn.content) for turn in row.conversation]
@@ -37,6 +39,7 @@ def to_chat_request(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> C
         ),
         stop=row.stop,
         expert=expert,
+        fallback=defaults.fallback,
     )
 
 

@@ -33,6 +33,8 @@ class ChatRequest(Struct, frozen=True):
 
     ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
 
+    ``fallback``: whether the fallback model may answer for an expert whose own is not installed; None: as the profile says.
+
     ``resolve_only``: nothing follows the ``Resolved``, and a prompt without room is no error. ``provides``: the client can
     install a model and prepare the router; it is then told to with ``Needed``.
     """
@@ -53,6 +55,7 @@ class ChatRequest(Struct, frozen=True):
     whole: bool = False
     flush_s: float = FLUSH_S
     allow_special_tokens: bool | None = None
+    fallback: bool | None = None
     resolve_only: bool = False
     provides: bool = False
 
@@ -99,14 +102,25 @@ class Resolved(Struct, frozen=True, tag=True):
         return request.resolve_only or len(self.experts) > 1
 
     @property
+    def is_fallback(self) -> bool:
+        """Whether another model answers than the expert's own, which is not installed."""
+        return any(note.kind == "fallback" for note in self.notes)
+
+    @property
     def warnings(self) -> list[str]:
         """What belongs to the answer itself: it did not come as it was asked for."""
         return [note.text for note in self.notes if note.kind != "routing"]
 
 
 class Needed(Struct, frozen=True, tag=True):
-    """Instead of an answer: the client is to provide the model called ``name``, or the router, and ask again."""
+    """Instead of an answer: the client is to provide something and ask again.
 
-    what: Literal["model", "router"]
+    ``model``: install the one called ``name``. ``router``: prepare it. ``consent``: the model ``name`` of ``expert`` is not
+    installed; the user says whether it is to be, or ``fallback`` answers.
+    """
+
+    what: Literal["model", "router", "consent"]
     name: str = ""
     reason: str = ""
+    expert: str = ""
+    fallback: str = ""

@@ -116,9 +116,11 @@ class RequestResolver:
             return None
         on_disk = models_on_disk(self.models_dir)
         models = {request.model} if request.model is not None else set()
-        models = models or {
-            choose_model(self.catalog, on_disk, expert=expert, model=None).model for expert in self.catalog.experts
-        }
+        if not models:
+            choices = [choose_model(self.catalog, on_disk, expert=name, model=None) for name in self.catalog.experts]
+            models = {choice.missing or choice.model for choice in choices}
+            if self._may_fall_back(request):
+                models = {choice.model for choice in choices}
         return self.open(models.pop()) if len(models) == 1 and models <= on_disk.keys() else None
 
     async def resolve(self, request: ChatRequest, loaded_models: Collection[str] = ()) -> ResolvedRequest:
@@ -146,7 +148,9 @@ class RequestResolver:
         notes += [Note("provider", slower)] if slower else []
         messages, template = _prompt(request, choice)
         special = request.raw if request.allow_special_tokens is None else request.allow_special_tokens
-        fitting = await self._fit(spec, choice, _Wanted(messages, template, special), only=request.resolve_only)
+        fitting = await self._fit(
+            spec, choice, _Wanted(messages, template, special, self._may_fall_back(request)), only=request.resolve_only
+        )
         spec = fitting.spec
         if request.guidance is not None and request.guidance.kind == "json_schema":
             check_schema(msgspec.json.decode(request.guidance.data), slot_context(spec, self._profile))
@@ -242,12 +246,28 @@ class RequestResolver:
 
     def _choose(self, expert: str | None, model: str | None, request: ChatRequest) -> Choice:
         choice = choose_model(self.catalog, models_on_disk(self.models_dir), expert=expert, model=model)
+        if choice.missing is not None and not self._may_fall_back(request):
+            raise self._not_installed(choice, choice.missing, request)
         if choice.install:
             message, hint = f"model `{choice.model}` is not on disk", f"Fetch it: coe models pull {choice.model}"
             if request.provides:
                 raise NotProvided(Needed("model", choice.model), message, hint)
             raise ModelMissing(message, hint)
         return choice
+
+    def _may_fall_back(self, request: ChatRequest) -> bool:
+        return self._profile.fallback if request.fallback is None else request.fallback
+
+    def _not_installed(self, choice: Choice, missing: str, request: ChatRequest) -> CoeError:
+        message = f"{choice.expert}'s model {missing} is not installed{self.catalog.size_words(missing)}"
+        hint = (
+            f"Install it: coe models pull {missing}. Or let {choice.model} answer: --fallback, or `fallback: true` in"
+            f" profile {self._profile.name}."
+        )
+        if request.provides:
+            needed = Needed("consent", missing, expert=choice.expert or "", fallback=choice.model)
+            return NotProvided(needed, message, hint)
+        return ModelMissing(message, hint)
 
     # --- is there room
 
@@ -281,7 +301,7 @@ class RequestResolver:
             f"the prompt has {tokens} tokens and the context is {context} ({limits})",
             "Shorten the prompt, or choose a profile or a model with a longer context.",
         )
-        if choice.fallback is None:
+        if choice.fallback is None or not wanted.may_fall_back:
             raise refusal
         other = await asyncio.to_thread(self.open, choice.fallback)
         instead = wanted._replace(template=RAW_TEMPLATE if wanted.template == RAW_TEMPLATE else None)
@@ -308,6 +328,7 @@ class _Wanted(NamedTuple):
     messages: list[ChatMessage]
     template: str | None
     special: bool
+    may_fall_back: bool
 
 
 class _Fitting(NamedTuple):

@@ -50,7 +50,9 @@ class ChatSession:
         sampling: Sampling = Sampling(),
         max_tokens: int | None = None,
         no_log: bool = False,
+        fallback: bool | None = None,
     ) -> None:
+        self._fallback = fallback
         self._client, self._resolve, self._profiles = client, resolve, profiles
         self._sampling = sampling
         self._max_tokens = max_tokens
@@ -87,7 +89,8 @@ class ChatSession:
         Raises:
             UsageError, ModelMissing, ModelDamaged: there is no such expert or no such model to be used.
         """
-        told = self._resolve(ChatRequest([], expert=expert, model=model, route=False))
+        request = ChatRequest([], expert=expert, model=model, route=False, fallback=self._fallback)
+        told = self._resolve(request)
         self._told, self._named, self._role_system = told, (expert, model), told.system
         self.stats.context_length = told.context_length
         return told.warnings
@@ -122,6 +125,7 @@ class ChatSession:
             expert=expert,
             model=model,
             route=False,
+            fallback=self._told.is_fallback or self._fallback,
             max_tokens=self._max_tokens,
             sampling=self._sampling,
         )

@@ -23,7 +23,7 @@ LONG = "tell " * 300
 PROFILES = """
 default_profile: lab
 profiles:
-  lab: {provider: dml, vram_budget_mb: 2006, max_concurrent_slots: 1, context_length: 2048, preload_enabled: false}
+  lab: {provider: dml, vram_budget_mb: 2007, max_concurrent_slots: 1, context_length: 2048, preload_enabled: false}
 """
 EXPERTS = """
 experts:

@@ -10,11 +10,13 @@ import onnx
 import pytest
 
 from coe_cli.core.graph_check import graph_problems
+from coe_cli.core.importing.encodings import encoding_of
 from coe_cli.core.onnx_graph import read_graph
 from coe_cli.core.onnx_records import graph_records
 from coe_cli.runtime.importing.source import inspect
 from coe_cli.runtime.importing.write_decoder import write_decoder
 from importing.configurations import CONFIGURATIONS, RULES, write_folder
+from importing.gguf_files import write_gguf
 
 GOLDEN = Path(__file__).with_name("written_graphs.json")
 """Provider → configuration → hash of the graph. Written anew by ``python -m importing.test_written_graphs`` in tests/."""
@@ -67,6 +69,15 @@ def test_graphs_hold_what_a_provider_has(tmp_path: Path) -> None:
     assert "RotaryEmbedding" in operators["dml"] and "RotaryEmbedding" not in operators["cpu"]
     assert [name for name in RULES if "GatherBlockQuantized" in operators[name]] == ["cpu"]
     assert [name for name in RULES if "Concat" in operators[name]] == ["cpu"]
+
+
+@pytest.mark.parametrize("provider", RULES)
+def test_a_small_model_keeps_its_quality_where_offsets_cannot_be_kept(provider: str, tmp_path: Path) -> None:
+    source = inspect(write_gguf(tmp_path / "a.gguf", kind="Q4_1"))
+    formats = write_decoder(source.decoder, source.weights(), tmp_path, RULES[provider], "int4")
+    exact = RULES[provider].block_offsets
+    assert formats["Q4_1: 4 bits, blocks of 32, exact" if exact else "Q4_1: 8 bits, blocks of 32, requantised"] >= 5
+    assert encoding_of("Q4_1", RULES[provider], "int4", small=False).bits == 4
 
 
 def test_a_shared_table_is_stored_once(tmp_path: Path) -> None:

@@ -72,11 +72,14 @@ def fitted(rules: GraphRules, decoder: Decoder) -> GraphRules:
     return replace(rules, rotation_in_attention=False)
 
 
-def encoding_of(source_type: str, rules: GraphRules, precision: Precision, *, head: bool = False) -> Encoding:
+def encoding_of(
+    source_type: str, rules: GraphRules, precision: Precision, *, head: bool = False, small: bool = False
+) -> Encoding:
     """The format of a matrix whose source has ``source_type`` (a name of ``ggml.BLOCK_TYPES``).
 
     ``int4`` keeps what the source holds in 4, 6 or 8 bits; what has 5 or 6 bits and is not kept gets 8, the rest 4. A head
-    gets 8 bits: at 4 it costs 17 % of perplexity (docs/conversion.md).
+    gets 8 bits: at 4 it costs 17 % of perplexity (docs/conversion.md). So do, in a ``small`` model, matrices whose blocks have
+    offsets that the provider cannot keep: whole zero points cost SmolLM2 16 %.
     """
     if precision in ("fp16", "fp32"):
         return Encoding(rules.float_bits)
@@ -89,7 +92,13 @@ def encoding_of(source_type: str, rules: GraphRules, precision: Precision, *, he
     kept = _KEPT.get(source_type)
     if kept is not None and (rules.block_offsets or not kept.offsets):
         return kept
+    if kept is not None and small:
+        return Encoding(8, 32)
     return Encoding(4, 32, offsets=rules.block_offsets)
+
+
+SMALL_WEIGHTS: Final = 1_000_000_000
+"""Below so many weights a model is small: it is the one that 4 bits hurt, and 8 bits cost it little memory."""
 
 
 _SMALLEST_BLOCK: Final = 32

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from coe_cli.core.importing.decoder import Decoder
-from coe_cli.core.importing.encodings import Encoding, Precision, encoding_of
+from coe_cli.core.importing.encodings import SMALL_WEIGHTS, Encoding, Precision, encoding_of
 from coe_cli.core.providers import GraphRules
 
 _BASE_BYTES: Final = 300 * 2**20
@@ -30,9 +30,10 @@ def needs(
     """Bytes of memory (beyond the system's file cache) and of disk. ``matrices``: part → source type, number of weights."""
     disk = float(_SIDE_FILES_BYTES)
     largest = 0
+    small = sum(weights for _, weights in matrices.values()) < SMALL_WEIGHTS
     for part, (type_name, weights) in matrices.items():
         is_table = part == "embedding.weight"
-        encoding = encoding_of(type_name, rules, precision, head=is_table or part == "head.weight")
+        encoding = encoding_of(type_name, rules, precision, head=is_table or part == "head.weight", small=small)
         if is_table and not (decoder.tied and encoding.bits in rules.table_bits):
             disk += weights * (8 + rules.float_bits / 32 if 8 in rules.table_bits else rules.float_bits) / 8
         if not is_table or decoder.tied:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from coe_cli.core.importing.decoder import Decoder
-from coe_cli.core.importing.encodings import Encoding, Precision, encoding_of
+from coe_cli.core.importing.encodings import SMALL_WEIGHTS, Encoding, Precision, encoding_of
 from coe_cli.core.providers import GraphRules
 from coe_cli.runtime.importing.graph_writer import CONTRIB, GraphWriter
 from coe_cli.runtime.importing.matrices import Rows, alike, type_of, write_quantized, write_table
@@ -28,6 +28,7 @@ class DecoderGraph:
         self.rules: GraphRules = writer.rules
         self.formats: Counter[str] = Counter()
         self._wide = self.rules.float_bits == 16 and (self.rules.norms_in_fp32 or decoder.wide_residual)
+        self._small = sum(item.rows * item.columns for item in writer.weights.parts.values()) < SMALL_WEIGHTS
         self._caches: dict[int, tuple[str, str]] = {}
 
     # --- weights
@@ -36,7 +37,7 @@ class DecoderGraph:
         from msgspec.structs import replace
 
         weights = self.writer.weights
-        found = encoding_of(type_of(weights, rows), self.rules, self.precision, head=head)
+        found = encoding_of(type_of(weights, rows), self.rules, self.precision, head=head, small=self._small)
         if found.offsets and weights.parts[rows[0].part].columns % found.block_size:
             found = replace(found, offsets=False, exact=False)
         return found

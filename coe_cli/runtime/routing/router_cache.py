@@ -27,7 +27,7 @@ from coe_cli.runtime.routing.embedder import (
 )
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
 
-ROUTER_VERSION = 3
+ROUTER_VERSION = 4
 
 _ARRAYS = (
     *("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale"),

@@ -29,6 +29,7 @@ _TERM_VOTE = 0.3
 _NEIGHBOUR_WEIGHT = 0.75
 _C = 5.0
 _MAX_BALANCE = 5.0
+_BALANCE_POWER = 0.75
 _FOLDS = 4
 _SEED = 20240
 _MISSED_DOUBLES = 0.02
@@ -130,7 +131,7 @@ class _Data:
         )
         total = np.bincount(labels, weight, len(self.roles))
         balance = weight.sum() / len(self.roles) / np.maximum(total, 1e-9)
-        weight *= np.minimum(balance, _MAX_BALANCE)[labels]
+        weight *= np.minimum(balance, _MAX_BALANCE)[labels] ** _BALANCE_POWER
         roles = LogisticRegression(C=_C, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weight)
         if not len(double):
             return roles, lambda some: np.zeros(some.shape[0])

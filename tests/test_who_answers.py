@@ -80,6 +80,8 @@ def test_the_profile_allows_it_and_the_model_is_named(way: str, lenient: Served)
     said = say(way, lenient, expert=EXPERT, temperature=0)
     assert said.text == "SELECT 1"
     assert said.model in (SMALL, "") and f"{MISSING} is not on disk, {SMALL} answers instead" in said.notes
+    if way == "batch":  # its summary
+        assert f" by {SMALL}: " in said.notes
 
 
 @pytest.mark.parametrize("way", ["ask", "chat", "batch"])

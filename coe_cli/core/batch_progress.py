@@ -26,6 +26,8 @@ class Progress(Struct, frozen=True):
     left_s: float | None = None
     tokens_per_s: float | None = None
     completion_tokens: int = 0
+    answered_by: tuple[str, ...] = ()
+    """The models that have answered rows of this run."""
     models: list[str] = []
     running: int = 0
     pressure: str = ""

@@ -128,7 +128,8 @@ def summary_line(now: Progress) -> str:
             return f"{text}; {now.failed} failed (--retry-failed runs them again)"
     else:
         earlier = f" ({now.earlier} before)" if now.earlier else ""
-        text = f"{now.done} rows{earlier} in {clock(now.elapsed_s)}"
+        by = f" by {', '.join(now.answered_by)}" if now.answered_by else ""
+        text = f"{now.done} rows{earlier} in {clock(now.elapsed_s)}{by}"
         if now.completion_tokens:
             loads = counted(now.loads, "load")
             text += f": {now.completion_tokens} tokens, {now.tokens_per_s or 0:.1f} tokens/s, {loads}"

@@ -95,6 +95,7 @@ class _Batch:
         self._results: _Results = _Results(job, folder, self._facts, stdout)
         self._engine: Engine | None = None
         self._ignored: set[str] = set()
+        self._answered_by: dict[str, None] = {}
         self._counting = threading.Lock()
 
     def run(self, resolver: RequestResolver, route: Route, new_engine: NewEngine) -> Progress:
@@ -145,6 +146,8 @@ class _Batch:
 
     def _put(self, head: RowHead, result: RowResult) -> None:
         self._results.put(head.line, output_line(head, result), ok=result.failure is None)
+        if result.answer is not None:
+            self._answered_by[result.answer.model] = None
         if result.failure is None:
             return
         message = result.failure.message.removeprefix(f"line {head.line}: ")
@@ -170,6 +173,7 @@ class _Batch:
             left_s=left_s(self._total, done, rate),
             tokens_per_s=status.completion_tokens / elapsed_s if status.completion_tokens and elapsed_s else None,
             completion_tokens=status.completion_tokens,
+            answered_by=tuple(self._answered_by),
             models=status.models,
             running=status.running,
             pressure=status.pressure,

@@ -233,7 +233,7 @@ def import_(
     from coe_cli.core.importing.encodings import rules_for
     from coe_cli.core.model_name import check_name
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.importing.import_model import check_resources, import_model
+    from coe_cli.runtime.importing.import_model import check_resources, ends_note, import_model
     from coe_cli.runtime.importing.source import inspect
 
     output, models_dir = Output(), folders().models
@@ -245,6 +245,8 @@ def import_(
         spec = import_model(
             weights, name, models_dir, view, provider=provider.value, precision=precision.value, force=force
         )
+    if note := ends_note(weights, spec, models_dir / spec.name):
+        output.note(note)
     output.note(f"{spec.name} is ready in {spec.folder}")
 
 

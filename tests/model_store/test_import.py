@@ -210,3 +210,13 @@ def test_needs_grow_with_the_precision_and_not_with_the_memory(tmp_path: Path) -
 def test_a_bad_name(coe: Coe, tmp_path: Path) -> None:
     result = coe("models", "import", str(write_gguf(tmp_path / "a.gguf")), "--name", "../x")
     assert result.code == 2
+
+
+@pytest.mark.parametrize(("eos", "said"), [(5, True), ([5, 257], False), (257, False)])
+def test_a_source_that_does_not_name_all_ends_is_told(
+    coe: Coe, converter: list[Any], tmp_path: Path, eos: Any, said: bool
+) -> None:
+    folder = write_folder(tmp_path / "source", eos_token_id=eos)
+    result = import_(coe, folder)
+    assert result.code == 0, result.stderr
+    assert ("source ends an answer at token 5, its tokenizer and chat template at 257 too" in result.stderr) == said

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from coe_cli.core.end_of_turn import token_ids
 from coe_cli.core.findings import Level
+from coe_cli.core.genai_config import read_config
 from coe_cli.core.importing.encodings import Precision, rules_for
 from coe_cli.core.importing.needs import needs
 from coe_cli.core.model_name import check_name
@@ -55,6 +57,20 @@ def check_resources(source: ModelSource, provider: str, precision: Precision, mo
         f"converting {source.parameters / 1e6:.0f} million weights ({source.architecture}) to {precision} takes about "
         f"{memory_mb:.0f} MB of memory and {disk_bytes / BYTES_PER_MB:.0f} MB of disk{tight}"
     )
+
+
+def ends_note(source: ModelSource, spec: ModelSpec, model_folder: Path) -> str:
+    """What is to be said where the source's configuration does not name all tokens that end an answer; else nothing."""
+    said = source.metadata.get("eos_token_id", source.metadata.get("tokenizer.ggml.eos_token_id"))
+    named = token_ids(said, spec.shape.vocab_size)
+    written = token_ids(
+        read_config(spec.name, model_folder).content["model"].get("eos_token_id"), spec.shape.vocab_size
+    )
+    more = ", ".join(str(token) for token in written if token not in named)
+    if not more:
+        return ""
+    known = ", ".join(map(str, named)) or "nothing"
+    return f"{source.path.name} ends an answer at token {known}, its tokenizer and chat template at {more} too: {spec.name} stops at all"
 
 
 def import_model(

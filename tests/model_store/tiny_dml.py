@@ -34,9 +34,9 @@ class _Graph:
         self.weights[name] = value
         return name
 
-    def matrix(self, states: str, name: str, columns: int, rows: int) -> str:
+    def matrix(self, states: str, name: str, columns: int, rows: int, scale: float = 1.0) -> str:
         codes = self.rng.integers(0, 256, (rows, columns // BLOCK, BLOCK // 2)).astype(np.uint8)
-        scales = (self.rng.random(rows * columns // BLOCK) * 0.03 + 0.01).astype(HALF)
+        scales = ((self.rng.random(rows * columns // BLOCK) * 0.03 + 0.01) * scale).astype(HALF)
         inputs = [states, self.weight(f"{name}.codes", codes), self.weight(f"{name}.scales", scales)]
         return self.node("MatMulNBits", inputs, name, MS, K=columns, N=rows, bits=4, block_size=BLOCK)
 
@@ -77,14 +77,15 @@ def write_tiny_dml(
         epsilon=1e-5,
         stash_type=1,
     )
+    grown = max(1.0, embedding_scale / 4)  # what a layer adds is of the size of what it is added to
     for layer in range(LAYERS):
         at = f"layer{layer}."
         attended = _attention(graph, normed, layer, cos, sin, [lengths, total], rotary_inside, packed_qkv)
-        projected = graph.matrix(attended, f"{at}o", HEADS * HEAD_SIZE, HIDDEN)
+        projected = graph.matrix(attended, f"{at}o", HEADS * HEAD_SIZE, HIDDEN, grown)
         normed, states = _skip_norm(graph, states, projected, f"{at}1")
         gate, up = graph.matrix(normed, f"{at}gate", HIDDEN, INNER), graph.matrix(normed, f"{at}up", HIDDEN, INNER)
         swish = graph.node("Mul", [gate, graph.node("Sigmoid", [gate], f"{at}sigmoid")], f"{at}swish")
-        down = graph.matrix(graph.node("Mul", [swish, up], f"{at}gated"), f"{at}down", INNER, HIDDEN)
+        down = graph.matrix(graph.node("Mul", [swish, up], f"{at}gated"), f"{at}down", INNER, HIDDEN, grown)
         normed, states = _skip_norm(graph, states, down, f"{at}2", last=layer == LAYERS - 1)
     if not all_logits:
         normed = graph.node("Unsqueeze", [graph.node("Gather", [normed, last], "gathered", axis=1), one], "last_state")

@@ -1,4 +1,4 @@
-"""coe on DirectML, as a user types it: two small models of its own recipe, a budget that holds one of them at a time."""
+"""coe on DirectML, as a user types it: two small models of its own recipe, on a college's two experts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = "tell " * 300
 PROFILES = """
 default_profile: lab
 profiles:
-  lab: {provider: dml, vram_budget_mb: 2007, max_concurrent_slots: 1, context_length: 2048, preload_enabled: false}
+  lab: {provider: dml, vram_budget_mb: 2100, max_concurrent_slots: 1, context_length: 2048, preload_enabled: false}
 """
 EXPERTS = """
 experts:
@@ -127,11 +127,13 @@ def test_a_conversation_goes_on(served: Coe) -> None:
     assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
 
 
-def test_another_expert_takes_the_cards_place(served: Coe) -> None:
+def test_experts_take_turns_and_one_is_taken_out(served: Coe) -> None:
     for expert, model in (("second", "tiny-b"), ("first", "tiny-a")):
         assert served.ask("hi", "-e", expert)["model"] == model
-        loaded = [item["name"] for item in served.json("ps")["models"]]
-        assert loaded == [model], "the budget holds one"
+    served("stop", "tiny-b")
+    assert [item["name"] for item in served.json("ps")["models"]] == ["tiny-a"]
+    assert served.ask("hi", "-e", "second")["model"] == "tiny-b"
+    served("stop", "tiny-b")
 
 
 def test_a_killed_worker_is_replaced(served: Coe) -> None:

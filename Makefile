@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 ## the test suite without the slow tests
 test: $(VENV)/developed
 	$(BIN)/coe models pull smollm2-135m
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 ## the slow tests
 test-slow: $(VENV)/developed

@@ -112,12 +112,14 @@ class FaultyWorker:
         protocol.write(self._channel, message)
 
     def _listen(self, stdin: BinaryIO) -> None:
-        while (message := protocol.read_to_worker(stdin)) is not None:
-            if isinstance(message, protocol.Load):
-                self._begin(Path(message.folder).name)
-            self._inbox.put(message)
-        if not self._fault.get("stubborn"):
-            os._exit(0)
+        try:
+            while (message := protocol.read_to_worker(stdin)) is not None:
+                if isinstance(message, protocol.Load):
+                    self._begin(Path(message.folder).name)
+                self._inbox.put(message)
+        finally:  # also where nobody hears its greeting any more
+            if not self._fault.get("stubborn"):
+                os._exit(0)
 
     def _begin(self, model: str) -> None:
         """Take the fault of this start of ``model`` and say hello."""

@@ -148,7 +148,7 @@ def test_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
     (group,) = found["plan"]["placement"]
     assert group["takes_turns"] and len(group["keep"]) == 2 and code == 0
     assert 1 < group["swaps_per_hour"] < 0.04 * 3600
-    assert group["times"]["waiting_s"]["p95"] > 30  # a model stays for a minute at least
+    assert 1 < group["times"]["waiting_s"]["p95"] < 30  # a swap: the idle one makes room at once
     assert "swapping" in [warning["code"] for warning in found["warnings"]]
     two, _ = report(
         tmp_path,

@@ -170,3 +170,15 @@ def test_one_process_answers_beside_the_college_and_says_what_that_takes(home: C
         fault = {"kind": "oom", "times": 1, "prompt_tokens": 1, "tokens": 1, "folder": str(home.folder)}
         failed = home.run("models", "verify", TWO, PYTHONPATH=path, OGA_FAULT=json.dumps(fault))
         assert failed.code and "The running college keeps" in failed.stdout + failed.stderr
+
+
+def test_a_college_that_was_started_for_a_batch_ends_when_the_batch_is_killed(home: Coe) -> None:
+    """However the batch ends: its college would keep the memory for as long as any idle one."""
+    process = batch(home, "killed", count=50, tokens=200)
+    served = eventually(lambda: college(home))
+    pid = served.state["pid"]
+    assert psutil.pid_exists(pid)
+    process.kill()
+    process.wait()
+    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    assert college(home) is None

@@ -132,7 +132,9 @@ def _engine(
         there = running()
         if there is not None:
             there.close()
-        college = structs.replace(serve_options(options.place), slots=options.concurrency, replicas=replicas)
+        college = structs.replace(
+            serve_options(options.place), slots=options.concurrency, replicas=replicas, owner_pid=os.getpid()
+        )
         remote = RemoteClient(college, lambda: own(None), note, leaves_college=False)
         return remote, there is None
 

@@ -12,7 +12,8 @@ class ServeOptions(Struct, frozen=True):
     the college. ``prepare_api`` imports the HTTP API at the start instead of at its first use. ``max_queue`` requests may
     wait, more are refused. ``allowed_hosts`` are names in the Host header that a balancer uses for this server.
     ``open_router``: a question that names nobody is about to come.
-    ``slots`` stands in place of the profile's ``max_concurrent_slots``; ``replicas`` as in ``CollegeSettings``.
+    ``slots`` stands in place of the profile's ``max_concurrent_slots``; ``replicas`` as in ``CollegeSettings``. The college
+    ends when the process ``owner_pid`` has gone, however that ended.
     """
 
     host: str = "127.0.0.1"
@@ -28,3 +29,4 @@ class ServeOptions(Struct, frozen=True):
     open_router: bool = False
     slots: int | None = None
     replicas: int | None = None
+    owner_pid: int | None = None

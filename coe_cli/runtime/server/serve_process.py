@@ -53,6 +53,7 @@ API_KEY_VARIABLE = "COE_API_KEY"
 _LOG_BYTES = 1_000_000
 _DRAIN_S = 2.0
 _VIEW_EVERY_S = 0.5
+_OWNER_EVERY_S = 0.5
 
 Observer = Callable[[CollegeStatus], None]
 
@@ -180,6 +181,8 @@ class _Process:
         self._uvicorn.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         self._take_signals()
         helpers = [self._helper(self._announce(folder, on_ready)), self._helper(self._end_when_idle())]
+        if self._options.owner_pid is not None:
+            helpers.append(self._helper(self._end_with_owner(self._options.owner_pid)))
         if observer is not None:
             helpers.append(self._helper(self._show(observer)))
         try:
@@ -244,6 +247,16 @@ class _Process:
         while self._server.idle_s < keep_alive_s:
             await asyncio.sleep(max(0.05, keep_alive_s - self._server.idle_s))
         self.stop(False)
+
+    async def _end_with_owner(self, pid: int) -> None:
+        """End when the process that this college was started for has gone; answers that others wait for are completed."""
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            owner = psutil.Process(pid)
+            while owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(_OWNER_EVERY_S)
+        self.stop(True)
 
     async def _show(self, observer: Observer) -> None:
         async for status in self._server.statuses(_VIEW_EVERY_S):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,22 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("export") / "tiny"
     export_embedder(source, target, "tiny")
     return target
+
+
+def _with_module(module: dict[str, str]) -> Callable[[Path], object]:
+    def add(folder: Path) -> None:
+        path = folder / "modules.json"
+        modules = json.loads(path.read_text())
+        path.write_text(json.dumps([*modules, {"idx": 9, "name": "9", **module}]))
+
+    return add
+
+
+def _endless_modules(folder: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("FIFOs")
+    (folder / "modules.json").unlink()
+    os.mkfifo(folder / "modules.json")
 
 
 def folders_in(path: Path) -> Folders:
@@ -199,6 +217,44 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelDamaged, match="no sentence-transformers model"):
         export_embedder(tmp_path / "model", tmp_path / "out", "x")
+
+
+HOSTILE_EMBEDDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "module of the folder": (_with_module({"type": "evil.Pooling", "path": "1_Pooling"}), "'evil.Pooling'"),
+    "module of a package": (_with_module({"type": "os.Pooling", "path": ""}), "'os.Pooling'"),
+    "function of the library": (
+        _with_module({"type": "sentence_transformers.util.http_get", "path": ""}),
+        "http_get",
+    ),
+    "module elsewhere": (
+        _with_module({"type": "sentence_transformers.models.Dense", "path": "../outside"}),
+        "outside of the model's own",
+    ),
+    "modules of another shape": (lambda folder: (folder / "modules.json").write_text("[[]]"), "cannot be read"),
+    "modules that never end": (_endless_modules, "is not a regular file"),
+    "pickled weights": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "pytorch_model.bin are a pickle",
+    ),
+}
+
+
+@pytest.mark.parametrize("animal", HOSTILE_EMBEDDERS)
+def test_an_embedder_that_would_run_code_is_refused_before_it_is_loaded(
+    source: Path, tmp_path: Path, animal: str
+) -> None:
+    """sentence-transformers before 6.0 imports what a local folder names; 6.x refuses some of it itself."""
+    make, named = HOSTILE_EMBEDDERS[animal]
+    folder = tmp_path / "embedder"
+    shutil.copytree(source, folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'loaded')!r}, 'w')")
+    make(folder)
+    where = folders_in(tmp_path)
+    with pytest.raises(ModelDamaged) as refused:
+        prepare_embedder(str(folder), where, lambda _: None)
+    assert named in refused.value.message and str(folder) in refused.value.message
+    assert not (tmp_path / "loaded").exists()
+    assert not list((where.cache / "embedders").iterdir())
 
 
 def test_names_become_one_folder_inside_the_cache(tmp_path: Path) -> None:

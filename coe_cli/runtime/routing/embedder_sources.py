@@ -13,6 +13,7 @@ from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.package import python_environment
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
+from coe_cli.runtime.routing.embedder_check import check_embedder
 from coe_cli.runtime.store.archives import unpack
 
 _HUB_TIMEOUT_S = 5.0
@@ -56,10 +57,11 @@ def fetch_embedder(name: str, work: Path, note: Callable[[str], None]) -> Path:
 
     Raises:
         ModelMissing: no source could be reached.
-        ModelDamaged: what came does not have the pinned digest.
+        ModelDamaged: what came does not have the pinned digest, or would run code of its own.
     """
     folder = Path(name).expanduser()
     if (folder / "modules.json").is_file() or (folder / "config.json").is_file():
+        check_embedder(name, folder)
         return folder
     sources = EMBEDDERS.get(name) or ([EmbedderSource(f"hf:{name}", 0, {})] if "/" in name else [])
     if not sources:
@@ -77,6 +79,7 @@ def fetch_embedder(name: str, work: Path, note: Callable[[str], None]) -> Path:
             problems.append(f"{source.uri}: {reason[-1][:200]}")
             continue
         _check_digests(fetched, source)
+        check_embedder(name, fetched, pickles=name in EMBEDDERS)
         return fetched
     raise ModelMissing(
         f"the embedder `{name}` could not be fetched: {'; '.join(problems)}",

@@ -1,0 +1,64 @@
+"""What a sentence-transformers folder may ask for: known module types, weights that are no pickles, nothing outside of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from coe_cli.core.regular_file import lies_in, read_regular
+from coe_cli.errors import ModelDamaged
+
+_MAX_BYTES = 2**20
+_PREFIX = "sentence_transformers."
+_KINDS = frozenset(
+    {"Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "WeightedLayerPooling"}
+)  # the kinds that take token ids and a mask, as the export's graph does
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+
+
+class _Module(msgspec.Struct):
+    type: str
+    path: str = ""
+
+
+def check_embedder(name: str, folder: Path, *, pickles: bool = False) -> None:
+    """Refuse a folder whose loading would import or unpickle code of its own; nothing of it is run to find out.
+
+    sentence-transformers before 6.0 imports whatever class a local folder's ``modules.json`` names. ``pickles``: the
+    folder is a pinned one, whose weights may be pickles.
+
+    Raises:
+        ModelDamaged: it names a module that is not sentence-transformers' own or lies outside of it, brings weights as
+            pickles alone, or its ``modules.json`` cannot be read.
+    """
+    places = [folder]
+    for module in _modules(name, folder):
+        kind = module.type.rpartition(".")[2]
+        if not module.type.startswith(_PREFIX) or kind not in _KINDS:
+            _refuse(name, f"modules.json names {module.type!r}, which is not a module that can be exported")
+        places.append(folder / module.path)
+    for place in places:
+        if place != folder and not lies_in(place, folder):
+            _refuse(name, f"modules.json names the folder {str(place)!r} outside of the model's own")
+        found = next((path for pattern in _PICKLES for path in place.glob(pattern)), None)
+        if found is not None and not pickles and not any(place.glob("*.safetensors")):
+            _refuse(name, f"the weights {found.name} are a pickle, and loading those runs whatever code is in them")
+
+
+def _modules(name: str, folder: Path) -> list[_Module]:
+    path = folder / "modules.json"
+    if not path.exists():
+        return []
+    try:
+        return msgspec.json.decode(read_regular(path, _MAX_BYTES), type=list[_Module])
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        _refuse(name, f"modules.json cannot be read: {error}")
+
+
+def _refuse(name: str, problem: str) -> NoReturn:
+    raise ModelDamaged(
+        f"the embedder `{name}` is refused: {problem}",
+        "Use a sentence-transformers model of plain modules with safetensors weights, or name no embedder.",
+    )

@@ -493,11 +493,11 @@ def test_another_program_takes_the_memory_in_mid_answer(tmp_path: Path) -> None:
 
 
 async def _storm(college: Trial, seconds: float, chance: random.Random) -> int:
-    """Kill a random process of the college again and again; how many."""
+    """Kill a random process of the college again and again, ten times at least; how many."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     kills = 0
-    while loop.time() < end:
+    while loop.time() < end or kills < 10:
         await asyncio.sleep(chance.uniform(0.02, 0.4))
         pids = [pid for pid, _, _ in college.college.workers().values()]
         if pids:
@@ -536,11 +536,11 @@ def test_workers_killed_at_random(tmp_path: Path, seed: int, seconds: float) -> 
                         errors["after text" if answer.text else "killed twice"] += 1
 
             await asyncio.gather(*(client(number) for number in range(32)))
-            starts = college.starts("one") + college.starts("two")
-            print(f"\n{seconds:g} s, {await storm} kills, {starts} starts: complete {good[False]} read along and"
+            starts, kills = college.starts("one") + college.starts("two"), await storm
+            print(f"\n{seconds:g} s, {kills} kills, {starts} starts: complete {good[False]} read along and"
                   f" {good[True]} whole; errors {dict(errors)}")  # fmt: skip
-            assert good[False] > 0 and good[True] > 0 and errors
-            assert sum(good.values()) > sum(errors.values())
+            assert good[False] > 0 and good[True] > 0 and starts > 2
+            assert errors or kills < 100, "of so many some fall among answers that are read along"
             assert (await college.ask("one")).right and (await college.ask("two")).right
             await college.settled()
 

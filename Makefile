@@ -63,7 +63,7 @@ resolve: $(VENV)/developed
 	for version in 3.11 3.12 3.13; do \
 	  $(BIN)/uv pip compile -q pyproject.toml --extra directml --extra fleet --extra ray --python-platform windows --python-version $$version -o /dev/null && \
 	  $(BIN)/uv pip compile -q pyproject.toml --extra cpu --python-platform linux --python-version $$version -o /dev/null && \
-	  $(BIN)/uv pip compile -q pyproject.toml --extra cpu --python-platform macos --python-version $$version -o /dev/null && \
+	  MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q pyproject.toml --extra cpu --python-platform macos --python-version $$version -o /dev/null && \
 	  $(BIN)/uv pip compile -q pyproject.toml --extra cuda --extra fleet --extra ray --python-platform linux --python-version $$version -o /dev/null && \
 	  echo "resolves on Windows, Linux and macOS for Python $$version" || exit 1; \
 	done

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +311,20 @@ def test_killed_twice_it_goes_on_with_nothing_lost_and_nothing_twice(batches: Ba
         assert [row["line"] for row in read_rows(batches.out.read_text())] == list(range(1, 201))
     again = batches.run(*options).check()
     assert one_line(again.stderr) == "coe: all 200 rows are in the output already"
+
+
+@pytest.mark.parametrize("options", [[], ["--keep-order"]])
+@pytest.mark.parametrize("change", [lambda data: data + b"mine\n", lambda data: data.replace(b"line", b"LINE", 1)])
+def test_an_output_that_somebody_changed_is_left_as_it_is(
+    batches: Batches, options: list[str], change: Callable[[bytes], bytes]
+) -> None:
+    batches.kill_when(20, *options)
+    changed = change(batches.out.read_bytes())
+    batches.out.write_bytes(changed)
+    result = batches.run(*options)
+    assert result.code == 2, result.stderr
+    assert "--restart" in one_line(result.stderr)
+    assert batches.out.read_bytes() == changed
 
 
 def test_two_batches_on_one_output_are_refused(batches: Batches) -> None:

@@ -241,6 +241,11 @@ class _Results:
         if not self._keep_order or self._journal is None:
             return
         if self._target is not None:
+            if self._target.exists() and not self._journal.forgotten:  # rows that are run again were written otherwise
+                with self._target.open("rb") as file:
+                    _InOrder(lines, self._journal, _Same(file, self._target)).advance()
+                    if file.read(1):
+                        raise _changed(self._target)
             self._ordered_file = self._target.open("wb")
         self._ordered = _InOrder(lines, self._journal, self._write_out)
         self._ordered.advance()
@@ -344,6 +349,29 @@ def _workplace(job: BatchJob) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+
+
+class _Same:
+    """Compares what was written earlier with what would be written now; a write that was cut short is no difference."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def __call__(self, data: bytes) -> None:
+        """
+        Raises:
+            UsageError: the file has something else there.
+        """
+        found = self._file.read(len(data))
+        if found and not (data.startswith(found) and (len(found) == len(data) or not self._file.read(1))):
+            raise _changed(self._path)
+
+
+def _changed(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} was changed since coe wrote it",
+        "Name another output to keep what is in it, or give --restart to write it anew.",
+    )
 
 
 def _refuse_foreign(target: Path, journal: Path) -> None:

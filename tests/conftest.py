@@ -54,8 +54,8 @@ def pytest_report_header() -> list[str]:
 
 
 MODEL = "smollm2-135m"
-ENDLESS = "Write the numbers from one to one thousand in words."
-"""Greedily (``--temperature 0``) the embedded model goes on with it until its context is full; stories it ends within a second."""
+ENDLESS = "Write a long story about a ship, a lighthouse and a storm. Take at least ten chapters."
+"""Greedily (``--temperature 0``) the embedded model goes on with it for more than 400 tokens; most other questions it ends within a second."""
 _OURS = ("COE_", "HF_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR", "TTY_", "_COE")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from typing import BinaryIO
 
 
@@ -20,3 +22,15 @@ def take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
     os.dup2(nothing, 0)
     os.close(nothing)
     return inbox, outbox
+
+
+def die_with_parent() -> None:
+    """Linux: ask for SIGKILL when the parent ends, since what holds the GIL, as a prefill does, would not see the channel close."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from typing import Any
 
@@ -27,18 +25,6 @@ def bound_memory() -> None:
             resource.setrlimit(limit, (size, size))
         except (ValueError, OSError):  # macOS takes neither; a lower limit of the user's stays
             continue
-
-
-def die_with_parent() -> None:
-    """Linux: ask for SIGKILL when the parent ends, since what holds the GIL would not see the channel close."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def _bound_by_job(size: int) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from coe_cli.core.prompt_text import Turn, bare, fill_plain
 from coe_cli.core.thinking import OPEN as THINK
 from coe_cli.interrupts import on_interrupt
-from coe_cli.runtime.private_channel import take_standard_streams
+from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
 from coe_cli.runtime.prompts import process_limits, tokenizer_files
 from coe_cli.runtime.prompts.chat_rendering import ChatTemplate, TemplateFails
 from coe_cli.runtime.prompts.prompt_messages import Begun, NotPrepared, Prepare, Prompt, Stage
@@ -138,7 +138,7 @@ def main() -> None:
     """Answer requests on this process's stdin and stdout until the channel closes."""
     on_interrupt(signal.SIG_IGN)
     channel_in, channel_out = take_standard_streams()
-    process_limits.die_with_parent()
+    die_with_parent()
     process_limits.bound_memory()
     inbox: queue.SimpleQueue[Prepare] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel_in, inbox), daemon=True).start()

@@ -19,7 +19,7 @@ from coe_cli.core.providers import all_specs, expected_on
 from coe_cli.errors import CoeError
 from coe_cli.interrupts import on_interrupt
 from coe_cli.package import install_command
-from coe_cli.runtime.private_channel import take_standard_streams
+from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.generation import Generation, PreparedModel
 from coe_cli.runtime.worker.oga_errors import from_oga
@@ -170,7 +170,7 @@ def main() -> None:
             ),
         )
         return
-    _die_with_parent()
+    die_with_parent()
     version = str(getattr(oga, "__version__", "unknown"))
     try:
         protocol.write(channel_out, protocol.Hello(protocol.PROTOCOL_VERSION, version, os.getpid()))
@@ -188,18 +188,6 @@ def _listen(channel: BinaryIO, inbox: queue.SimpleQueue[protocol.ToWorker | prot
         while (message := protocol.read_to_worker(channel)) is not None:
             inbox.put(message)
     finally:
-        os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """Linux: ask for SIGKILL when the parent ends, since a prefill holds the GIL and would not see the channel close."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
         os._exit(0)
 
 

@@ -24,9 +24,9 @@ from pairs import COE, COLUMNS, ROOT, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
 
-from coe_cli.core.batch_order import fewest_loads
-from coe_cli.core.model_spec import spec_from_folder
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.batch.batch_order import fewest_loads
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.providers.settings import usable_cores
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.folders import folders, profile_paths

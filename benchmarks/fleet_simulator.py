@@ -23,11 +23,11 @@ from pathlib import Path
 
 from msgspec import structs
 
-from coe_cli.core.fleet_device import Job, ServiceTimes
-from coe_cli.core.fleet_simulation import SimulatedModel, SimulatedNode, simulate
-from coe_cli.core.model_spec import ModelSpec, spec_from_folder
-from coe_cli.core.profile import load_profiles
-from coe_cli.core.scheduler_state import PoolConfig, pool_from_profile
+from coe_cli.core.fleet.fleet_device import Job, ServiceTimes
+from coe_cli.core.fleet.fleet_simulation import SimulatedModel, SimulatedNode, simulate
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.scheduling.scheduler_state import PoolConfig, pool_from_profile
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
@@ -216,7 +216,7 @@ def report(real: list[Seen], rates: Rates, pool: PoolConfig, cost: object, work_
 def scale(nodes: int, requests: int) -> None:
     import tempfile
 
-    from coe_cli.core.fleet import load_fleet
+    from coe_cli.core.fleet.fleet import load_fleet
     from coe_cli.runtime.fleet.fleet_placement import Placement
     from coe_cli.runtime.fleet.fleet_plan import problem_of
     from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet

@@ -28,7 +28,8 @@ from typing import Any
 from pairs import MODEL, print_table
 from worker_peaks import HEADER, LIVES, SHORT_LIVES, Life, measure_life, worker_cells
 
-from coe_cli.core.footprint import (
+from coe_cli.core.hardware.profile import PerSlotEstimate, Provider
+from coe_cli.core.memory.footprint import (
     FormulaAccounting,
     ModelMemory,
     activation_bytes,
@@ -36,9 +37,8 @@ from coe_cli.core.footprint import (
     load_bytes,
     load_peak_bytes,
 )
-from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
-from coe_cli.core.onnx_graph import read_graph
-from coe_cli.core.profile import PerSlotEstimate, Provider
+from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.core.models.onnx_graph import read_graph
 from coe_cli.core.providers import cpu, cuda
 from coe_cli.providers.settings import configure, default_session_options
 from coe_cli.runtime.folders import folders

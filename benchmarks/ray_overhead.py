@@ -18,9 +18,9 @@ from pairs import COLUMNS, ROOT, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
 
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.model_spec import ModelSpec, spec_from_folder
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, PreparedRow, RowResult
 from coe_cli.runtime.batch.batch_setup import local_engine

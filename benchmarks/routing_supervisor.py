@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from routing_data import unseen
 
-from coe_cli.core.catalog import load_catalog
+from coe_cli.core.models.catalog import load_catalog
 from coe_cli.runtime.folders import catalog_paths, folders
 from coe_cli.runtime.routing.router_cache import open_router
 

@@ -17,8 +17,8 @@ from pairs import print_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from coe_cli.core.scheduler import Scheduler
-from coe_cli.core.scheduler_events import (
+from coe_cli.core.scheduling.scheduler import Scheduler
+from coe_cli.core.scheduling.scheduler_events import (
     Done,
     Event,
     Evict,
@@ -31,7 +31,7 @@ from coe_cli.core.scheduler_events import (
     Start,
     Tick,
 )
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 
 
 def simulate(requests: int, models: int, resident: int, load: float, seed: int = 1) -> dict[str, float]:

@@ -17,9 +17,9 @@ from pairs import COLUMNS, MODEL, ROOT, alternate, first_byte_s, print_table
 
 sys.path.insert(0, str(ROOT))
 
-from coe_cli.core.model_spec import spec_from_folder
-from coe_cli.core.profile import load_profiles
-from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.model_spec import spec_from_folder
+from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings

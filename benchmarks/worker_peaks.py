@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.footprint import ExactAccounting, FormulaAccounting
-from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
-from coe_cli.core.profile import PerSlotEstimate
+from coe_cli.core.hardware.profile import PerSlotEstimate
+from coe_cli.core.memory.footprint import ExactAccounting, FormulaAccounting
+from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.bench.bench_memory import CpuLook
 from coe_cli.runtime.bench.bench_worker import BenchWorker

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from byte_prompts import BytePrompts
 
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import CoeError
 from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output

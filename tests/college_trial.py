@@ -19,9 +19,9 @@ from byte_prompts import BytePrompts
 from conftest import REPOSITORY
 from faulty_worker import expected
 
-from coe_cli.core.catalog import ModelShape
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.core.models.catalog import ModelShape
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from coe_cli.core.fleet import Demand, Node, NodeType, Rates
-from coe_cli.core.fleet_problem import Group, NodeKind, NodeModel, Problem, Share, service_times
-from coe_cli.core.profile import AutoDetect, EvictionPolicy, HardwareProfile, PressureThresholds, VramComponents
-from coe_cli.core.scheduler_state import ModelCost, pool_from_profile
+from coe_cli.core.fleet.fleet import Demand, Node, NodeType, Rates
+from coe_cli.core.fleet.fleet_problem import Group, NodeKind, NodeModel, Problem, Share, service_times
+from coe_cli.core.hardware.profile import (
+    AutoDetect,
+    EvictionPolicy,
+    HardwareProfile,
+    PressureThresholds,
+    VramComponents,
+)
+from coe_cli.core.scheduling.scheduler_state import ModelCost, pool_from_profile
 
 PROFILE = HardwareProfile(
     name="test",

@@ -111,7 +111,7 @@ def write_catalog(path: Path, examples: dict[str, list[str]]) -> Path:
 
 def prepare_routing(cache: Path, source: Path) -> None:
     """Fill ``cache`` with the export of ``source`` and a router trained on the shipped examples."""
-    from coe_cli.core.catalog import load_catalog
+    from coe_cli.core.models.catalog import load_catalog
     from coe_cli.runtime.folders import Folders
     from coe_cli.runtime.routing.router_cache import open_router
 

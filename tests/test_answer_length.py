@@ -14,7 +14,7 @@ from model_store.saying_model import write_saying_model
 from serving import Served, serving
 from ways import WAYS, say
 
-from coe_cli.core.repetition import LEAST_TIMES, LEAST_TOKENS, MOST_PERIOD, WORDLESS_TOKENS, RepetitionDetector
+from coe_cli.core.answers.repetition import LEAST_TIMES, LEAST_TOKENS, MOST_PERIOD, WORDLESS_TOKENS, RepetitionDetector
 
 _TOKEN = re.compile(r" ?[^\W\d_]{1,5}|\d{1,3}|[^\w\n]{1,4}|\s|.", re.DOTALL)
 """About as tokenizers cut: words of a few letters, numbers of three digits, punctuation in runs."""
@@ -68,7 +68,7 @@ def test_answers_that_repeat_themselves_end(name: str) -> None:
 
 def test_code_and_prose_of_this_repository_are_left_alone() -> None:
     for path in [
-        *REPOSITORY.glob("coe_cli/core/p*.py"),
+        *REPOSITORY.glob("coe_cli/core/*/p*.py"),
         *REPOSITORY.glob("docs/m*.md"),
         *REPOSITORY.glob("profiles/*"),
     ]:
@@ -136,7 +136,7 @@ def test_a_raw_completion_has_openais_default(served: Served) -> None:
 
 
 def test_the_limit_is_1024_as_shipped(tmp_path: Path) -> None:
-    from coe_cli.core.profile import load_profiles
+    from coe_cli.core.hardware.profile import load_profiles
 
     shipped = load_profiles([REPOSITORY / "profiles" / "hardware_profiles.yaml"])
     assert {profile.max_answer_tokens for profile in shipped.profiles.values()} == {1024}

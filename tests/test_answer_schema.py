@@ -9,7 +9,7 @@ import pytest
 from conftest import MODEL, Coe
 from serving import Served, serving
 
-from coe_cli.core.answer_schema import check_schema
+from coe_cli.core.answers.answer_schema import check_schema
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.worker.oga_errors import from_oga
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.arena import Arena
-from coe_cli.core.model_spec import BYTES_PER_MB as MB
+from coe_cli.core.models.model_spec import BYTES_PER_MB as MB
+from coe_cli.core.providers._arena import Arena
 from coe_cli.core.providers._cuda_arenas import reserved_bytes
 
 

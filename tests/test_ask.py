@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import MODEL, Coe, Result, one_line
 
-from coe_cli.core.answer import join_question
+from coe_cli.core.answers.answer import join_question
 
 PARIS = "The capital of France is"
 SAMPLED = ("ask", "-m", MODEL, "--temperature", "1.5", "--max-tokens", "12", "--format", "json", "Once upon a time")

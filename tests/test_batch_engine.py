@@ -18,12 +18,12 @@ from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, NamedModels, spe
 from conftest import MODEL, REPOSITORY, eventually
 from faulty_worker import expected
 
-from coe_cli.core.batch_order import WORTH_A_COPY
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.footprint import load_bytes
-from coe_cli.core.model_spec import ModelSpec, spec_from_folder
-from coe_cli.core.profile import load_profiles
-from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.core.batch.batch_order import WORTH_A_COPY
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.memory.footprint import load_bytes
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
 from coe_cli.runtime.batch.batch_setup import local_engine

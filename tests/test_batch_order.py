@@ -10,7 +10,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.batch_order import WORTH_A_COPY, fewest_loads, next_turn, order_models, places
+from coe_cli.core.batch.batch_order import WORTH_A_COPY, fewest_loads, next_turn, order_models, places
 
 NAMES = ["a", "b", "c", "d"]
 ROWS = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3), max_size=4)

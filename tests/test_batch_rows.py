@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.batch_rows import MAX_LINE_BYTES, InvalidRow, OpenAIRow, Parsed, Row, Turn, parse_line
+from coe_cli.core.batch.batch_rows import MAX_LINE_BYTES, InvalidRow, OpenAIRow, Parsed, Row, Turn, parse_line
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

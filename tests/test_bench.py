@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.bench_compare import compare, differences
-from coe_cli.core.bench_expected import bandwidth_share, decode_bytes, planned_peak_bytes
-from coe_cli.core.bench_figures import MeasuredAnswer, own_peak_mb, run_figures, summarise
-from coe_cli.core.bench_grid import Grid, Point, points, prompt_ids
-from coe_cli.core.bench_rows import (
+from coe_cli.core.bench.bench_compare import compare, differences
+from coe_cli.core.bench.bench_expected import bandwidth_share, decode_bytes, planned_peak_bytes
+from coe_cli.core.bench.bench_figures import MeasuredAnswer, own_peak_mb, run_figures, summarise
+from coe_cli.core.bench.bench_grid import Grid, Point, points, prompt_ids
+from coe_cli.core.bench.bench_rows import (
     BenchMachine,
     BenchReport,
     BenchRow,
@@ -27,10 +27,10 @@ from coe_cli.core.bench_rows import (
     SwapTime,
     decode_report,
 )
-from coe_cli.core.catalog import ModelShape
-from coe_cli.core.footprint import ModelMemory
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.onnx_graph import GraphFacts
+from coe_cli.core.memory.footprint import ModelMemory
+from coe_cli.core.models.catalog import ModelShape
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.models.onnx_graph import GraphFacts
 from coe_cli.output.bench_plot import draw
 from coe_cli.output.bench_view import BenchFormat, Comparison, write_report
 from coe_cli.output.console import Output

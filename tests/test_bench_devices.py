@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coe_cli.core.bench_rows import Range
+from coe_cli.core.bench.bench_rows import Range
 from coe_cli.errors import DeviceLost
 from coe_cli.providers.cpu import copy_on_cpu
 from coe_cli.providers.cuda import _nvml_handle, copy_on_cuda

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from coe_cli.core.calibration import CalibrationKey, CalibrationRecord, apply, find, merge
-from coe_cli.core.catalog import ModelShape
-from coe_cli.core.footprint import ExactAccounting, ModelMemory
-from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
+from coe_cli.core.memory.calibration import CalibrationKey, CalibrationRecord, apply, find, merge
+from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
+from coe_cli.core.models.catalog import ModelShape
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 
 MODEL = ModelMemory(

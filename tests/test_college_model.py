@@ -15,11 +15,11 @@ import psutil
 import pytest
 from conftest import MODEL
 
-from coe_cli.core.calibration import apply
-from coe_cli.core.footprint import ExactAccounting, load_bytes
-from coe_cli.core.model_spec import ModelSpec, spec_from_folder
-from coe_cli.core.profile import load_profiles
-from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.memory.calibration import apply
+from coe_cli.core.memory.footprint import ExactAccounting, load_bytes
+from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College

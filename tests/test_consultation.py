@@ -20,8 +20,8 @@ from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, NamedModels
 from conftest import REPOSITORY, eventually, is_gone
 from faulty_worker import expected
 
-from coe_cli.core.scheduler_state import ModelCost
-from coe_cli.core.synthesis import Draft
+from coe_cli.core.routing.synthesis import Draft
+from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.client.fan_out import Job, consult
 from coe_cli.runtime.client.local import LocalClient

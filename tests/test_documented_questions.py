@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coe_cli.core.catalog import load_catalog
+from coe_cli.core.models.catalog import load_catalog
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.routing.embedder import EMBEDDED
 from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router

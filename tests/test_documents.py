@@ -12,8 +12,8 @@ from conftest import REPOSITORY, Coe, one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import ProfileInvalid
 
 PROFILES = REPOSITORY / "profiles" / "hardware_profiles.yaml"

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.machine import Machine
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.machine import Machine
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.profile_report import check

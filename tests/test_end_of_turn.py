@@ -12,7 +12,7 @@ import pytest
 from conftest import MODEL, Coe, copy_model
 from serving import Served, serving
 
-from coe_cli.core.end_of_turn import end_texts, end_tokens
+from coe_cli.core.answers.end_of_turn import end_texts, end_tokens
 
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
 CONTROL = {"<eos>": 7, "<|im_end|>": 2, "<|im_start|>": 1, "<|endoftext|>": 0}

@@ -11,7 +11,7 @@ from conftest import Coe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.cards import CARDS, find_card, parse_memory_mb, similar_cards
+from coe_cli.core.hardware.cards import CARDS, find_card, parse_memory_mb, similar_cards
 
 GPU_MODELS = {
     "DeepSeek-R1-Distill-Qwen-7B-DML",

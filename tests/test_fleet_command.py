@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from coe_cli.commands import vram
-from coe_cli.core.fleet import Demand
-from coe_cli.core.fleet_problem import Group, Problem
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.fleet.fleet import Demand
+from coe_cli.core.fleet.fleet_problem import Group, Problem
+from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.errors import CoeError, DoesNotFit, ProfileInvalid, UsageError
 from coe_cli.package import install_command
 from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.fleet_device import Job, ServiceTimes
-from coe_cli.core.fleet_simulation import NodeResult, SimulatedModel, SimulatedNode, Stream, jobs, simulate
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.core.fleet.fleet_device import Job, ServiceTimes
+from coe_cli.core.fleet.fleet_simulation import NodeResult, SimulatedModel, SimulatedNode, Stream, jobs, simulate
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 
 WEIGHTS_MB, SLOT_MB = 1000, 100
 
@@ -218,7 +218,7 @@ def test_every_request_ends_once_and_in_order(
 
 
 def test_the_same_seed_gives_the_same_figures_on_any_number_of_cores() -> None:
-    from coe_cli.core.fleet import Demand
+    from coe_cli.core.fleet.fleet import Demand
     from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet
     from tests.fleet_fixtures import problem_of
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.catalog import ModelShape, load_catalog
-from coe_cli.core.footprint import (
+from coe_cli.core.hardware.profile import PerSlotEstimate, Provider
+from coe_cli.core.memory.footprint import (
     ExactAccounting,
     FormulaAccounting,
     GuideAccounting,
@@ -23,9 +23,9 @@ from coe_cli.core.footprint import (
     load_bytes,
     load_peak_bytes,
 )
-from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, spec_from_catalog
-from coe_cli.core.onnx_graph import GraphFacts, read_graph
-from coe_cli.core.profile import PerSlotEstimate, Provider
+from coe_cli.core.models.catalog import ModelShape, load_catalog
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, spec_from_catalog
+from coe_cli.core.models.onnx_graph import GraphFacts, read_graph
 from coe_cli.core.providers import cpu, cuda, dml
 from coe_cli.core.units import power_of_two
 from coe_cli.runtime.folders import catalog_paths

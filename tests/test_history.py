@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.conversations import Exchange
-from coe_cli.core.profile import HistorySettings, load_profiles
+from coe_cli.core.answers.conversations import Exchange
+from coe_cli.core.hardware.profile import HistorySettings, load_profiles
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.conversation.history_file import SCHEMA_VERSION, History

@@ -17,7 +17,7 @@ import pytest
 from conftest import Coe, eventually
 from onnx import TensorProto, helper
 
-from coe_cli.core.catalog import Source
+from coe_cli.core.models.catalog import Source
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.progress import FolderGrowth, ignore
 from coe_cli.runtime.store.sources import fetch

@@ -10,10 +10,10 @@ from conftest import MODEL, REPOSITORY, Coe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.catalog import load_catalog
 from coe_cli.core.documents import Document
+from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.layers import Layers
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import ProfileInvalid
 
 PROFILES = REPOSITORY / "profiles" / "hardware_profiles.yaml"

@@ -17,7 +17,7 @@ from conftest import MODEL, Coe, one_line
 from serving import Served, serving
 
 from coe_cli.app import build_app
-from coe_cli.core.batch_rows import InvalidRow, parse_line
+from coe_cli.core.batch.batch_rows import InvalidRow, parse_line
 from coe_cli.errors import UsageError
 from coe_cli.runtime.college.resident import ResidentWorker
 from coe_cli.runtime.worker import protocol

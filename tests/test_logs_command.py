@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Coe, one_line
 
-from coe_cli.core.conversations import Exchange
+from coe_cli.core.answers.conversations import Exchange
 from coe_cli.runtime.conversation.history_file import History
 
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.probes import pdh
 from coe_cli.providers.cuda import NvmlMemory
 from coe_cli.runtime.college.costs import cost_in
@@ -238,7 +238,7 @@ def test_a_state_folder_that_cannot_be_written_disturbs_nobody(tmp_path: Path) -
 
 
 def test_the_college_charges_what_the_plan_says_and_learns_from_a_record(own_state: Path) -> None:
-    from coe_cli.core.footprint import ExactAccounting
+    from coe_cli.core.memory.footprint import ExactAccounting
     from coe_cli.runtime.planning.plan_inputs import memory_of
 
     spec, profile = spec_from_folder("smollm2-135m", MODEL), PROFILES.select("embedded")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.conversations import ConversationRow
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.answers.conversations import ConversationRow
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.catalog import load_catalog
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.logs_view import write_conversations
 from coe_cli.output.models_view import write_models

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from coe_cli.core.ray_node import actor_mb, actor_pool, actor_resources, node_resources, node_start
-from coe_cli.core.scheduler import Scheduler
-from coe_cli.core.scheduler_events import Load, Loaded, Request, Start
-from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.core.fleet.ray_node import actor_mb, actor_pool, actor_resources, node_resources, node_start
+from coe_cli.core.scheduling.scheduler import Scheduler
+from coe_cli.core.scheduling.scheduler_events import Load, Loaded, Request, Start
+from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.package import install_command
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.prefill import LEAST_PIECE, PIECE_TOKENS, next_piece, tokens_at_once
+from coe_cli.core.memory.prefill import LEAST_PIECE, PIECE_TOKENS, next_piece, tokens_at_once
 from coe_cli.core.providers.base import Capabilities
 
 CONTINUES, ONCE = Capabilities(), Capabilities(can_continue=False)

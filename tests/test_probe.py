@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from coe_cli.core.machine import Adapter, Machine, card_mb, free_mb, pick_profile
-from coe_cli.core.model_spec import BYTES_PER_MB
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.machine import Adapter, Machine, card_mb, free_mb, pick_profile
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed, dxgi, nvidia, pdh
 from coe_cli.probes.amd_sysfs import AmdSysfsProbe
 from coe_cli.probes.cpu import read_memory

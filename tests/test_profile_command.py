@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from coe_cli.commands import profile as command
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.machine import Adapter, Machine
-from coe_cli.core.profile import load_profiles
-from coe_cli.core.profile_check import CheckReport
+from coe_cli.core.hardware.machine import Adapter, Machine
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.memory.profile_check import CheckReport
+from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.planning.profile_report import check
@@ -111,7 +111,7 @@ def test_a_damaged_model_is_an_error(own_folders: Path) -> None:
 
 
 def test_measurements_and_their_age_are_told(own_folders: Path) -> None:
-    from coe_cli.core.calibration import CalibrationRecord
+    from coe_cli.core.memory.calibration import CalibrationRecord
     from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
     from tests.test_vram_command import folder_with_model
 

@@ -16,13 +16,13 @@ from conftest import REPOSITORY
 import coe_cli
 from coe_cli import providers
 from coe_cli.core import providers as specs
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.footprint import ExactAccounting
-from coe_cli.core.model_spec import spec_from_catalog
-from coe_cli.core.planner import plan
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.memory.footprint import ExactAccounting
+from coe_cli.core.memory.planner import plan
+from coe_cli.core.memory.scenario import Known, Role, Scenario
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.models.model_spec import spec_from_catalog
 from coe_cli.core.providers import all_specs, host, names, spec_of
-from coe_cli.core.scenario import Known, Role, Scenario
 from coe_cli.errors import DeviceLost, OutOfMemory
 from coe_cli.providers.installed import choose_provider
 from coe_cli.providers.settings import configure, default_session_options, settings_from
@@ -33,9 +33,9 @@ from coe_cli.runtime.worker.oga_errors import from_oga
 
 ROOT = Path(coe_cli.__file__).parent
 NO_PROVIDER = {
-    ("core/bench_compare.py", "cpu"),
+    ("core/bench/bench_compare.py", "cpu"),
     ("runtime/routing/embedder_export.py", "cpu"),
-    *(("core/genai_options.py", name) for name in ("dml", "cuda", "cpu")),
+    *(("core/models/genai_options.py", name) for name in ("dml", "cuda", "cpu")),
 }
 """The processor's name in a report, PyTorch's device, and the allow-list of what configurations from elsewhere may set."""
 INSIDE = {ROOT / "core" / "providers", ROOT / "providers"}

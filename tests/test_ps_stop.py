@@ -15,8 +15,8 @@ from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, read_so
 from rich.console import Console
 from serving import Served, serving
 
-from coe_cli.core.college_status import CollegeStatus, ModelLine
 from coe_cli.core.duration import parse_duration_s
+from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.output.college_view import status_table
 
 KEYS = [

@@ -22,8 +22,8 @@ from fleet_fixtures import PROFILE
 from msgspec import structs
 from test_batch_engine import Rows
 
-from coe_cli.core.ray_node import CPU_SLOTS_RESOURCE, VRAM_RESOURCE, actor_mb, model_resource
-from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.core.fleet.ray_node import CPU_SLOTS_RESOURCE, VRAM_RESOURCE, actor_mb, model_resource
+from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime.fleet.ray_cluster import RayCluster
 from coe_cli.runtime.fleet.ray_engine import RayEngine

@@ -13,7 +13,7 @@ from model_store.tiny_model import write_tiny_model
 from serving import Served, serving
 from ways import refusal, say
 
-from coe_cli.core.sampling import Sampling, search_options
+from coe_cli.core.answers.sampling import Sampling, search_options
 
 GREEDY: dict[str, Any] = {"do_sample": False}
 OPTIONS: list[tuple[Sampling, dict[str, Any], dict[str, Any]]] = [

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coe_cli.core.pool_memory import PoolMemory
-from coe_cli.core.profile import PressureThresholds, load_profiles
-from coe_cli.core.scheduler import Scheduler
-from coe_cli.core.scheduler_events import (
+from coe_cli.core.hardware.profile import PressureThresholds, load_profiles
+from coe_cli.core.scheduling.pool_memory import PoolMemory
+from coe_cli.core.scheduling.scheduler import Scheduler
+from coe_cli.core.scheduling.scheduler_events import (
     Cancelled,
     Decision,
     Done,
@@ -37,7 +37,7 @@ from coe_cli.core.scheduler_events import (
     Wait,
     WorkerDied,
 )
-from coe_cli.core.scheduler_state import ModelCost, ModelStatus, PoolConfig, pool_from_profile
+from coe_cli.core.scheduling.scheduler_state import ModelCost, ModelStatus, PoolConfig, pool_from_profile
 from coe_cli.errors import DoesNotFit
 
 

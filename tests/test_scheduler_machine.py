@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from coe_cli.core.scheduler import Scheduler
-from coe_cli.core.scheduler_events import (
+from coe_cli.core.scheduling.scheduler import Scheduler
+from coe_cli.core.scheduling.scheduler_events import (
     Cancelled,
     Done,
     Event,
@@ -33,7 +33,7 @@ from coe_cli.core.scheduler_events import (
     Wait,
     WorkerDied,
 )
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 
 POOL_MB = 10_000
 ELEVATED_MB, HIGH_MB, CRITICAL_MB, FALL_MB = 8_000, 9_000, 9_500, 200

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from conftest import MODEL, REPOSITORY
 
-from coe_cli.core.catalog import Catalog, load_catalog
-from coe_cli.core.profile import load_profiles
-from coe_cli.core.router import Decision, Scored, swap_aware
-from coe_cli.core.selection import choose_model, choose_profile
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.catalog import Catalog, load_catalog
+from coe_cli.core.routing.router import Decision, Scored, swap_aware
+from coe_cli.core.routing.selection import choose_model, choose_profile
 from coe_cli.errors import ModelMissing, ProfileInvalid, UsageError
 
 DEEPSEEK, SQL, LAW = "DeepSeek-R1-Distill-Qwen-7B-DML", "sqlcoder-7b-2-DML", "law-LLM-DML"

@@ -11,9 +11,9 @@ import pytest
 from conftest import MODEL, REPOSITORY, Coe
 from serving import Served, serving
 
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, ProfileInvalid
 from coe_cli.runtime.college import resolver as resolver_module
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest

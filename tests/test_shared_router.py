@@ -13,8 +13,8 @@ import pytest
 from conftest import Coe
 from serving import serving
 
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.router_examples import examples_digest
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.routing.router_examples import examples_digest
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.router_cache import open_router

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core import synthesis
-from coe_cli.core.answer import Timing, Usage
-from coe_cli.core.router import Decision, Scored
-from coe_cli.core.synthesis import (
+from coe_cli.core.answers.answer import Timing, Usage
+from coe_cli.core.routing import synthesis
+from coe_cli.core.routing.router import Decision, Scored
+from coe_cli.core.routing.synthesis import (
     Draft,
     DraftError,
     answer_room,

@@ -15,11 +15,11 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from coe_cli.commands import vram
-from coe_cli.core.calibration import CalibrationRecord
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.footprint import ExactAccounting, ModelMemory
-from coe_cli.core.model_spec import spec_from_catalog
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.memory.calibration import CalibrationRecord
+from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.models.model_spec import spec_from_catalog
 from coe_cli.errors import ModelDamaged, ProfileInvalid, UsageError
 from coe_cli.runtime.college.costs import cost_in, slot_context
 from coe_cli.runtime.folders import catalog_paths, profile_paths

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import MODEL
 
-from coe_cli.core.footprint import ExactAccounting
-from coe_cli.core.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.core.memory.footprint import ExactAccounting
+from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.bench.bench_memory import CpuLook
 from coe_cli.runtime.college.one_shot import begin_loading, wait_until_loaded

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 from conftest import MODEL, REPOSITORY, ids_of
 
-from coe_cli.core.model_spec import spec_from_folder
-from coe_cli.core.prefill import PIECE_TOKENS
+from coe_cli.core.memory.prefill import PIECE_TOKENS
+from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.providers.settings import default_session_options
 from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.worker import protocol

@@ -19,8 +19,8 @@ from coe_cli.commands.options import (
     read_profiles,
     utf8_text,
 )
-from coe_cli.core.answer import join_question
-from coe_cli.core.limits import MAX_TOKENS, SECONDS_MOST, SEED, TOP_K
+from coe_cli.core.answers.answer import join_question
+from coe_cli.core.answers.limits import MAX_TOKENS, SECONDS_MOST, SEED, TOP_K
 from coe_cli.core.text_encoding import decode_text
 from coe_cli.errors import UsageError
 from coe_cli.output.answer_sink import AnswerFormat

@@ -21,8 +21,8 @@ from coe_cli.commands.options import (
     read_profiles,
     utf8_text,
 )
+from coe_cli.core.answers.limits import MAX_TOKENS, SEED
 from coe_cli.core.command_line import command_line
-from coe_cli.core.limits import MAX_TOKENS, SEED
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output
 

@@ -18,7 +18,7 @@ from coe_cli.commands.options import (
     read_catalog,
     read_profiles,
 )
-from coe_cli.core.limits import MAX_TOKENS, SECONDS_MOST
+from coe_cli.core.answers.limits import MAX_TOKENS, SECONDS_MOST
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.bench_view import BenchFormat
 
@@ -84,8 +84,8 @@ def bench(
 
     Example: coe bench smollm2-135m --prompt-tokens 16,512 --depth 0,1024 -r 5 --save today.json
     """
-    from coe_cli.core.bench_compare import compare, differences
-    from coe_cli.core.bench_grid import Grid
+    from coe_cli.core.bench.bench_compare import compare, differences
+    from coe_cli.core.bench.bench_grid import Grid
     from coe_cli.output.bench_plot import check_plot, draw
     from coe_cli.output.bench_view import BenchLines, Comparison, notes_of, write_report
     from coe_cli.output.console import Output

@@ -17,7 +17,7 @@ from coe_cli.commands.options import (
     read_profiles,
     utf8_text,
 )
-from coe_cli.core.limits import MAX_TOKENS, SEED, TOP_K
+from coe_cli.core.answers.limits import MAX_TOKENS, SEED, TOP_K
 from coe_cli.output.console import Output
 
 

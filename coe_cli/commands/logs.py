@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from coe_cli.commands.options import ProfilesFileOption, read_profiles
-from coe_cli.core.limits import ROW_ID
+from coe_cli.core.answers.limits import ROW_ID
 from coe_cli.core.names import counted
 from coe_cli.errors import UsageError
 from coe_cli.output.console import Output, ReportFormat

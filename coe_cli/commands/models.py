@@ -20,7 +20,7 @@ from coe_cli.commands.options import (
     read_catalog,
     read_profiles,
 )
-from coe_cli.core.limits import MAX_TOKENS
+from coe_cli.core.answers.limits import MAX_TOKENS
 from coe_cli.core.providers import expected_on
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
@@ -87,7 +87,7 @@ def pull(
 
     Example: coe models pull smollm2-135m
     """
-    from coe_cli.core.selection import all_models, models_for
+    from coe_cli.core.routing.selection import all_models, models_for
     from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.store.install import request_for
     from coe_cli.runtime.store.pull import pull as fetch
@@ -231,7 +231,7 @@ def import_(
     Example: coe models import Qwen2.5-Coder-0.5B-Instruct-Q8_0.gguf --name coder-small --provider cpu
     """
     from coe_cli.core.importing.encodings import rules_for
-    from coe_cli.core.model_name import check_name
+    from coe_cli.core.models.model_name import check_name
     from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.importing.import_model import check_resources, ends_note, import_model
     from coe_cli.runtime.importing.source import inspect

@@ -47,7 +47,7 @@ def node(
         raise UsageError("--head and --address exclude each other", "The head has no address to join.")
     if address is not None and port is not None:
         raise UsageError("--port is the head's", "Write it behind the address: HOST:PORT.")
-    from coe_cli.core.ray_node import DEFAULT_PORT, node_resources, node_start
+    from coe_cli.core.fleet.ray_node import DEFAULT_PORT, node_resources, node_start
     from coe_cli.runtime.fleet.ray_cluster import check_installed
     from coe_cli.runtime.folders import folders
     from coe_cli.runtime.planning.profile_report import check
@@ -63,7 +63,7 @@ def node(
             f"profile {report.profile.name} does not suit this machine: {problem.message}",
             f"See `coe profile check {report.profile.name}`, or let `coe node --auto` choose.",
         )
-    from coe_cli.core.model_spec import models_on_disk
+    from coe_cli.core.models.model_spec import models_on_disk
     from coe_cli.providers.settings import worker_threads
 
     resources = node_resources(report.profile, models_on_disk(where.models), worker_threads())

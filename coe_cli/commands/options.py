@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coe_cli.core.model_spec import models_on_disk
+from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.providers import names
 from coe_cli.errors import CoeError
 from coe_cli.runtime import settings
 from coe_cli.runtime.folders import folders
 
 if TYPE_CHECKING:
-    from coe_cli.core.catalog import Catalog
+    from coe_cli.core.hardware.profile import ProfileSet
+    from coe_cli.core.models.catalog import Catalog
     from coe_cli.core.problem import Problem
-    from coe_cli.core.profile import ProfileSet
 
 _warned: set[str] = set()
 

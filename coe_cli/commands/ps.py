@@ -17,7 +17,7 @@ def ps(
 
     Example: coe ps --format json | jq '.pressure.level'
     """
-    from coe_cli.core.college_status import CollegeStatus
+    from coe_cli.core.scheduling.college_status import CollegeStatus
     from coe_cli.output.college_view import watch_college, write_status
     from coe_cli.runtime.server.college_client import find
 

@@ -13,7 +13,7 @@ import typer
 from coe_cli.commands.options import read_catalog, read_profiles, utf8_text
 
 if TYPE_CHECKING:
-    from coe_cli.core.catalog import Catalog
+    from coe_cli.core.models.catalog import Catalog
     from coe_cli.runtime.server.route_messages import RouteAnswer
 
 
@@ -51,7 +51,7 @@ def route(
 
       coe route --rebuild
     """
-    from coe_cli.core.catalog import GENERAL_EXPERT
+    from coe_cli.core.models.catalog import GENERAL_EXPERT
     from coe_cli.errors import UsageError
     from coe_cli.output.console import Output
     from coe_cli.output.routing import write_decided, write_decisions
@@ -90,7 +90,7 @@ def route(
 
 def _by_the_college(question: str, catalog: Catalog, embedder: str | None) -> RouteAnswer | None:
     """The running college's decision, or None where none runs or it cannot tell; it need not load anything for that."""
-    from coe_cli.core.router_examples import examples_digest
+    from coe_cli.core.routing.router_examples import examples_digest
     from coe_cli.errors import CoeError
     from coe_cli.runtime.server import college_client
     from coe_cli.runtime.server.route_messages import RouteRequest

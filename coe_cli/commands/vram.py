@@ -17,7 +17,7 @@ from coe_cli.commands.options import (
     read_catalog,
     read_profiles,
 )
-from coe_cli.core.limits import COUNT
+from coe_cli.core.answers.limits import COUNT
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, TableFormat
 

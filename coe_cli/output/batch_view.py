@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from coe_cli.core.batch_progress import Progress
+from coe_cli.core.batch.batch_progress import Progress
 from coe_cli.core.names import counted
 from coe_cli.output.console import Output
 from coe_cli.output.progress_view import clock

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from coe_cli.core.bench_rows import BenchReport, BenchRow
+from coe_cli.core.bench.bench_rows import BenchReport, BenchRow
 from coe_cli.errors import UsageError
 from coe_cli.package import install_command
 from coe_cli.replacing import move

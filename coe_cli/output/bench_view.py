@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from coe_cli.core.bench_compare import RATIO_FIELDS, RatioRow
-from coe_cli.core.bench_rows import ROW_FIELDS, BenchReport, BenchRow, Range, Spread
+from coe_cli.core.bench.bench_compare import RATIO_FIELDS, RatioRow
+from coe_cli.core.bench.bench_rows import ROW_FIELDS, BenchReport, BenchRow, Range, Spread
 from coe_cli.core.names import counted
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import folded, right, table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from coe_cli.core.college_status import CollegeStatus
+from coe_cli.core.scheduling.college_status import CollegeStatus
 from coe_cli.errors import DeviceLost
 from coe_cli.output.console import Output
 from coe_cli.output.tables import LEVEL_STYLE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from coe_cli.core.synthesis import Draft
+from coe_cli.core.routing.synthesis import Draft
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
 from coe_cli.output.terminal import for_terminal

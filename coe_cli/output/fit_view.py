@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from coe_cli.core.fit import ExpertFit, Fit, FitReport
+from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import left, right, write_line, write_table
 

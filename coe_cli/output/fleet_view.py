@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from coe_cli.core.fleet_report import FleetPlan, FleetReport, Quantiles
+from coe_cli.core.fleet.fleet_report import FleetPlan, FleetReport, Quantiles
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import folded, number, table
 

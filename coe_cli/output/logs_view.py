@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from coe_cli.core.conversations import Conversation, ConversationRow, Match
+from coe_cli.core.answers.conversations import Conversation, ConversationRow, Match
 from coe_cli.output.console import Output
 from coe_cli.output.tables import folded, left, right, table
 from coe_cli.output.terminal import for_terminal

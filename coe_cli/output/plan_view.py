@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from coe_cli.core.memory.planner import ComparisonRow, Plan
 from coe_cli.core.names import counted
-from coe_cli.core.planner import ComparisonRow, Plan
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import LEVEL_STYLE, folded, is_narrow, left, right, write_line, write_table
 

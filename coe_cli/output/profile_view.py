@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from coe_cli.core.findings import Finding
-from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.profile_check import CheckReport
+from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
+from coe_cli.core.memory.profile_check import CheckReport
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import MARK_STYLE, folded, is_narrow, left, number, right, table
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from coe_cli.core.router import Decision
+from coe_cli.core.routing.router import Decision
 
 if TYPE_CHECKING:
     from coe_cli.output.console import Output

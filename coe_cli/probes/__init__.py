@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from coe_cli.core.machine import Adapter
+from coe_cli.core.hardware.machine import Adapter
 
 
 class ProbeFailed(Exception):

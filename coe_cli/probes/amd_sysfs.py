@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from coe_cli.core.machine import Adapter
-from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.hardware.machine import Adapter
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed
 
 AMD_VENDOR: Final = "0x1002"

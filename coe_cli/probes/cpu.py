@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 
 
 class SystemMemory(Struct, frozen=True):

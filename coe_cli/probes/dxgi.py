@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from coe_cli.core.machine import Adapter
-from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.hardware.machine import Adapter
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed, pdh
 
 FLAG_SOFTWARE: Final = 2

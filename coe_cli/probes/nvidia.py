@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from coe_cli.core.machine import Adapter
-from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.hardware.machine import Adapter
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from coe_cli.core.machine import Adapter
+from coe_cli.core.hardware.machine import Adapter
 
 DISPLAY_CLASS: Final = "0x03"
 VENDORS: Final = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}

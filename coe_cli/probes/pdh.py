@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed
 
 DEDICATED: Final = r"\GPU Adapter Memory(*)\Dedicated Usage"

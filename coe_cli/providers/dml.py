@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from coe_cli import package
 from coe_cli.core.findings import Finding, error, ok, warning
-from coe_cli.core.machine import Machine, card, card_mb
+from coe_cli.core.hardware.machine import Machine, card, card_mb
 from coe_cli.core.providers.dml import PROVIDER
 from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from coe_cli import package
-from coe_cli.core.profile import HardwareProfile, Provider
+from coe_cli.core.hardware.profile import HardwareProfile, Provider
 from coe_cli.core.providers import ProviderSpec, all_specs, host, on_host, spec_of
 from coe_cli.errors import DeviceLost
 

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.model_spec import GENAI_CONFIG, models_on_disk
+from coe_cli.core.models.model_spec import GENAI_CONFIG, models_on_disk
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.store.integrity import MANIFEST

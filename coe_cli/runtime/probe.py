@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from coe_cli.core.machine import Adapter, Machine, card_mb
-from coe_cli.core.profile import Provider
+from coe_cli.core.hardware.machine import Adapter, Machine, card_mb
+from coe_cli.core.hardware.profile import Provider
 from coe_cli.probes import Probe, ProbeFailed
 from coe_cli.providers import runtime_of
 from coe_cli.runtime.atomic_write import make_private

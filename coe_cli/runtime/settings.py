@@ -20,8 +20,8 @@ from coe_cli.replacing import move
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
 
 if TYPE_CHECKING:
-    from coe_cli.core.catalog import Catalog
-    from coe_cli.core.profile import ProfileSet
+    from coe_cli.core.hardware.profile import ProfileSet
+    from coe_cli.core.models.catalog import Catalog
 
 T = TypeVar("T")
 _MAX_BYTES = 8 * 2**20
@@ -33,7 +33,7 @@ def read_profiles(extra: Path | None = None) -> ProfileSet:
     Raises:
         ProfileInvalid: a file other than the user's is wrong; what is wrong in that one is among the ``problems``.
     """
-    from coe_cli.core.profile import ProfileSet, load_profiles
+    from coe_cli.core.hardware.profile import ProfileSet, load_profiles
 
     paths = profile_paths(extra)
     return _kept("profiles", paths, [], ProfileSet, lambda: load_profiles(paths, own_profiles()))
@@ -47,8 +47,8 @@ def read_catalog(extra: Path | None = None) -> Catalog:
     Raises:
         ProfileInvalid: a file other than the user's is wrong; what is wrong in that one is among the ``problems``.
     """
-    from coe_cli.core.catalog import Catalog, load_catalog
-    from coe_cli.core.model_spec import models_on_disk
+    from coe_cli.core.models.catalog import Catalog, load_catalog
+    from coe_cli.core.models.model_spec import models_on_disk
 
     paths, on_disk = catalog_paths(extra), list(models_on_disk(folders().models))
     return _kept("catalog", paths, on_disk, Catalog, lambda: load_catalog(paths, own_catalog(), on_disk))

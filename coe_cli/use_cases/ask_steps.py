@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from coe_cli.core.answer import Answer
-from coe_cli.core.profile import ProfileSet
+from coe_cli.core.answers.answer import Answer
+from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, JsonLinesSink, JsonSink
 from coe_cli.output.console import Output
 from coe_cli.runtime.college.chat_request import Resolved
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 if TYPE_CHECKING:
-    from coe_cli.core.conversations import Conversation
+    from coe_cli.core.answers.conversations import Conversation
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def keep(
 
     if not history.logging_wanted(profiles.history, no_log=options.no_log):
         return
-    from coe_cli.core.conversations import Exchange
+    from coe_cli.core.answers.conversations import Exchange
 
     exchange = Exchange(
         question=options.question,

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.names import joined
-from coe_cli.core.profile import ProfileSet
-from coe_cli.core.synthesis import parse_experts
+from coe_cli.core.routing.synthesis import parse_experts
 from coe_cli.errors import PromptTooLong, UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
@@ -30,7 +30,7 @@ from coe_cli.use_cases.clients import CollegePlace, client_for
 from coe_cli.use_cases.providing import Providing
 
 if TYPE_CHECKING:
-    from coe_cli.core.conversations import Conversation
+    from coe_cli.core.answers.conversations import Conversation
 
 
 def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output: Output, view: View) -> None:

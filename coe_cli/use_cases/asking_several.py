@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from msgspec import structs
 
-from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.profile import ProfileSet
-from coe_cli.core.synthesis import (
+from coe_cli.core.answers.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage
+from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.routing.synthesis import (
     LEAST_DRAFT_CHARS,
     SUPERVISOR,
     Draft,
@@ -38,7 +38,7 @@ from coe_cli.use_cases.ask_steps import AskOptions, View, keep, messages_for, sa
 from coe_cli.use_cases.providing import Providing
 
 if TYPE_CHECKING:
-    from coe_cli.core.conversations import Conversation
+    from coe_cli.core.answers.conversations import Conversation
 
 _BYTES_PER_TOKEN = 3.0
 """How many bytes of the question one token stands for at the least, when it is not counted."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from msgspec import structs
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_spec import models_on_disk
-from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.selection import choose_model
+from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_spec import models_on_disk
+from coe_cli.core.routing.selection import choose_model
 from coe_cli.core.text_encoding import MARK_BYTES, encoding_of
 from coe_cli.errors import UsageError
 from coe_cli.output.batch_view import TerminalBatchView

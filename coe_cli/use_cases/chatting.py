@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.conversations import Conversation
+from coe_cli.core.answers.conversations import Conversation
+from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.names import did_you_mean
 from coe_cli.core.plain_text import check_text
-from coe_cli.core.profile import ProfileSet
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.profile import ProfileSet
+from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.output.console import Output
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.folders import folders

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
-from coe_cli.core.profile import ProfileSet
+from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.errors import DeviceLost, ModelMissing
 from coe_cli.output.console import Output
 from coe_cli.runtime.client.client import Client, Events

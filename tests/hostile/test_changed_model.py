@@ -11,8 +11,8 @@ import pytest
 from college_trial import WEIGHTS_MB, run, trial
 from model_store.tiny_model import write_tiny_model
 
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College, CollegeSettings
 from coe_cli.runtime.college.meter import ResidentSetMeter

@@ -13,7 +13,7 @@ import pytest
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
 
-from coe_cli.core.genai_config import parse_config, read_config
+from coe_cli.core.models.genai_config import parse_config, read_config
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.store.verify import verify

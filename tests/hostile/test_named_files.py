@@ -14,9 +14,9 @@ from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
 
 from coe_cli.core import documents
-from coe_cli.core.catalog import load_catalog
-from coe_cli.core.profile import load_profiles
-from coe_cli.core.router_examples import training_set
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.routing.router_examples import training_set
 from coe_cli.errors import CoeError
 from coe_cli.runtime.bench import bench_job
 from coe_cli.runtime.folders import catalog_paths, profile_paths

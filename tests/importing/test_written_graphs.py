@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from coe_cli.core.graph_check import graph_problems
 from coe_cli.core.importing.encodings import encoding_of
-from coe_cli.core.onnx_graph import read_graph
-from coe_cli.core.onnx_records import graph_records
+from coe_cli.core.models.graph_check import graph_problems
+from coe_cli.core.models.onnx_graph import read_graph
+from coe_cli.core.models.onnx_records import graph_records
 from coe_cli.runtime.importing.source import inspect
 from coe_cli.runtime.importing.write_decoder import write_decoder
 from importing.configurations import CONFIGURATIONS, RULES, write_folder

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from coe_cli.core.findings import Finding, Level, worst
-from coe_cli.core.machine import Adapter
-from coe_cli.core.profile import load_profiles
+from coe_cli.core.hardware.machine import Adapter
+from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.errors import DeviceLost, UsageError
 from coe_cli.providers import runtime_of
 from coe_cli.providers.base import DeviceSettings

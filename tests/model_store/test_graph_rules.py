@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from coe_cli.core.graph_check import check_model, graph_problems
-from coe_cli.core.model_spec import spec_from_folder
-from coe_cli.core.onnx_records import graph_records
+from coe_cli.core.models.graph_check import check_model, graph_problems
+from coe_cli.core.models.model_spec import spec_from_folder
+from coe_cli.core.models.onnx_records import graph_records
 from coe_cli.core.providers import spec_of
 from coe_cli.runtime.conversion.agreement import PROMPTS, agreement
 from coe_cli.runtime.worker.first_logits import first_logits

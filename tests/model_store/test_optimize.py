@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from coe_cli.core.model_spec import spec_from_folder
-from coe_cli.core.onnx_graph import read_graph
+from coe_cli.core.models.model_spec import spec_from_folder
+from coe_cli.core.models.onnx_graph import read_graph
 from coe_cli.runtime.conversion import optimize as optimize_module
 from coe_cli.runtime.conversion.agreement import PROMPTS
 from coe_cli.runtime.conversion.last_position import NotPrunable, write_pruned

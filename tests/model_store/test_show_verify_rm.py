@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coe_cli.core.model_spec import spec_from_folder
+from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.store.integrity import write_manifest
 from coe_cli.runtime.worker.protocol import Hello, Loaded
@@ -75,7 +75,7 @@ def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
 
 
 def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path) -> None:
-    from coe_cli.core.calibration import CalibrationRecord
+    from coe_cli.core.memory.calibration import CalibrationRecord
     from coe_cli.providers.installed import runtime_version
     from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from coe_cli.core.end_of_turn import end_texts, token_ids
+from coe_cli.core.answers.end_of_turn import end_texts, token_ids
 from coe_cli.core.importing.decoder import Decoder
 from coe_cli.core.importing.encodings import fitted
 from coe_cli.core.providers import ProviderSpec

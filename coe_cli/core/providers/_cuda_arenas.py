@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from coe_cli.core.arena import Arena
+from coe_cli.core.providers._arena import Arena
 from coe_cli.core.units import BYTES_PER_MB
 
 LIBRARIES_BYTES: Final = 150 * BYTES_PER_MB

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from coe_cli.core.footprint import ModelMemory
-    from coe_cli.core.machine import Adapter
+    from coe_cli.core.hardware.machine import Adapter
+    from coe_cli.core.memory.footprint import ModelMemory
 
 ErrorKind = Literal["out_of_memory", "device_lost", "unavailable"]
 """``device_lost``: it worked and is gone; ``unavailable``: it could not be started at all."""
@@ -60,7 +60,7 @@ class OperatorSupport(Struct, frozen=True):
 
 
 class GraphRules(Struct, frozen=True):
-    """What a graph must keep to on a provider: for whoever writes or checks one; ``core.graph_check`` checks.
+    """What a graph must keep to on a provider: for whoever writes or checks one; ``core.models.graph_check`` checks.
 
     ``operators`` by domain (empty for ONNX's own) and name; None: all that ONNX Runtime has. ``matrix_bits``: what
     MatMulNBits may have, empty where nothing is known. ``shares_cache``: attention needs one buffer for the old and the new

@@ -11,7 +11,7 @@ from coe_cli.core.providers.base import Capabilities, GraphRules, ProviderSpec
 from coe_cli.core.units import BYTES_PER_MB
 
 if TYPE_CHECKING:
-    from coe_cli.core.footprint import ModelMemory
+    from coe_cli.core.memory.footprint import ModelMemory
 
 PROCESS_BYTES: Final = 24 * BYTES_PER_MB
 """A worker that has imported OGA and loaded nothing: 24 MB resident."""
@@ -27,7 +27,7 @@ SESSION_BYTES: Final = 32 * BYTES_PER_MB
 
 ARENA_FACTOR: Final = 1.4
 """The session's arena after prompts of many lengths ÷ what the largest run needs: 1.33 to 1.39 of 28 MB and 1.36 of 52 MB.
-A freed chunk is split only when it is twice what is asked (`core/arena.py`), so other lengths leave pieces between theirs, and
+A freed chunk is split only when it is twice what is asked (`core/providers/_arena.py`), so other lengths leave pieces between theirs, and
 workers have huge pages, which are resident in steps of 2 MB."""
 
 FAULT_AROUND_BYTES: Final = 64 * 1024

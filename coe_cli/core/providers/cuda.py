@@ -16,8 +16,8 @@ from coe_cli.core.providers.base import Capabilities, ErrorMeaning, GraphRules, 
 from coe_cli.core.units import BYTES_PER_MB
 
 if TYPE_CHECKING:
-    from coe_cli.core.footprint import ModelMemory
-    from coe_cli.core.machine import Adapter
+    from coe_cli.core.hardware.machine import Adapter
+    from coe_cli.core.memory.footprint import ModelMemory
 
 CONTEXT_BYTES: Final = 527 * BYTES_PER_MB
 """A process's bare CUDA context on an H100; smaller cards take less, which a calibrated plan knows."""

@@ -11,7 +11,7 @@ from coe_cli.core.providers.base import Capabilities, ErrorMeaning, GraphRules, 
 from coe_cli.core.units import power_of_two
 
 if TYPE_CHECKING:
-    from coe_cli.core.footprint import ModelMemory
+    from coe_cli.core.memory.footprint import ModelMemory
 
 SMALLEST_BYTES: Final = 64 * 1024
 """The pool has buckets from 2**16 bytes up (onnxruntime's BucketizedBufferAllocator)."""

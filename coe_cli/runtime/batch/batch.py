@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from coe_cli.core.batch_progress import Pace, Progress, left_s
+from coe_cli.core.batch.batch_progress import Pace, Progress, left_s
 from coe_cli.errors import CoeError, Interrupted, UsageError
 from coe_cli.interrupts import two_step_interrupt
 from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult, RowSource

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from coe_cli.core.answer import Answer
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.answers.answer import Answer
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college_events import Ask

@@ -13,8 +13,8 @@ from typing import IO, NamedTuple, Protocol
 
 from msgspec import Struct, structs
 
-from coe_cli.core.batch_rows import MAX_LINE_BYTES, InvalidRow, Parsed, Row, RowId, parse_line
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.batch.batch_rows import MAX_LINE_BYTES, InvalidRow, Parsed, Row, RowId, parse_line
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowFailure, RowResult
 from coe_cli.runtime.batch.batch_requests import to_chat_request

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from coe_cli.core.answer import Answer
+from coe_cli.core.answers.answer import Answer
 from coe_cli.errors import CoeError, from_code
 from coe_cli.runtime.batch.batch_engine import RowFailure, RowResult
 from coe_cli.runtime.batch.batch_index import RowHead

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from coe_cli.core.batch_rows import InvalidRow, OpenAIRow, Row
+from coe_cli.core.batch.batch_rows import InvalidRow, OpenAIRow, Row
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.providers import on_host
-from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import DoesNotFit, ModelMissing
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import RowSource

@@ -1,7 +1,7 @@
 """The engine on this machine: a client of a college, which it feeds model by model.
 
 On a graphics card the rows of one model are run before those of the next, in all slots at once. On the CPU each slot is a
-worker of its own with its part of the cores (``core.batch_order``). A row more than can run is always waiting, so that a
+worker of its own with its part of the cores (``core.batch.batch_order``). A row more than can run is always waiting, so that a
 worker is never idle between two rows and the next model is loaded while the last rows of the one before are written, where
 both have room. Rows are of low priority: whoever asks meanwhile goes first.
 """
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from msgspec import Struct, structs
 
-from coe_cli.core.batch_order import next_turn, order_models, places
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.core.batch.batch_order import next_turn, order_models, places
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import Busy, CoeError, from_code
 from coe_cli.runtime.batch.batch_engine import EngineStatus, PreparedRow, RowFailure, RowResult, RowSource
 from coe_cli.runtime.client.client import Client

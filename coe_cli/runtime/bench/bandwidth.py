@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from coe_cli.core.profile import Provider
+from coe_cli.core.hardware.profile import Provider
 from coe_cli.errors import CoeError
 from coe_cli.providers import runtime_of
 from coe_cli.runtime.child import Message, run_child, serve_as_child

@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct, structs
 
-from coe_cli.core.bench_compare import compare
-from coe_cli.core.bench_grid import Grid, points
-from coe_cli.core.bench_rows import BenchReport, BenchRow, decode_report
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_spec import models_on_disk
-from coe_cli.core.profile import HardwareProfile, Provider
+from coe_cli.core.bench.bench_compare import compare
+from coe_cli.core.bench.bench_grid import Grid, points
+from coe_cli.core.bench.bench_rows import BenchReport, BenchRow, decode_report
+from coe_cli.core.hardware.profile import HardwareProfile, Provider
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.regular_file import read_regular
 from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.atomic_write import atomic_write

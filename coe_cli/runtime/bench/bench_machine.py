@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from coe_cli import __version__
-from coe_cli.core.bench_rows import BenchMachine
+from coe_cli.core.bench.bench_rows import BenchMachine
 from coe_cli.providers.settings import settings_from, usable_cores
 from coe_cli.runtime.doctor.software import installed_packages
 from coe_cli.runtime.probe import probe_machine

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from coe_cli.core.bench_figures import own_peak_mb
-from coe_cli.core.bench_rows import Range
-from coe_cli.core.model_spec import BYTES_PER_MB
-from coe_cli.core.profile import Provider
+from coe_cli.core.bench.bench_figures import own_peak_mb
+from coe_cli.core.bench.bench_rows import Range
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.providers import on_host
 from coe_cli.providers import runtime_of
 from coe_cli.providers.base import GpuMemory

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct, structs
 
-from coe_cli.core.bench_expected import bandwidth_share, planned_peak_bytes
-from coe_cli.core.bench_figures import RunFigures, run_figures, summarise
-from coe_cli.core.bench_grid import Grid, Point, points, prompt_ids
-from coe_cli.core.bench_rows import BenchRow, LoadTimes, Spread, SwapTime
-from coe_cli.core.footprint import ModelMemory
-from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.core.profile import Provider
+from coe_cli.core.bench.bench_expected import bandwidth_share, planned_peak_bytes
+from coe_cli.core.bench.bench_figures import RunFigures, run_figures, summarise
+from coe_cli.core.bench.bench_grid import Grid, Point, points, prompt_ids
+from coe_cli.core.bench.bench_rows import BenchRow, LoadTimes, Spread, SwapTime
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.memory.footprint import ModelMemory
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.bench.bench_memory import RowMemory, memory_look
 from coe_cli.runtime.bench.bench_swap import Swaps

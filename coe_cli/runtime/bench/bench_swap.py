@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from coe_cli.core.bench_figures import summarise
-from coe_cli.core.bench_grid import prompt_ids
-from coe_cli.core.bench_rows import SwapTime
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.bench.bench_figures import summarise
+from coe_cli.core.bench.bench_grid import prompt_ids
+from coe_cli.core.bench.bench_rows import SwapTime
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError
 from coe_cli.runtime.bench.bench_worker import BenchWorker, ready_process
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from coe_cli.core.bench_figures import MeasuredAnswer
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.bench.bench_figures import MeasuredAnswer
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, from_code
 from coe_cli.runtime.college.one_shot import begin_loading, wait_until_loaded
 from coe_cli.runtime.worker import protocol

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from coe_cli.core.answer import Answer
-from coe_cli.core.synthesis import Draft, draft_of, failed_draft
+from coe_cli.core.answers.answer import Answer
+from coe_cli.core.routing.synthesis import Draft, draft_of, failed_draft
 from coe_cli.errors import CoeError
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college.chat_request import ChatRequest

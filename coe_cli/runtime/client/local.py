@@ -12,9 +12,9 @@ from typing import Literal
 
 from msgspec import structs
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.profile import HardwareProfile, RoutingSettings
-from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import TimedOut
 from coe_cli.runtime.client.client import Events
 from coe_cli.runtime.college import college_events as ce

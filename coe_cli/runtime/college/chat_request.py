@@ -6,9 +6,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from coe_cli.core.limits import MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
-from coe_cli.core.profile import Provider
-from coe_cli.core.router import Decision
+from coe_cli.core.answers.limits import MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.routing.router import Decision
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, Guidance, Sampling
 
 Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from coe_cli.core.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
-from coe_cli.core.thinking import Piece
+from coe_cli.core.answers.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
+from coe_cli.core.answers.thinking import Piece
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import Resolved

@@ -14,10 +14,10 @@ from collections.abc import AsyncGenerator, Callable
 
 from msgspec import structs
 
-from coe_cli.core import scheduler_events as ev
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.scheduler import Scheduler
-from coe_cli.core.scheduler_state import Snapshot
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.scheduling import scheduler_events as ev
+from coe_cli.core.scheduling.scheduler import Scheduler
+from coe_cli.core.scheduling.scheduler_state import Snapshot
 from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, explained, from_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college import translation

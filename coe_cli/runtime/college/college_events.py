@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.profile import MAX_ANSWER_TOKENS
+from coe_cli.core.hardware.profile import MAX_ANSWER_TOKENS
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.runtime.college.chat_request import Needed, Resolved
 from coe_cli.runtime.prompts.prompt_messages import Prompt
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling

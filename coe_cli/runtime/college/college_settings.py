@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.college.recorder import Recorder
 from coe_cli.runtime.prompts.prompts import PromptSource

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from coe_cli.core.calibration import apply
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.footprint import ExactAccounting
-from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.memory.calibration import apply
+from coe_cli.core.memory.footprint import ExactAccounting
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.providers import on_host, spec_of
-from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coe_cli.core.pressure import pressure
-from coe_cli.core.profile import HardwareProfile, Provider
+from coe_cli.core.hardware.profile import HardwareProfile, Provider
+from coe_cli.core.memory.pressure import pressure
 from coe_cli.core.providers import on_host
 from coe_cli.providers.base import GpuMemory
 from coe_cli.runtime.college.meter import ResidentSetMeter

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from coe_cli.core.model_spec import BYTES_PER_MB
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.providers import on_host
 from coe_cli.providers import runtime_of
 from coe_cli.providers.base import GpuMemory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, from_code
 from coe_cli.providers.settings import default_provider_options, default_session_options
 from coe_cli.runtime.worker import protocol

@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from coe_cli.core.calibration import CalibrationRecord
-from coe_cli.core.footprint import ModelMemory, activation_bytes, kv_cache_bytes, load_bytes
-from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.core.profile import Provider
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.memory.calibration import CalibrationRecord
+from coe_cli.core.memory.footprint import ModelMemory, activation_bytes, kv_cache_bytes, load_bytes
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.providers import on_host
 from coe_cli.providers import runtime_of
 from coe_cli.providers.base import GpuMemory

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from coe_cli.core.answer_schema import check_schema
-from coe_cli.core.catalog import GENERAL_EXPERT, Catalog
-from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
-from coe_cli.core.profile import HardwareProfile, RoutingSettings
+from coe_cli.core.answers.answer_schema import check_schema
+from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
+from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.providers import on_host
-from coe_cli.core.router import swap_aware
-from coe_cli.core.selection import Choice, choose_model
-from coe_cli.core.synthesis import experts_to_ask
+from coe_cli.core.routing.router import swap_aware
+from coe_cli.core.routing.selection import Choice, choose_model
+from coe_cli.core.routing.synthesis import experts_to_ask
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coe_cli.core.thinking import Piece, ThinkingSplitter
+from coe_cli.core.answers.thinking import Piece, ThinkingSplitter
 from coe_cli.runtime.college import college_events as ce
 
 

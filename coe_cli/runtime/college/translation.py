@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.prompts.prompt_messages import Prepare, Prompt
 from coe_cli.runtime.worker import protocol

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from coe_cli.core.answer import tokens_per_s
-from coe_cli.core.conversations import Conversation, Exchange
-from coe_cli.core.profile import ProfileSet
+from coe_cli.core.answers.answer import tokens_per_s
+from coe_cli.core.answers.conversations import Conversation, Exchange
+from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coe_cli.core.conversations import Conversation, Exchange
-from coe_cli.core.profile import HistorySettings
+from coe_cli.core.answers.conversations import Conversation, Exchange
+from coe_cli.core.hardware.profile import HistorySettings
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.conversation.history_file import History
 from coe_cli.runtime.folders import folders

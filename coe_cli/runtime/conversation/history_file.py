@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from coe_cli.core.conversations import Conversation, ConversationRow, Exchange, LoggedMessage, Match
+from coe_cli.core.answers.conversations import Conversation, ConversationRow, Exchange, LoggedMessage, Match
 from coe_cli.errors import CoeError, UsageError
 
 SCHEMA_VERSION = 1

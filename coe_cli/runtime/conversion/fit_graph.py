@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from coe_cli.core.graph_check import RMS_NORMS
+from coe_cli.core.models.graph_check import RMS_NORMS
 from coe_cli.core.providers.base import GraphRules
 
 TABLE_SUFFIX: Final = ".embedding.data"

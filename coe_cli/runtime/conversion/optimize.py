@@ -9,10 +9,10 @@ import os
 import shutil
 from pathlib import Path
 
-from coe_cli.core.graph_check import check_model
-from coe_cli.core.model_spec import ModelSpec, spec_from_folder
-from coe_cli.core.onnx_graph import graph_of
-from coe_cli.core.profile import Provider
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.models.graph_check import check_model
+from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.models.onnx_graph import graph_of
 from coe_cli.core.providers import host, spec_of
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers

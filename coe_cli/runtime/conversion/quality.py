@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from coe_cli.core.model_spec import spec_from_folder
+from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.core.providers import host
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.child import Message, run_child, serve_as_child
@@ -134,7 +134,7 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def _source_logits(source: Path, scratch: Path) -> Logits:
     """The source in fp32, written as a graph with unquantised weights: on disk, four bytes a weight, and mapped from there."""
     from coe_cli.core.importing.genai_config import SpecialTokens, genai_config
-    from coe_cli.core.model_spec import GENAI_CONFIG
+    from coe_cli.core.models.model_spec import GENAI_CONFIG
     from coe_cli.core.providers import host
     from coe_cli.runtime.importing.write_decoder import GRAPH, write_decoder
 

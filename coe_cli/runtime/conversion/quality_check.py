@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
-from coe_cli.core.catalog import Source
 from coe_cli.core.findings import Finding, ok, warning
-from coe_cli.core.model_spec import BYTES_PER_MB
+from coe_cli.core.models.catalog import Source
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.errors import ModelMissing, UsageError
 from coe_cli.runtime.conversion.quality import MAX_LOSS_PERCENT, Quality, measure_quality
 from coe_cli.runtime.progress import OnProgress, Step

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from coe_cli.core.catalog import Catalog
 from coe_cli.core.findings import Finding, error
+from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.problem import Problem
-from coe_cli.core.profile import HardwareProfile, ProfileSet
 from coe_cli.errors import CoeError, ProfileInvalid
 from coe_cli.runtime.settings import read_catalog, read_profiles
 

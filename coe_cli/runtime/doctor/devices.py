@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from coe_cli.core.findings import Finding, error, ok, warning
-from coe_cli.core.profile import HardwareProfile, ProfileSet
+from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.providers import on_host
 from coe_cli.core.providers._dml_trial import trial_findings
 from coe_cli.probes import ProbeFailed

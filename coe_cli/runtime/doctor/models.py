@@ -8,13 +8,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from coe_cli.core.catalog import Catalog
 from coe_cli.core.findings import Finding, Level, error, ok, warning, worst
-from coe_cli.core.graph_check import check_model, problem_findings
-from coe_cli.core.model_spec import models_on_disk
-from coe_cli.core.profile import ProfileSet, Provider
+from coe_cli.core.hardware.profile import ProfileSet, Provider
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.graph_check import check_model, problem_findings
+from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.providers import spec_of
-from coe_cli.core.selection import choose_profile
+from coe_cli.core.routing.selection import choose_profile
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import choose_provider, install_command, installed_runtimes
 from coe_cli.runtime.college.residents import resident_models

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from coe_cli.core.findings import Finding, error, ok, warning
-from coe_cli.core.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
 from coe_cli.runtime.folders import Folders
 
 _LOW_DISK_MB = 6000

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from coe_cli.core.fleet_problem import Group, Pattern, Problem, Share, patterns
+from coe_cli.core.fleet.fleet_problem import Group, Pattern, Problem, Share, patterns
 from coe_cli.errors import CoeError
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.package import install_command

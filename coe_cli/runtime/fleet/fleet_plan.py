@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.fleet import Fleet, Node, load_fleet
-from coe_cli.core.fleet_problem import Group, NodeKind, NodeModel, Problem, service_times
-from coe_cli.core.fleet_report import (
+from coe_cli.core.fleet.fleet import Fleet, Node, load_fleet
+from coe_cli.core.fleet.fleet_problem import Group, NodeKind, NodeModel, Problem, service_times
+from coe_cli.core.fleet.fleet_report import (
     SCHEMA_VERSION,
     ExpertShare,
     ExpertTimes,
@@ -23,10 +22,11 @@ from coe_cli.core.fleet_report import (
     Times,
     quantiles,
 )
-from coe_cli.core.model_spec import find_spec, models_on_disk
-from coe_cli.core.profile import ProfileSet
+from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.core.providers import on_host
-from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import DoesNotFit, ProfileInvalid
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement

@@ -13,8 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from msgspec import Struct
 
-from coe_cli.core.fleet_problem import Group, Problem
-from coe_cli.core.fleet_simulation import SimulatedNode, Stream, jobs, simulate
+from coe_cli.core.fleet.fleet_problem import Group, Problem
+from coe_cli.core.fleet.fleet_simulation import SimulatedNode, Stream, jobs, simulate
 from coe_cli.interrupts import interrupt_put_off, on_interrupt
 
 LEAST_PER_NODE = 500

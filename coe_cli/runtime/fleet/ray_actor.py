@@ -15,10 +15,10 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from coe_cli.core.answer import Answer
-from coe_cli.core.model_spec import ModelSpec, models_on_disk
+from coe_cli.core.answers.answer import Answer
+from coe_cli.core.models.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.providers import on_host
-from coe_cli.core.scheduler_state import ModelCost, PoolConfig
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import CoeError, ModelMissing, from_code
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import RowFailure

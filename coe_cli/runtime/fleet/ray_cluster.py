@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
-from coe_cli.core.ray_node import NAMESPACE, OBJECT_STORE_BYTES
+from coe_cli.core.fleet.ray_node import NAMESPACE, OBJECT_STORE_BYTES
 from coe_cli.errors import CoeError, DeviceLost
 from coe_cli.package import install_command
 

@@ -17,12 +17,12 @@ from typing import Any
 
 from msgspec import structs
 
-from coe_cli.core.answer import Answer
-from coe_cli.core.batch_order import WORTH_A_COPY
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.ray_node import NAMESPACE, VRAM_RESOURCE, model_resource
-from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.core.answers.answer import Answer
+from coe_cli.core.batch.batch_order import WORTH_A_COPY
+from coe_cli.core.fleet.ray_node import NAMESPACE, VRAM_RESOURCE, model_resource
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.errors import DeviceLost, DoesNotFit, from_code
 from coe_cli.runtime.batch.batch_engine import (
     EngineStatus,

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import msgspec
 from msgspec import structs
 
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.fleet.ray_node import actor_mb, actor_pool, actor_resources
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.providers import on_host
-from coe_cli.core.ray_node import actor_mb, actor_pool, actor_resources
-from coe_cli.core.scheduler_state import ModelCost
+from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.runtime.fleet.ray_actor import ActorSettings
 
 

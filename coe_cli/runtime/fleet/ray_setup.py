@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coe_cli.core.model_spec import models_on_disk
-from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.ray_node import node_resources
+from coe_cli.core.fleet.ray_node import node_resources
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.fleet.ray_cluster import RayCluster

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from coe_cli.core.ray_node import NodeStart
+from coe_cli.core.fleet.ray_node import NodeStart
 from coe_cli.errors import DeviceLost
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from coe_cli.core.importing.encodings import Precision, rules_for
 from coe_cli.core.importing.genai_config import genai_config
-from coe_cli.core.model_spec import GENAI_CONFIG
+from coe_cli.core.models.model_spec import GENAI_CONFIG
 from coe_cli.core.providers import host, names, spec_of
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.importing.source import inspect

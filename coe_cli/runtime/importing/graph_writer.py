@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CONTRIB: Final = "com.microsoft"
 WITH_SUMS: Final = "/with_block_sums"
-"""So ends the name of an activation with the sums of its blocks behind it (core/onnx_graph.py counts them)."""
+"""So ends the name of an activation with the sums of its blocks behind it (core/models/onnx_graph.py counts them)."""
 
 
 class GraphWriter:

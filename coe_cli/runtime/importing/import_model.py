@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from coe_cli.core.end_of_turn import token_ids
+from coe_cli.core.answers.end_of_turn import token_ids
 from coe_cli.core.findings import Level
-from coe_cli.core.genai_config import read_config
 from coe_cli.core.importing.encodings import Precision, rules_for
 from coe_cli.core.importing.needs import needs
-from coe_cli.core.model_name import check_name
-from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec
+from coe_cli.core.models.genai_config import read_config
+from coe_cli.core.models.model_name import check_name
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.errors import DoesNotFit, ModelDamaged, UsageError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.importing.source import ModelSource

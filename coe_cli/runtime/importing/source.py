@@ -17,7 +17,7 @@ from coe_cli.core.importing.facts import Facts
 from coe_cli.core.importing.ggml import BLOCK_TYPES, SUPPORTED
 from coe_cli.core.importing.gguf_header import GgufHeader, parse_gguf
 from coe_cli.core.importing.tensor_names import GGUF_TABLES, expected_shapes, gguf_part, hf_part
-from coe_cli.core.model_spec import BYTES_PER_MB, GENAI_CONFIG
+from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG
 from coe_cli.core.regular_file import open_regular, read_text
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing, PickledWeights, UnsupportedArchitecture, UsageError
 from coe_cli.runtime.importing.weights_map import Stored, WeightsMap

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from coe_cli.core.calibration import Calibration, CalibrationKey, CalibrationRecord, merge
-from coe_cli.core.model_spec import GENAI_CONFIG
+from coe_cli.core.memory.calibration import Calibration, CalibrationKey, CalibrationRecord, merge
+from coe_cli.core.models.model_spec import GENAI_CONFIG
 from coe_cli.runtime.atomic_write import atomic_write, make_private
 
 CALIBRATION_FILE = "calibration.jsonl"

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from coe_cli.core.cards import HOW_TO_WRITE_MEMORY, MB_PER_GB, find_card, parse_memory_mb, similar_cards
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.fit import Fit, FitReport, Memory, fit, nearest_profile, uses_the_device
-from coe_cli.core.footprint import ModelMemory
-from coe_cli.core.machine import card, card_mb
-from coe_cli.core.model_spec import find_spec, models_on_disk
-from coe_cli.core.profile import HardwareProfile, ProfileSet, Provider
+from coe_cli.core.hardware.cards import HOW_TO_WRITE_MEMORY, MB_PER_GB, find_card, parse_memory_mb, similar_cards
+from coe_cli.core.hardware.machine import card, card_mb
+from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet, Provider
+from coe_cli.core.memory.fit import Fit, FitReport, Memory, fit, nearest_profile, uses_the_device
+from coe_cli.core.memory.footprint import ModelMemory
+from coe_cli.core.memory.scenario import Known, Role, role_of
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.core.providers import for_card, home, host, on_host
-from coe_cli.core.scenario import Known, Role, role_of
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import Folders, own_profiles
 from coe_cli.runtime.planning.plan_inputs import answering_models, memory_of

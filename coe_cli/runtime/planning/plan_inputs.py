@@ -6,22 +6,22 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
-from coe_cli.core.calibration import Calibration, apply, find
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.footprint import ModelMemory
-from coe_cli.core.genai_config import read_config
-from coe_cli.core.model_spec import (
+from coe_cli.core.hardware.profile import HardwareProfile, Provider
+from coe_cli.core.memory.calibration import Calibration, apply, find
+from coe_cli.core.memory.footprint import ModelMemory
+from coe_cli.core.memory.prefill import tokens_at_once
+from coe_cli.core.memory.scenario import Known, Scenario, role_of, working_set
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.genai_config import read_config
+from coe_cli.core.models.model_spec import (
     ModelSpec,
     find_spec,
     models_on_disk,
     spec_from_catalog,
     spec_from_folder,
 )
-from coe_cli.core.onnx_graph import GraphFacts, graph_of
-from coe_cli.core.prefill import tokens_at_once
-from coe_cli.core.profile import HardwareProfile, Provider
+from coe_cli.core.models.onnx_graph import GraphFacts, graph_of
 from coe_cli.core.providers import on_host, spec_of
-from coe_cli.core.scenario import Known, Scenario, role_of, working_set
 from coe_cli.errors import CoeError, ModelDamaged, UsageError
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, Measurements, model_digest

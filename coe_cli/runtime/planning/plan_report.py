@@ -6,11 +6,11 @@ from typing import Literal
 
 from msgspec import Struct, structs
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.footprint import ACCOUNTING_NAMES, AccountingName, accounting
-from coe_cli.core.planner import ComparisonRow, Plan, compare_row, plan, with_solution
-from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.solve import largest_context, most_slots, smallest_budget_mb
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.memory.footprint import ACCOUNTING_NAMES, AccountingName, accounting
+from coe_cli.core.memory.planner import ComparisonRow, Plan, compare_row, plan, with_solution
+from coe_cli.core.memory.solve import largest_context, most_slots, smallest_budget_mb
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.plan_inputs import PlanInputs, PlanRequest, gather
 from coe_cli.runtime.probe import quick_card_mb

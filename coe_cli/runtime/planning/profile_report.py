@@ -9,13 +9,13 @@ from pathlib import Path
 
 from msgspec import structs
 
-from coe_cli.core.catalog import Catalog
 from coe_cli.core.findings import error, ok, warning
-from coe_cli.core.machine import Machine, pick_profile
-from coe_cli.core.model_spec import BYTES_PER_MB, find_spec, models_on_disk
-from coe_cli.core.planner import plan
-from coe_cli.core.profile import ProfileSet
-from coe_cli.core.profile_check import CheckReport, ModelState, check_profile
+from coe_cli.core.hardware.machine import Machine, pick_profile
+from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.memory.planner import plan
+from coe_cli.core.memory.profile_check import CheckReport, ModelState, check_profile
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec, models_on_disk
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, gather

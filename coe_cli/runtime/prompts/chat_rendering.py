@@ -12,7 +12,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from coe_cli.core.prompt_text import Turn, alternating, without_system
+from coe_cli.core.answers.prompt_text import Turn, alternating, without_system
 
 _ROOM_CHARS = 2**20
 """More than any template writes of its own."""

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from coe_cli.core.prompt_text import Turn, bare, fill_plain
-from coe_cli.core.thinking import OPEN as THINK
+from coe_cli.core.answers.prompt_text import Turn, bare, fill_plain
+from coe_cli.core.answers.thinking import OPEN as THINK
 from coe_cli.interrupts import on_interrupt
 from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
 from coe_cli.runtime.prompts import process_limits, tokenizer_files

@@ -26,7 +26,7 @@ from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepa
 from coe_cli.runtime.worker.protocol import HEAD_BYTES, ChatMessage, frame, frame_length
 
 if TYPE_CHECKING:
-    from coe_cli.core.model_spec import ModelSpec
+    from coe_cli.core.models.model_spec import ModelSpec
 
 _START = start_code("coe_cli.runtime.prompts.prompt_process")
 _LONG_BYTES = 65_536

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.providers import on_host
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.folders import Folders

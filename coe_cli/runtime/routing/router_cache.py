@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.catalog import Catalog
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.providers import on_host
-from coe_cli.core.router import Decision, Router, RouterWeights
-from coe_cli.core.router_examples import examples_digest, training_set
-from coe_cli.core.router_features import LEXICAL_SIZE
+from coe_cli.core.routing.router import Decision, Router, RouterWeights
+from coe_cli.core.routing.router_examples import examples_digest, training_set
+from coe_cli.core.routing.router_features import LEXICAL_SIZE
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import Folders

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.profile import Provider
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
 from coe_cli.runtime.college.chat_request import Routing
 from coe_cli.runtime.folders import Folders

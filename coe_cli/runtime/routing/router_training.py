@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coe_cli.core.catalog import GENERAL_EXPERT
-from coe_cli.core.router import RouterWeights
-from coe_cli.core.router_examples import TrainingSet
-from coe_cli.core.router_features import (
+from coe_cli.core.models.catalog import GENERAL_EXPERT
+from coe_cli.core.routing.router import RouterWeights
+from coe_cli.core.routing.router_examples import TrainingSet
+from coe_cli.core.routing.router_features import (
     bounded,
     clauses,
     inverse_document_frequency,
@@ -263,7 +263,7 @@ def _untrained(roles: tuple[str, ...], dimension: int) -> RouterWeights:
     """Weights for a catalog with one role: there is nothing to tell apart."""
     import numpy as np
 
-    from coe_cli.core.router_features import LEXICAL_SIZE
+    from coe_cli.core.routing.router_features import LEXICAL_SIZE
 
     empty = np.zeros(0)
     return RouterWeights(

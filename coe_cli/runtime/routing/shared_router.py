@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.router import Decision
-from coe_cli.core.router_examples import examples_digest
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.routing.router import Decision
+from coe_cli.core.routing.router_examples import examples_digest
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import Embedder
 from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from coe_cli.core.college_status import CollegeStatus, ModelLine
+from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, UsageError, from_code
 from coe_cli.package import start_code
 from coe_cli.runtime.college import college_events as ce

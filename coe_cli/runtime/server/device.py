@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.providers import spec_of
 
 

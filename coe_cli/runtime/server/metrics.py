@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from coe_cli.core.college_status import CollegeStatus
-from coe_cli.core.scheduler_state import Snapshot
+from coe_cli.core.scheduling.college_status import CollegeStatus
+from coe_cli.core.scheduling.scheduler_state import Snapshot
 from coe_cli.runtime.college.college_requests import Tally
 
 _MB = 2**20

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
-from coe_cli.core.answer_schema import check_schema
-from coe_cli.core.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
+from coe_cli.core.answers.answer_schema import check_schema
+from coe_cli.core.answers.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
+from coe_cli.core.answers.sampling import unsupported
 from coe_cli.core.plain_text import NUL_REASON
-from coe_cli.core.sampling import unsupported
 from coe_cli.errors import UsageError
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling

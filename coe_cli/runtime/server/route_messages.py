@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from coe_cli.core.router import Decision
+from coe_cli.core.routing.router import Decision
 
 
 class RouteRequest(Struct, frozen=True):

@@ -6,10 +6,10 @@ import contextlib
 
 from msgspec import structs
 
-from coe_cli.core.college_status import CollegeStatus, ModelLine
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.names import joined
-from coe_cli.core.profile import HardwareProfile
+from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.server.device import device_of

@@ -24,10 +24,10 @@ from typing import Any
 import msgspec
 
 from coe_cli import __version__
-from coe_cli.core.college_status import CollegeStatus
 from coe_cli.core.duration import parse_duration_s
-from coe_cli.core.profile import HardwareProfile
-from coe_cli.core.scheduler_state import pool_from_profile
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.scheduling.college_status import CollegeStatus
+from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError, explained
 from coe_cli.interrupts import on_interrupt
 from coe_cli.replacing import move

@@ -19,8 +19,8 @@ from urllib.parse import parse_qs
 import msgspec
 
 from coe_cli import __version__
-from coe_cli.core.college_status import CollegeStatus, ModelLine, PressureLine
-from coe_cli.core.scheduler_state import Snapshot
+from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
+from coe_cli.core.scheduling.scheduler_state import Snapshot
 from coe_cli.errors import Busy, CoeError, Draining, explained
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.answering import answer

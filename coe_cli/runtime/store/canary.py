@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.store.integrity import sha256_of

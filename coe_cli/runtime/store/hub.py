@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from coe_cli.core.source_uri import HubSource, check_member
+from coe_cli.core.models.source_uri import HubSource, check_member
 from coe_cli.errors import UsageError
 from coe_cli.replacing import move
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step

@@ -11,13 +11,13 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from coe_cli.core.catalog import Catalog, ModelEntry, Source
 from coe_cli.core.findings import Level
-from coe_cli.core.genai_config import read_config
-from coe_cli.core.graph_check import check_model, problem_findings
-from coe_cli.core.model_name import check_name
-from coe_cli.core.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
-from coe_cli.core.source_uri import default_name, is_uri, parse_uri
+from coe_cli.core.models.catalog import Catalog, ModelEntry, Source
+from coe_cli.core.models.genai_config import read_config
+from coe_cli.core.models.graph_check import check_model, problem_findings
+from coe_cli.core.models.model_name import check_name
+from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
+from coe_cli.core.models.source_uri import default_name, is_uri, parse_uri
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import OnProgress, Step

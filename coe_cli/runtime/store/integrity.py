@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.genai_config import GENAI_CONFIG, read_config
-from coe_cli.core.onnx_graph import external_data_sizes
+from coe_cli.core.models.genai_config import GENAI_CONFIG, read_config
+from coe_cli.core.models.onnx_graph import external_data_sizes
 from coe_cli.core.regular_file import read_text
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.atomic_write import atomic_write

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_spec import (
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_spec import (
     BYTES_PER_MB,
     ModelSpec,
     models_on_disk,

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from coe_cli.core.calibration import Calibration, apply
-from coe_cli.core.catalog import Catalog, ModelShape
-from coe_cli.core.footprint import ExactAccounting, ModelMemory
-from coe_cli.core.model_spec import BYTES_PER_MB, find_spec
-from coe_cli.core.onnx_graph import graph_of
-from coe_cli.core.profile import HardwareProfile, ProfileSet
-from coe_cli.core.selection import choose_profile
+from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
+from coe_cli.core.memory.calibration import Calibration, apply
+from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
+from coe_cli.core.models.catalog import Catalog, ModelShape
+from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec
+from coe_cli.core.models.onnx_graph import graph_of
+from coe_cli.core.routing.selection import choose_profile
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 from coe_cli.runtime.prompts.tokenizer_files import chat_template

@@ -9,9 +9,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Struct, structs
 
-from coe_cli.core.end_of_turn import EndTokens, end_tokens
+from coe_cli.core.answers.end_of_turn import EndTokens, end_tokens
 from coe_cli.core.findings import Finding, ok, warning
-from coe_cli.core.genai_config import GENAI_CONFIG, GenaiConfig
+from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig
 from coe_cli.core.regular_file import read_regular
 from coe_cli.runtime.prompts.tokenizer_files import TOKENIZER, chat_template, special_tokens
 from coe_cli.runtime.store.model_files import MAX_TOKENIZER_BYTES

@@ -9,10 +9,10 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from coe_cli.core.genai_config import GENAI_CONFIG, GenaiConfig, read_config
-from coe_cli.core.onnx_external import external_files
+from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig, read_config
+from coe_cli.core.models.onnx_external import external_files
+from coe_cli.core.models.source_uri import check_member
 from coe_cli.core.regular_file import lies_in, read_text
-from coe_cli.core.source_uri import check_member
 from coe_cli.errors import ModelDamaged, UsageError
 
 TOKENIZER_FILES: Final = (

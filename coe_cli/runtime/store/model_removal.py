@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_name import check_name
-from coe_cli.core.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_name import check_name
+from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
 from coe_cli.errors import CoeError, ModelMissing
 from coe_cli.runtime.college.residents import resident_models
 from coe_cli.runtime.progress import ignore

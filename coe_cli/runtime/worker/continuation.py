@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coe_cli.core.model_spec import ModelSpec
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import OutOfMemory, from_code
 from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coe_cli.core.model_spec import ModelSpec
-from coe_cli.core.profile import Provider
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.providers.settings import configure, default_provider_options, default_session_options
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from coe_cli.core.answers.repetition import RepetitionDetector
+from coe_cli.core.answers.sampling import search_options
+from coe_cli.core.answers.stop_strings import StopStrings
 from coe_cli.core.providers import spec_of
-from coe_cli.core.repetition import RepetitionDetector
-from coe_cli.core.sampling import search_options
-from coe_cli.core.stop_strings import StopStrings
 from coe_cli.errors import PromptTooLong
 from coe_cli.providers.settings import configure
 from coe_cli.runtime.worker import protocol

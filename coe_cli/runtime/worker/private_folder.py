@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from typing import IO
 
-from coe_cli.core.genai_config import GENAI_CONFIG, GenaiConfig, read_config
+from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig, read_config
 from coe_cli.core.regular_file import read_regular
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders

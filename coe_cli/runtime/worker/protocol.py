@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal
 import msgspec
 from msgspec import Struct
 
-from coe_cli.core.sampling import Sampling as Sampling
+from coe_cli.core.answers.sampling import Sampling as Sampling
 from coe_cli.errors import UsageError
 
 PROTOCOL_VERSION = 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from coe_cli.core.prefill import LEAST_PIECE, next_piece, tokens_at_once
+from coe_cli.core.memory.prefill import LEAST_PIECE, next_piece, tokens_at_once
 from coe_cli.core.providers.base import Capabilities
 from coe_cli.runtime.worker.protocol import Guidance
 
@@ -72,7 +72,7 @@ class Slots:
     used again only for a request with the same options and without a seed or a grammar. Where the provider's generators take
     tokens once (``capabilities``), each request has a generator of its own.
 
-    ``chunk_size`` bounds the pieces of a prompt below those of ``core.prefill``. A prompt that a grammar wants in one piece
+    ``chunk_size`` bounds the pieces of a prompt below those of ``core.memory.prefill``. A prompt that a grammar wants in one piece
     is split by OGA itself, which does that in the first run of a generator only.
     """
 

@@ -1,0 +1,151 @@
+"""One line of a batch's input: coe's own format or OpenAI's, checked; what is wrong with it is said with its number."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from coe_cli.core.answers.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P
+from coe_cli.core.answers.sampling import unsupported
+from coe_cli.core.plain_text import NUL_REASON
+from coe_cli.errors import UsageError
+
+MAX_LINE_BYTES = 8 * 2**20
+"""No longer line is read: the same bound as for the body of a request to `coe serve`."""
+
+RowId: TypeAlias = int | str
+
+_Text = Annotated[str, Meta(min_length=1)]
+_Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
+_Name = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class InvalidRow(UsageError):
+    """A line cannot be run. ``row_id`` is its id or custom_id where that could be read."""
+
+    code = "invalid_row"
+
+    def __init__(self, line: int, reason: str, row_id: RowId | None = None, *, is_openai: bool = False) -> None:
+        super().__init__(f"line {line}: {reason}", "See docs/batch.md for the formats.")
+        self.line, self.reason, self.row_id, self.is_openai = line, reason, row_id, is_openai
+
+
+class Turn(Struct, frozen=True):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """A line of coe's own format. What is None is left to the command's options, the expert or the model."""
+
+    id: RowId | None = None
+    prompt: _Text | None = None
+    messages: Annotated[list[Turn], Meta(min_length=1, max_length=1024)] | None = None
+    expert: _Name | None = None
+    model: _Name | None = None
+    system: str | None = None
+    max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
+    temperature: Annotated[float, Meta(ge=TEMPERATURE.least, le=TEMPERATURE.most)] | None = None
+    top_p: Annotated[float, Meta(ge=TOP_P.least, le=TOP_P.most)] | None = None
+    top_k: Annotated[int, Meta(ge=TOP_K.least, le=TOP_K.most)] | None = None
+    seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
+    stop: Annotated[list[_Stop], Meta(max_length=STOPS_MOST)] = []
+
+    @property
+    def conversation(self) -> list[Turn]:
+        """The messages; ``prompt`` and ``system`` are turned into them."""
+        turns = self.messages if self.messages is not None else [Turn("user", self.prompt or "")]
+        return turns if self.system is None else [Turn("system", self.system), *turns]
+
+
+class OpenAIRow(Struct, frozen=True):
+    """A line of OpenAI's batch format; ``body`` is checked by whoever knows the endpoint."""
+
+    custom_id: str
+    url: Literal["/v1/chat/completions", "/v1/completions"]
+    body: dict[str, Any]
+    method: Literal["POST"] = "POST"
+
+
+class Parsed(Struct, frozen=True):
+    """A line that can be run. ``ignored`` are keys that mean nothing to coe."""
+
+    row: Row | OpenAIRow
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def row_id(self) -> RowId | None:
+        return self.row.id if isinstance(self.row, Row) else self.row.custom_id
+
+    @property
+    def is_openai(self) -> bool:
+        return isinstance(self.row, OpenAIRow)
+
+
+_decode = msgspec.json.Decoder().decode
+_OWN_KEYS = frozenset(Row.__struct_fields__)
+_OPENAI_MARKS = frozenset({"custom_id", "body"})
+
+
+def parse_line(data: bytes, line: int) -> Parsed | None:
+    """The row in ``data`` (one line without its end), or None for an empty line.
+
+    Raises:
+        InvalidRow: it is no row of either format; ``line`` counts from 1.
+    """
+    if len(data) > MAX_LINE_BYTES:
+        raise InvalidRow(line, f"it is longer than {MAX_LINE_BYTES} bytes")
+    if line == 1:
+        data = data.removeprefix(b"\xef\xbb\xbf")
+    if not data.strip():
+        return None
+    try:
+        fields = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRow(line, f"it is not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise InvalidRow(line, "it is not a JSON object")
+    if _OPENAI_MARKS & fields.keys():
+        return Parsed(_convert(fields, OpenAIRow, line, "custom_id"))
+    row: Row = _convert(fields, Row, line, "id")
+    if (refused := unsupported(fields)) is not None:
+        raise InvalidRow(line, f"`{refused[0]}` {refused[1]}", row.id)
+    _check_own(row, line)
+    return Parsed(row, tuple(key for key in fields if key not in _OWN_KEYS))
+
+
+def _check_own(row: Row, line: int) -> None:
+    reason = ""
+    if (row.prompt is None) == (row.messages is None):
+        reason = "it needs either `prompt` or `messages`"
+    elif row.prompt is not None and not row.prompt.strip():
+        reason = "the prompt is empty"
+    elif row.system is not None and row.messages is not None and any(m.role == "system" for m in row.messages):
+        reason = "it has `system` and a system message too"
+    if reason:
+        raise InvalidRow(line, reason, row.id)
+    texts = {"prompt": row.prompt, "system": row.system}
+    texts |= {f"messages.{number}.content": turn.content for number, turn in enumerate(row.messages or [])}
+    texts |= {f"stop.{number}": stop for number, stop in enumerate(row.stop)}
+    for field, text in texts.items():
+        if text is not None and "\0" in text:
+            raise InvalidRow(line, f"`{field}` {NUL_REASON}", row.id)
+
+
+def _convert(fields: dict[str, Any], kind: type[Any], line: int, id_key: str) -> Any:
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        given = fields.get(id_key)
+        row_id = given if isinstance(given, int | str) and not isinstance(given, bool) else None
+        raise InvalidRow(line, _in_words(str(error)), row_id, is_openai=kind is OpenAIRow) from None
+
+
+def _in_words(text: str) -> str:
+    """msgspec's complaint with the place first: "`max_tokens`: expected `int`, got `str`"."""
+    reason, separator, place = text.replace(" | null`", "`").partition(" - at `$.")
+    return f"`{place.rstrip('`')}`: {reason[0].lower()}{reason[1:]}" if separator else reason[0].lower() + reason[1:]

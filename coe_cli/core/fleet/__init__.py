@@ -1,0 +1,1 @@
+"""Placing models on several machines."""

@@ -1,0 +1,1 @@
+"""Profiles: memory pools, reserves and other settings of a machine."""

@@ -1,0 +1,46 @@
+"""Memory pressure: usage ÷ pool, in four levels that do not flap."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from coe_cli.core.hardware.profile import PressureThresholds
+
+PressureLevel = Literal["normal", "elevated", "high", "critical"]
+
+LEVELS: Final[tuple[PressureLevel, ...]] = ("normal", "elevated", "high", "critical")
+HYSTERESIS: Final = 0.02
+"""A level falls back only when pressure is below its threshold less this fraction of the pool."""
+
+
+class Pressure(Struct, frozen=True):
+    """``ratio`` is usage ÷ pool; None when there is no pool at all."""
+
+    ratio: float | None
+    level: PressureLevel
+
+
+def pressure_level(
+    ratio: float, thresholds: PressureThresholds, previous: PressureLevel | None = None
+) -> PressureLevel:
+    """The level of ``ratio`` = usage ÷ pool; a level that was reached is left only below its threshold − 0.02."""
+    level = 3 if ratio > thresholds.critical else 2 if ratio >= thresholds.high else int(ratio >= thresholds.elevated)
+    if previous is not None:
+        entry = (0.0, thresholds.elevated, thresholds.high, thresholds.critical)
+        held = LEVELS.index(previous)
+        while held > level and ratio < entry[held] - HYSTERESIS:
+            held -= 1
+        level = max(level, held)
+    return LEVELS[level]
+
+
+def pressure(
+    used_mb: float, pool_mb: float, thresholds: PressureThresholds, previous: PressureLevel | None = None
+) -> Pressure:
+    """Pressure of ``used_mb`` in a pool; without a pool anything is critical."""
+    if pool_mb <= 0:
+        return Pressure(None, "critical")
+    ratio = used_mb / pool_mb
+    return Pressure(round(ratio, 4), pressure_level(ratio, thresholds, previous))

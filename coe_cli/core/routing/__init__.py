@@ -1,0 +1,1 @@
+"""Which expert answers, with which model, and synthesis."""

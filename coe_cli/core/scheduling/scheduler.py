@@ -1,0 +1,412 @@
+"""The scheduler: events in, decisions out, time as an argument. It reads no clock, starts nothing and never waits.
+
+Feed every event to ``Scheduler.handle(event, now_s)`` in the order in which things happened, carry the decisions out in
+theirs, and send a ``Tick`` at ``next_wakeup_s()``. Each ``Load`` and ``Preload`` is answered by one ``Loaded`` or
+``LoadFailed`` unless an ``Evict`` of that model came first; each ``Evict`` by one ``Evicted``; each ``Start`` by one
+``Done`` unless the model was evicted or died. Messages of a process that is gone must be dropped by the caller, for they
+would be taken for those of the next one. Cost per event: O(log n) in requests, O(models) when something has to wait.
+
+Memory. The pool is the budget less its fixed part. Reserved are the weights of each model that loads, is resident or is
+being evicted, once, and one slot (KV cache and activations) for each generation. Usage is the larger of reserved and
+measured; pressure is usage ÷ pool; a level falls back 0.02 below its threshold (``core.scheduling.pool_memory``). A shortfall after
+an eviction counts as reserved until a later measurement shows it back.
+
+Admission. Beside other work a start or a load is admitted only if the projected usage stays below ``high``, and at high
+pressure nothing is admitted at all. Only when nothing runs or loads may one start or load go up to ``critical``: there
+would be nothing to wait for, and a single model that takes 93 % of the pool must run. So no admission reaches critical by
+its own reservation: critical always means that something was measured that was not planned. A request whose weights and
+slot exceed ``critical`` × pool can never run and is refused at once; so is one that finds the queue full.
+
+Order. Each request has the key arrival − priority × ``priority_step_s``; the smaller key goes first. That is FIFO within a
+priority, and every request ages. Loads are serialised and are given out in that order only. A request for a resident
+model may overtake the oldest one that waits for memory (the claimant), which saves swaps, but at most ``max_overtakes``
+times or for ``max_overtake_s``; then nothing younger starts until the claimant does. Overtaking that costs the claimant
+nothing is not counted: while a load or an eviction is under way, or while models that are protected keep it out
+anyway. A claimant that could not fit even with all of coe's models gone, because others hold the memory, stands in nobody's
+way and is refused after ``give_up_s``.
+
+Eviction. For room: idle models only, preloaded ones that nobody asked for first, then by longest idle ÷ cost to load
+again, and none at all if that would not be enough. One that others wait for stays for ``min_resident_s`` after its load, so
+that two models that are asked for in turn do not drive each other out at every request; one that nobody waits for goes at
+once, however young. A preloaded model that was never asked for is not protected and is broken off in mid-load for a model that is asked for.
+At critical the largest consumer goes, loading, running or young, one at a time with a measurement in between; what it ran
+is retried after ``retry_delay_s`` if nothing had been delivered and it was not evicted ``max_evictions`` times before,
+else it fails; a guided request always fails then. ``Tick`` unloads what was idle for its model's ``keep_alive_s``, else the
+pool's. ``Unload`` ignores age: the model starts nothing more, goes when what runs has ended, and is loaded anew for who waits.
+
+Failures. A load that fails, or a resident model that is lost before it starts anything, is a setback for those who wait
+for it: out of memory evicts the idle models; every kind but a permanent one is tried once more; the next setback
+refuses them. When a worker dies, requests without delivered tokens are retried as often as they
+ask for (once), the others fail.
+
+Preload. At normal pressure, when nobody waits for a load, the model most likely to be asked for next (what followed what)
+is loaded if pressure stays normal with it and its first slot. One at most for each request. A model whose request is
+``Expected`` is loaded at once where nothing waits, loads or has to go for it; until the request it counts as preloaded.
+"""
+
+from __future__ import annotations
+
+import math
+
+from coe_cli.core.scheduling.admission import Admission
+from coe_cli.core.scheduling.pool_memory import Level
+from coe_cli.core.scheduling.scheduler_events import (
+    Cancelled,
+    Decision,
+    Done,
+    Drain,
+    Event,
+    Evicted,
+    Expected,
+    Loaded,
+    LoadFailed,
+    MeasuredUsage,
+    Notice,
+    Refuse,
+    Request,
+    Retry,
+    Stop,
+    Tick,
+    Tokens,
+    Unload,
+    Wait,
+    WorkerDied,
+)
+from coe_cli.core.scheduling.scheduler_state import (
+    ModelCost,
+    ModelEntry,
+    ModelState,
+    ModelStatus,
+    PoolConfig,
+    RequestEntry,
+    RequestState,
+    Snapshot,
+)
+
+
+class Scheduler(Admission):
+    """Admission, pressure, preload, eviction and retry for one pool."""
+
+    def __init__(self, config: PoolConfig, costs: dict[str, ModelCost]) -> None:
+        """
+        Raises:
+            DoesNotFit, ValueError: as ``PoolConfig.check``.
+        """
+        config.check()
+        super().__init__(config, costs)
+        self._now_s = -math.inf
+        self._seq = 0
+
+    def set_cost(self, name: str, cost: ModelCost) -> bool:
+        """Make a model known, or change what one costs that takes no memory now; False where it takes some."""
+        model = self._models.get(name)
+        if model is None:
+            self._models[name] = ModelEntry(name, cost)
+        elif model.state in (ModelState.LOADING, ModelState.READY):
+            return False
+        else:
+            model.set_cost(cost)
+        return True
+
+    @property
+    def drained(self) -> bool:
+        """Nothing is admitted any more and nothing is left."""
+        return self._draining and not self._requests
+
+    def handle(self, event: Event, now_s: float) -> list[Decision]:
+        """Take one event at ``now_s`` (seconds, never falling) and decide what follows.
+
+        Raises:
+            ValueError: time ran backwards, or a request's id is in use.
+        """
+        if now_s < self._now_s:
+            raise ValueError(f"time ran backwards: {now_s} after {self._now_s}")
+        self._now_s = now_s
+        out: list[Decision] = []
+        kind = type(event)
+        # the two frequent ones first; a match statement tries its cases in turn
+        if kind is Request:
+            self._on_request(event, now_s, out)  # type: ignore[arg-type]
+        elif kind is Done:
+            self._on_done(event, now_s, out)  # type: ignore[arg-type]
+        else:
+            self._on_other(event, now_s, out)
+        return out
+
+    def _on_other(self, event: Event, now_s: float, out: list[Decision]) -> None:
+        match event:
+            case Tokens():
+                entry = self._requests.get(event.request_id)
+                if entry is not None and entry.state is RequestState.RUNNING and event.count > 0:
+                    entry.delivered = True
+                return
+            case Expected():
+                self._on_expected(event, now_s, out)
+            case Loaded():
+                self._on_loaded(event, now_s)
+            case LoadFailed():
+                self._on_load_failed(event, now_s, out)
+            case Cancelled():
+                self._on_cancelled(event, out)
+            case WorkerDied():
+                self._on_worker_died(event, now_s, out)
+            case Evicted():
+                self._on_evicted(event, out)
+            case MeasuredUsage():
+                self._measure(event.used_mb, out)
+            case Tick():
+                self._unload_expired(now_s, out)
+            case Unload():
+                model = self._models.get(event.model)
+                if model is not None and model.state in (ModelState.READY, ModelState.LOADING):
+                    model.unload_wanted = self._unload_wanted = True
+            case Drain():
+                self._draining = True
+        self._settle(now_s, out)
+
+    def next_wakeup_s(self) -> float | None:
+        """When, after the last event, time alone can change something: send a ``Tick`` then, or now if it has passed.
+
+        None when only events can change anything.
+        """
+        config = self.config
+        times = [self._delayed[0][0]] if self._delayed else []
+        expiries: list[float] = []
+        claimed = self._claimant is not None and self._claimant.state is RequestState.QUEUED
+        for model in self._models.values():
+            if model.state is ModelState.READY:
+                if claimed and model.waiting and not model.unasked:
+                    times.append(model.loaded_s + config.min_resident_s)
+                if not model.active and not model.waiting and (expires_s := self._expires_s(model)) < math.inf:
+                    expiries.append(expires_s)
+            if model.waiting:
+                times += (model.infeasible_since_s + config.give_up_s, model.not_before_s)
+        if claimed and self._claimant is not None:
+            times.append(self._claimant.blocked_since_s + config.max_overtake_s)
+        # what had come by the last settling changed all that it could; only a Tick heeds keep_alive
+        expiries += (time_s for time_s in times if self._settled_s < time_s < math.inf)
+        return min(expiries, default=None)
+
+    # --- requests
+
+    def _on_request(self, event: Request, now_s: float, out: list[Decision]) -> None:
+        request_id = event.request_id
+        if request_id in self._requests:
+            raise ValueError(f"request {request_id!r} is not finished")
+        model = self._models.get(event.model)
+        refusal = self._refusal(event, model)
+        if refusal is not None or model is None:
+            if refusal is not None:
+                self.refusals += 1
+                out.append(refusal)
+            return
+        config = self.config
+        if config.preload_enabled:
+            self._next_model.observe(model.name)
+            self._preload_due = True
+        model.unasked = False
+        self._seq += 1
+        entry = RequestEntry(
+            request_id, model, now_s - event.priority * config.priority_step_s, self._seq, event.retries
+        )
+        entry.evictions = config.max_evictions if event.guided else 0
+        self._requests[request_id] = entry
+        if (
+            not self._waiting
+            and model.state is ModelState.READY
+            and not model.unload_wanted
+            and len(model.active) < model.max_slots
+            and self._running < config.max_concurrent_slots
+            and self._slot_fits(model)
+        ):
+            self._start(entry, now_s, out)
+            if self._preload_due:
+                self._consider_preload(now_s, out)
+            return
+        ahead = self._waiting + self._delayed_count
+        others_wait = model.waiting > 0
+        self._enqueue(entry)
+        if not others_wait:  # else its model's oldest request, which could not start either, decides
+            self._settle(now_s, out)
+        if entry.state is RequestState.QUEUED:
+            out.append(Wait(request_id, model.name, self._wait_reason(model, now_s), ahead))
+
+    def _refusal(self, event: Request, model: ModelEntry | None) -> Refuse | None:
+        """Why the request cannot even be queued."""
+        config = self.config
+        if model is None:
+            return Refuse(
+                event.request_id,
+                "model_missing",
+                f"the plan has no model `{event.model}`",
+                "Run `coe models list` to see the models.",
+            )
+        if self._draining:
+            return Refuse(
+                event.request_id, "draining", "the college is stopping", "Try again when it has restarted.", 5.0
+            )
+        if model.need_mb > self.memory.critical_mb:
+            return Refuse(
+                event.request_id,
+                "does_not_fit",
+                f"`{model.name}` needs {model.need_mb} MB ({model.weights_mb} weights and {model.slot_mb} for one slot);"
+                f" at most {self.memory.critical_mb:.0f} MB may be used ({config.thresholds.critical:.0%} of"
+                f" {config.vram_budget_mb} budget less {config.fixed_mb} fixed)",
+                "Run `coe vram plan --solve context`, or choose a profile with a larger budget.",
+            )
+        if self._waiting + self._delayed_count >= config.max_queue:
+            after_s = self._service_s * (self._waiting + self._running) / config.max_concurrent_slots
+            return Refuse(
+                event.request_id,
+                "queue_full",
+                f"{config.max_queue} requests are waiting already",
+                "Try again later.",
+                float(max(1, math.ceil(after_s))),
+            )
+        return None
+
+    def _on_done(self, event: Done, now_s: float, out: list[Decision]) -> None:
+        entry = self._requests.get(event.request_id)
+        if entry is None or entry.request_id not in entry.model.active:
+            return
+        model = entry.model
+        del model.active[event.request_id]
+        self._running -= 1
+        model.reserved_mb -= model.slot_mb
+        self.memory.reserved_mb -= model.slot_mb
+        if not model.active:
+            model.idle_since_s = now_s
+        self._service_s += 0.1 * (now_s - entry.started_s - self._service_s)
+        entry.state = RequestState.ENDED
+        del self._requests[event.request_id]
+        self._settle(now_s, out)
+
+    def _on_cancelled(self, event: Cancelled, out: list[Decision]) -> None:
+        entry = self._requests.get(event.request_id)
+        if entry is None or entry.state is RequestState.STOPPING:
+            return
+        if entry.state is RequestState.RUNNING:
+            entry.state = RequestState.STOPPING
+            out.append(Stop(entry.request_id, entry.model.name))
+        else:
+            self._end(entry)
+
+    # --- models
+
+    def _on_loaded(self, event: Loaded, now_s: float) -> None:
+        model = self._models.get(event.model)
+        if model is None or model.state is not ModelState.LOADING:
+            return
+        self._loading = None
+        self.memory.load_ended()
+        model.state = ModelState.READY
+        model.loaded_s = model.idle_since_s = now_s
+        model.preload_failed = False
+        model.reserved_mb -= model.held_mb
+        self.memory.reserved_mb -= model.held_mb
+        model.held_mb = 0
+        if event.used_mb is not None:
+            self.memory.measure(event.used_mb)
+
+    def _on_load_failed(self, event: LoadFailed, now_s: float, out: list[Decision]) -> None:
+        model = self._models.get(event.model)
+        if model is None or model.state is not ModelState.LOADING:
+            return
+        model.preload_failed = model.preload_failed or model.unasked
+        self._removed(model, event.used_mb)
+        self._setback(model, event.code, event.message, now_s, out, killed=event.killed, hint=event.hint)
+
+    def _on_worker_died(self, event: WorkerDied, now_s: float, out: list[Decision]) -> None:
+        model = self._models.get(event.model)
+        if model is None or model.state not in (ModelState.READY, ModelState.LOADING):
+            return
+        text = event.message or f"the worker of `{model.name}` died"
+        entries: list[RequestEntry] = []
+        had_active = bool(model.active)
+        if model.state is ModelState.READY:
+            entries = self._take_off(model)
+        else:
+            model.preload_failed = model.preload_failed or model.unasked
+        self._removed(model, event.used_mb)
+        if not had_active:
+            self._setback(model, event.code, text, now_s, out, killed=event.killed)
+        for entry in entries:
+            if entry.delivered or entry.deaths >= entry.retries:
+                hint = "Ask again; `coe doctor` tells what is wrong if it happens often."
+                self._refuse(entry, event.code, text, hint, out, 1.0)
+            else:
+                entry.deaths += 1
+                self.retries += 1
+                self._enqueue(entry)
+                out.append(Retry(entry.request_id, now_s, text))
+
+    def _on_evicted(self, event: Evicted, out: list[Decision]) -> None:
+        model = self._models.get(event.model)
+        if model is None or model.state is not ModelState.EVICTING:
+            return
+        expected_mb = model.footprint_mb if model.warm_slots >= 0 else 0
+        self._removed(model, event.used_mb)
+        if event.reclaimed_mb is None:
+            return
+        shortfall_mb = expected_mb - max(0.0, event.reclaimed_mb)
+        if event.used_mb is not None:  # a plan that was too high is no shortfall: what is not in use is not lost
+            shortfall_mb = min(
+                shortfall_mb,
+                event.used_mb - self.memory.footprint_mb - self.memory.lost_mb,
+            )
+        if shortfall_mb > self.config.shortfall_tolerance_mb:
+            self.memory.lose(shortfall_mb)
+            text = (
+                f"evicting `{model.name}` reclaimed {event.reclaimed_mb / 1024:.1f} of {expected_mb / 1024:.1f} GB;"
+                f" {shortfall_mb:.0f} MB are kept out of the budget"
+            )
+            out.append(Notice("shortfall", text))
+
+    # --- what it looks like
+
+    def waits(self, model: str) -> list[Wait]:
+        """Those who are queued for a model, in their order, each with how many are queued for it before."""
+        entry = self._models[model]
+        queued = sorted(item for item in entry.queue if item[2].state is RequestState.QUEUED)
+        reason = self._wait_reason(entry, self._now_s)
+        return [Wait(request.request_id, model, reason, ahead) for ahead, (_, _, request) in enumerate(queued)]
+
+    def snapshot(self) -> Snapshot:
+        """The pool as of the last event, for ``coe ps`` and the metrics."""
+        memory, now_s = self.memory, self._now_s
+        models = []
+        for model in self._models.values():
+            resident = model.state is ModelState.READY
+            status = ModelStatus(
+                name=model.name,
+                state=model.state.value,
+                running=len(model.active),
+                max_slots=model.max_slots,
+                waiting=model.waiting,
+                reserved_mb=model.reserved_mb,
+                slots_reserved_mb=max(0, model.reserved_mb - model.weights_mb),
+                resident_s=now_s - model.loaded_s if resident else None,
+                idle_s=now_s - model.idle_since_s if resident and not model.active else None,
+                preloaded=model.unasked,
+                held_mb=max(model.reserved_mb, model.footprint_mb),
+            )
+            models.append(status)
+        return Snapshot(
+            models=models,
+            level=Level(memory.level).name.lower(),
+            pressure=memory.usage_mb / memory.pool_mb,
+            usage_mb=memory.usage_mb,
+            reserved_mb=memory.reserved_mb,
+            measured_mb=memory.measured_mb if memory.measured_mb > -math.inf else None,
+            lost_mb=memory.lost_mb,
+            pool_mb=memory.pool_mb,
+            running=self._running,
+            max_concurrent_slots=self.config.max_concurrent_slots,
+            queue_length=self._waiting + self._delayed_count,
+            draining=self._draining,
+            loads=self.loads,
+            preloads=self.preloads,
+            evictions=self.evictions,
+            retries=self.retries,
+            refusals=self.refusals,
+        )

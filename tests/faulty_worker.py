@@ -7,7 +7,7 @@ Usage: faulty_worker.py FOLDER. ``FOLDER/faults.json`` maps a model's name to a 
 - ``load``: oom, hang, crash, damaged; ``load_s``: seconds that a load takes
 - ``answer``: oom, device_lost, hang, crash, garbage; ``after``: so many tokens are written before
 - ``stubborn``: SIGTERM is ignored, and a child of its own holds the channel open
-- ``step_s``: seconds between two tokens
+- ``step_s``: seconds between two tokens; ``together``: no token before so many processes have been started in all
 
 Every process writes its id into ``FOLDER/pids``. The answer to a prompt is the same in every process: ``expected``.
 """
@@ -75,6 +75,8 @@ class FaultyWorker:
             self._send(protocol.Loaded(0.01))
 
     def _step(self) -> None:
+        while len(list(self._folder.glob("*.start-*"))) < self._fault.get("together", 0):
+            time.sleep(0.05)
         time.sleep(self._fault.get("step_s", 0.001))
         kind = self._fault.get("answer")
         request_id, (_, words) = next(iter(self._running.items()))

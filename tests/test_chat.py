@@ -216,6 +216,7 @@ def test_lines_are_remembered_for_the_next_session(coe: Coe) -> None:
     chat.wait_for("> ")
     chat.type("/system Be kind.\n")
     chat.wait_for("system prompt: Be kind.")
+    chat.wait_for("> ")  # before it, the terminal is not readline's yet, and the end of the input would be lost
     chat.type("\x04")
     chat.process.wait(timeout=30)
     os.close(chat.controller)

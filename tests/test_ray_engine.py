@@ -152,7 +152,7 @@ def test_two_nodes_share_the_rows_and_the_next_batch_finds_the_models_loaded(
     cluster: Nodes, nodes: Callable[..., Any], tmp_path: Path
 ) -> None:
     nodes(1), nodes(1)
-    slow = {"a": [{"step_s": 0.01}]}
+    slow = {"a": [{"step_s": 0.01, "together": 2}]}
     for batch in range(2):
         rows = Rows(tmp_path, {"a": 60})
         with engine(cluster.address, tmp_path, slow) as running:
@@ -181,7 +181,7 @@ def test_more_models_than_room_are_never_resident_together(
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        with engine(cluster.address, tmp_path, {m: [{"step_s": 0.02}] for m in MODELS}) as running:
+        with engine(cluster.address, tmp_path, {m: [{"step_s": 0.02, "together": 3}] for m in MODELS}) as running:
             results = list(running.run(rows))
     finally:
         done.set()
@@ -198,7 +198,7 @@ def test_the_rows_of_a_node_that_is_lost_in_mid_batch_run_elsewhere(
     kept, lost = nodes(1), nodes(1)
     rows = Rows(tmp_path, {"a": 80})
     results, removed = [], False
-    with engine(cluster.address, tmp_path, {"a": [{"step_s": 0.03}]}) as running:
+    with engine(cluster.address, tmp_path, {"a": [{"step_s": 0.03, "together": 2}]}) as running:
         for result in running.run(rows):
             results.append(result)
             if not removed and len(results) >= 12 and len(workers(tmp_path)) == 2:

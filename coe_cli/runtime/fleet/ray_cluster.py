@@ -110,6 +110,12 @@ class RayCluster:
         """What each node that is alive has in all."""
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
+    def free(self) -> list[dict[str, float]]:
+        """What each node that is alive has left; Ray's nodes tell each other of changes with a delay of about 0.1 s."""
+        from ray._private.state import available_resources_per_node  # a developer API without another name
+
+        return list(available_resources_per_node().values())
+
     def close(self) -> None:
         """Leave the cluster, or end it if it is this process's own; safe to call more than once."""
         with contextlib.suppress(Exception):

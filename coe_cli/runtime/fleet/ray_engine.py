@@ -42,7 +42,9 @@ _AHEAD = 1
 _MOST_LOSSES = 5
 """So often may a row's actor be lost before the row is given up."""
 _PATIENCE_S = 1.0
-"""Ray has so long to place an actor before idle ones of other batches are asked to make room."""
+"""Ray has so long to place an actor that had no room when it was asked for, before idle ones are ended for it."""
+_START_S = 15.0
+"""The same for one that had room: it is starting, unless another batch took the room."""
 _IDLE_ELSEWHERE_S = 5.0
 _CONTENT_S = 15.0
 
@@ -61,13 +63,13 @@ class _Row:
 class _Replica:
     """One actor of a model, ours or one that an earlier batch left."""
 
-    __slots__ = ("asked_at", "handle", "model", "ours", "placed", "running")
+    __slots__ = ("handle", "model", "ours", "patient_until", "placed", "running")
 
-    def __init__(self, model: str, handle: Any, ours: bool) -> None:
+    def __init__(self, model: str, handle: Any, ours: bool, patience_s: float) -> None:
         self.model = model
         self.handle = handle
         self.ours = ours
-        self.asked_at = time.monotonic()
+        self.patient_until = time.monotonic() + patience_s
         self.placed = False
         self.running = 0
 
@@ -222,10 +224,10 @@ class RayEngine:
                     self._quietly(self._take_over, model, name)
 
     def _take_over(self, model: str, name: str) -> None:
-        self._watch(model, self._ray.get_actor(name), ours=False)
+        self._watch(model, self._ray.get_actor(name), ours=False, patience_s=_PATIENCE_S)
 
-    def _watch(self, model: str, handle: Any, *, ours: bool) -> None:
-        replica = _Replica(model, handle, ours)
+    def _watch(self, model: str, handle: Any, *, ours: bool, patience_s: float) -> None:
+        replica = _Replica(model, handle, ours, patience_s)
         self._starting[handle.ready.remote()] = replica
         self._replicas.append(replica)
 
@@ -241,7 +243,7 @@ class RayEngine:
                 rows[model] = rows.get(model, 0) + len(again)
         for replica in [r for r in self._starting.values() if not rows.get(r.model)]:
             self._drop(replica)
-        waiting = [r for r in self._starting.values() if now - r.asked_at > _PATIENCE_S]
+        waiting = [r for r in self._starting.values() if now > r.patient_until]
         for replica in waiting:
             if not self._placeable(source, replica.model):  # the only node for it was lost meanwhile
                 self._drop(replica)
@@ -281,10 +283,12 @@ class RayEngine:
 
     def _room_for(self, source: RowSource, model: str) -> bool:
         """Whether a further actor could be placed beside those that there are, as far as this batch can tell."""
-        return _holds(self._ray.available_resources(), self._plan(source, model).demand)
+        demand = self._plan(source, model).demand
+        return any(_holds(free, demand) for free in self._cluster.free())
 
     def _start(self, source: RowSource, model: str) -> None:
         plan = self._plan(source, model)
+        patience_s = _START_S if self._room_for(source, model) else _PATIENCE_S
         actor = self._ray.remote(ModelActor).options(
             name=f"{plan.prefix}{uuid.uuid4().hex[:8]}",
             namespace=NAMESPACE,
@@ -295,7 +299,7 @@ class RayEngine:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        self._watch(model, actor.remote(plan.settings), ours=True)
+        self._watch(model, actor.remote(plan.settings), ours=True, patience_s=patience_s)
 
     def _started(self, reference: Any) -> None:
         replica = self._starting.pop(reference)

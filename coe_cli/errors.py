@@ -47,9 +47,15 @@ class UsageError(CoeError):
 
 
 class PromptTooLong(UsageError):
-    """The prompt does not fit the context that is available."""
+    """The prompt does not fit the context that is available: ``tokens`` in ``context_length``, where both are known."""
 
     code = "prompt_too_long"
+
+    def __init__(
+        self, message: str, hint: str = "", tokens: int | None = None, context_length: int | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.tokens, self.context_length = tokens, context_length
 
 
 class UnsupportedArchitecture(UsageError):

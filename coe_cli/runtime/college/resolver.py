@@ -300,6 +300,8 @@ class RequestResolver:
         refusal = PromptTooLong(
             f"the prompt has {tokens} tokens and the context is {context} ({limits})",
             "Shorten the prompt, or choose a profile or a model with a longer context.",
+            too_long.tokens,
+            context,
         )
         if choice.fallback is None or not wanted.may_fall_back:
             raise refusal

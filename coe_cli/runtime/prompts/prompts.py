@@ -54,9 +54,11 @@ class PromptLimits:
 class TooManyTokens(PromptTooLong):
     """``tokens`` of the prompt: exactly, or at least so many if not ``exact``."""
 
+    tokens: int
+
     def __init__(self, message: str, hint: str, tokens: int, *, exact: bool) -> None:
-        super().__init__(message, hint)
-        self.tokens, self.exact = tokens, exact
+        super().__init__(message, hint, tokens)
+        self.exact = exact
 
 
 def surely_fits(messages: list[ChatMessage], template: str | None, context_length: int) -> bool:

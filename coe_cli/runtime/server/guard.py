@@ -72,12 +72,12 @@ class Guard:
         """
         if self._key is None:
             return
-        given = _bearer(headers)
+        given = _given_key(headers)
         if not (hmac.compare_digest(given, self._key) | hmac.compare_digest(given, self._token)):
             raise HttpError(
                 401,
                 "the API key is missing or wrong",
-                "Send it as `Authorization: Bearer KEY`.",
+                "Send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.",
                 code="invalid_api_key",
             )
 
@@ -87,7 +87,7 @@ class Guard:
         Raises:
             HttpError: 401.
         """
-        if not hmac.compare_digest(_bearer(headers), self._token):
+        if not hmac.compare_digest(_given_key(headers), self._token):
             raise HttpError(401, "this endpoint is for coe itself", "Use `coe ps` or `coe stop`.", code="wrong_token")
 
     def _is_ours(self, host: str) -> bool:
@@ -114,9 +114,10 @@ def _split_host(value: str) -> tuple[str, int | None]:
     return host.lower().rstrip("."), int(port) if port else None
 
 
-def _bearer(headers: Headers) -> bytes:
+def _given_key(headers: Headers) -> bytes:
+    """The key of ``Authorization: Bearer``, or of ``X-Api-Key`` as Anthropic's clients send it."""
     scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
-    return value.strip() if scheme.lower() == b"bearer" else b""
+    return value.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"").strip()
 
 
 class BodyBudget:
@@ -154,10 +155,18 @@ async def read_body(receive: Receive, headers: Headers, count: Callable[[int], N
     """The whole body; ``count`` hears how many bytes of it there are, as they come, and may refuse them.
 
     Raises:
-        HttpError: it is too large (413) or too slow (408).
+        HttpError: it is too large (413), too slow (408) or compressed (415).
         ConnectionError: the client has gone.
     """
     too_large = HttpError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", code="body_too_large")
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")[:64]
+    if encoding.lower() != "identity":
+        raise HttpError(
+            415,
+            f"bodies with Content-Encoding `{encoding}` are not read",
+            "Send it plain.",
+            code="unsupported_encoding",
+        )
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > MAX_BODY_BYTES:
         raise too_large

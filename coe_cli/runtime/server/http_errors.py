@@ -10,6 +10,7 @@ from coe_cli.errors import (
     CoeError,
     DoesNotFit,
     Draining,
+    ModelDamaged,
     ModelMissing,
     OutOfMemory,
     PromptsFull,
@@ -20,9 +21,13 @@ from coe_cli.errors import (
 
 _RETRY_AFTER_S = 5.0
 
+_PARAMS: dict[type[CoeError], str] = {ModelMissing: "model", PromptTooLong: "messages"}
+"""Error kind → the field that it concerns, whoever found it out."""
+
 _KINDS: list[tuple[type[CoeError], int, str, str | None]] = [
     (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),
     (UsageError, 400, "invalid_request_error", None),
+    (ModelDamaged, 500, "server_error", None),
     (ModelMissing, 404, "invalid_request_error", "model_not_found"),
     (DoesNotFit, 400, "invalid_request_error", "does_not_fit"),
     (Draining, 503, "service_unavailable", "draining"),
@@ -54,7 +59,10 @@ def status_of(error: CoeError) -> int:
 def error_object(error: CoeError) -> dict[str, Any]:
     """``{"error": {"message", "type", "param", "code"}}`` as OpenAI has it."""
     message = " ".join(part for part in (error.message.rstrip(".") + ".", error.hint) if part)
-    kind, code, param = "server_error", error.code, None
+    if isinstance(error, PromptTooLong):
+        message = f"{_overflow(error)} {message}"
+    param: str | None = next((name for known, name in _PARAMS.items() if isinstance(error, known)), None)
+    kind, code = "server_error", error.code
     if isinstance(error, HttpError):
         kind, param = ("server_error" if error.status >= 500 else "invalid_request_error"), error.param
     else:
@@ -63,6 +71,16 @@ def error_object(error: CoeError) -> dict[str, Any]:
                 kind, code = its_kind, its_code or error.code
                 break
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _overflow(error: PromptTooLong) -> str:
+    """The words by which LangChain, LiteLLM and others know that the conversation is to be shortened."""
+    if error.tokens is None or error.context_length is None:
+        return "The prompt is longer than the model's context length."
+    return (
+        f"This model's maximum context length is {error.context_length} tokens."
+        f" However, the prompt has {error.tokens} tokens."
+    )
 
 
 def error_headers(error: CoeError) -> list[tuple[bytes, bytes]]:

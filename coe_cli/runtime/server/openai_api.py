@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from coe_cli.core.answers.answer_schema import check_schema
 from coe_cli.core.answers.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
@@ -65,8 +65,17 @@ def _asks_for_nothing(value: float | None, info: ValidationInfo) -> float | None
 _Nothing = Annotated[float | None, AfterValidator(_asks_for_nothing)]
 
 
+_MEDIA = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio", "file": "files"}
+
+
+def _only_text(kind: object) -> object:
+    if isinstance(kind, str) and kind in _MEDIA:
+        raise ValueError(f"{_MEDIA[kind]} cannot be read by the models here; send text")
+    return kind
+
+
 class TextPart(BaseModel):
-    type: Literal["text"]
+    type: Annotated[Literal["text"], BeforeValidator(_only_text)]
     text: Text
 
 
@@ -254,6 +263,7 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str | None
     choices: list[ChatChoice]
     usage: Usage
     coe: Coe
@@ -271,6 +281,7 @@ class TextCompletion(BaseModel):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str | None
     choices: list[TextChoice]
     usage: Usage
     coe: Coe

@@ -27,10 +27,15 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         403: "The Host header is not this server's, or the request comes from a web page",
         404: "No such model, or it is not on disk",
         413: "The body is too large",
+        415: "The body is compressed",
         429: "The queue is full; see Retry-After",
         503: "The server is ending, or memory has run out; see Retry-After",
         504: "The model took too long to load",
     }.items()
+}
+_HTTP_ERRORS = {
+    404: ("not_found", "there is nothing here", "See /openapi.json."),
+    405: ("method_not_allowed", "the method is not for this address", "See /openapi.json."),
 }
 _STREAMS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 
@@ -48,7 +53,7 @@ class _Answer(Response):
 
 def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
     """The OpenAI-compatible endpoints over a college."""
-    app = FastAPI(title="coe", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="coe", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(CoeError, _coe_error)
@@ -133,7 +138,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    response = _response(HttpError(error.status_code, str(error.detail), code=code))
+    code, message, hint = _HTTP_ERRORS.get(error.status_code, ("invalid_request", str(error.detail), ""))
+    response = _response(HttpError(error.status_code, message, hint, code=code))
     response.headers.update(error.headers or {})
     return response

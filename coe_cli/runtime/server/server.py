@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
+import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -41,8 +43,10 @@ _encode = msgspec.json.Encoder().encode
 _MAX_NONCE = 128
 _BEAT_S = 1.0
 _LARGE_BYTES = 262_144
+_HEALTH_PATHS = ("/healthz", "/health", "/v1/health")
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _COUNTED_PATHS = {
-    "/healthz", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings",
+    *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings",
     "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
 }  # fmt: skip
 
@@ -100,15 +104,21 @@ class Server:
         if scope["type"] != "http":
             return
         begin, status = time.monotonic(), 0
-        path: str = scope["path"]
+        path, method = scope["path"], scope["method"]
+        request_id = _request_id(scope["headers"])
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
 
         async def noting(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            elif method == "HEAD":
+                message["body"] = b""
             await send(message)
 
-        counts = scope["method"] == "POST" and path.startswith(("/v1/", "/coe/ask"))
+        counts = method == "POST" and path.startswith(("/v1/", "/coe/ask"))
         self._in_flight += counts
         try:
             await self._guarded(scope, receive, noting)
@@ -122,7 +132,7 @@ class Server:
             ACCESS_LOG.info(
                 "%s %s %s %s %.0f ms",
                 (scope.get("client") or ("-",))[0],
-                scope["method"],
+                method,
                 path.encode("unicode_escape").decode()[:200],
                 status or 499,
                 (time.monotonic() - begin) * 1000,
@@ -133,8 +143,8 @@ class Server:
         headers: Headers = dict(scope["headers"])
         try:
             self._guard.check_origin(headers)
-            if path == "/healthz":
-                _allow(method, "GET", "HEAD")
+            if path in _HEALTH_PATHS:
+                _allow(method, "GET")
                 await self._health(scope, send)
             elif path.startswith("/coe/"):
                 self._guard.check_token(headers)
@@ -306,6 +316,12 @@ def _build(college: College, resolver: RequestResolver) -> Any:
     from coe_cli.runtime.server.openai_app import build_openai_app
 
     return build_openai_app(college, resolver)
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The client's own ``X-Request-Id``, or one for it."""
+    given = next((value for name, value in headers if name == b"x-request-id"), b"")
+    return given if _REQUEST_ID.fullmatch(given) else b"req_" + secrets.token_hex(12).encode()
 
 
 def _allow(method: str, *allowed: str) -> None:

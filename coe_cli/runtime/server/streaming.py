@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import secrets
 import time
@@ -15,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from coe_cli import __version__
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError, explained
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
@@ -80,6 +83,7 @@ def completion(
     choice: dict[str, Any],
     usage: dict[str, Any],
     coe: dict[str, Any],
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """A whole completion as OpenAI has it; ``created`` is in seconds since 1970, ``coe`` is our own addition."""
     return {
@@ -87,10 +91,17 @@ def completion(
         "object": shape.name,
         "created": created,
         "model": model,
+        "system_fingerprint": fingerprint,
         "choices": [choice],
         "usage": usage,
         "coe": coe,
     }
+
+
+def fingerprint_of(model: ModelSpec) -> str:
+    """OpenAI's ``system_fingerprint``: another one where the same seed may give another answer."""
+    made_of = f"{__version__} {model.name} {model.provider} {model.stamp}"
+    return "fp_" + hashlib.sha256(made_of.encode()).hexdigest()[:10]
 
 
 async def until_client_goes(receive: Receive, job: Callable[[], Awaitable[None]]) -> None:
@@ -188,6 +199,7 @@ class HttpAnswer:
             choice,
             self._usage(finished),
             self._coe(),
+            fingerprint_of(self._resolved.ask.model),
         )
         await send_json(send, 200, answer, note_header(self._notes))
 
@@ -199,6 +211,7 @@ class HttpAnswer:
                 "object": self._shape.chunk_name,
                 "created": self._created,
                 "model": self._resolved.ask.model.name,
+                "system_fingerprint": fingerprint_of(self._resolved.ask.model),
             }
         ).rstrip(b"}")
         usage = b',"usage":null' if self._include_usage else b""

@@ -32,7 +32,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.meter import Unmeasured
+from coe_cli.runtime.college.memory_probe import Unmeasured
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -102,9 +102,9 @@ class Trial:
             sampling=Sampling(temperature=0),
         )
         async for event in self._college.ask(ask):
-            if isinstance(event, ce.Reading):
+            if isinstance(event, ce.PrefillStarted):
                 seen.prompt_tokens = event.prompt_tokens - event.reused_tokens
-            elif isinstance(event, ce.Piece) and not seen.first_token_s:
+            elif isinstance(event, ce.Delta) and not seen.first_token_s:
                 seen.first_token_s = time.perf_counter() - seen.at_s
             elif isinstance(event, ce.Finished):
                 seen.completion_tokens, seen.decode_s = event.completion_tokens, event.decode_s

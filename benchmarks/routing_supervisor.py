@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as state:
         os.environ["COE_STATE_DIR"] = state
         from coe_cli.runtime.college.chat_request import ChatRequest
-        from coe_cli.runtime.college.college_events import Piece
+        from coe_cli.runtime.college.college_events import Delta
         from coe_cli.runtime.server import college_client
         from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -61,7 +61,7 @@ def main() -> None:
                         max_tokens=4,
                         sampling=Sampling(temperature=0),
                     )
-                    answer = "".join(event.text for event in client.ask(request, 120) if isinstance(event, Piece))
+                    answer = "".join(event.text for event in client.ask(request, 120) if isinstance(event, Delta))
                     said.append(answer.strip().lower().startswith(YES))
                 each = (time.perf_counter() - begin) / len(said)
                 print(row(f"{model}, {name}", said, len(double), each))

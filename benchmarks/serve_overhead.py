@@ -59,7 +59,7 @@ client = find()
 if len(sys.argv) > 1:
     messages = [ChatMessage("system", sys.argv[2]), ChatMessage("user", sys.argv[1])]
     for event in client.ask(ChatRequest(messages, model="smollm2-135m", max_tokens=1, sampling=Sampling(temperature=0))):
-        if isinstance(event, ce.Piece):
+        if isinstance(event, ce.Delta):
             break
 """
 _ASK = ["ask", "-m", MODEL, "--no-log", "--temperature", "0", "--max-tokens", "2"]
@@ -112,7 +112,7 @@ def own_endpoint(tokens: int) -> tuple[float, float]:
     request = ChatRequest(messages, model=MODEL, max_tokens=tokens, sampling=Sampling(temperature=0))
     times, tokens = [], 0
     for event in client.ask(request):
-        if isinstance(event, ce.Piece):
+        if isinstance(event, ce.Delta):
             times.append(time.perf_counter())
         elif isinstance(event, ce.Finished):
             tokens = event.completion_tokens

@@ -24,7 +24,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.meter import ResidentSetMeter
+from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -45,7 +45,7 @@ class Swaps:
             min_resident_s=0.0,
             vram_budget_mb=pool.fixed_mb + round(1.3 * (cost.weights_mb + cost.kv_mb + cost.activation_mb)),
         )
-        self._college = College(CollegeSettings(pool, cost_in(profile), keep_spare=True), ResidentSetMeter())
+        self._college = College(CollegeSettings(pool, cost_in(profile), keep_warm_worker=True), ResidentSetProbe())
         self._loop = asyncio.new_event_loop()
         self._turn = 0
         self.parts: list[tuple[float, float, float]] = []
@@ -63,9 +63,9 @@ class Swaps:
         async for event in self._college.ask(request):
             if isinstance(event, ce.Loading):
                 loading_s = time.perf_counter() - begin
-            elif isinstance(event, ce.Reading):
+            elif isinstance(event, ce.PrefillStarted):
                 load_s = event.load_s or 0.0
-            elif isinstance(event, ce.Piece) and not first_s:
+            elif isinstance(event, ce.Delta) and not first_s:
                 first_s = time.perf_counter() - begin
         self.parts.append((loading_s, load_s, first_s))
         if list(self._college.workers()) != [spec.name]:

@@ -28,7 +28,7 @@ COMMANDS: dict[str, str] = {
     "ps": "What is resident: models, memory, slots, pressure.",
     "stop": "Stop the college, or take one model out of it.",
     "node": "This machine as a node of a Ray cluster: the exact `ray start` line, or run it.",
-    "doctor": "What is wrong with this machine, and the command that mends it.",
+    "doctor": "What is wrong with this machine, and the command that fixes it.",
 }
 """Name → one line of help. A command's module has its name; only the one that is called is imported."""
 

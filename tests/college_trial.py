@@ -37,8 +37,6 @@ POOL = PoolConfig(vram_budget_mb=1000, max_concurrent_slots=4, min_resident_s=0.
 class FakeMeter:
     """Every worker holds the same; other programs and memory that did not come back are set by the test."""
 
-    sees_others = False
-
     def __init__(self, worker_mb: float = WEIGHTS_MB + SLOT_MB) -> None:
         self.worker_mb = worker_mb
         self.other_mb = 0.0
@@ -105,9 +103,9 @@ class NamedModels:
 class Trial:
     """One college with its fault plan; used inside a loop."""
 
-    def __init__(self, college: College, folder: Path, meter: FakeMeter) -> None:
+    def __init__(self, college: College, folder: Path, memory_probe: FakeMeter) -> None:
         self.college = college
-        self.meter = meter
+        self.meter = memory_probe
         self._folder = folder
         self.changed: dict[str, int] = {}
         """Models whose weights now have another size, in MB."""
@@ -134,7 +132,7 @@ class Trial:
         try:
             async for event in self.college.ask(request):
                 outcome.events.append(event)
-                if isinstance(event, ce.Piece):
+                if isinstance(event, ce.Delta):
                     outcome.text += event.text
         except CoeError as error:
             outcome.error = error
@@ -168,10 +166,10 @@ async def trial(
     folder: Path,
     faults: dict[str, list[dict[str, Any]]] | None = None,
     *,
-    meter: FakeMeter | None = None,
+    memory_probe: FakeMeter | None = None,
     load_timeout_s: float = 30.0,
     watchdog_s: float = 30.0,
-    keep_spare: bool = False,
+    keep_warm_worker: bool = False,
     **pool: Any,
 ) -> AsyncIterator[Trial]:
     """A college on faulty workers; afterwards no process of it is left."""
@@ -183,11 +181,11 @@ async def trial(
         cost_of=lambda spec: (ModelCost(spec.weights_bytes / 2**20, SLOT_MB, max_slots=4), 1024),
         load_timeout_s=load_timeout_s,
         watchdog_s=watchdog_s,
-        keep_spare=keep_spare,
+        keep_warm_worker=keep_warm_worker,
         prompts=BytePrompts(),
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
     )
-    the_meter = meter or FakeMeter()
+    the_meter = memory_probe or FakeMeter()
     college = College(settings, the_meter)
     it = Trial(college, folder, the_meter)
     try:

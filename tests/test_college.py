@@ -144,7 +144,7 @@ def test_lost_before_the_first_token_is_asked_again(tmp_path: Path, kind: str) -
         async with trial(tmp_path, {"one": [{"answer": kind}, {}]}, watchdog_s=1.0) as college:
             answers = await asyncio.gather(college.ask(), college.ask())
             assert all(answer.right for answer in answers)
-            assert [answer.count(ce.Again) for answer in answers] == [1, 1]
+            assert [answer.count(ce.Restarted) for answer in answers] == [1, 1]
             assert college.starts("one") == 2
             await college.settled()
 
@@ -173,7 +173,7 @@ def test_it_is_asked_again_only_once(tmp_path: Path, kind: str, code: int) -> No
         async with trial(tmp_path, {"one": [{"answer": kind}]}, watchdog_s=1.0) as college:
             answer = await college.ask()
             assert answer.error is not None and answer.error.exit_code == code
-            assert answer.text == "" and answer.count(ce.Again) == 1
+            assert answer.text == "" and answer.count(ce.Restarted) == 1
             assert college.starts("one") == 2
             await college.settled()
 
@@ -186,8 +186,8 @@ def test_an_answer_that_is_wanted_whole_is_asked_again_in_mid_answer(tmp_path: P
         faults = {"one": [{"answer": kind, "after": 3}, {}]}
         async with trial(tmp_path, faults, watchdog_s=1.0) as college:
             answer = await college.ask(whole=True)
-            assert answer.right and answer.count(ce.Again) == 1
-            pieces = [event for event in answer.events if isinstance(event, ce.Piece)]
+            assert answer.right and answer.count(ce.Restarted) == 1
+            pieces = [event for event in answer.events if isinstance(event, ce.Delta)]
             assert [piece.text for piece in pieces if piece.text] == [answer.text], "no text before the end"
             assert sum(piece.tokens for piece in pieces) == 3 + 8, "signs of life, of the broken attempt too"
             assert college.starts("one") == 2
@@ -253,14 +253,14 @@ async def _spare_pid(college: Trial) -> int:
     while True:
         residents = {pid for pid, _, _ in college.college.workers().values()}
         free = [pid for pid in college.pids() if psutil.pid_exists(pid) and pid not in residents]
-        if free and college.college._spare.there:
+        if free and college.college._warm_worker.there:
             return free[-1]
         await asyncio.sleep(0.01)
 
 
 def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -> None:
     async def test() -> None:
-        async with trial(tmp_path, keep_spare=True, vram_budget_mb=120) as college:
+        async with trial(tmp_path, keep_warm_worker=True, vram_budget_mb=120) as college:
             assert (await college.ask("one")).right
             await asyncio.sleep(0.3)
             assert len(college.pids()) == 1, "who asks one model only pays for none"
@@ -269,7 +269,7 @@ def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -
             assert (await college.ask("one")).right
             assert [pid for pid, _, _ in college.college.workers().values()] == [spare]
             os.kill(await _spare_pid(college), signal.SIGKILL)
-            assert (await college.ask("two")).right, "a spare worker that was killed is no loss"
+            assert (await college.ask("two")).right, "a warm worker that was killed is no loss"
             await _spare_pid(college)
             await college.settled()
 
@@ -278,7 +278,7 @@ def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -
 
 def test_spare_workers_among_kills(tmp_path: Path) -> None:
     async def test() -> None:
-        async with trial(tmp_path, keep_spare=True, vram_budget_mb=120, retry_delay_s=0.01) as college:
+        async with trial(tmp_path, keep_warm_worker=True, vram_budget_mb=120, retry_delay_s=0.01) as college:
             chance = random.Random(4)
             for number in range(12):
                 answer = await college.ask("one" if number % 2 else "two", whole=True)
@@ -382,26 +382,26 @@ def test_a_worker_whose_child_holds_the_channel_open_is_noticed_when_it_dies(tmp
 
 def test_two_models_take_turns_in_a_budget_for_one(tmp_path: Path) -> None:
     async def test() -> None:
-        meter = FakeMeter()
-        async with trial(tmp_path, meter=meter, vram_budget_mb=120) as college:
+        memory_probe = FakeMeter()
+        async with trial(tmp_path, memory_probe=memory_probe, vram_budget_mb=120) as college:
             for number in range(6):
                 assert (await college.ask("one" if number % 2 else "two")).right
             assert college.starts("one") == college.starts("two") == 3
             await college.settled()
-        assert meter.peak_mb <= 120
+        assert memory_probe.peak_mb <= 120
 
     run(test)
 
 
 def test_questions_to_both_at_once_in_a_budget_for_one(tmp_path: Path) -> None:
     async def test() -> None:
-        meter = FakeMeter()
-        async with trial(tmp_path, meter=meter, vram_budget_mb=140) as college:
+        memory_probe = FakeMeter()
+        async with trial(tmp_path, memory_probe=memory_probe, vram_budget_mb=140) as college:
             answers = await asyncio.gather(*(college.ask(name, seed=n) for n in range(8) for name in ("one", "two")))
             assert all(answer.right for answer in answers)
             assert college.starts("one") + college.starts("two") <= 8
             await college.settled()
-        assert meter.peak_mb <= 140
+        assert memory_probe.peak_mb <= 140
 
     run(test)
 
@@ -413,7 +413,7 @@ def test_memory_that_does_not_come_back_is_kept_out_of_the_budget(tmp_path: Path
             return used_mb if used_mb is None else max(used_mb, self.worker_mb)
 
     async def test() -> None:
-        async with trial(tmp_path, meter=Leaky(), vram_budget_mb=250) as college:
+        async with trial(tmp_path, memory_probe=Leaky(), vram_budget_mb=250) as college:
             assert (await college.ask()).right
             college.college.unload("one")
             await college.settled()
@@ -439,28 +439,28 @@ def test_memory_that_comes_back_late_is_waited_for(tmp_path: Path) -> None:
             return super().used_mb([pid for pid, seen in self._seen.items() if now - seen < 0.5])
 
     async def test() -> None:
-        meter = Slow()
-        async with trial(tmp_path, meter=meter, vram_budget_mb=120) as college:
+        memory_probe = Slow()
+        async with trial(tmp_path, memory_probe=memory_probe, vram_budget_mb=120) as college:
             for name in ("one", "two", "one"):
                 assert (await college.ask(name)).right
             assert college.college.snapshot().lost_mb == 0
             assert not college.college.notices or all("reclaimed" not in text for text in college.college.notices)
             await college.settled()
-        assert meter.peak_mb <= 120
+        assert memory_probe.peak_mb <= 120
 
     run(test)
 
 
 def test_another_program_takes_the_memory(tmp_path: Path) -> None:
     async def test() -> None:
-        meter = FakeMeter()
-        meter.other_mb = 950.0
-        async with trial(tmp_path, meter=meter) as college:
+        memory_probe = FakeMeter()
+        memory_probe.other_mb = 950.0
+        async with trial(tmp_path, memory_probe=memory_probe) as college:
             college.college.snapshot()
             answer = await college.ask()
             assert answer.error is not None and answer.error.exit_code == 6
             assert "taken by other programs" in answer.error.message
-            meter.other_mb = 0.0
+            memory_probe.other_mb = 0.0
             college.college.snapshot()
             assert (await college.ask()).right
             await college.settled()
@@ -472,17 +472,17 @@ def test_another_program_takes_the_memory_in_mid_answer(tmp_path: Path) -> None:
     """Critical pressure evicts the largest consumer; what had delivered text fails, the rest is asked again."""
 
     async def test() -> None:
-        meter = FakeMeter()
-        async with trial(tmp_path, {"one": [{"step_s": 0.02}, {}]}, meter=meter) as college:
+        memory_probe = FakeMeter()
+        async with trial(tmp_path, {"one": [{"step_s": 0.02}, {}]}, memory_probe=memory_probe) as college:
             writing = asyncio.create_task(college.ask(tokens=10_000))
             while college.college.snapshot().running == 0:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.3)
-            meter.other_mb = 880.0
+            memory_probe.other_mb = 880.0
             college.college.snapshot()
             answer = await writing
             assert answer.error is not None and answer.error.exit_code == 6
-            meter.other_mb = 0.0
+            memory_probe.other_mb = 0.0
             assert (await college.ask()).right
             await college.settled()
 
@@ -531,7 +531,7 @@ def test_workers_killed_at_random(tmp_path: Path, seed: int, seconds: float) -> 
                     good[whole] += answer.right
                     if answer.error is not None:
                         assert answer.error.exit_code == 7
-                        started = answer.count(ce.Again) + bool(answer.text)
+                        started = answer.count(ce.Restarted) + bool(answer.text)
                         assert started, "a request that never began does not pay for loads that others killed"
                         errors["after text" if answer.text else "killed twice"] += 1
 

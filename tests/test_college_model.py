@@ -22,11 +22,11 @@ from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.meter import ResidentSetMeter
-from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
@@ -46,7 +46,7 @@ def with_college(
     slots: int = 2,
     context_length: int = 1024,
     budget_mb: int | None = None,
-    recorder: Recorder | None = None,
+    recorder: CalibrationRecorder | None = None,
 ) -> None:
     """Run ``test`` with a college on the embedded model; afterwards no worker is left and no slot is taken."""
 
@@ -58,7 +58,7 @@ def with_college(
         )
         if budget_mb is not None:
             pool = msgspec.structs.replace(pool, vram_budget_mb=budget_mb + pool.fixed_mb)
-        college = College(CollegeSettings(pool, cost_in(profile), recorder=recorder), ResidentSetMeter())
+        college = College(CollegeSettings(pool, cost_in(profile), recorder=recorder), ResidentSetProbe())
         spec = spec_from_folder(MODEL, models_dir / MODEL)
         try:
             await test(college, spec)
@@ -93,9 +93,9 @@ async def ask(
         whole=whole,
     )
     async for event in college.ask(request):
-        if isinstance(event, ce.Piece):
+        if isinstance(event, ce.Delta):
             text += event.text
-        elif isinstance(event, ce.Reading):
+        elif isinstance(event, ce.PrefillStarted):
             reused = event.reused_tokens
     return text, reused
 
@@ -256,7 +256,7 @@ def test_2000_short_requests_do_not_grow_the_college(models_dir: Path) -> None:
 
 def test_a_real_load_and_answer_are_recorded_and_the_next_plan_uses_them(models_dir: Path, tmp_path: Path) -> None:
     store = CalibrationStore(tmp_path)
-    recorder = Recorder(store)
+    recorder = CalibrationRecorder(store)
 
     async def talk(college: College, spec: ModelSpec) -> None:
         await ask(college, spec, "Name three colours.")

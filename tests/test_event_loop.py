@@ -17,7 +17,7 @@ from coe_cli.core.models.catalog import load_catalog
 from coe_cli.runtime.college.resolver import AUTO, ChatRequest, RequestResolver
 from coe_cli.runtime.folders import Folders, catalog_paths, profile_paths
 from coe_cli.runtime.routing.shared_router import SharedRouter
-from coe_cli.runtime.server.rendezvous import CollegeState
+from coe_cli.runtime.server.discovery import CollegeState
 from coe_cli.runtime.server.server import Server
 from coe_cli.runtime.worker.protocol import ChatMessage
 

@@ -19,7 +19,7 @@ from serving import Served, serving
 from coe_cli.app import build_app
 from coe_cli.core.batch.batch_rows import InvalidRow, parse_line
 from coe_cli.errors import UsageError
-from coe_cli.runtime.college.resident import ResidentWorker
+from coe_cli.runtime.college.worker_handle import WorkerHandle
 from coe_cli.runtime.worker import protocol
 
 HUGE = 99999999999999999999
@@ -112,14 +112,14 @@ def test_coes_own_endpoint_refuses_it_too(served: Served) -> None:
 def test_a_request_that_cannot_be_sent_frees_its_slot_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    send = ResidentWorker.send
+    send = WorkerHandle.send
 
-    def failing(worker: ResidentWorker, message: protocol.Message) -> None:
+    def failing(worker: WorkerHandle, message: protocol.Message) -> None:
         if isinstance(message, protocol.Generate) and bytes(message.prompt_ids) == b"unsendable":
             raise failure
         send(worker, message)
 
-    monkeypatch.setattr(ResidentWorker, "send", failing)
+    monkeypatch.setattr(WorkerHandle, "send", failing)
 
     async def test() -> None:
         async with trial(tmp_path) as college:
@@ -137,9 +137,9 @@ def test_a_request_that_cannot_be_sent_frees_its_slot_and_says_why(
 
 
 def test_a_load_that_cannot_be_sent_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    send = ResidentWorker.send
+    send = WorkerHandle.send
 
-    def failing(worker: ResidentWorker, message: protocol.Message) -> None:
+    def failing(worker: WorkerHandle, message: protocol.Message) -> None:
         if isinstance(message, protocol.Load):
             raise ValueError("cannot be sent")
         send(worker, message)
@@ -147,7 +147,7 @@ def test_a_load_that_cannot_be_sent_is_over(tmp_path: Path, monkeypatch: pytest.
     async def test() -> None:
         async with trial(tmp_path) as college:
             with monkeypatch.context() as patch:
-                patch.setattr(ResidentWorker, "send", failing)
+                patch.setattr(WorkerHandle, "send", failing)
                 answer = await asyncio.wait_for(college.ask(), 20)
                 assert answer.error is not None and "cannot be sent" in answer.error.message
             assert (await college.ask()).right

@@ -374,7 +374,7 @@ def test_an_idle_model_goes_at_once_for_one_that_is_asked_for() -> None:
 
 def test_a_young_model_that_is_waited_for_stays_until_it_is_old_enough() -> None:
     """Else two models that are asked for in turn would drive each other out at every request."""
-    s = scheduler({"a": (6000, 100), "b": (6000, 100), "c": (100, 100)}, max_concurrent_slots=1, max_overtakes=0)
+    s = scheduler({"a": (6000, 100), "b": (6000, 100), "c": (100, 100)}, max_concurrent_slots=1, max_bypasses=0)
     resident(s, "c", at_s=0)
     resident(s, "a", at_s=10)
     assert feed(s, 20, Request("c", "c")) == [Start("c", "c")]
@@ -456,7 +456,7 @@ def test_fifo_within_a_priority_and_ageing_between_them() -> None:
     assert order == ["urgent", "urgent-later", "old", "urgent-too-late"]
 
 
-@pytest.mark.parametrize(("limits", "overtakers"), [({"max_overtakes": 3}, 3), ({"max_overtake_s": 2.5}, 2)])
+@pytest.mark.parametrize(("limits", "overtakers"), [({"max_bypasses": 3}, 3), ({"max_bypass_s": 2.5}, 2)])
 def test_small_requests_overtake_a_big_one_only_so_often(limits: dict[str, float], overtakers: int) -> None:
     s = scheduler({"small": (2000, 100), "big": (8000, 100)}, max_concurrent_slots=2, **limits)
     resident(s, "small")
@@ -478,12 +478,12 @@ def test_small_requests_overtake_a_big_one_only_so_often(limits: dict[str, float
 def test_of_two_requests_with_one_key_the_first_to_come_goes_first() -> None:
     s = scheduler({"a": ModelCost(8500, 100, max_slots=1), "b": (6000, 100)}, min_resident_s=0.0)
     feed(s, 0, Request(1, "a"), Loaded("a"), Request(2, "b", priority=-1))
-    feed(s, 10, Request(3, "a"))  # the key of 2, and 2 was overtaken long enough
+    feed(s, 10, Request(3, "a"))  # the key of 2, and 2 was bypassed long enough
     assert feed(s, 10, Done(1)) == [Evict("a", "room")]
 
 
 def test_nothing_is_held_back_for_a_model_that_waits_for_a_young_one() -> None:
-    s = scheduler({"a": (6000, 100), "b": (6000, 100)}, max_overtakes=0, max_concurrent_slots=1)
+    s = scheduler({"a": (6000, 100), "b": (6000, 100)}, max_bypasses=0, max_concurrent_slots=1)
     resident(s, "a", at_s=0)
     feed(s, 1, Request(0, "a"), Request("b", "b"))
     for i in range(20):

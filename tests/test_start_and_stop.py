@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import Coe, eventually, is_gone, one_line
 
-from coe_cli.runtime.server import pid_file, rendezvous
+from coe_cli.runtime.server import discovery, pid_file
 from coe_cli.runtime.server.pid_file import ProcessIdentity
 
 if sys.platform == "win32":
@@ -23,8 +23,8 @@ if sys.platform == "win32":
 
 _HOLD = """
 import pathlib, sys
-from coe_cli.runtime.server import rendezvous
-lock = rendezvous.hold_college_lock(pathlib.Path(sys.argv[1]))
+from coe_cli.runtime.server import discovery
+lock = discovery.hold_college_lock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -32,7 +32,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def state(coe: Coe) -> Path:
-    return rendezvous.private_folder(coe.folder / "state")
+    return discovery.private_folder(coe.folder / "state")
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def test_a_college_that_cannot_write_its_state_ends_with_an_error(coe: Coe, stat
     assert result.code == 1 and result.stdout == ""
     assert "cannot announce itself" in result.stderr and "COE_STATE_DIR" in result.stderr
     assert "Traceback" not in result.stderr and "Errno" not in result.stderr
-    assert colleges(coe) == [] and not rendezvous.college_lives(state)
+    assert colleges(coe) == [] and not discovery.college_lives(state)
 
 
 @pytest.mark.parametrize("foreground", [False, True], ids=["detached", "in the foreground"])
@@ -73,7 +73,7 @@ def test_a_full_disk_is_an_error_and_no_college(coe: Coe, foreground: bool) -> N
     result = coe.run("serve", *(["--foreground"] if foreground else []), prefix=limited)
     assert result.code == 1 and result.stdout == ""
     assert "COE_STATE_DIR" in result.stderr and "Traceback" not in result.stderr
-    assert colleges(coe) == [] and not rendezvous.college_lives(coe.folder / "state")
+    assert colleges(coe) == [] and not discovery.college_lives(coe.folder / "state")
     assert coe.run("stop").check().stderr == "coe: no college is running\n"
 
 
@@ -93,7 +93,7 @@ def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path
     process = psutil.Process(eventually(lambda: pid_file.read(state / name)).pid)
     process.send_signal(signal.SIGSTOP)
     assert "was ended" in coe.run("stop").check().stderr
-    assert is_gone(process) and not rendezvous.college_lives(state)
+    assert is_gone(process) and not discovery.college_lives(state)
     starting.communicate(timeout=30)
     assert starting.returncode != 0
     url = coe.run("serve").check().stdout
@@ -125,7 +125,7 @@ def test_a_process_that_got_the_id_of_a_college_is_left_alone(coe: Coe, state: P
             identity = pid_file.identity_of(other.pid)
             assert identity is not None
             earlier = ProcessIdentity(other.pid, str(int(identity.started) - 1))
-            rendezvous.write_private(state / name, json.dumps({"pid": other.pid, "started": earlier.started}).encode())
+            discovery.write_private(state / name, json.dumps({"pid": other.pid, "started": earlier.started}).encode())
             assert coe.run("stop").check().stderr == "coe: no college is running\n"
             with lock_held(state) as holder:
                 result = coe.run("stop")

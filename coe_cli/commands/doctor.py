@@ -1,4 +1,4 @@
-"""`coe doctor`: what is wrong with this machine, and the command that mends it."""
+"""`coe doctor`: what is wrong with this machine, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def doctor(
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
-    """Check system, packages, adapters, models and folders; every finding comes with the command that mends it.
+    """Check system, packages, adapters, models and folders; every finding comes with the command that fixes it.
 
     Exits with 1 when something is wrong. Opens no connection and loads no model (`coe models verify` does).
 

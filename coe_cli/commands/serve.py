@@ -13,7 +13,7 @@ from coe_cli.errors import UsageError
 from coe_cli.output.console import Output
 
 if TYPE_CHECKING:
-    from coe_cli.runtime.server.rendezvous import CollegeState
+    from coe_cli.runtime.server.discovery import CollegeState
 
 
 def serve(
@@ -100,13 +100,13 @@ def _settle_for(running: CollegeState, context: typer.Context, output: Output) -
         for name, value in context.params.items()
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
-    elsewhere = (
+    other_address = (
         given.get("foreground", False)
         or given.get("port", 0) not in (0, running.port)
         or given.get("host", running.host) != running.host
     )
     already = f"a college is running already (process {running.pid})"
-    if elsewhere:
+    if other_address:
         raise UsageError(f"{already} at {running.url}", "Use that one, or end it first: coe stop")
     ignored = [f"--{name.removesuffix('_file').replace('_', '-')}" for name in given if name not in _PLACE]
     output.note(f"{already}; {', '.join(ignored)} not applied: `coe stop` ends it" if ignored else already)

@@ -1,4 +1,4 @@
-"""What a check found: fine, worth knowing, or wrong, and the command that mends it."""
+"""What a check found: fine, worth knowing, or wrong, and the command that fixes it."""
 
 from __future__ import annotations
 

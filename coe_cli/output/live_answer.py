@@ -20,16 +20,16 @@ from coe_cli.output.terminal import for_terminal
 
 _FRAMES_PER_S = 6
 
-MemoryGauge = Callable[[int], tuple[float, float, str] | None]
+UsageSampler = Callable[[int], tuple[float, float, str] | None]
 """Worker's process id → (MB in use, budget in MB, pressure level), or None where it is not known."""
 
 
 class LiveAnswerSink(AnswerSink):
     """Complete lines go to the terminal for good; the line in progress and the status are redrawn below them."""
 
-    def __init__(self, output: Output, model: str, gauge: MemoryGauge, *, show_thinking: bool) -> None:
+    def __init__(self, output: Output, model: str, sample: UsageSampler, *, show_thinking: bool) -> None:
         super().__init__(output, show_thinking=show_thinking)
-        self._model, self._gauge = model, gauge
+        self._model, self._sample = model, sample
         self._phase, self._pid = "starting", 0
         self._tokens = 0
         self._begin = self._first_at = time.monotonic()
@@ -98,7 +98,7 @@ class LiveAnswerSink(AnswerSink):
         if self._tokens > 1 and now > self._first_at:
             parts.append(f"{(self._tokens - 1) / (now - self._first_at):.0f} tokens/s")
         line = Text.assemble((self._model, "bold"), " ", (self._phase, "cyan"), " · ", " · ".join(parts))
-        memory = self._gauge(self._pid) if self._pid else None
+        memory = self._sample(self._pid) if self._pid else None
         if memory is not None:
             used_mb, budget_mb, level = memory
             line.append(f" · {used_mb:.0f} of {budget_mb:.0f} MB ")

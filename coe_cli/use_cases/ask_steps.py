@@ -131,10 +131,10 @@ def sink_for(output: Output, told: Resolved, profiles: ProfileSet, view: View, *
         return CodeBlockSink(output, show_thinking=view.show_thinking, says_waiting=human)
     if view.live and human and output.stderr.isatty():
         from coe_cli.output.live_answer import LiveAnswerSink
-        from coe_cli.runtime.college.gauge import memory_gauge
+        from coe_cli.runtime.college.usage_sample import usage_sampler
 
         label = f"{told.expert} · {told.model}" if told.routing is not None and told.expert else told.model
         label = f"{told.model} for {told.expert}" if told.is_fallback else label
-        gauge = memory_gauge(told.provider, profiles.select(told.profile))
-        return LiveAnswerSink(output, label, gauge, show_thinking=view.show_thinking)
+        sample = usage_sampler(told.provider, profiles.select(told.profile))
+        return LiveAnswerSink(output, label, sample, show_thinking=view.show_thinking)
     return AnswerSink(output, show_thinking=view.show_thinking, says_waiting=human)

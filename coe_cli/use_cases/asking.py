@@ -197,7 +197,7 @@ class _Ask:
     def _noting(self, events: Events) -> Iterator[ce.CollegeEvent]:
         """The same events; what is to be said of the prompt is said when it comes, what of the end is kept for the end."""
         for event in events:
-            if self._human and isinstance(event, ce.Reading):
+            if self._human and isinstance(event, ce.PrefillStarted):
                 for note in event.notes:
                     self._output.note(note)
             elif self._human and isinstance(event, ce.Finished):

@@ -143,7 +143,7 @@ class _Chat:
                     text, is_thought = event
                     sink.piece(text, is_thinking=is_thought)
                     open_line = not text.endswith("\n") if not is_thought else open_line
-                elif isinstance(event, ce.Reading):
+                elif isinstance(event, ce.PrefillStarted):
                     self._say_once(event.notes)
                 elif isinstance(event, ce.Finished):
                     ended = event.notes
@@ -182,7 +182,7 @@ class _Chat:
             self._output.note(f"loading {self._session.model}")
         elif isinstance(event, ce.Waiting) and event.ahead:
             self._output.note(f"waiting ({event.reason}), {event.ahead} ahead")
-        elif isinstance(event, ce.Again):
+        elif isinstance(event, ce.Restarted):
             self._output.note(f"asking again: {event.reason}")
 
     def _command(self, name: str, argument: str) -> bool:

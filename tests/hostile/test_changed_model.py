@@ -15,7 +15,7 @@ from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College, CollegeSettings
-from coe_cli.runtime.college.meter import ResidentSetMeter
+from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -33,7 +33,7 @@ def test_a_question_that_comes_while_the_old_model_answers_waits_for_the_new_one
             old = await running
             assert old.right and all(answer.right for answer in later), "what runs is finished"
             pids = [
-                {event.worker_pid for event in answer.events if isinstance(event, ce.Reading)}
+                {event.worker_pid for event in answer.events if isinstance(event, ce.PrefillStarted)}
                 for answer in (old, *later)
             ]
             assert pids[0] != pids[1] == pids[2]
@@ -50,13 +50,13 @@ def test_a_replaced_folder_answers_with_the_new_weights(tmp_path: Path) -> None:
 
     async def answers(college: College, spec: ModelSpec) -> str:
         ask = ce.Ask(spec, [ChatMessage("user", "Hello")], max_tokens=12, sampling=Sampling(temperature=0))
-        return "".join([event.text async for event in college.ask(ask) if isinstance(event, ce.Piece)])
+        return "".join([event.text async for event in college.ask(ask) if isinstance(event, ce.Delta)])
 
     async def test() -> None:
         settings = CollegeSettings(
             PoolConfig(vram_budget_mb=2000, min_resident_s=0.0), lambda spec: (ModelCost(100, 10), 256)
         )
-        college = College(settings, ResidentSetMeter())
+        college = College(settings, ResidentSetProbe())
         try:
             first = await answers(college, open_model("tiny", folder))
             assert await answers(college, open_model("tiny", folder)) == first

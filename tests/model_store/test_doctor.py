@@ -1,4 +1,4 @@
-"""`coe doctor` and device settings: each thing that goes wrong is a finding with the command that mends it."""
+"""`coe doctor` and device settings: each thing that goes wrong is a finding with the command that fixes it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def points(grid: Grid, context_length: int, slot_context: int) -> list[Point]:
     Default prompt lengths that do not fit are left out, unless none does; what was asked for by number stays, with its
     ``problem``.
     """
-    found, beyond = [], []
+    found, excess = [], []
     for slots, length, depth, prompt in itertools.product(
         grid.slots, grid.max_lengths or (None,), grid.depths, grid.prompt_tokens or DEFAULT_PROMPT_TOKENS
     ):
@@ -62,8 +62,8 @@ def points(grid: Grid, context_length: int, slot_context: int) -> list[Point]:
         if grid.prompt_tokens is not None or point.problem(context_length) is None:
             found.append(point)
         else:
-            beyond.append(point)
-    return found or beyond[:1]
+            excess.append(point)
+    return found or excess[:1]
 
 
 def _room(tokens: int, context_length: int, slot_context: int) -> int:

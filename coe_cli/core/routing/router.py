@@ -194,14 +194,14 @@ class Router:
 
 
 def prefer_resident(
-    decision: Decision, model_of: Mapping[str, str], resident_models: Collection[str], margin: float = 0.15
+    decision: Decision, model_of: Mapping[str, str], loaded_models: Collection[str], margin: float = 0.15
 ) -> Decision:
     """``decision``, or the runner-up where it is within ``margin``, its model is resident and the first one's is not.
 
     ``model_of`` maps roles to models. Only a decision for one expert that is not unsure is changed, and the result says
     so in ``preferred_resident``. The general role is no substitute for a specialist, nor the reverse.
     """
-    if len(decision.experts) != 1 or decision.unsure or model_of.get(decision.experts[0].name) in resident_models:
+    if len(decision.experts) != 1 or decision.unsure or model_of.get(decision.experts[0].name) in loaded_models:
         return decision
     first = decision.experts[0]
     if first.name == GENERAL_EXPERT:
@@ -209,17 +209,17 @@ def prefer_resident(
     for other in decision.ranking:
         if first.probability - other.probability > margin:
             break
-        if other.name not in (first.name, GENERAL_EXPERT) and model_of.get(other.name) in resident_models:
+        if other.name not in (first.name, GENERAL_EXPERT) and model_of.get(other.name) in loaded_models:
             return structs.replace(decision, experts=[other], preferred_resident=True)
     return decision
 
 
 def swap_aware(
-    decision: Decision, catalog: Catalog, on_disk: Collection[str], resident_models: Collection[str]
+    decision: Decision, catalog: Catalog, on_disk: Collection[str], loaded_models: Collection[str]
 ) -> Decision:
     """``decision``, or the runner-up whose model is resident, as ``prefer_resident`` has it.
 
     The model that counts for an expert is the one that would answer for it with the models ``on_disk``.
     """
     answering = {role: choose_model(catalog, on_disk, expert=role, model=None).model for role in catalog.experts}
-    return prefer_resident(decision, answering, resident_models)
+    return prefer_resident(decision, answering, loaded_models)

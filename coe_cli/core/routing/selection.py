@@ -48,20 +48,20 @@ def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | No
     name = expert or GENERAL_EXPERT
     role = catalog.expert(name)
     if role.model in on_disk:
-        fallback = role.fallback if role.fallback in on_disk and role.fallback != role.model else None
-        return Choice(role.model, name, role.system_prompt, role.template, fallback, False, [])
-    stand_in = role.fallback if role.fallback in on_disk else catalog.default_model
-    assert stand_in is not None
-    note = f"{name}: {role.model} is not on disk, {stand_in} answers instead (coe models pull {role.model})"
+        retry_with = role.fallback if role.fallback in on_disk and role.fallback != role.model else None
+        return Choice(role.model, name, role.system_prompt, role.template, retry_with, False, [])
+    fallback = role.fallback if role.fallback in on_disk else catalog.default_model
+    assert fallback is not None
+    note = f"{name}: {role.model} is not on disk, {fallback} answers instead (coe models pull {role.model})"
     return Choice(
-        stand_in,
+        fallback,
         name,
         role.system_prompt,
-        _template_of(catalog, stand_in),
+        _template_of(catalog, fallback),
         None,
-        stand_in not in on_disk,
-        [note] if role.model != stand_in else [],
-        role.model if role.model != stand_in else None,
+        fallback not in on_disk,
+        [note] if role.model != fallback else [],
+        role.model if role.model != fallback else None,
     )
 
 

@@ -54,20 +54,17 @@ class Admission(Residency):
     def _admit_next(self, now_s: float, out: list[Decision]) -> bool:
         """Start at most one request; True when one started and the order must be looked at again.
 
-        The oldest request that waits for memory becomes the claimant: memory for loads goes to it first, and what
-        starts before it counts as overtaking.
+        The oldest request that waits for memory becomes the head of line: memory for loads goes to it first, and what
+        starts before it bypasses it.
         """
-        self._claimant = None
+        self._head = None
         full = self._running >= self.config.max_concurrent_slots
-        if full:  # then only a load can be decided
-            if self._evicting or (self._loading is not None and not self._loading.unasked):
-                return False
-            if not any(model.state is ModelState.ABSENT for model in self._queued.values()):
-                return False
+        if full and not self._load_may_begin():
+            return False
         holding_back_helps: bool | None = None
-        heads = [(head.key, head.seq, head) for model in self._queued.values() if (head := model.head())]
-        heads.sort()
-        for _, _, entry in heads:
+        oldest = [(first.key, first.seq, first) for model in self._queued.values() if (first := model.head())]
+        oldest.sort()
+        for _, _, entry in oldest:
             model = entry.model
             state = model.state
             if state is ModelState.LOADING:
@@ -75,31 +72,41 @@ class Admission(Residency):
             if state is ModelState.READY:
                 if full or model.unload_wanted or len(model.active) >= model.max_slots:
                     continue
-                claimant: RequestEntry | None = self._claimant
-                if claimant is not None:
+                head: RequestEntry | None = self._head
+                if head is not None:
                     if holding_back_helps is None:
-                        holding_back_helps = self._holding_back_helps(claimant, now_s)
-                    if holding_back_helps and self._overtaken_enough(claimant, now_s):
+                        holding_back_helps = self._holding_back_helps(head, now_s)
+                    if holding_back_helps and self._bypassed_enough(head, now_s):
                         continue
                 if self._slot_fits(model):
-                    if claimant is not None and holding_back_helps:
-                        claimant.overtaken += 1
+                    if head is not None and holding_back_helps:
+                        head.bypassed += 1
                     heappop(model.queue)
                     self._left_queue(model)
                     self._start(entry, now_s, out)
                     return True
             if self._memory_is_taken(model, now_s, out):
                 continue
-            if self._claimant is None:
-                self._claimant = entry
-                if state is ModelState.ABSENT:
-                    self._load_for(entry, now_s, out)
-                elif state is ModelState.READY:
-                    new_mb = model.slot_mb if len(model.active) >= model.warm_slots else 0
-                    self._make_room(entry, model.slot_mb, new_mb, now_s, out)
-                if model.state is ModelState.LOADING:
-                    self._claimant = None
+            if self._head is None:
+                self._take_memory_for(entry, now_s, out)
         return False
+
+    def _load_may_begin(self) -> bool:
+        """Whether a load can be decided while every slot is taken."""
+        if self._evicting or (self._loading is not None and not self._loading.speculative):
+            return False
+        return any(model.state is ModelState.ABSENT for model in self._queued.values())
+
+    def _take_memory_for(self, entry: RequestEntry, now_s: float, out: list[Decision]) -> None:
+        """Make ``entry`` the head of line until its model loads."""
+        self._head, model = entry, entry.model
+        if model.state is ModelState.ABSENT:
+            self._load_for(entry, now_s, out)
+        elif model.state is ModelState.READY:
+            new_mb = model.slot_mb if len(model.active) >= model.warm_slots else 0
+            self._make_room(entry, model.slot_mb, new_mb, now_s, out)
+        if model.state is ModelState.LOADING:
+            self._head = None
 
     def _slot_fits(self, model: ModelEntry) -> bool:
         new_mb = model.slot_mb if len(model.active) >= model.warm_slots else 0
@@ -111,7 +118,7 @@ class Admission(Residency):
         entry.started_s = now_s
         entry.blocked_since_s = math.inf
         model.active[entry.request_id] = entry
-        model.forget_setbacks()
+        model.forget_load_failures()
         self._running += 1
         model.reserved_mb += model.slot_mb
         memory.reserved_mb += model.slot_mb
@@ -122,9 +129,9 @@ class Admission(Residency):
         out.append(Start(entry.request_id, model.name, 1 + entry.deaths + entry.evictions))
         self._refresh(out)
 
-    def _holding_back_helps(self, claimant: RequestEntry, now_s: float) -> bool:
-        """Whether the claimant could be served if nothing else started: else holding back only wastes the card."""
-        model = claimant.model
+    def _holding_back_helps(self, head: RequestEntry, now_s: float) -> bool:
+        """Whether the head could be served if nothing else started: else holding back only wastes the card."""
+        model = head.model
         if self._evicting or self._loading is not None or now_s < model.not_before_s:
             return False
         protected_mb = 0
@@ -133,13 +140,13 @@ class Admission(Residency):
                 protected_mb += other.footprint_mb
         if not self.memory.could_fit(model.need_mb + protected_mb):
             return False
-        if claimant.blocked_since_s == math.inf:
-            claimant.blocked_since_s = now_s
+        if head.blocked_since_s == math.inf:
+            head.blocked_since_s = now_s
         return True
 
-    def _overtaken_enough(self, claimant: RequestEntry, now_s: float) -> bool:
+    def _bypassed_enough(self, head: RequestEntry, now_s: float) -> bool:
         config = self.config
-        return claimant.overtaken >= config.max_overtakes or now_s >= claimant.blocked_since_s + config.max_overtake_s
+        return head.bypassed >= config.max_bypasses or now_s >= head.blocked_since_s + config.max_bypass_s
 
     def _memory_is_taken(self, model: ModelEntry, now_s: float, out: list[Decision]) -> bool:
         """Whether memory that is not coe's keeps the model out; after ``give_up_s`` of that its queue is refused."""
@@ -164,7 +171,7 @@ class Admission(Residency):
         model = entry.model
         loading = self._loading
         if loading is not None:
-            if loading.unasked:
+            if loading.speculative:
                 self._evict(loading, "preload", now_s, out)
             return
         if self._evicting or now_s < model.not_before_s:
@@ -184,21 +191,21 @@ class Admission(Residency):
         if self._loading is not None or self._evicting or now_s < model.not_before_s:
             return
         if self.memory.fits(model.need_mb, model.need_mb, alone=self._running == 0):
-            model.unasked = True
+            model.speculative = True
             self._load(model, 0, now_s, out)
             self.loads += 1
             out.append(Load(model.name))
 
-    def _make_room(self, claimant: RequestEntry, need_mb: int, new_mb: int, now_s: float, out: list[Decision]) -> None:
-        """Evict idle models so that the claimant fits, or none if that is not enough."""
+    def _make_room(self, head: RequestEntry, need_mb: int, new_mb: int, now_s: float, out: list[Decision]) -> None:
+        """Evict idle models so that the head fits, or none if that is not enough."""
         loading = self._loading
-        if loading is not None and loading.unasked:
+        if loading is not None and loading.speculative:
             self._evict(loading, "preload", now_s, out)
             return
         if self._evicting or loading is not None:
             return
         alone = self._running == 0 and self._loading is None
-        patient = not (self._holding_back_helps(claimant, now_s) and self._overtaken_enough(claimant, now_s))
+        patient = not (self._holding_back_helps(head, now_s) and self._bypassed_enough(head, now_s))
         chosen: list[ModelEntry] = []
 
         def enough(victims: list[ModelEntry]) -> bool:
@@ -211,10 +218,10 @@ class Admission(Residency):
             )
 
         for victim in self._idle_models(now_s):
-            if victim is claimant.model:
+            if victim is head.model:
                 continue
             waiting = victim.head()
-            if waiting is not None and (patient or (waiting.key, waiting.seq) < (claimant.key, claimant.seq)):
+            if waiting is not None and (patient or (waiting.key, waiting.seq) < (head.key, head.seq)):
                 continue
             chosen.append(victim)
             if enough(chosen):
@@ -231,7 +238,7 @@ class Admission(Residency):
     def _consider_preload(self, now_s: float, out: list[Decision]) -> None:
         if self._loading is not None or self._evicting or self._delayed or self._draining:
             return
-        if self.memory.level is not Level.NORMAL or self._claimant is not None:
+        if self.memory.level is not Level.NORMAL or self._head is not None:
             return
         if any(model.state is not ModelState.READY for model in self._queued.values()):
             return
@@ -243,7 +250,7 @@ class Admission(Residency):
         )
         if name is not None:
             model = self._models[name]
-            model.unasked = True
+            model.speculative = True
             self._load(model, 0, now_s, out)
             self.preloads += 1
             out.append(Preload(name))

@@ -18,7 +18,7 @@ class RequestQueues:
         self._delayed: list[tuple[float, int, RequestEntry]] = []
         self._waiting = 0
         self._delayed_count = 0
-        self._claimant: RequestEntry | None = None
+        self._head: RequestEntry | None = None
         self.refusals = 0
 
     def _enqueue(self, entry: RequestEntry) -> None:
@@ -37,7 +37,7 @@ class RequestQueues:
             del self._queued[model.name]
             model.infeasible_since_s = math.inf
         if not self._waiting:
-            self._claimant = None
+            self._head = None
 
     def _release_delayed(self, now_s: float) -> None:
         while self._delayed and (self._delayed[0][0] <= now_s or self._delayed[0][2].state is RequestState.ENDED):

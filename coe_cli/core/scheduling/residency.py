@@ -1,4 +1,4 @@
-"""Which models hold memory: loads begun, processes gone, victims for room, relief at critical pressure, setbacks.
+"""Which models hold memory: loads begun, processes gone, victims for room, relief at critical pressure, failed loads.
 
 The rules are in ``core.scheduling.scheduler``; who starts and for whom something is loaded is decided in ``core.scheduling.admission``.
 """
@@ -21,7 +21,7 @@ from coe_cli.core.scheduling.scheduler_state import (
 )
 
 _PERMANENT = frozenset({"does_not_fit", "model_damaged", "model_missing", "profile_invalid", "usage"})
-"""Codes of a failed load that loading again does not mend."""
+"""Codes of a failed load that loading again does not fix."""
 
 
 class Residency(RequestQueues):
@@ -59,7 +59,7 @@ class Residency(RequestQueues):
         memory.place(model.need_mb, loading=True)
         self._loading = model
 
-    def _setback(
+    def _load_failure(
         self,
         model: ModelEntry,
         code: str,
@@ -76,14 +76,14 @@ class Residency(RequestQueues):
         and is tried again for ``give_up_s``: those who wait have had no attempt yet.
         """
         if not model.waiting:
-            model.forget_setbacks()
+            model.forget_load_failures()
             return
-        model.setbacks += not killed
-        model.setback_since_s = min(model.setback_since_s, now_s)
-        killed_for_long = killed and now_s >= model.setback_since_s + self.config.give_up_s
+        model.load_failures += not killed
+        model.load_failing_since_s = min(model.load_failing_since_s, now_s)
+        killed_for_long = killed and now_s >= model.load_failing_since_s + self.config.give_up_s
         text = message or f"`{model.name}` could not be loaded"
-        if model.setbacks > 1 or killed_for_long or code in _PERMANENT:
-            model.forget_setbacks()
+        if model.load_failures > 1 or killed_for_long or code in _PERMANENT:
+            model.forget_load_failures()
             if code == "out_of_memory":
                 hint = "Run `coe vram plan` and choose a smaller context or model."
             hint = hint or "Run `coe doctor` to see what is wrong with the device or the model."
@@ -107,7 +107,7 @@ class Residency(RequestQueues):
             for model in self._models.values()
             if model.state is ModelState.READY and not model.active and not self._is_protected(model, now_s)
         ]
-        idle.sort(key=lambda model: (not model.unasked, -(now_s - model.idle_since_s) / model.load_s, model.name))
+        idle.sort(key=lambda model: (not model.speculative, -(now_s - model.idle_since_s) / model.load_s, model.name))
         return idle
 
     def _relieve(self, now_s: float, out: list[Decision]) -> None:
@@ -128,7 +128,7 @@ class Residency(RequestQueues):
         model.not_before_s = now_s + self.config.retry_delay_s
         if not had_active:
             text = f"`{model.name}` was evicted under critical memory pressure before it could answer"
-            self._setback(model, "out_of_memory", text, now_s, out)
+            self._load_failure(model, "out_of_memory", text, now_s, out)
 
     def _evict(self, model: ModelEntry, reason: EvictReason, now_s: float, out: list[Decision]) -> None:
         if model is self._loading:
@@ -136,7 +136,7 @@ class Residency(RequestQueues):
             self.memory.load_ended()
             model.warm_slots = -1  # how much of it has been allocated is not known: no shortfall can be told
         model.state = ModelState.EVICTING
-        model.unasked = model.unload_wanted = False
+        model.speculative = model.unload_wanted = False
         self._evicting += 1
         self.evictions += 1
         out.append(Evict(model.name, reason))
@@ -174,7 +174,7 @@ class Residency(RequestQueues):
         self.memory.remove(model.reserved_mb, model.footprint_mb, used_mb)
         model.state = ModelState.ABSENT
         model.reserved_mb = model.footprint_mb = model.held_mb = model.warm_slots = 0
-        model.unasked = model.unload_wanted = False
+        model.speculative = model.unload_wanted = False
 
     def _unload_idle(self, now_s: float, out: list[Decision]) -> None:
         wanted = [model for model in self._models.values() if model.unload_wanted]
@@ -188,7 +188,7 @@ class Residency(RequestQueues):
         return (
             model.state is ModelState.READY
             and model.waiting > 0
-            and not model.unasked
+            and not model.speculative
             and now_s < model.loaded_s + self.config.min_resident_s
         )
 

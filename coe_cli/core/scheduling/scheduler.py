@@ -1,48 +1,4 @@
-"""The scheduler: events in, decisions out, time as an argument. It reads no clock, starts nothing and never waits.
-
-Feed every event to ``Scheduler.handle(event, now_s)`` in the order in which things happened, carry the decisions out in
-theirs, and send a ``Tick`` at ``next_wakeup_s()``. Each ``Load`` and ``Preload`` is answered by one ``Loaded`` or
-``LoadFailed`` unless an ``Evict`` of that model came first; each ``Evict`` by one ``Evicted``; each ``Start`` by one
-``Done`` unless the model was evicted or died. Messages of a process that is gone must be dropped by the caller, for they
-would be taken for those of the next one. Cost per event: O(log n) in requests, O(models) when something has to wait.
-
-Memory. The pool is the budget less its fixed part. Reserved are the weights of each model that loads, is resident or is
-being evicted, once, and one slot (KV cache and activations) for each generation. Usage is the larger of reserved and
-measured; pressure is usage ÷ pool; a level falls back 0.02 below its threshold (``core.scheduling.pool_memory``). A shortfall after
-an eviction counts as reserved until a later measurement shows it back.
-
-Admission. Beside other work a start or a load is admitted only if the projected usage stays below ``high``, and at high
-pressure nothing is admitted at all. Only when nothing runs or loads may one start or load go up to ``critical``: there
-would be nothing to wait for, and a single model that takes 93 % of the pool must run. So no admission reaches critical by
-its own reservation: critical always means that something was measured that was not planned. A request whose weights and
-slot exceed ``critical`` × pool can never run and is refused at once; so is one that finds the queue full.
-
-Order. Each request has the key arrival − priority × ``priority_step_s``; the smaller key goes first. That is FIFO within a
-priority, and every request ages. Loads are serialised and are given out in that order only. A request for a resident
-model may overtake the oldest one that waits for memory (the claimant), which saves swaps, but at most ``max_overtakes``
-times or for ``max_overtake_s``; then nothing younger starts until the claimant does. Overtaking that costs the claimant
-nothing is not counted: while a load or an eviction is under way, or while models that are protected keep it out
-anyway. A claimant that could not fit even with all of coe's models gone, because others hold the memory, stands in nobody's
-way and is refused after ``give_up_s``.
-
-Eviction. For room: idle models only, preloaded ones that nobody asked for first, then by longest idle ÷ cost to load
-again, and none at all if that would not be enough. One that others wait for stays for ``min_resident_s`` after its load, so
-that two models that are asked for in turn do not drive each other out at every request; one that nobody waits for goes at
-once, however young. A preloaded model that was never asked for is not protected and is broken off in mid-load for a model that is asked for.
-At critical the largest consumer goes, loading, running or young, one at a time with a measurement in between; what it ran
-is retried after ``retry_delay_s`` if nothing had been delivered and it was not evicted ``max_evictions`` times before,
-else it fails; a guided request always fails then. ``Tick`` unloads what was idle for its model's ``keep_alive_s``, else the
-pool's. ``Unload`` ignores age: the model starts nothing more, goes when what runs has ended, and is loaded anew for who waits.
-
-Failures. A load that fails, or a resident model that is lost before it starts anything, is a setback for those who wait
-for it: out of memory evicts the idle models; every kind but a permanent one is tried once more; the next setback
-refuses them. When a worker dies, requests without delivered tokens are retried as often as they
-ask for (once), the others fail.
-
-Preload. At normal pressure, when nobody waits for a load, the model most likely to be asked for next (what followed what)
-is loaded if pressure stays normal with it and its first slot. One at most for each request. A model whose request is
-``Expected`` is loaded at once where nothing waits, loads or has to go for it; until the request it counts as preloaded.
-"""
+"""Which request runs on which loaded model, as a pure state machine: events in, decisions out; rules in docs/scheduling.md."""
 
 from __future__ import annotations
 
@@ -172,17 +128,17 @@ class Scheduler(Admission):
         config = self.config
         times = [self._delayed[0][0]] if self._delayed else []
         expiries: list[float] = []
-        claimed = self._claimant is not None and self._claimant.state is RequestState.QUEUED
+        claimed = self._head is not None and self._head.state is RequestState.QUEUED
         for model in self._models.values():
             if model.state is ModelState.READY:
-                if claimed and model.waiting and not model.unasked:
+                if claimed and model.waiting and not model.speculative:
                     times.append(model.loaded_s + config.min_resident_s)
                 if not model.active and not model.waiting and (expires_s := self._expires_s(model)) < math.inf:
                     expiries.append(expires_s)
             if model.waiting:
                 times += (model.infeasible_since_s + config.give_up_s, model.not_before_s)
-        if claimed and self._claimant is not None:
-            times.append(self._claimant.blocked_since_s + config.max_overtake_s)
+        if claimed and self._head is not None:
+            times.append(self._head.blocked_since_s + config.max_bypass_s)
         # what had come by the last settling changed all that it could; only a Tick heeds keep_alive
         expiries += (time_s for time_s in times if self._settled_s < time_s < math.inf)
         return min(expiries, default=None)
@@ -204,7 +160,7 @@ class Scheduler(Admission):
         if config.preload_enabled:
             self._next_model.observe(model.name)
             self._preload_due = True
-        model.unasked = False
+        model.speculative = False
         self._seq += 1
         entry = RequestEntry(
             request_id, model, now_s - event.priority * config.priority_step_s, self._seq, event.retries
@@ -312,9 +268,9 @@ class Scheduler(Admission):
         model = self._models.get(event.model)
         if model is None or model.state is not ModelState.LOADING:
             return
-        model.preload_failed = model.preload_failed or model.unasked
+        model.preload_failed = model.preload_failed or model.speculative
         self._removed(model, event.used_mb)
-        self._setback(model, event.code, event.message, now_s, out, killed=event.killed, hint=event.hint)
+        self._load_failure(model, event.code, event.message, now_s, out, killed=event.killed, hint=event.hint)
 
     def _on_worker_died(self, event: WorkerDied, now_s: float, out: list[Decision]) -> None:
         model = self._models.get(event.model)
@@ -326,10 +282,10 @@ class Scheduler(Admission):
         if model.state is ModelState.READY:
             entries = self._take_off(model)
         else:
-            model.preload_failed = model.preload_failed or model.unasked
+            model.preload_failed = model.preload_failed or model.speculative
         self._removed(model, event.used_mb)
         if not had_active:
-            self._setback(model, event.code, text, now_s, out, killed=event.killed)
+            self._load_failure(model, event.code, text, now_s, out, killed=event.killed)
         for entry in entries:
             if entry.delivered or entry.deaths >= entry.retries:
                 hint = "Ask again; `coe doctor` tells what is wrong if it happens often."
@@ -387,7 +343,7 @@ class Scheduler(Admission):
                 slots_reserved_mb=max(0, model.reserved_mb - model.weights_mb),
                 resident_s=now_s - model.loaded_s if resident else None,
                 idle_s=now_s - model.idle_since_s if resident and not model.active else None,
-                preloaded=model.unasked,
+                preloaded=model.speculative,
                 held_mb=max(model.reserved_mb, model.footprint_mb),
             )
             models.append(status)

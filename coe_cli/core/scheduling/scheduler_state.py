@@ -30,8 +30,8 @@ class PoolConfig(Struct, frozen=True):
     target: Literal["largest_consumer", "largest_kv_cache"] = "largest_consumer"
     priority_step_s: float = 10.0
     """One step of priority is worth this much waiting."""
-    max_overtakes: int = 16
-    max_overtake_s: float = 10.0
+    max_bypasses: int = 16
+    max_bypass_s: float = 10.0
     give_up_s: float = 30.0
     """A request is refused when memory that is not coe's, or whoever kills its loads, has kept its model out for so long."""
     max_evictions: int = 3
@@ -112,12 +112,12 @@ class RequestEntry:
 
     __slots__ = (
         "blocked_since_s",
+        "bypassed",
         "deaths",
         "delivered",
         "evictions",
         "key",
         "model",
-        "overtaken",
         "request_id",
         "retries",
         "seq",
@@ -135,7 +135,7 @@ class RequestEntry:
         self.delivered = False
         self.deaths = 0
         self.evictions = 0
-        self.overtaken = 0
+        self.bypassed = 0
         self.blocked_since_s = math.inf
         self.started_s = 0.0
 
@@ -150,6 +150,8 @@ class ModelEntry:
         "idle_since_s",
         "infeasible_since_s",
         "keep_alive_s",
+        "load_failing_since_s",
+        "load_failures",
         "load_s",
         "loaded_s",
         "max_slots",
@@ -158,11 +160,9 @@ class ModelEntry:
         "preload_failed",
         "queue",
         "reserved_mb",
-        "setback_since_s",
-        "setbacks",
         "slot_mb",
+        "speculative",
         "state",
-        "unasked",
         "unload_wanted",
         "waiting",
         "warm_slots",
@@ -182,15 +182,15 @@ class ModelEntry:
         """Room for the first slot, kept from the load on."""
         self.warm_slots = 0
         """Slots opened since the load, the first one with it; each keeps its memory until the process ends."""
-        self.unasked = False
+        self.speculative = False
         """Preloaded and not asked for since."""
         self.unload_wanted = False
         self.loaded_s = 0.0
         self.idle_since_s = 0.0
         self.not_before_s = -math.inf
-        self.setbacks = 0
+        self.load_failures = 0
         """Loads since the last start that led to nothing by themselves."""
-        self.setback_since_s = math.inf
+        self.load_failing_since_s = math.inf
         """When the first of them did, or one that was killed from outside."""
         self.preload_failed = False
         self.infeasible_since_s = math.inf
@@ -203,8 +203,8 @@ class ModelEntry:
         self.max_slots = cost.max_slots
         self.keep_alive_s = cost.keep_alive_s
 
-    def forget_setbacks(self) -> None:
-        self.setbacks, self.setback_since_s = 0, math.inf
+    def forget_load_failures(self) -> None:
+        self.load_failures, self.load_failing_since_s = 0, math.inf
 
     @property
     def need_mb(self) -> int:

@@ -254,10 +254,10 @@ class Journal:
             )
         self._unsynced = False
 
-    def _changed(self, how: str, mend: str = "Put it back as it was") -> UsageError:
+    def _changed(self, how: str, fix: str = "Put it back as it was") -> UsageError:
         return UsageError(
             f"{self.results_path} was changed since coe wrote it ({how})",
-            f"{mend}, choose another output, or give --restart to write it anew.",
+            f"{fix}, choose another output, or give --restart to write it anew.",
         )
 
     def _entries(self, journal: IO[bytes], at: int) -> Iterator[tuple[_Entry, int]]:

@@ -158,8 +158,8 @@ class ClientEngine:
             try:
                 with contextlib.closing(self._client.ask(request)) as events:
                     for event in events:
-                        attempts += isinstance(event, ce.Again)
-                        if isinstance(event, ce.Reading) and event.load_s is not None:
+                        attempts += isinstance(event, ce.Restarted)
+                        if isinstance(event, ce.PrefillStarted) and event.load_s is not None:
                             self._loaded.add(event.worker_pid)
                         answer = collector.feed(event)
                 if answer is None:

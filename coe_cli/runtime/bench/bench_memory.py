@@ -18,7 +18,7 @@ from coe_cli.core.providers import on_host
 from coe_cli.providers import runtime_of
 from coe_cli.providers.base import GpuMemory
 from coe_cli.providers.settings import settings_from
-from coe_cli.runtime.college.meter import ResidentSetMeter
+from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 
 _SETTLE_S: Final = 2.0
 _SETTLE_KNOWN_S: Final = 0.5
@@ -57,7 +57,7 @@ class CpuLook:
         return float(memory.total - memory.available) / BYTES_PER_MB
 
     def process_mb(self, pid: int) -> float | None:
-        return ResidentSetMeter().process_mb(pid)
+        return ResidentSetProbe().process_mb(pid)
 
     def process_peak_mb(self, pid: int) -> float | None:
         import psutil

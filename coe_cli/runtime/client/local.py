@@ -19,12 +19,12 @@ from coe_cli.errors import TimedOut
 from coe_cli.runtime.client.client import Events
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.answering import answer
+from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.meter import Meter, meter_for
-from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.memory_probe import MemoryProbe, memory_probe_for
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.prompts.prompts import PromptSource, own
@@ -46,9 +46,13 @@ class LocalClient:
     kind: Literal["college", "coe"] = "coe"
 
     def __init__(
-        self, settings: CollegeSettings, meter: Meter, resolver: RequestResolver, timeout_s: float | None = None
+        self,
+        settings: CollegeSettings,
+        memory_probe: MemoryProbe,
+        resolver: RequestResolver,
+        timeout_s: float | None = None,
     ) -> None:
-        self.college = College(settings, meter)
+        self.college = College(settings, memory_probe)
         self._resolver, self._timeout_s = resolver, timeout_s
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="college", daemon=True)
@@ -140,7 +144,7 @@ def local_client(
         pool,
         cost_in(profile, catalog),
         worker_command=worker_command,
-        recorder=Recorder(),
+        recorder=CalibrationRecorder(),
         replicas=replicas,
         prompts=prompts or own(),
     )
@@ -152,4 +156,4 @@ def local_client(
         routing=routing,
         memory_warning=lambda spec: low_memory_warning(spec, profile),
     )
-    return LocalClient(settings, meter_for(profile), resolver, timeout_s)
+    return LocalClient(settings, memory_probe_for(profile), resolver, timeout_s)

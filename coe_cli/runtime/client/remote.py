@@ -57,7 +57,7 @@ class RemoteClient:
             except CollegeGone as error:
                 if not request.whole:
                     raise
-                yield ce.Again(error.message)  # nothing of it was seen
+                yield ce.Restarted(error.message)  # nothing of it was seen
             if not self._leaves_college:
                 wait_until_gone(_END_S)
         yield from self._ask(request, proven=True)

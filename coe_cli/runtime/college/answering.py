@@ -28,7 +28,7 @@ async def answer(
         if early is not None:
             college.expect(early)
     try:
-        resolved = await resolver.resolve(request, college.resident_models)
+        resolved = await resolver.resolve(request, college.loaded_models)
     except NotProvided as missing:
         yield missing.needed
         return

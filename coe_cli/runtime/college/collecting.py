@@ -65,14 +65,14 @@ class Collector:
 
     def feed(self, event: ce.CollegeEvent) -> Answer | None:
         """Take one event in and pass it on to the listener; the whole answer with the last one."""
-        if isinstance(event, ce.Piece) and self._listener is not None:
+        if isinstance(event, ce.Delta) and self._listener is not None:
             self._listener.wrote(event.tokens)
         self._deliver(self._pieces.of(event))
-        if isinstance(event, ce.Piece):
+        if isinstance(event, ce.Delta):
             return None
         if isinstance(event, ce.Finished):
             return self._whole(event)
-        if isinstance(event, ce.Reading):
+        if isinstance(event, ce.PrefillStarted):
             self._load_s = event.load_s
             self._notes = event.notes
             self._phase("reading the prompt", event.worker_pid)
@@ -84,7 +84,7 @@ class Collector:
             self._phase("loading")  # it had begun before the question came
         elif isinstance(event, ce.Waiting):
             self._phase(f"waiting ({event.reason}, {event.ahead} ahead)")
-        elif isinstance(event, ce.Again):
+        elif isinstance(event, ce.Restarted):
             self._phase(f"starting again ({event.reason})")
         return None
 

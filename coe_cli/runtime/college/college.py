@@ -21,12 +21,12 @@ from coe_cli.core.scheduling.scheduler_state import Snapshot
 from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, explained, from_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college import translation
-from coe_cli.runtime.college.college_requests import OpenRequest, Tally
+from coe_cli.runtime.college.college_requests import Counters, OpenRequest
 from coe_cli.runtime.college.college_settings import CollegeSettings
-from coe_cli.runtime.college.meter import Meter
+from coe_cli.runtime.college.memory_probe import MemoryProbe
 from coe_cli.runtime.college.reclaim import until_reclaimed
-from coe_cli.runtime.college.resident import ResidentWorker
-from coe_cli.runtime.college.spare import SpareWorker
+from coe_cli.runtime.college.warm_worker import WarmWorker
+from coe_cli.runtime.college.worker_handle import WorkerHandle
 from coe_cli.runtime.prompts.prompts import Prompts, PromptSource
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import KilledFromOutside
@@ -38,18 +38,20 @@ _FULL = 2
 class College:
     """Resident models behind one budget. Use inside a running loop; ``close`` ends every worker."""
 
-    def __init__(self, settings: CollegeSettings, meter: Meter, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settings: CollegeSettings, memory_probe: MemoryProbe, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._settings = settings
-        self._meter = meter
+        self._memory_probe = memory_probe
         self._clock = clock
         self._scheduler = Scheduler(settings.pool_in_use(), {})
         self._specs: dict[str, ModelSpec] = {}
         self._newer: dict[str, ModelSpec] = {}
         self._contexts: dict[str, int] = {}
-        self._workers: dict[str, ResidentWorker] = {}
+        self._workers: dict[str, WorkerHandle] = {}
         self._own_prompts = Prompts()  # starts no process before the first request
         self._prompts: PromptSource = settings.prompts or self._own_prompts
-        self._spare = SpareWorker(settings.worker_command, settings.threads)
+        self._warm_worker = WarmWorker(settings.worker_command, settings.threads)
         self._loads = 0
         self._expected_load_s: dict[str, float] = {}
         self._requests: dict[int, OpenRequest] = {}
@@ -62,7 +64,7 @@ class College:
         self._housekeeper: asyncio.Task[None] | None = None
         self.notices: deque[str] = deque(maxlen=50)
         self.active_at = clock()
-        self.tally = Tally()
+        self.counters = Counters()
 
     # --- what one asks of it
 
@@ -92,7 +94,7 @@ class College:
             self._tell(ev.Request(request_id, ask.model.name, ask.priority, guided=guided, retries=ask.retries))
             while True:
                 event = await request.events.get()
-                self.tally.count(event)
+                self.counters.count(event)
                 if isinstance(event, CoeError):
                     raise event
                 yield event
@@ -102,8 +104,12 @@ class College:
             self.active_at = self._clock()
             if self._requests.pop(request_id, None) is not None:
                 self._tell(ev.Cancelled(request_id))
-            if self._settings.keep_spare and self._loads > 1 and not (self.busy or self._closed or self._spare.there):
-                self._spawn(self._spare.prepare())
+            if (
+                self._settings.keep_warm_worker
+                and self._loads > 1
+                and not (self.busy or self._closed or self._warm_worker.there)
+            ):
+                self._spawn(self._warm_worker.prepare())
 
     def expect(self, spec: ModelSpec) -> None:
         """Load a model that is about to be asked for, if there is nothing else to do and room for it."""
@@ -120,16 +126,16 @@ class College:
     def workers(self) -> dict[str, tuple[int, float | None, int]]:
         """Model → (process id, measured MB or None, context length of its slots)."""
         return {
-            name: (worker.pid, self._meter.process_mb(worker.pid), self._contexts[name])
+            name: (worker.pid, self._memory_probe.process_mb(worker.pid), self._contexts[name])
             for name, worker in self._with_process().items()
         }
 
     @property
-    def resident_models(self) -> list[str]:
+    def loaded_models(self) -> list[str]:
         """Models that have a worker."""
         return list(self._with_process())
 
-    def _with_process(self) -> dict[str, ResidentWorker]:
+    def _with_process(self) -> dict[str, WorkerHandle]:
         return {name: worker for name, worker in self._workers.items() if worker.pid}
 
     @property
@@ -155,7 +161,7 @@ class College:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._own_prompts.close()
-        await asyncio.gather(self._spare.end(), *(worker.end() for worker in self._workers.values()))
+        await asyncio.gather(self._warm_worker.end(), *(worker.end() for worker in self._workers.values()))
         if self._settings.recorder is not None:
             await asyncio.to_thread(self._settings.recorder.wait)
         self._workers.clear()
@@ -181,7 +187,7 @@ class College:
     def _carry_out(self, decision: ev.Decision) -> None:
         match decision:
             case ev.Load(model=model) | ev.Preload(model=model):
-                worker = self._workers[model] = self._spare.take()
+                worker = self._workers[model] = self._warm_worker.take()
                 self._loads += 1
                 self._spawn(self._load(model, worker, warm=isinstance(decision, ev.Preload)))
             case ev.Evict(model=model):
@@ -263,7 +269,7 @@ class College:
             self._specs[spec.name] = spec
             self._contexts[spec.name] = context_length
 
-    async def _load(self, model: str, worker: ResidentWorker, *, warm: bool) -> None:
+    async def _load(self, model: str, worker: WorkerHandle, *, warm: bool) -> None:
         """``warm``: open the first slot at once; a request that waits opens its own, and need not wait for another."""
         for request in self._requests.values():
             if request.ask.model.name == model:
@@ -299,9 +305,9 @@ class College:
         for wait in self._scheduler.waits(model):  # they were told of the load, and it is over
             self._carry_out(wait)
 
-    async def _evict(self, model: str, worker: ResidentWorker | None) -> None:
+    async def _evict(self, model: str, worker: WorkerHandle | None) -> None:
         before_mb = self._used_mb()
-        own_mb = self._meter.process_mb(worker.pid) if worker is not None and worker.pid else None
+        own_mb = self._memory_probe.process_mb(worker.pid) if worker is not None and worker.pid else None
         if worker is not None:
             await worker.end()
             self._forget(model, worker)
@@ -310,20 +316,20 @@ class College:
             self._take_in(self._newer[model])
         self._tell(ev.Evicted(model, reclaimed_mb, used_mb))
 
-    def _lose(self, model: str, worker: ResidentWorker, error: CoeError) -> None:
+    def _lose(self, model: str, worker: WorkerHandle, error: CoeError) -> None:
         """A worker ended by itself, lost its device, ran out of memory or stopped making progress."""
         if not worker.ending:
             worker.ending = True
             self.notices.append(error.message)
             self._spawn(self._replace(model, worker, error))
 
-    async def _replace(self, model: str, worker: ResidentWorker, error: CoeError) -> None:
+    async def _replace(self, model: str, worker: WorkerHandle, error: CoeError) -> None:
         await worker.end()
         if self._forget(model, worker):
             killed = isinstance(error, KilledFromOutside)
             self._tell(ev.WorkerDied(model, error.code, error.message, self._used_mb(), killed))
 
-    def _forget(self, model: str, worker: ResidentWorker) -> bool:
+    def _forget(self, model: str, worker: WorkerHandle) -> bool:
         """Strike the worker off; False if an eviction has done so meanwhile."""
         known = self._workers.get(model) is worker
         if known:
@@ -348,7 +354,7 @@ class College:
         except Exception as error:  # nothing of it was sent: the worker is sound and its slot is free again
             self._end_failed(worker, request_id, explained(error))
 
-    def _on_message(self, model: str, worker: ResidentWorker, message: protocol.FromWorker) -> None:
+    def _on_message(self, model: str, worker: WorkerHandle, message: protocol.FromWorker) -> None:
         if worker.ending:
             return
         match message:
@@ -372,7 +378,7 @@ class College:
             case protocol.Failed():
                 self._failed(model, worker, message)
 
-    def _failed(self, model: str, worker: ResidentWorker, message: protocol.Failed) -> None:
+    def _failed(self, model: str, worker: WorkerHandle, message: protocol.Failed) -> None:
         error = from_code(message.code, message.message, message.hint)
         if isinstance(error, DeviceLost | OutOfMemory):
             # The process cannot be trusted any more: its requests are retried on a new one, or fail.
@@ -381,7 +387,7 @@ class College:
         assert message.request_id is not None
         self._end_failed(worker, message.request_id, error)
 
-    def _end_failed(self, worker: ResidentWorker, request_id: int, error: CoeError) -> None:
+    def _end_failed(self, worker: WorkerHandle, request_id: int, error: CoeError) -> None:
         worker.running.discard(request_id)
         self._end(request_id, error)
         self._tell(ev.Done(request_id))
@@ -407,7 +413,7 @@ class College:
             self._tell(ev.MeasuredUsage(used_mb))
 
     def _used_mb(self) -> float | None:
-        return self._meter.used_mb([worker.pid for worker in self._workers.values() if worker.alive])
+        return self._memory_probe.used_mb([worker.pid for worker in self._workers.values() if worker.alive])
 
     def _spawn(self, job: object) -> None:
         self._tasks.add(task := asyncio.ensure_future(job))  # type: ignore[call-overload]

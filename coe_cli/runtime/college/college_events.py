@@ -50,7 +50,7 @@ class Loading(Struct, frozen=True, tag=True):
     """The model of the request is being loaded."""
 
 
-class Reading(Struct, frozen=True, tag=True):
+class PrefillStarted(Struct, frozen=True, tag=True):
     """The prompt is being read. ``load_s`` is None when the model was resident; ``notes`` are about the prompt.
 
     ``in_thinking`` and ``thinks`` as ``opens_thinking`` and ``thinks`` of a ``Prompt``.
@@ -65,14 +65,14 @@ class Reading(Struct, frozen=True, tag=True):
     thinks: bool = False
 
 
-class Piece(Struct, frozen=True, tag=True):
+class Delta(Struct, frozen=True, tag=True):
     """A piece of the answer as the model wrote it, <think> tags included; the text of so many ``tokens``."""
 
     text: str
     tokens: int = 1
 
 
-class Again(Struct, frozen=True, tag=True):
+class Restarted(Struct, frozen=True, tag=True):
     """The answer starts again from the beginning; nothing of it had been delivered."""
 
     reason: str
@@ -89,7 +89,7 @@ class Finished(Struct, frozen=True, tag=True):
     notes: list[str] = []
 
 
-CollegeEvent: TypeAlias = Resolved | Needed | Waiting | Loading | Reading | Piece | Again | Finished
+CollegeEvent: TypeAlias = Resolved | Needed | Waiting | Loading | PrefillStarted | Delta | Restarted | Finished
 
 
 class Broken(Struct, frozen=True, tag=True):
@@ -101,4 +101,4 @@ class Broken(Struct, frozen=True, tag=True):
     retry_after_s: float | None = None
 
 
-WireEvent: TypeAlias = Resolved | Needed | Waiting | Loading | Reading | Piece | Again | Finished | Broken
+WireEvent: TypeAlias = Resolved | Needed | Waiting | Loading | PrefillStarted | Delta | Restarted | Finished | Broken

@@ -19,13 +19,13 @@ class OpenRequest:
     events: asyncio.Queue[ce.CollegeEvent | CoeError] = field(default_factory=asyncio.Queue)
     load_s: float | None = None
     delivered: bool = False
-    held_back: list[ce.Piece] = field(default_factory=list)
+    held_back: list[ce.Delta] = field(default_factory=list)
 
-    def piece(self, piece: ce.Piece) -> bool:
+    def piece(self, piece: ce.Delta) -> bool:
         """Hand a piece on, or hold it back; whether the asker now has something of the answer for the first time."""
         if self.ask.whole:
             self.held_back.append(piece)
-            self.events.put_nowait(ce.Piece("", piece.tokens))  # a sign of life for whoever bounds the silence
+            self.events.put_nowait(ce.Delta("", piece.tokens))  # a sign of life for whoever bounds the silence
             return False
         self.events.put_nowait(piece)
         first, self.delivered = not self.delivered, True
@@ -34,17 +34,17 @@ class OpenRequest:
     def again(self, reason: str) -> None:
         """The answer starts again; nothing of it was handed on."""
         self.held_back.clear()
-        self.events.put_nowait(ce.Again(reason))
+        self.events.put_nowait(ce.Restarted(reason))
 
     def end(self, outcome: ce.Finished | CoeError) -> None:
         """The last event, after what was held back of a complete answer."""
         if self.held_back and isinstance(outcome, ce.Finished):
-            self.events.put_nowait(ce.Piece("".join(piece.text for piece in self.held_back), 0))
+            self.events.put_nowait(ce.Delta("".join(piece.text for piece in self.held_back), 0))
         self.events.put_nowait(outcome)
 
 
 @dataclass
-class Tally:
+class Counters:
     """Counts since the start; tokens are those of complete answers."""
 
     answers: int = 0
@@ -57,7 +57,7 @@ class Tally:
         """Take in an event that was handed to an asker."""
         if isinstance(event, CoeError):
             self.failures += 1
-        elif isinstance(event, ce.Reading):
+        elif isinstance(event, ce.PrefillStarted):
             self.reused_prompt_tokens += event.reused_tokens
         elif isinstance(event, ce.Finished):
             self.answers += 1

@@ -10,7 +10,7 @@ from msgspec import structs
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.providers.settings import worker_threads
-from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.prompts.prompts import PromptSource
 
 
@@ -23,14 +23,14 @@ class CollegeSettings:
     load_timeout_s: float = 600.0
     watchdog_s: float = 300.0
     worker_command: list[str] | None = None
-    recorder: Recorder | None = None
+    recorder: CalibrationRecorder | None = None
     worker_threads: int | None = None
     """Threads of one worker on the CPU; None gives it all cores."""
     replicas: int | None = None
     """On the CPU: so many workers answer side by side, of one model or of several, each in one slot with its share of the
     cores. Two workers with a thread each write a quarter more than one with two. None: each model has one worker and all
     cores."""
-    keep_spare: bool = False
+    keep_warm_worker: bool = False
     """After the second load, whenever nothing is asked, have a process ready for the next one."""
     prompts: PromptSource | None = None
     """Makes the prompts; None for a process of the college's own, which ends with it."""

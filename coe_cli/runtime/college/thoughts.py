@@ -20,11 +20,11 @@ class AnswerPieces:
 
     def of(self, event: ce.CollegeEvent) -> list[Piece]:
         """The pieces that are certain with this event."""
-        if isinstance(event, ce.Piece):
+        if isinstance(event, ce.Delta):
             return self._splitter.feed(event.text)
         if isinstance(event, ce.Finished):
             return self._splitter.finish()
-        if isinstance(event, ce.Reading):
+        if isinstance(event, ce.PrefillStarted):
             thinks = self._splits_thinking and (event.thinks or event.in_thinking)
             self._splitter = ThinkingSplitter(thinks=thinks, in_thinking=event.in_thinking)
         return []

@@ -45,9 +45,9 @@ def to_worker(request_id: int, ask: ce.Ask, prompt: Prompt, context_length: int)
     )
 
 
-def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, worker_pid: int) -> ce.Reading:
+def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, worker_pid: int) -> ce.PrefillStarted:
     """``load_s`` is None where the model was resident."""
-    return ce.Reading(
+    return ce.PrefillStarted(
         message.prompt_tokens,
         message.reused_tokens,
         prompt.opens_thinking,
@@ -58,9 +58,9 @@ def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, wor
     )
 
 
-def piece(message: protocol.Token) -> ce.Piece:
+def piece(message: protocol.Token) -> ce.Delta:
     """A part of the answer."""
-    return ce.Piece(message.text, message.tokens)
+    return ce.Delta(message.text, message.tokens)
 
 
 def finished(message: protocol.Done, ask: ce.Ask, prompt: Prompt) -> ce.Finished:

@@ -130,7 +130,7 @@ class ChatSession:
             sampling=self._sampling,
         )
         pieces = AnswerPieces()
-        reading: ce.Reading | None = None
+        reading: ce.PrefillStarted | None = None
         finished: ce.Finished | None = None
         text: list[str] = []
         events = self._client.ask(request)
@@ -142,11 +142,11 @@ class ChatSession:
                     yield piece, is_thought
                 if isinstance(event, Resolved):
                     self._told = event
-                elif isinstance(event, ce.Reading):
+                elif isinstance(event, ce.PrefillStarted):
                     reading = event
                 elif isinstance(event, ce.Finished):
                     finished = event
-                if not isinstance(event, ce.Piece):
+                if not isinstance(event, ce.Delta):
                     yield event
         except (GeneratorExit, KeyboardInterrupt):
             if text:
@@ -157,7 +157,7 @@ class ChatSession:
         self._keep(asked, "".join(text), reading, finished)
 
     def _keep(
-        self, asked: list[ChatMessage], text: str, reading: ce.Reading | None, finished: ce.Finished | None
+        self, asked: list[ChatMessage], text: str, reading: ce.PrefillStarted | None, finished: ce.Finished | None
     ) -> None:
         answer = text.strip("\n")
         self._messages = [*asked, ChatMessage("assistant", answer)]
@@ -182,7 +182,7 @@ class ChatSession:
         )
         self._conversation_id = kept if kept is not None else self._conversation_id
 
-    def _count(self, reading: ce.Reading | None, finished: ce.Finished | None) -> None:
+    def _count(self, reading: ce.PrefillStarted | None, finished: ce.Finished | None) -> None:
         stats = self.stats
         stats.turns += 1
         if reading is not None:

@@ -1,4 +1,4 @@
-"""`coe doctor`: everything that can be wrong with a machine, each finding with what mends it."""
+"""`coe doctor`: everything that can be wrong with a machine, each finding with its fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from coe_cli.core.findings import Finding
 from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.doctor.configuration import usable_catalog, usable_profile, usable_profiles
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget, check_direct3d, read_drivers
-from coe_cli.runtime.doctor.models import check_models, check_residents
+from coe_cli.runtime.doctor.models import check_held_models, check_models
 from coe_cli.runtime.doctor.places import check_folders, check_reading
 from coe_cli.runtime.doctor.software import check_oga, check_packages, check_system, installed_packages
 from coe_cli.runtime.folders import folders
@@ -39,7 +39,7 @@ def examine(profiles_file: Path | None, catalog_file: Path | None, profile: str 
         *configuration.values(),
         *budget,
         *check_models(catalog, profiles, places.models, installed_providers()),
-        *check_residents(places.models),
+        *check_held_models(places.models),
         *check_folders(places),
         *check_reading(places.models),
     ]

@@ -17,7 +17,7 @@ from coe_cli.core.providers import spec_of
 from coe_cli.core.routing.selection import choose_profile
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import choose_provider, install_command, installed_runtimes
-from coe_cli.runtime.college.residents import resident_models
+from coe_cli.runtime.college.loaded_models import resident_models
 from coe_cli.runtime.conversion.optimize import prunes_head
 from coe_cli.runtime.doctor.software import SYSTEMS
 from coe_cli.runtime.store.inventory import all_duplicates
@@ -76,7 +76,7 @@ def _how_to_have(provider: Provider) -> str:
     return f"Run it on {SYSTEMS.get(spec.platforms[0], spec.platforms[0])}, with {spec.label}."
 
 
-def check_residents(models_dir: Path) -> list[Finding]:
+def check_held_models(models_dir: Path) -> list[Finding]:
     """The running college, and workers that hold models right now."""
     from coe_cli.runtime.server.college_client import find
 

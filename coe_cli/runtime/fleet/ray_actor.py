@@ -24,9 +24,9 @@ from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import RowFailure
 from coe_cli.runtime.college.collecting import About, Collector, broken_off
 from coe_cli.runtime.college.college import College
-from coe_cli.runtime.college.college_events import Again, Ask
+from coe_cli.runtime.college.college_events import Ask, Restarted
 from coe_cli.runtime.college.college_settings import CollegeSettings
-from coe_cli.runtime.college.meter import Unmeasured
+from coe_cli.runtime.college.memory_probe import Unmeasured
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.store.model_store import open_model
 
@@ -119,7 +119,7 @@ class ModelActor:
         collector, answer = Collector(about, splits_thinking=row.splits_thinking), None
         async with contextlib.aclosing(self._college.ask(structs.replace(row.ask, model=spec))) as events:
             async for event in events:
-                if isinstance(event, Again):
+                if isinstance(event, Restarted):
                     begun.append(None)
                 answer = collector.feed(event)
         if answer is None:

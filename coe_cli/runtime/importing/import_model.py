@@ -16,7 +16,7 @@ from coe_cli.errors import DoesNotFit, ModelDamaged, UsageError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.importing.source import ModelSource
 from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.store.canary import forget
+from coe_cli.runtime.store.golden_answer import forget
 from coe_cli.runtime.store.integrity import check_files, sha256_of, write_manifest
 from coe_cli.runtime.store.model_removal import check_replaceable
 from coe_cli.runtime.store.model_store import (

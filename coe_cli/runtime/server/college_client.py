@@ -22,7 +22,7 @@ from coe_cli.package import start_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.server import pid_file, rendezvous
+from coe_cli.runtime.server import discovery, pid_file
 from coe_cli.runtime.server.route_messages import RouteAnswer, RouteRequest
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.settings import settings_digest
@@ -40,7 +40,7 @@ _decode_event = msgspec.json.Decoder(ce.WireEvent).decode
 
 def find() -> CollegeClient | None:
     """The college of this user, if one runs and answers."""
-    state = rendezvous.read_state(folders().state)
+    state = discovery.read_state(folders().state)
     if state is None:
         return None
     client = CollegeClient(state)
@@ -60,9 +60,9 @@ def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START
     client = find()
     if client is not None:
         return client
-    folder = rendezvous.private_folder(folders().state)
+    folder = discovery.private_folder(folders().state)
     deadline = time.monotonic() + timeout_s
-    with rendezvous.starting(folder, timeout_s):
+    with discovery.starting(folder, timeout_s):
         client = find()
         if client is not None:
             return client
@@ -87,8 +87,8 @@ def running() -> CollegeClient | None:
     The system frees the lock with the college's process, so while it is held nobody else can listen on its port.
     """
     folder = folders().state
-    state = rendezvous.read_state(folder)
-    return CollegeClient(state) if state is not None and rendezvous.college_lives(folder) else None
+    state = discovery.read_state(folder)
+    return CollegeClient(state) if state is not None and discovery.college_lives(folder) else None
 
 
 def reach(options: ServeOptions, *, proven: bool = False) -> tuple[CollegeClient | None, str]:
@@ -162,7 +162,7 @@ class CollegeClient:
 
     started = False
 
-    def __init__(self, state: rendezvous.CollegeState) -> None:
+    def __init__(self, state: discovery.CollegeState) -> None:
         self.state = state
         self._connection = http.client.HTTPConnection(state.connect_host, state.port, timeout=_PING_TIMEOUT_S)
         self._used_at = time.monotonic()
@@ -179,7 +179,7 @@ class CollegeClient:
         except (OSError, http.client.HTTPException, msgspec.MsgspecError):
             self._connection.close()
             return False
-        expected = rendezvous.proof(self.state.token, nonce)
+        expected = discovery.proof(self.state.token, nonce)
         return isinstance(answer, dict) and answer.get("proof") == expected and answer.get("status") == "ok"
 
     def ask(self, request: ChatRequest, timeout_s: float | None = None) -> Iterator[ce.CollegeEvent]:
@@ -301,7 +301,7 @@ def wait_until_gone(timeout_s: float | None = None) -> bool:
     """Wait until no process holds the college's lock; whether that came about within ``timeout_s`` seconds."""
     folder = folders().state
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while folder.is_dir() and rendezvous.college_lives(folder):
+    while folder.is_dir() and discovery.college_lives(folder):
         if deadline is not None and time.monotonic() > deadline:
             return False
         time.sleep(0.02)
@@ -323,7 +323,7 @@ def end_unresponsive() -> bool:
             if not process.end(_KILL_AFTER_S):
                 raise CoeError(f"process {process.pid} does not end", "End it by hand.")
             ended = True
-        if not found and not rendezvous.college_lives(folder):
+        if not found and not discovery.college_lives(folder):
             break
         if not found and time.monotonic() > deadline:
             raise CoeError(

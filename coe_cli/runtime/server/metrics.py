@@ -8,7 +8,7 @@ from typing import Any
 
 from coe_cli.core.scheduling.college_status import CollegeStatus
 from coe_cli.core.scheduling.scheduler_state import Snapshot
-from coe_cli.runtime.college.college_requests import Tally
+from coe_cli.runtime.college.college_requests import Counters
 
 _MB = 2**20
 
@@ -17,7 +17,7 @@ def prometheus_text(
     status: CollegeStatus,
     snapshot: Snapshot,
     responses: Counter[tuple[str, int]],
-    tally: Tally,
+    counters: Counters,
 ) -> bytes:
     """All metrics; ``responses`` counts by path and status."""
     from prometheus_client import CollectorRegistry, generate_latest
@@ -46,11 +46,11 @@ def prometheus_text(
             yield gauge("queue_length", "Requests that wait", snapshot.queue_length)
             yield gauge("running", "Answers in progress", snapshot.running)
             yield gauge("slots", "Answers that may be in progress at once", snapshot.max_concurrent_slots)
-            yield counter("answers", "Complete answers", tally.answers)
-            yield counter("failures", "Requests that ended with an error", tally.failures)
-            yield counter("prompt_tokens", "Tokens of the prompts of complete answers", tally.prompt_tokens)
-            yield counter("reused_prompt_tokens", "Prompt tokens found in a cache", tally.reused_prompt_tokens)
-            yield counter("completion_tokens", "Tokens of complete answers", tally.completion_tokens)
+            yield counter("answers", "Complete answers", counters.answers)
+            yield counter("failures", "Requests that ended with an error", counters.failures)
+            yield counter("prompt_tokens", "Tokens of the prompts of complete answers", counters.prompt_tokens)
+            yield counter("reused_prompt_tokens", "Prompt tokens found in a cache", counters.reused_prompt_tokens)
+            yield counter("completion_tokens", "Tokens of complete answers", counters.completion_tokens)
             yield counter("model_loads", "Models loaded on request", snapshot.loads)
             yield counter("model_preloads", "Models loaded ahead", snapshot.preloads)
             yield counter("model_evictions", "Models taken out", snapshot.evictions)

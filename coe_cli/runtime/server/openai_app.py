@@ -61,7 +61,7 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
     async def answer(
         request: api.ChatCompletionRequest | api.CompletionRequest, shape: ChatShape | TextShape
     ) -> Response:
-        resolved = await resolver.resolve(request.chat_request(), college.resident_models)
+        resolved = await resolver.resolve(request.chat_request(), college.loaded_models)
         stream = bool(request.stream)
         return _Answer(HttpAnswer(college, resolved, shape, stream=stream, include_usage=request.include_usage))
 

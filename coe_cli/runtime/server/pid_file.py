@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from coe_cli.runtime.server.rendezvous import write_private
+from coe_cli.runtime.server.discovery import write_private
 
 COLLEGE = "college.pid"
 """The holder of ``college.lock``."""

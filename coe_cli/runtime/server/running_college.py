@@ -13,7 +13,7 @@ from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.server.device import device_of
-from coe_cli.runtime.server.rendezvous import read_state
+from coe_cli.runtime.server.discovery import read_state
 
 
 def college_on(device: str | None = None) -> CollegeStatus:

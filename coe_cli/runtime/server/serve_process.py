@@ -31,17 +31,17 @@ from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError, explained
 from coe_cli.interrupts import on_interrupt
 from coe_cli.replacing import move
+from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_profile import college_profile
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.meter import meter_for
-from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.memory_probe import memory_probe_for
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.routing.shared_router import SharedRouter
-from coe_cli.runtime.server import pid_file, rendezvous
+from coe_cli.runtime.server import discovery, pid_file
 from coe_cli.runtime.server.device import device_of
 from coe_cli.runtime.server.guard import is_loopback
 from coe_cli.runtime.server.serve_options import ServeOptions
@@ -85,22 +85,22 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
     profile = college_profile(profiles, options.profile, catalog, where)
     if options.slots is not None:
         profile = msgspec.structs.replace(profile, max_concurrent_slots=options.slots)
-    folder = rendezvous.private_folder(where.state)
-    lock = rendezvous.hold_college_lock(folder)
+    folder = discovery.private_folder(where.state)
+    lock = discovery.hold_college_lock(folder)
     if lock is None:
         raise AlreadyRunning("a college is running already", "See `coe ps`; end it with `coe stop`.")
     try:
-        rendezvous.remove_state(folder)  # whoever left it behind is gone
+        discovery.remove_state(folder)  # whoever left it behind is gone
         try:
             pid_file.write(folder / pid_file.COLLEGE, os.getpid())
         except OSError as error:
-            raise rendezvous.cannot_announce(folder, error) from error
+            raise discovery.cannot_announce(folder, error) from error
         with _bound_socket(options.host, options.port) as listener, _logging(folder):
-            state = rendezvous.CollegeState(
+            state = discovery.CollegeState(
                 pid=os.getpid(),
                 host=options.host,
                 port=listener.getsockname()[1],
-                token=rendezvous.new_token(),
+                token=discovery.new_token(),
                 version=__version__,
                 started_at=time.time(),
                 profile=profile.name,
@@ -112,7 +112,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
             job = _Process(options, state, listener, profile, resolver, api_key)
             asyncio.run(job.run(folder, on_ready, observer))
     finally:
-        rendezvous.remove_state(folder)
+        discovery.remove_state(folder)
         with contextlib.suppress(OSError):
             (folder / pid_file.COLLEGE).unlink(missing_ok=True)
         lock.release()
@@ -124,7 +124,7 @@ class _Process:
     def __init__(
         self,
         options: ServeOptions,
-        state: rendezvous.CollegeState,
+        state: discovery.CollegeState,
         listener: socket.socket,
         profile: HardwareProfile,
         resolver: RequestResolver,
@@ -147,12 +147,12 @@ class _Process:
         settings = CollegeSettings(
             pool,
             cost_in(self._profile, self._resolver.catalog),
-            recorder=Recorder(),
-            keep_spare=True,
+            recorder=CalibrationRecorder(),
+            keep_warm_worker=True,
             prompts=own().start(),
             replicas=self._options.replicas,
         )
-        self._college = College(settings, meter_for(self._profile))
+        self._college = College(settings, memory_probe_for(self._profile))
         self._server = Server(
             self._college,
             self._resolver,
@@ -227,7 +227,7 @@ class _Process:
     async def _announce(self, folder: Path, on_ready: Callable[[str], None]) -> None:
         while not self._uvicorn.started:
             await asyncio.sleep(0.002)
-        rendezvous.write_state(folder, self._state)
+        discovery.write_state(folder, self._state)
         on_ready(self._state.url)
         if self._options.prepare_api:
             await self._server.openai()

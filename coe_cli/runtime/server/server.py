@@ -29,9 +29,9 @@ from coe_cli.runtime.college.answering import answer
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
+from coe_cli.runtime.server.discovery import CollegeState, proof
 from coe_cli.runtime.server.guard import BodyBudget, Guard, Headers, replay
 from coe_cli.runtime.server.http_errors import HttpError
-from coe_cli.runtime.server.rendezvous import CollegeState, proof
 from coe_cli.runtime.server.route_messages import RouteRequest
 from coe_cli.runtime.server.streaming import Receive, Send, send_error, send_json, until_client_goes
 
@@ -194,7 +194,7 @@ class Server:
         from coe_cli.runtime.server.metrics import prometheus_text
 
         snapshot = self.college.snapshot()
-        body = prometheus_text(self.status(snapshot), snapshot, self._responses, self.college.tally)
+        body = prometheus_text(self.status(snapshot), snapshot, self._responses, self.college.counters)
         headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -220,7 +220,7 @@ class Server:
             await until_client_goes(receive, lambda: self._ask(request, send))
         elif path == "/coe/route":
             request = _decode(body, RouteRequest)
-            routed = await asyncio.to_thread(self.resolver.router.answer, request, self.college.resident_models)
+            routed = await asyncio.to_thread(self.resolver.router.answer, request, self.college.loaded_models)
             if routed is None:
                 raise HttpError(409, "this college routes by other examples", code="other_examples")
             await send_json(send, 200, routed)

@@ -158,7 +158,7 @@ class HttpAnswer:
         self._stream, self._include_usage = stream, include_usage
         self._id = shape.prefix + secrets.token_hex(12)
         self._created = int(time.time())
-        self._reading: ce.Reading | None = None
+        self._reading: ce.PrefillStarted | None = None
         self._ended: list[str] = []
         self._sent = False
 
@@ -186,7 +186,7 @@ class HttpAnswer:
             async for event in events:
                 for text, is_thinking in pieces.of(event):
                     parts[is_thinking].append(text)
-                if isinstance(event, ce.Reading):
+                if isinstance(event, ce.PrefillStarted):
                     self._reading = event
                 elif isinstance(event, ce.Finished):
                     finished, self._ended = event, event.notes
@@ -225,9 +225,9 @@ class HttpAnswer:
         async with contextlib.aclosing(self._college.ask(self._resolved.ask)) as events:
             async for event in events:
                 found = pieces.of(event)
-                if isinstance(event, ce.Reading):
+                if isinstance(event, ce.PrefillStarted):
                     self._reading = event
-                if not isinstance(event, ce.Piece | ce.Finished):
+                if not isinstance(event, ce.Delta | ce.Finished):
                     continue
                 data = b"".join([wrap[thinks][0] + encode(text) + wrap[thinks][1] for text, thinks in found])
                 if not self._sent:

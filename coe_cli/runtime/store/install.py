@@ -21,7 +21,7 @@ from coe_cli.core.models.source_uri import default_name, is_uri, parse_uri
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.store.canary import forget
+from coe_cli.runtime.store.golden_answer import forget
 from coe_cli.runtime.store.integrity import MANIFEST, check_files, write_manifest
 from coe_cli.runtime.store.model_ends import end_finding
 from coe_cli.runtime.store.model_removal import check_replaceable

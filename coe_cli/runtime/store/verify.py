@@ -22,7 +22,7 @@ from coe_cli.runtime.progress import OnProgress, Step, ignore
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
 from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.prompts.tokenizer_files import chat_template
-from coe_cli.runtime.store import canary
+from coe_cli.runtime.store import golden_answer
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
 from coe_cli.runtime.store.model_ends import end_finding
 from coe_cli.runtime.store.model_files import check_safe
@@ -76,8 +76,8 @@ def verify(
     elif run and not any(finding.level == "error" for finding in findings):
         on_progress(Step("Loading it and asking", 0, None))
         if accept:
-            canary.forget(state_dir, name)
-        findings.append(check_canary(spec, state_dir))
+            golden_answer.forget(state_dir, name)
+        findings.append(check_golden(spec, state_dir))
         if not on_host(spec.provider) and findings[-1].level is not Level.ERROR:
             findings.append(check_agreement(spec, on_progress))
     return findings
@@ -110,22 +110,22 @@ def check_agreement(spec: ModelSpec, on_progress: OnProgress = ignore) -> Findin
     )
 
 
-def check_canary(
-    spec: ModelSpec, state_dir: Path, *, run: Callable[[ModelSpec], canary.Golden] = canary.run_canary
+def check_golden(
+    spec: ModelSpec, state_dir: Path, *, run: Callable[[ModelSpec], golden_answer.Golden] = golden_answer.run_golden
 ) -> Finding:
     """Load the model and compare its greedy answer with the one recorded on this provider; record the first one."""
     try:
         actual = run(spec)
-        expected = canary.recorded(state_dir, spec.name, spec.provider)
+        expected = golden_answer.recorded(state_dir, spec.name, spec.provider)
         where = f"on {spec.provider} (OGA {actual.oga_version})"
         if expected is None or expected.graph_sha256 != actual.graph_sha256:
             try:
-                canary.record(state_dir, spec.name, actual)
+                golden_answer.record(state_dir, spec.name, actual)
             except CoeError as problem:
                 said = f"loads and answers {where}, and that cannot be recorded: {problem.message}"
                 return warning("canary", said, problem.hint)
             return ok("canary", f"loads and answers {where}; its answer is recorded for the next time")
-        difference = canary.first_difference(expected, actual)
+        difference = golden_answer.first_difference(expected, actual)
         if difference is None:
             return ok("canary", f"loads and gives the recorded tokens {where}")
         if expected.oga_version != actual.oga_version:

@@ -21,9 +21,9 @@ from serving import Served, end, serving
 
 from coe_cli import __version__
 from coe_cli.errors import CoeError
-from coe_cli.runtime.server import rendezvous
+from coe_cli.runtime.server import discovery
 from coe_cli.runtime.server.college_client import find
-from coe_cli.runtime.server.rendezvous import CollegeState
+from coe_cli.runtime.server.discovery import CollegeState
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and signals")
 
@@ -43,15 +43,15 @@ def _state(**changes: object) -> CollegeState:
 
 
 def test_a_state_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    rendezvous.write_state(tmp_path, _state(port=4711))
-    assert rendezvous.read_state(tmp_path) == _state(port=4711)
+    discovery.write_state(tmp_path, _state(port=4711))
+    assert discovery.read_state(tmp_path) == _state(port=4711)
     assert [path.name for path in tmp_path.iterdir()] == ["college.json"]
 
 
 @posix
 def test_only_the_owner_may_read_the_state(tmp_path: Path) -> None:
-    folder = rendezvous.private_folder(tmp_path / "state")
-    rendezvous.write_state(folder, _state())
+    folder = discovery.private_folder(tmp_path / "state")
+    discovery.write_state(folder, _state())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "college.json").stat().st_mode) == 0o600
 
@@ -59,35 +59,35 @@ def test_only_the_owner_may_read_the_state(tmp_path: Path) -> None:
 @posix
 def test_a_state_folder_that_others_could_read_is_closed(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    assert stat.S_IMODE(rendezvous.private_folder(tmp_path).stat().st_mode) == 0o700
+    assert stat.S_IMODE(discovery.private_folder(tmp_path).stat().st_mode) == 0o700
 
 
 @posix
 def test_a_state_file_that_others_could_have_read_is_not_trusted(tmp_path: Path) -> None:
-    rendezvous.write_state(tmp_path, _state())
+    discovery.write_state(tmp_path, _state())
     (tmp_path / "college.json").chmod(0o644)
-    assert rendezvous.read_state(tmp_path) is None
+    assert discovery.read_state(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1", b"\xff\xfe", b'{"pid": "x"}', b"x" * 100_000])
 def test_a_broken_state_file_is_no_state(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "college.json").write_bytes(content)
     (tmp_path / "college.json").chmod(0o600)
-    assert rendezvous.read_state(tmp_path) is None
+    assert discovery.read_state(tmp_path) is None
 
 
 def test_a_state_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CoeError) as error:
-        rendezvous.private_folder(tmp_path / "file" / "state")
+        discovery.private_folder(tmp_path / "file" / "state")
     assert "COE_STATE_DIR" in error.value.hint
 
 
 def test_the_college_lock_has_one_holder_and_is_free_when_it_ends(tmp_path: Path) -> None:
-    assert not rendezvous.college_lives(tmp_path)
+    assert not discovery.college_lives(tmp_path)
     code = (
-        "import sys, pathlib; from coe_cli.runtime.server import rendezvous;"
-        "lock = rendezvous.hold_college_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from coe_cli.runtime.server import discovery;"
+        "lock = discovery.hold_college_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -95,15 +95,15 @@ def test_the_college_lock_has_one_holder_and_is_free_when_it_ends(tmp_path: Path
     assert holder.stdout is not None and holder.stdin is not None
     with holder:
         assert holder.stdout.readline().strip() == b"held"
-        assert rendezvous.college_lives(tmp_path)
-        assert rendezvous.hold_college_lock(tmp_path) is None
+        assert discovery.college_lives(tmp_path)
+        assert discovery.hold_college_lock(tmp_path) is None
         holder.kill()
-    assert not rendezvous.college_lives(tmp_path)
+    assert not discovery.college_lives(tmp_path)
 
 
 def test_the_proof_depends_on_token_and_nonce() -> None:
-    assert rendezvous.proof("a", "n") == rendezvous.proof("a", "n")
-    assert len({rendezvous.proof(*pair) for pair in (("a", "n"), ("b", "n"), ("a", "m"))}) == 3
+    assert discovery.proof("a", "n") == discovery.proof("a", "n")
+    assert len({discovery.proof(*pair) for pair in (("a", "n"), ("b", "n"), ("a", "m"))}) == 3
 
 
 def test_two_starts_at_the_same_moment_give_one_college(coe: Coe) -> None:
@@ -146,11 +146,11 @@ def _serves(process: psutil.Process, coe: Coe) -> bool:
 
 
 def test_a_stale_state_file_is_no_obstacle(coe: Coe) -> None:
-    folder = rendezvous.private_folder(coe.folder / "state")
+    folder = discovery.private_folder(coe.folder / "state")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    rendezvous.write_state(folder, _state(port=port))
+    discovery.write_state(folder, _state(port=port))
     assert "no college is running" in coe.run("ps").check().stderr
     with serving(coe) as served:
         assert served.port != port or served.state["token"] != "t" * 43
@@ -158,10 +158,10 @@ def test_a_stale_state_file_is_no_obstacle(coe: Coe) -> None:
 
 def test_a_stranger_on_the_port_is_not_taken_for_the_college(coe: Coe) -> None:
     """Something that answers HTTP there but does not know the token is never sent a question."""
-    folder = rendezvous.private_folder(coe.folder / "state")
+    folder = discovery.private_folder(coe.folder / "state")
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        rendezvous.write_state(folder, _state(port=server.getsockname()[1]))
+        discovery.write_state(folder, _state(port=server.getsockname()[1]))
 
         def answer() -> None:
             connection, _ = server.accept()

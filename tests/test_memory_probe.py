@@ -19,10 +19,10 @@ from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.probes import pdh
 from coe_cli.providers.cuda import NvmlMemory
+from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.gauge import memory_gauge
-from coe_cli.runtime.college.meter import GpuMeter, ResidentSetMeter, Unmeasured, meter_for
-from coe_cli.runtime.college.recorder import Recorder
+from coe_cli.runtime.college.memory_probe import GpuProbe, ResidentSetProbe, Unmeasured, memory_probe_for
+from coe_cli.runtime.college.usage_sample import usage_sampler
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 
@@ -48,28 +48,28 @@ class Card:
 
 def test_other_programs_count_only_beyond_what_the_budget_leaves_them() -> None:
     card = Card(3_000.0, {1: 1_000.0})
-    meter = GpuMeter(card, slack_mb=2_000.0)
-    assert meter.used_mb([7]) == 1_000.0  # 3000 of others, 2000 of them free of charge
+    memory_probe = GpuProbe(card, slack_mb=2_000.0)
+    assert memory_probe.used_mb([7]) == 1_000.0  # 3000 of others, 2000 of them free of charge
     card.used, card.processes = 9_000.0, {1: 1_000.0, 7: 6_000.0}
-    assert meter.used_mb([7]) == 6_000.0 + 1_000.0
-    assert meter.used_mb([]) == 7_000.0
-    assert (meter.process_mb(7), meter.process_mb(8)) == (6_000.0, None)
+    assert memory_probe.used_mb([7]) == 6_000.0 + 1_000.0
+    assert memory_probe.used_mb([]) == 7_000.0
+    assert (memory_probe.process_mb(7), memory_probe.process_mb(8)) == (6_000.0, None)
 
 
 def test_without_processes_what_was_there_at_the_start_is_the_others() -> None:
     card = Card(3_000.0, None)
-    meter = GpuMeter(card, slack_mb=4_000.0)
+    memory_probe = GpuProbe(card, slack_mb=4_000.0)
     card.used = 8_000.0
-    assert meter.used_mb([7]) == 5_000.0
-    assert meter.process_mb(7) is None
+    assert memory_probe.used_mb([7]) == 5_000.0
+    assert memory_probe.process_mb(7) is None
     card.used = None
-    assert meter.used_mb([7]) is None
+    assert memory_probe.used_mb([7]) is None
 
 
 @given(st.floats(0, 1e5), st.dictionaries(st.integers(1, 9), st.floats(0, 1e4)), st.floats(0, 1e5))
 def test_usage_is_never_less_than_coes_own(used: float, processes: dict[int, float], slack: float) -> None:
     own = sum(mb for pid, mb in processes.items() if pid < 4)
-    measured = GpuMeter(Card(used, processes), slack).used_mb([1, 2, 3])
+    measured = GpuProbe(Card(used, processes), slack).used_mb([1, 2, 3])
     assert measured is not None and measured >= own * (1 - 1e-12)
 
 
@@ -129,29 +129,29 @@ def test_processes_in_windows_counters() -> None:
 
 def test_the_profile_decides_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COE_DEVICE", raising=False)
-    assert isinstance(meter_for(PROFILES.select("embedded")), ResidentSetMeter)
+    assert isinstance(memory_probe_for(PROFILES.select("embedded")), ResidentSetProbe)
     if sys.platform != "win32":
-        assert isinstance(meter_for(PROFILES.select("standard")), Unmeasured)
+        assert isinstance(memory_probe_for(PROFILES.select("standard")), Unmeasured)
 
 
 def test_the_resident_set_of_a_process_is_what_psutil_says() -> None:
     import psutil
 
-    meter = ResidentSetMeter()
-    here = meter.process_mb(os.getpid())
+    memory_probe = ResidentSetProbe()
+    here = memory_probe.process_mb(os.getpid())
     assert here == pytest.approx(psutil.Process().memory_info().rss / BYTES_PER_MB, rel=0.1)
-    assert meter.used_mb([os.getpid(), 2**22 + 1]) == pytest.approx(here, rel=0.1)
+    assert memory_probe.used_mb([os.getpid(), 2**22 + 1]) == pytest.approx(here, rel=0.1)
 
 
 def test_the_gauge_has_the_pools_pressure(tmp_path: Path) -> None:
     from msgspec import structs
 
-    used_mb = ResidentSetMeter().process_mb(os.getpid())
+    used_mb = ResidentSetProbe().process_mb(os.getpid())
     assert used_mb is not None
     profile = structs.replace(PROFILES.select("embedded"), vram_budget_mb=round(2_000 + used_mb / 0.85))
-    seen = memory_gauge("cpu", profile)(os.getpid())
+    seen = usage_sampler("cpu", profile)(os.getpid())
     assert seen is not None and seen[2] == "elevated"
-    assert memory_gauge("cpu", profile)(2**22 + 1) is None
+    assert usage_sampler("cpu", profile)(2**22 + 1) is None
 
 
 # --- recording
@@ -186,7 +186,7 @@ def records(state: Path) -> list[dict[str, Any]]:
 
 def test_a_load_and_its_first_answer_are_recorded(own_state: Path) -> None:
     spec, process = spec_from_folder("m", MODEL), sleeper()
-    recorder = Recorder(CalibrationStore(own_state), clock=lambda: 5.0)
+    recorder = CalibrationRecorder(CalibrationStore(own_state), clock=lambda: 5.0)
     try:
         recorder.loaded(spec, process.pid)
         recorder.begun(process.pid, beside=False)
@@ -209,7 +209,7 @@ def test_a_load_and_its_first_answer_are_recorded(own_state: Path) -> None:
 
 def test_answers_side_by_side_are_not_recorded(own_state: Path) -> None:
     spec, process = spec_from_folder("m", MODEL), sleeper()
-    recorder = Recorder(CalibrationStore(own_state))
+    recorder = CalibrationRecorder(CalibrationStore(own_state))
     try:
         recorder.loaded(spec, process.pid)
         recorder.begun(process.pid, beside=False)
@@ -228,7 +228,7 @@ def test_answers_side_by_side_are_not_recorded(own_state: Path) -> None:
 def test_a_state_folder_that_cannot_be_written_disturbs_nobody(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file in its place")
     spec, process = spec_from_folder("m", MODEL), sleeper()
-    recorder = Recorder(CalibrationStore(tmp_path / "state"))
+    recorder = CalibrationRecorder(CalibrationStore(tmp_path / "state"))
     try:
         recorder.loaded(spec, process.pid)
         recorder.wait()
@@ -255,7 +255,7 @@ def test_the_college_charges_what_the_plan_says_and_learns_from_a_record(own_sta
     try:
         for _ in range(3):
             grow(process)
-        recorder = Recorder(CalibrationStore(folders().state))
+        recorder = CalibrationRecorder(CalibrationStore(folders().state))
         recorder.loaded(spec, process.pid)
         recorder.wait()
     finally:

@@ -15,14 +15,8 @@ from coe_cli.providers.base import GpuMemory
 from coe_cli.providers.settings import settings_from
 
 
-class Meter(Protocol):
-    """Measures memory in MB; None where it cannot be measured.
-
-    ``sees_others``: whether ``used_mb`` has the memory of workers of other processes of coe in it.
-    """
-
-    @property
-    def sees_others(self) -> bool: ...
+class MemoryProbe(Protocol):
+    """Measures memory in MB; None where it cannot be measured."""
 
     def used_mb(self, pids: Iterable[int]) -> float | None:
         """Memory in use that counts against the pool."""
@@ -33,10 +27,8 @@ class Meter(Protocol):
         ...
 
 
-class ResidentSetMeter:
+class ResidentSetProbe:
     """The CPU provider: the resident sets of the workers. Other programs have their own memory there."""
-
-    sees_others = False
 
     def used_mb(self, pids: Iterable[int]) -> float | None:
         return sum(self.process_mb(pid) or 0.0 for pid in pids)
@@ -52,14 +44,12 @@ class ResidentSetMeter:
             return None
 
 
-class GpuMeter:
+class GpuProbe:
     """A card: the workers' memory, and as much of other programs' as the budget does not leave to them.
 
     ``slack_mb`` is what others may use without taking from the pool: the card beyond the budget, and the budget's fixed
     part. Where the driver does not tell processes apart, what was in use at the start counts as the others'.
     """
-
-    sees_others = True
 
     def __init__(self, gpu: GpuMemory, slack_mb: float) -> None:
         self._gpu, self._slack_mb = gpu, max(0.0, slack_mb)
@@ -84,8 +74,6 @@ class GpuMeter:
 class Unmeasured:
     """A device whose memory in use cannot be told: what is reserved counts."""
 
-    sees_others = False
-
     def used_mb(self, pids: Iterable[int]) -> float | None:
         return None
 
@@ -93,20 +81,20 @@ class Unmeasured:
         return None
 
 
-def meter_for(profile: HardwareProfile) -> Meter:
-    """The meter of the profile's device.
+def memory_probe_for(profile: HardwareProfile) -> MemoryProbe:
+    """The memory probe of the profile's device.
 
     Raises:
         UsageError: ``COE_DEVICE`` cannot be read.
     """
     if on_host(profile.provider):
-        return ResidentSetMeter()
+        return ResidentSetProbe()
     settings = settings_from()
     gpu = runtime_of(profile.provider).open_memory(settings)
     if gpu is None:
         return Unmeasured()
-    beyond_mb = max(0.0, gpu.total_mb - profile.vram_budget_mb) if gpu.total_mb is not None else 0.0
-    return GpuMeter(gpu, beyond_mb + profile.fixed_mb)
+    excess_mb = max(0.0, gpu.total_mb - profile.vram_budget_mb) if gpu.total_mb is not None else 0.0
+    return GpuProbe(gpu, excess_mb + profile.fixed_mb)
 
 
 def _resident_mb(pid: int) -> float | None:

@@ -22,7 +22,7 @@ OnMessage = Callable[[protocol.FromWorker], None]
 OnExit = Callable[[], None]
 
 
-class ResidentWorker:
+class WorkerHandle:
     """One model in one process. ``on_message`` hears of answers, ``on_exit`` of an end that nobody asked for.
 
     ``start`` starts the process, which imports the runtime; ``load`` gives it its model, and starts it if need be.
@@ -30,7 +30,7 @@ class ResidentWorker:
 
     def __init__(self, command: list[str] | None = None, threads: int | None = None) -> None:
         self._threads = threads
-        self._name = "a spare worker"
+        self._name = "a warm worker"
         self.load_s = 0.0
         self.running: set[int] = set()
         self.progress_at = time.monotonic()

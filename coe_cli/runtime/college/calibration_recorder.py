@@ -22,7 +22,7 @@ from coe_cli.providers import runtime_of
 from coe_cli.providers.base import GpuMemory
 from coe_cli.providers.installed import runtime_version
 from coe_cli.providers.settings import settings_from
-from coe_cli.runtime.college.meter import ResidentSetMeter
+from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 from coe_cli.runtime.planning.plan_inputs import memory_of
@@ -38,7 +38,7 @@ class _Reading(Struct):
     crowded: bool = False
 
 
-class Recorder:
+class CalibrationRecorder:
     """Records into ``store``; use from one thread. A measurement that cannot be made or written is left out silently."""
 
     def __init__(self, store: CalibrationStore | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -83,7 +83,7 @@ class Recorder:
 
     def _process_mb(self, provider: Provider, pid: int) -> float | None:
         if on_host(provider):
-            return ResidentSetMeter().process_mb(pid)
+            return ResidentSetProbe().process_mb(pid)
         if provider not in self._gpus:
             settings = settings_from()
             self._gpus[provider] = runtime_of(provider).open_memory(settings)

@@ -31,7 +31,7 @@ class Golden(Struct, frozen=True):
     pieces: list[list[str]]
 
 
-def run_canary(spec: ModelSpec, *, timeout_s: float = 600.0) -> Golden:
+def run_golden(spec: ModelSpec, *, timeout_s: float = 600.0) -> Golden:
     """Load ``spec`` in a worker of its own and continue each of ``PROMPTS`` by 16 tokens, greedily.
 
     Raises:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 
 from coe_cli.errors import CoeError
-from coe_cli.runtime.college.resident import ResidentWorker
+from coe_cli.runtime.college.worker_handle import WorkerHandle
 from coe_cli.runtime.worker import worker_process
 
 
-class SpareWorker:
+class WarmWorker:
     """One process at most, at first the one that was started with the command line.
 
     It holds no device memory, and some 60 MB of the machine's, beside the pool.
@@ -17,7 +17,7 @@ class SpareWorker:
 
     def __init__(self, command: list[str] | None, threads: int | None = None) -> None:
         self._command, self._threads = command, threads
-        self._worker: ResidentWorker | None = None
+        self._worker: WorkerHandle | None = None
 
     @property
     def there(self) -> bool:
@@ -29,15 +29,15 @@ class SpareWorker:
         if self.there:
             return
         await self.end()
-        worker = self._worker = ResidentWorker(self._command, self._threads)
+        worker = self._worker = WorkerHandle(self._command, self._threads)
         with contextlib.suppress(CoeError):
             worker.start()
 
-    def take(self) -> ResidentWorker:
+    def take(self) -> WorkerHandle:
         """The spare one, or one that is still to be started."""
         worker, ready = self._worker, self._worker is not None and self._worker.alive
         if worker is None or not ready:
-            fresh = ResidentWorker(self._command, self._threads)
+            fresh = WorkerHandle(self._command, self._threads)
             if self._command is None and (early := worker_process.take()) is not None:
                 fresh.start(early)
             return fresh

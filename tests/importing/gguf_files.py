@@ -8,6 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from importing.tokenizer_files import byte_characters
+
 _KEYS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
@@ -92,9 +94,15 @@ def write_gguf_of(path: Path, config: dict[str, Any], tensors: dict[str, np.ndar
     return _close(writer, path)
 
 
-def write_gguf(path: Path, architecture: str = "llama", rows: int = 64, kind: str = "F32") -> Path:
+def write_gguf(
+    path: Path, architecture: str = "llama", rows: int = 64, kind: str = "F32", *, tokenizer: bool = True
+) -> Path:
     """A llama of one layer and zeros, ``rows`` tokens and 32 columns; another ``architecture`` by name alone."""
     writer = gguf.GGUFWriter(path, architecture)
+    if tokenizer:
+        tokens = [*byte_characters(), *(f"<{number}>" for number in range(rows - 256))][:rows]
+        _add(writer, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens})
+        _add(writer, {"tokenizer.ggml.merges": [f"{left} {right}" for left, right in ("ab", "cd")]})
     sizes = {"block_count": 1, "embedding_length": 32, "feed_forward_length": 64, "attention.head_count": 2}
     for key, value in {**sizes, "context_length": 128}.items():
         writer.add_uint32(f"{architecture}.{key}", value)
@@ -121,3 +129,25 @@ def _close(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_tokenizer_gguf(path: Path, metadata: dict[str, Any]) -> Path:
+    """A GGUF file of a tokenizer and no tensors, as llama.cpp's own examples of vocabularies are."""
+    writer = gguf.GGUFWriter(path, metadata["general.architecture"])
+    for key, value in {
+        "block_count": 1,
+        "embedding_length": 32,
+        "feed_forward_length": 64,
+        "context_length": 128,
+    }.items():
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_uint32("llama.attention.head_count", 2)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-6)
+    _add(writer, {key: value for key, value in metadata.items() if key != "general.architecture"})
+    return _close(writer, path)
+
+
+def _add(writer: gguf.GGUFWriter, metadata: dict[str, Any]) -> None:
+    add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
+    for key, value in metadata.items():
+        add[type(value)](key, value)

@@ -8,11 +8,12 @@ from pathlib import Path
 from coe_cli.core.answers.end_of_turn import token_ids
 from coe_cli.core.findings import Level
 from coe_cli.core.importing.encodings import Precision, rules_for
+from coe_cli.core.importing.gguf_tokenizer import problem
 from coe_cli.core.importing.needs import needs
 from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.errors import DoesNotFit, ModelDamaged, UsageError
+from coe_cli.errors import DoesNotFit, ModelDamaged, UnsupportedArchitecture, UsageError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.importing.source import ModelSource
 from coe_cli.runtime.progress import OnProgress, Step
@@ -34,11 +35,14 @@ def check_resources(source: ModelSource, provider: str, precision: Precision, mo
     """What the import needs, in words, checked against what there is.
 
     Raises:
+        UnsupportedArchitecture: a tokenizer of its kind cannot be written.
         DoesNotFit: the machine has less memory in all than it takes.
         DiskFull: the disk has too little room.
     """
     import psutil
 
+    if source.kind == "gguf" and (why := problem(source.metadata, source.decoder.vocab_size)):
+        raise UnsupportedArchitecture(f"{source.path} cannot be imported: {why}", "Use another build of the model.")
     matrices = {
         part: (item.type_name, item.rows * item.columns) for part, item in source.parts.items() if item.rows > 1
     }

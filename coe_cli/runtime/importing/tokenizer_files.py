@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe_cli.core.importing.genai_config import SpecialTokens, gguf_special_tokens, hf_special_tokens
+from coe_cli.core.importing.gguf_tokenizer import tokenizer_files
 from coe_cli.core.regular_file import read_regular, read_text
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.importing.source import ModelSource
@@ -30,7 +31,7 @@ def write_tokenizer(source: ModelSource, folder: Path) -> SpecialTokens:
         ModelDamaged: the source's tokenizer cannot be used.
     """
     if source.kind == "gguf":
-        _write_gguf_tokenizer(source.path, folder)
+        _write_gguf_tokenizer(source, folder)
         special = gguf_special_tokens(source.metadata)
     else:
         for name in _COPIED:
@@ -59,19 +60,26 @@ def _file_of(folder: Path, name: str) -> bytes:
         raise ModelDamaged(f"{path} cannot be read: {error.strerror or error}", "Fetch it again.") from None
 
 
-def _write_gguf_tokenizer(path: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer
+def _write_gguf_tokenizer(source: ModelSource, folder: Path) -> None:
+    from tokenizers import Tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
+        tokenizer, config = tokenizer_files(source.metadata, source.decoder.vocab_size)
+        text = json.dumps(tokenizer, ensure_ascii=False)
+        Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare ones
         raise ModelDamaged(
-            f"{path} has a tokenizer that cannot be used: {words}", "Use another build of the model."
+            f"{source.path} has a tokenizer that cannot be used: {_first_line(error)}",
+            "Use another build of the model.",
         ) from None
-    tokenizer.save_pretrained(str(folder))
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8", newline="\n"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _tokenizer_ids(folder: Path) -> dict[str, int]:

@@ -118,7 +118,7 @@ class Trial:
         tokens: int = 8,
         seed: int | None = None,
         prompt: str | None = None,
-        whole: bool = False,
+        buffered: bool = False,
     ) -> Outcome:
         self._count += 1
         outcome = Outcome(prompt or f"question {self._count}", seed, tokens)
@@ -127,7 +127,7 @@ class Trial:
             [ChatMessage("user", outcome.prompt)],
             max_tokens=tokens,
             sampling=Sampling(seed=seed),
-            whole=whole,
+            buffered=buffered,
         )
         try:
             async for event in self.college.ask(request):

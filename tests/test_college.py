@@ -185,7 +185,7 @@ def test_an_answer_that_is_wanted_whole_is_asked_again_in_mid_answer(tmp_path: P
     async def test() -> None:
         faults = {"one": [{"answer": kind, "after": 3}, {}]}
         async with trial(tmp_path, faults, watchdog_s=1.0) as college:
-            answer = await college.ask(whole=True)
+            answer = await college.ask(buffered=True)
             assert answer.right and answer.count(ce.Restarted) == 1
             pieces = [event for event in answer.events if isinstance(event, ce.Delta)]
             assert [piece.text for piece in pieces if piece.text] == [answer.text], "no text before the end"
@@ -281,7 +281,7 @@ def test_spare_workers_among_kills(tmp_path: Path) -> None:
         async with trial(tmp_path, keep_warm_worker=True, vram_budget_mb=120, retry_delay_s=0.01) as college:
             chance = random.Random(4)
             for number in range(12):
-                answer = await college.ask("one" if number % 2 else "two", whole=True)
+                answer = await college.ask("one" if number % 2 else "two", buffered=True)
                 assert answer.right or (answer.error is not None and answer.error.exit_code == 7)
                 for pid in college.pids():
                     if chance.random() < 0.5:

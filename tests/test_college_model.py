@@ -80,7 +80,7 @@ async def ask(
     sampling: Sampling = GREEDY,
     max_tokens: int = TOKENS,
     *,
-    whole: bool = False,
+    buffered: bool = False,
 ) -> tuple[str, int]:
     """The answer, and how many tokens of the prompt were in the cache."""
     chat = [("user", messages)] if isinstance(messages, str) else messages
@@ -90,7 +90,7 @@ async def ask(
         [ChatMessage(role, content) for role, content in chat],
         max_tokens=max_tokens,
         sampling=sampling,
-        whole=whole,
+        buffered=buffered,
     )
     async for event in college.ask(request):
         if isinstance(event, ce.Delta):

@@ -56,7 +56,7 @@ class View(NamedTuple):
     live: bool = True
 
     @property
-    def whole(self) -> bool:
+    def buffered(self) -> bool:
         """Whether nothing of an answer is shown before its end, so that it may start again unseen."""
         if self.output_format in (AnswerFormat.JSON, AnswerFormat.JSONL):
             return self.output_format is AnswerFormat.JSON

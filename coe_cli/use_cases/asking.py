@@ -48,7 +48,7 @@ def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output:
         conversation = history.last_conversation(profiles.history)
     routes = options.route and options.model is None and options.expert is None and conversation is None
     place = CollegePlace(options.profile, options.profiles_file, options.catalog_file, options.serve, routes)
-    client = client_for(place, catalog, profiles, output, options.timeout_s)
+    client = client_for(place, catalog, profiles, output.note, options.timeout_s)
     try:
         _Ask(options, catalog, profiles, output, view, conversation, client).answer(wanted)
     except PromptTooLong as error:
@@ -142,7 +142,7 @@ class _Ask:
             route=options.route,
             max_tokens=options.max_tokens,
             sampling=sampling_of(options),
-            whole=view.whole,
+            buffered=view.buffered,
             flush_s=0.0 if view.output_format is AnswerFormat.JSONL else FLUSH_S,  # a line for each token
             allow_special_tokens=options.allow_special_tokens,
             resolve_only=options.refine,

@@ -108,7 +108,7 @@ class Together:
         except CoeError as error:
             return error
 
-    def _request(self, options: AskOptions, expert: str | None, *, whole: bool = False) -> ChatRequest:
+    def _request(self, options: AskOptions, expert: str | None, *, buffered: bool = False) -> ChatRequest:
         request = ChatRequest(
             messages_for(options, self._conversation),
             expert=expert,
@@ -116,7 +116,7 @@ class Together:
             route=False,
             max_tokens=options.max_tokens,
             sampling=sampling_of(options),
-            whole=whole,
+            buffered=buffered,
             allow_special_tokens=options.allow_special_tokens,
             fallback=options.fallback or None,
         )
@@ -138,7 +138,7 @@ class Together:
             room = draft_max_tokens(self._writer.context_length, tokens, len(self._experts))
             options = replace(options, max_tokens=room)
         # What nobody watches is kept back by the college, so that it can start again when its worker is lost.
-        return Job(expert, told.model, told.provider, self._request(options, expert, whole=not self._panels))
+        return Job(expert, told.model, told.provider, self._request(options, expert, buffered=not self._panels))
 
     def _drafts(self, jobs: list[Job]) -> list[Draft]:
         board: DraftLines
@@ -155,7 +155,7 @@ class Together:
             try:
                 # As with drafts: what is shown at its end only can start again.
                 asked = replace(self._options, question=self._bounded_prompt(drafts))
-                request = self._request(asked, self._expert, whole=self._view.whole)
+                request = self._request(asked, self._expert, buffered=self._view.buffered)
                 with contextlib.closing(self._client.ask(request)) as events:
                     final = collect(events, None, sink)
             except CoeError as error:

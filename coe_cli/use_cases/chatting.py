@@ -67,7 +67,7 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
     conversation = history.last_conversation(profiles.history) if options.resume else None
     logged = history.logging_wanted(profiles.history, no_log=options.no_log)
     place = CollegePlace(options.profile, options.profiles_file, options.catalog_file, options.serve)
-    client = client_for(place, catalog, profiles, output)
+    client = client_for(place, catalog, profiles, output.note)
     providing = Providing(catalog, profiles, output, profile=options.profile)
     reader = QuestionReader(folders().state / "chat_lines" if logged else None)
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.output.console import Output
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.folders import folders
 
@@ -29,9 +29,13 @@ class CollegePlace(NamedTuple):
 
 
 def client_for(
-    place: CollegePlace, catalog: Catalog, profiles: ProfileSet, output: Output, timeout_s: float | None = None
+    place: CollegePlace,
+    catalog: Catalog,
+    profiles: ProfileSet,
+    note: Callable[[str], None],
+    timeout_s: float | None = None,
 ) -> Client:
-    """The running college, started if need be; or one in this process, where that is asked for or no other way."""
+    """The running college, started if need be; or one in this process, where that is asked for or no other way. ``note`` is told why the latter."""
 
     def own() -> Client:
         from coe_cli.runtime.client.local import local_client
@@ -44,7 +48,7 @@ def client_for(
         return own()
     from coe_cli.runtime.client.remote import RemoteClient
 
-    return RemoteClient(serve_options(place), own, output.note, timeout_s)
+    return RemoteClient(serve_options(place), own, note, timeout_s)
 
 
 def serve_options(place: CollegePlace) -> ServeOptions:

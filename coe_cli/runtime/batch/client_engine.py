@@ -150,7 +150,7 @@ class ClientEngine:
 
     def _answer(self, row: PreparedRow, lane: _Lane) -> None:
         # Held back until it is whole, so that the college may start it again however far it was.
-        request = structs.replace(row.request, whole=True, priority=LOW_PRIORITY, retries=self._retries)
+        request = structs.replace(row.request, buffered=True, priority=LOW_PRIORITY, retries=self._retries)
         attempts = 1
         failure: CoeError
         while True:

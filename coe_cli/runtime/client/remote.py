@@ -55,7 +55,7 @@ class RemoteClient:
                 if self._leaves_college:
                     break
             except CollegeGone as error:
-                if not request.whole:
+                if not request.buffered:
                     raise
                 yield ce.Restarted(error.message)  # nothing of it was seen
             if not self._leaves_college:

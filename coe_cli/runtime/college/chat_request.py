@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
+import msgspec
 from msgspec import Meta, Struct
 
 from coe_cli.core.answers.limits import MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
@@ -28,7 +29,7 @@ class ChatRequest(Struct, frozen=True):
     ``retries``: so often the college starts the answer again after its worker was lost, where nothing of it was delivered.
 
     ``messages``: a blank system message means none; without one the expert's own comes first. ``raw``: the prompt goes
-    past the chat template. ``priority``: one step is worth ten seconds of waiting. ``whole``: no text is handed on before
+    past the chat template. ``priority``: one step is worth ten seconds of waiting. ``buffered``: no text is handed on before
     the end, so that the answer can start again however far it was. ``flush_s`` as in ``protocol.Generate``.
 
     ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
@@ -52,12 +53,18 @@ class ChatRequest(Struct, frozen=True):
     guidance: Guidance | None = None
     priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0
     retries: Annotated[int, Meta(ge=0, le=100)] = 1
-    whole: bool = False
+    buffered: bool = False
     flush_s: float = FLUSH_S
     allow_special_tokens: bool | None = None
     fallback: bool | None = None
     resolve_only: bool = False
     provides: bool = False
+
+
+def json_guidance(schema: dict[str, Any]) -> Guidance:
+    """A grammar without optional white space, in which small models lose themselves until their tokens run out."""
+    compact = {"x-guidance": {"whitespace_flexible": False}, **schema}
+    return Guidance("json_schema", msgspec.json.encode(compact).decode())
 
 
 class Note(Struct, frozen=True):

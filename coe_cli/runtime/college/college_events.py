@@ -18,7 +18,7 @@ class Ask(Struct, frozen=True):
 
     ``max_answer_tokens``: the profile's limit, where there is no ``max_tokens``.
 
-    ``whole`` and ``flush_s`` as in ``ChatRequest``; until the end of a whole answer its pieces are empty and tell how many
+    ``buffered`` and ``flush_s`` as in ``ChatRequest``; until the end of a buffered answer its pieces are empty and tell how many
     tokens were written.
     """
 
@@ -32,7 +32,7 @@ class Ask(Struct, frozen=True):
     guidance: Guidance | None = None
     priority: int = 0
     retries: int = 1
-    whole: bool = False
+    buffered: bool = False
     flush_s: float = FLUSH_S
     allow_special_tokens: bool = False
     prompt: Prompt | None = None

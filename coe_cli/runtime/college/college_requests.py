@@ -23,7 +23,7 @@ class OpenRequest:
 
     def piece(self, piece: ce.Delta) -> bool:
         """Hand a piece on, or hold it back; whether the asker now has something of the answer for the first time."""
-        if self.ask.whole:
+        if self.ask.buffered:
             self.held_back.append(piece)
             self.events.put_nowait(ce.Delta("", piece.tokens))  # a sign of life for whoever bounds the silence
             return False

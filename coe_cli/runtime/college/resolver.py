@@ -184,7 +184,7 @@ class RequestResolver:
             guidance=request.guidance,
             priority=request.priority,
             retries=request.retries,
-            whole=request.whole,
+            buffered=request.buffered,
             flush_s=request.flush_s,
         )
         return ResolvedRequest(ask, told)

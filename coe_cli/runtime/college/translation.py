@@ -10,7 +10,7 @@ from coe_cli.runtime.worker import protocol
 _REPEATS = "the answer repeated itself and was ended"
 _MORE = "ask for more with max_tokens (--max-tokens)"
 _WITH_THOUGHTS = 4
-_WHOLE_FLUSH_S = 0.5  # the watchdog wants to hear of progress
+_BUFFERED_FLUSH_S = 0.5  # the watchdog wants to hear of progress
 
 
 def to_prepare(ask: ce.Ask, spec: ModelSpec, context_length: int) -> Prepare:
@@ -41,7 +41,7 @@ def to_worker(request_id: int, ask: ce.Ask, prompt: Prompt, context_length: int)
         sampling=ask.sampling,
         stop=ask.stop,
         guidance=ask.guidance,
-        flush_s=_WHOLE_FLUSH_S if ask.whole else ask.flush_s,
+        flush_s=_BUFFERED_FLUSH_S if ask.buffered else ask.flush_s,
     )
 
 

@@ -166,7 +166,7 @@ class RayEngine:
         row.replica = replica
         ask = row.prepared.ask
         spec = structs.replace(ask.model, folder=None)
-        stripped = structs.replace(ask, model=spec, whole=True, retries=self._retries)
+        stripped = structs.replace(ask, model=spec, buffered=True, retries=self._retries)
         prepared = row.prepared
         row_to_answer = RowToAnswer(stripped, prepared.expert, prepared.notes, prepared.splits_thinking)
         reference = replica.handle.answer.remote(row_to_answer)

@@ -6,7 +6,6 @@ disregards them would be wrong.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from coe_cli.core.answers.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST
 from coe_cli.core.answers.sampling import unsupported
 from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.errors import UsageError
-from coe_cli.runtime.college.chat_request import ChatRequest
+from coe_cli.runtime.college.chat_request import ChatRequest, json_guidance
 from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
 
 _SEEDS = SEED.most + 1
@@ -122,17 +121,10 @@ class ResponseFormat(BaseModel):
 
     def guidance(self) -> Guidance | None:
         if self.type == "json_object":
-            return _compact({"type": "object"})
+            return json_guidance({"type": "object"})
         if self.type == "json_schema" and self.json_schema is not None:
-            return _compact(self.json_schema.schema_)
+            return json_guidance(self.json_schema.schema_)
         return None
-
-
-def _compact(schema: dict[str, Any]) -> Guidance:
-    """A grammar without optional white space, in which small models lose themselves until their tokens run out."""
-    return Guidance(
-        "json_schema", json.dumps({"x-guidance": {"whitespace_flexible": False}, **schema}, ensure_ascii=False)
-    )
 
 
 class _Generation(BaseModel):

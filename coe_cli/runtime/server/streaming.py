@@ -153,7 +153,7 @@ class HttpAnswer:
         include_usage: bool = False,
     ) -> None:
         if not stream:
-            resolved = resolved._replace(ask=msgspec.structs.replace(resolved.ask, whole=True))
+            resolved = resolved._replace(ask=msgspec.structs.replace(resolved.ask, buffered=True))
         self._college, self._resolved, self._shape = college, resolved, shape
         self._stream, self._include_usage = stream, include_usage
         self._id = shape.prefix + secrets.token_hex(12)

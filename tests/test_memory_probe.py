@@ -95,6 +95,9 @@ class RecordedNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: int, version: int | None = None) -> SimpleNamespace:
         return SimpleNamespace(**self.device["memory_v2" if version == 2 else "memory"])
 
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: int) -> list[Any]:
+        return []
+
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:
         return [
             SimpleNamespace(pid=p["pid"], usedGpuMemory=p["usedGpuMemory"]) for p in self.recorded["running_a_worker"]

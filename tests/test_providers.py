@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 
 import coe_cli
-from coe_cli import providers
+from coe_cli import package, providers
 from coe_cli.core import providers as specs
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.footprint import ExactAccounting
@@ -22,9 +24,9 @@ from coe_cli.core.memory.planner import plan
 from coe_cli.core.memory.scenario import Known, Role, Scenario
 from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import spec_from_catalog
-from coe_cli.core.providers import all_specs, host, names, spec_of
-from coe_cli.errors import DeviceLost, OutOfMemory
-from coe_cli.providers.installed import choose_provider
+from coe_cli.core.providers import all_specs, for_card, host, names, spec_of
+from coe_cli.errors import DeviceLost, OutOfMemory, UsageError
+from coe_cli.providers.installed import choose_provider, install_command, installed_providers
 from coe_cli.providers.settings import configure, default_session_options, settings_from
 from coe_cli.runtime.doctor.software import check_packages
 from coe_cli.runtime.folders import catalog_paths, profile_paths
@@ -35,16 +37,16 @@ ROOT = Path(coe_cli.__file__).parent
 NO_PROVIDER = {
     ("core/bench/bench_compare.py", "cpu"),
     ("runtime/routing/embedder_export.py", "cpu"),
-    *(("core/models/genai_options.py", name) for name in ("dml", "cuda", "cpu")),
 }
-"""The processor's name in a report, PyTorch's device, and the allow-list of what configurations from elsewhere may set."""
+"""The processor's name in a report, and PyTorch's device."""
 INSIDE = {ROOT / "core" / "providers", ROOT / "providers"}
 
 
 def _named(path: Path) -> list[str]:
     """Strings of a file that are a provider's name, or one of ONNX Runtime's names or packages for it, and imports of its modules."""
     wanted = {name for spec in all_specs() for name in (spec.name, spec.ort_name)}
-    wanted |= {name for spec in all_specs() if spec.on_card for name in (*spec.oga_packages, *spec.ort_packages)}
+    packages = {name for spec in all_specs() for name in (*spec.oga_packages, *spec.ort_packages, spec.plugin_package)}
+    wanted |= packages - {None, *host().oga_packages, *host().ort_packages}
     where = path.relative_to(ROOT).as_posix()
     modules = re.compile(rf"coe_cli\.(core\.)?providers\._?({'|'.join(names())})\b")
     found = []
@@ -104,7 +106,7 @@ class FakeConfig:
 
 
 def test_a_toy_provider_of_two_files_is_planned_chosen_and_driven(npu: str) -> None:
-    assert names() == ["dml", "cuda", npu, "cpu"]
+    assert names() == ["dml", "cuda", "webgpu", npu, "cpu"]
     catalog, profile = load_catalog(catalog_paths()[:1]), load_profiles(profile_paths()[:1]).select("standard")
     spec = spec_from_catalog("BioMistral-7B-DML", catalog.models["BioMistral-7B-DML"])
     memory = memory_of(spec, npu)
@@ -131,6 +133,65 @@ def test_a_toy_provider_of_two_files_is_planned_chosen_and_driven(npu: str) -> N
     assert error.hint == "Update the firmware."
 
 
+def test_a_plugin_is_there_with_its_own_package_and_runs_what_other_cards_providers_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    profile = load_profiles(profile_paths()[:1]).select("standard")
+    webgpu = spec_of("webgpu")
+    for packages, there in (
+        ({"onnxruntime-genai"}, False),
+        ({"onnxruntime-genai", "onnxruntime-ep-webgpu"}, True),
+        ({"onnxruntime-genai-directml", "onnxruntime-ep-webgpu"}, False),
+    ):
+        assert webgpu.installed_with(packages) == there
+        monkeypatch.setattr("importlib.metadata.version", _version_in(packages))
+        assert ("webgpu" in installed_providers()) == there
+    for built_for, expected in (("webgpu", "webgpu"), ("dml", "webgpu"), ("cuda", "webgpu"), ("cpu", "cpu")):
+        assert choose_provider("m", built_for, profile, ["webgpu", "cpu"])[0] == expected
+    assert choose_provider("m", "cuda", profile, ["cuda", "webgpu", "cpu"])[0] == "cuda"
+    assert install_command(webgpu, ["onnxruntime-genai", "onnxruntime"]) == package.install_command("webgpu")
+    assert [
+        for_card(maker, system).name for maker, system in (("amd", "linux"), ("nvidia", "linux"), ("amd", "win32"))
+    ] == [
+        "webgpu",
+        "cuda",
+        "dml",
+    ]
+
+
+def _version_in(packages: set[str]) -> Callable[[str], str]:
+    def version(name: str) -> str:
+        if name not in packages:
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    return version
+
+
+def test_webgpu_records_runs_of_graphs_that_are_made_for_it_and_is_pointed_at_an_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", SimpleNamespace(get_library_path=lambda: "plugin.so"))
+    monkeypatch.setattr("coe_cli.providers.webgpu._registered", [])
+    monkeypatch.setenv("VK_LOADER_DEVICE_SELECT", "")
+    registered: list[tuple[str, str]] = []
+    oga = SimpleNamespace(register_execution_provider_library=lambda *arguments: registered.append(arguments))
+    model = {"enableGraphCapture": "1", "enableInt64": "1", "validationMode": "full"}
+    runtime = providers.runtime_of("webgpu")
+    for environment, expected in (
+        ({"COE_DEVICE": "pci:1002:744C"}, {"enableGraphCapture": "1", "enableInt64": "1"}),
+        ({"COE_GRAPH_CAPTURE": "0"}, {"enableGraphCapture": "0", "enableInt64": "1"}),
+    ):
+        config = FakeConfig()
+        configure(oga, config, "webgpu", runtime.provider_options(settings_from(environment)), {}, model)
+        assert config.calls[:2] == [("clear_providers",), ("append_provider", "webgpu")]
+        assert dict(call[2:] for call in config.calls[2:]) == expected
+    assert os.environ["VK_LOADER_DEVICE_SELECT"] == "0x1002:0x744c"
+    assert registered == [("WebGpuExecutionProvider", "plugin.so")]
+    with pytest.raises(UsageError, match="COE_DEVICE"):
+        settings_from({"COE_DEVICE": "pci:1002"})
+
+
 @pytest.mark.parametrize(
     ("provider", "text", "kind", "message"),
     [
@@ -149,6 +210,33 @@ def test_a_toy_provider_of_two_files_is_planned_chosen_and_driven(npu: str) -> N
             "out of memory running `m` on cuda: Failed to allocate memory for requested buffer of size 134217728",
         ),
         ("cuda", "CUDA failure 35: old ; file=/a/b.cc ; line=48 ; expr=cudaFree(0)", DeviceLost, "too old for these"),
+        (
+            "webgpu",
+            "WebGPU validation failed. [Invalid Buffer (unlabeled)] is invalid due to a previous error.\n - While validating"
+            " entries[5] against { binding: 5, visibility: ShaderStage::Compute, buffer: {type: BufferBindingType::Storage } }.",
+            OutOfMemory,
+            "the graphics adapter has no memory left for a buffer",
+        ),
+        (
+            "webgpu",
+            "WebGPU device lost (1): vkQueueSubmit failed with VK_ERROR_DEVICE_LOST",
+            DeviceLost,
+            "the device was lost while running `m` on webgpu",
+        ),
+        (
+            "webgpu",
+            "WebGPU execution provider is not supported in this build. ",
+            DeviceLost,
+            "no graphics adapter that",
+        ),
+        (
+            "webgpu",
+            "/onnxruntime_src/onnxruntime/core/providers/webgpu/webgpu_context.cc:136 onnxruntime::webgpu::WebGpuContext::"
+            "Initialize(const onnxruntime::webgpu::WebGpuContextConfig&)::<lambda()> adapter_result.status =="
+            " wgpu::RequestAdapterStatus::Success was false. Failed to get a WebGPU adapter: No supported adapters",
+            DeviceLost,
+            "no graphics adapter that WebGPU can use was found",
+        ),
         (
             "cpu",
             "Load model from /home/me/models/m.onnx failed: 0x7f30aa11 bad",

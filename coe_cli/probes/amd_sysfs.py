@@ -37,6 +37,29 @@ class AmdSysfsProbe:
         return [adapter for card in cards if (adapter := read_card(card)) is not None]
 
 
+class AmdMemory:
+    """A card whose driver tells what is in use in all."""
+
+    def __init__(self, card: Path, name: str, total_mb: float | None) -> None:
+        self._card, self.name, self.total_mb = card, name, total_mb
+
+    def used_mb(self) -> float | None:
+        adapter = read_card(self._card)
+        return adapter.used_mb if adapter is not None else None
+
+    def process_mb(self) -> dict[int, float] | None:
+        return None
+
+
+def open_amd(root: Path = Path("/sys/class/drm")) -> AmdMemory | None:
+    """The card with the most memory of its own, or None where there is none of AMD's."""
+    found = [(adapter, card) for card in root.glob("card*") if (adapter := read_card(card)) is not None]
+    if not found:
+        return None
+    adapter, card = max(found, key=lambda item: item[0].dedicated_mb or 0.0)
+    return AmdMemory(card, adapter.name, adapter.dedicated_mb)
+
+
 def read_card(card: Path) -> Adapter | None:
     """The adapter in ``card``, or None when it is not one of AMD's."""
     device = card / "device"

@@ -15,12 +15,13 @@ class DeviceSettings(Struct, frozen=True):
     """Which device, and how it is driven; None leaves the choice to ONNX Runtime GenAI.
 
     ``luid`` is an adapter's (high, low) part as DXGI tells it, the same after adapters are listed in another order;
-    ``index`` counts adapters (DirectML) or CUDA devices. ``graph_capture`` is DirectML's recorded command list, which
+    ``index`` counts adapters (DirectML) or CUDA devices; ``pci`` is "VENDOR:DEVICE" in hexadecimal digits (WebGPU). ``graph_capture`` is DirectML's recorded command list, which
     newer releases than 0.13.1 can leave out. ``arena_as_requested`` keeps CUDA's pool from growing by powers of two.
     """
 
     luid: tuple[int, int] | None = None
     index: int | None = None
+    pci: str | None = None
     graph_capture: bool = True
     arena_as_requested: bool = False
     threads: int | None = None
@@ -46,6 +47,9 @@ class ProviderRuntime:
 
     no_bandwidth: str | None = "memory bandwidth is not measured on this provider: shares of it are unknown"
     """Why ``copy_gb_per_s`` cannot be asked, or None where it can."""
+
+    graph_options: tuple[str, ...] = ()
+    """Provider options that a model's ``genai_config.json`` decides, since its graph must be made for them."""
 
     def __init__(self, spec: ProviderSpec) -> None:
         self.spec = spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from coe_cli import package
 from coe_cli.core.hardware.profile import HardwareProfile, Provider
@@ -20,17 +20,27 @@ def inference_packages() -> list[str]:
     return list(dict.fromkeys(package for spec in reversed(all_specs()) for package in spec.ort_packages))
 
 
-def installed_runtimes() -> dict[str, str]:
-    """Distribution → version of every ONNX Runtime GenAI that is installed; more than one is a mistake."""
+def plugin_packages() -> list[str]:
+    """Distributions of providers that are loaded into an ONNX Runtime."""
+    return [spec.plugin_package for spec in all_specs() if spec.plugin_package]
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Distribution → version of those of ``names`` that are installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, str] = {}
-    for name in runtime_packages():
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
+
+
+def installed_runtimes() -> dict[str, str]:
+    """Every ONNX Runtime GenAI that is installed; more than one is a mistake."""
+    return installed_versions(runtime_packages())
 
 
 def install_command(spec: ProviderSpec, packages: Collection[str]) -> str:
@@ -55,8 +65,8 @@ def runtime_version(provider: Provider) -> str | None:
 
 def installed_providers() -> list[Provider]:
     """Providers that the installed packages have on this system, the preferred first; no driver is asked."""
-    installed = installed_runtimes()
-    return [spec.name for spec in all_specs() if on_host(spec.name) or any(p in installed for p in spec.oga_packages)]
+    installed = installed_versions([*runtime_packages(), *plugin_packages()])
+    return [spec.name for spec in all_specs() if on_host(spec.name) or spec.installed_with(installed)]
 
 
 def order_to_try(profile: HardwareProfile) -> list[Provider]:
@@ -69,8 +79,9 @@ def choose_provider(
 ) -> tuple[Provider, str]:
     """The provider that ``model`` gets and why, in words; the words begin with "slower:" when it is not its own.
 
-    A model runs where it was built for. Builds for a card also run on the CPU, slowly; builds for the CPU stay there, since
-    their weights are laid out for it (``GraphRules.packs_weights``).
+    A model runs where it was built for, else on a provider of the same cards that takes its graph (``runs_graphs_of``). Builds
+    for a card also run on the CPU, slowly; builds for the CPU stay there, since their weights are laid out for it
+    (``GraphRules.packs_weights``).
 
     Raises:
         DeviceLost: none of the profile's providers is installed.
@@ -78,10 +89,15 @@ def choose_provider(
     last = host()
     if spec_of(built_for).graph.packs_weights:
         return built_for, f"it was built for the {spec_of(built_for).label}"
-    order = [built_for, *(provider for provider in order_to_try(profile) if provider != built_for)]
-    for provider in order:
+    alike = [spec.name for spec in all_specs() if built_for in spec.runs_graphs_of]
+    for provider in dict.fromkeys([built_for, *alike, *order_to_try(profile)]):
         if provider == built_for and provider in installed:
             return provider, f"it was built for {provider}"
+        if provider in alike and provider in installed:
+            return (
+                provider,
+                f"{model} was built for {built_for}, which is not installed here, and {provider} runs the same graph",
+            )
         if provider == last.name and provider in installed:
             why = f"{model} was built for {built_for}, which is not installed here, and runs on the {last.label}"
             return provider, f"slower: {why}"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from coe_cli.errors import UsageError
@@ -13,19 +14,21 @@ from coe_cli.providers import runtime_of
 from coe_cli.providers.base import DeviceSettings
 
 _LUID = re.compile(r"luid:(-?\d+):(\d+)")
+_PCI = re.compile(r"pci:([0-9a-f]{4,8}:[0-9a-f]{4,8})", re.IGNORECASE)
 
 
 def settings_from(environment: Mapping[str, str] = os.environ) -> DeviceSettings:
-    """Settings from ``COE_DEVICE`` (``1`` or ``luid:HIGH:LOW``), ``COE_GRAPH_CAPTURE``, ``COE_CUDA_ARENA``, ``COE_THREADS``.
+    """Settings from ``COE_DEVICE`` (``1``, ``luid:HIGH:LOW`` or ``pci:VENDOR:DEVICE``), ``COE_GRAPH_CAPTURE``, ``COE_CUDA_ARENA``, ``COE_THREADS``.
 
     Raises:
         UsageError: a value that cannot be read.
     """
     device = environment.get("COE_DEVICE", "").strip()
-    luid = _LUID.fullmatch(device)
-    if device and not luid and not device.isdecimal():
+    luid, pci = _LUID.fullmatch(device), _PCI.fullmatch(device)
+    if device and not luid and not pci and not device.isdecimal():
         raise UsageError(
-            f"COE_DEVICE is `{device}`", "Write an adapter's number or luid:HIGH:LOW; `coe doctor` lists them."
+            f"COE_DEVICE is `{device}`",
+            "Write an adapter's number, luid:HIGH:LOW or pci:VENDOR:DEVICE; `coe doctor` lists them.",
         )
     arena = environment.get("COE_CUDA_ARENA", "powers_of_two")
     if arena not in ("powers_of_two", "as_requested"):
@@ -36,6 +39,7 @@ def settings_from(environment: Mapping[str, str] = os.environ) -> DeviceSettings
     return DeviceSettings(
         luid=(int(luid[1]), int(luid[2])) if luid else None,
         index=int(device) if device.isdecimal() else None,
+        pci=pci[1].lower() if pci else None,
         graph_capture=environment.get("COE_GRAPH_CAPTURE", "1").lower() not in ("0", "no", "off", "false"),
         arena_as_requested=arena == "as_requested",
         threads=int(threads) if threads else None,
@@ -79,8 +83,11 @@ def configure(
     provider: str,
     provider_options: Mapping[str, str],
     session_options: Mapping[str, str | int | bool],
+    of_model: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Point an OGA ``Config`` at ``provider``; the model's own provider section is replaced.
+
+    ``of_model`` are the options of that section: those count that depend on the graph.
 
     Raises:
         RuntimeError: OGA does not know the provider or an option.
@@ -88,4 +95,6 @@ def configure(
     if session_options:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": dict(session_options)}}}))
     config.clear_providers()
-    runtime_of(provider).configure(oga, config, provider_options)
+    runtime = runtime_of(provider)
+    of_graph = {key: of_model[key] for key in runtime.graph_options if key in of_model}
+    runtime.configure(oga, config, {**of_graph, **provider_options})

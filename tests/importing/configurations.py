@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from coe_cli.core.providers import all_specs
-from coe_cli.core.providers.base import GraphRules
 
-RULES = {"webgpu": GraphRules("fp16", ("int4", "fp16")), **{spec.name: spec.graph for spec in all_specs()}}
-"""Graph rules of every provider; WebGPU's are those of CUDA."""
+RULES = {spec.name: spec.graph for spec in all_specs()}
+"""Graph rules of every provider."""
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 96,

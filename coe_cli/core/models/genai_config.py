@@ -39,6 +39,20 @@ class GenaiConfig(Struct, frozen=True):
         value = self.content.get("search", {}).get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
+    def provider_options(self, provider: str) -> dict[str, str]:
+        """The options that it sets for one provider, by the name that this has in coe."""
+        session = self.content.get("model", {}).get("decoder", {}).get("session_options", {})
+        sections = session.get("provider_options", [])
+        spelled = (provider, f"{provider}executionprovider")
+        return {
+            key: value
+            for section in sections
+            for name, options in section.items()
+            if name.lower() in spelled
+            for key, value in options.items()
+            if isinstance(value, str)
+        }
+
     def with_files_below(self, folder: str) -> str:
         """``content`` as JSON text with ``folder`` before each file that it names.
 

@@ -1,7 +1,7 @@
 """The allow-list of ``session_options``, ``provider_options`` and ``run_options`` in ``genai_config.json``.
 
 OGA hands these on by name, so a key that is not listed is refused. Names are those of ONNX Runtime's
-``onnxruntime_session_options_config_keys.h`` and of its providers.
+``onnxruntime_session_options_config_keys.h``; providers bring their own (``ProviderSpec.config_options``).
 """
 
 from __future__ import annotations
@@ -21,20 +21,10 @@ from coe_cli.core.models.genai_rules import (
     text,
     wrong,
 )
+from coe_cli.core.providers import all_specs
 
 _FLAG = matching(r"[01]")
-_DIGITS = matching(r"-?\d{1,18}")
 
-_ARENA = dict.fromkeys(
-    (
-        "max_mem",
-        "arena_extend_strategy",
-        "initial_chunk_size_bytes",
-        "max_dead_bytes_per_chunk",
-        "initial_growth_chunk_size_bytes",
-    ),
-    _DIGITS,
-)
 _FILTER = {
     "device_filtering_options": section(
         {
@@ -45,61 +35,11 @@ _FILTER = {
     )
 }
 _PROVIDERS: Final[dict[str, Rule]] = {
-    "cpu": section(_FILTER, handed_on=True),
-    "dml": section(
-        {
-            **_FILTER,
-            "luid": matching(r"-?\d{1,10}:-?\d{1,10}"),
-            "device_index": matching(r"\d{1,4}"),
-            "enable_graph_capture": _FLAG,
-        },
-        handed_on=True,
-    ),
-    "cuda": section(
-        {
-            **_FILTER,
-            **_ARENA,
-            **dict.fromkeys(
-                (
-                    "enable_cuda_graph",
-                    "do_copy_in_default_stream",
-                    "cudnn_conv_use_max_workspace",
-                    "cudnn_conv1d_pad_to_nc1d",
-                    "tunable_op_enable",
-                    "tunable_op_tuning_enable",
-                    "enable_skip_layer_norm_strict_mode",
-                    "prefer_nhwc",
-                    "use_ep_level_unified_stream",
-                    "use_tf32",
-                    "fuse_conv_bias",
-                ),
-                _FLAG,
-            ),
-            "device_id": matching(r"\d{1,4}"),
-            "gpu_mem_limit": _DIGITS,
-            "sdpa_kernel": _DIGITS,
-            "tunable_op_max_tuning_duration_ms": _DIGITS,
-            "cudnn_conv_algo_search": matching(r"EXHAUSTIVE|HEURISTIC|DEFAULT"),
-        },
-        handed_on=True,
-    ),
-    "webgpu": section(
-        {
-            **_FILTER,
-            "enableGraphCapture": _FLAG,
-            "enableInt64": _FLAG,
-            "enablePIXCapture": matching("0"),
-            "validationMode": matching(r"disabled|wgpuOnly|basic|full"),
-            "preferredLayout": matching(r"NCHW|NHWC"),
-            "powerPreference": matching(r"high-performance|low-power"),
-            "storageBufferCacheMode": matching(r"disabled|lazyRelease|simple|bucket"),
-            "multiRotaryCacheConcatOffset": _DIGITS,
-        },
-        handed_on=True,
-    ),
+    spec.name: section(
+        {**_FILTER, **{key: matching(pattern) for key, pattern in spec.config_options.items()}}, handed_on=True
+    )
+    for spec in all_specs()
 }
-"""Options by provider. Left out are those that name files or libraries, or hand over an address (``user_compute_stream``,
-``gpu_external_alloc``, ``dawnProcTable``)."""
 
 
 def _providers(value: Any, where: str, walk: Walk) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct
@@ -64,7 +64,8 @@ class GraphRules(Struct, frozen=True):
 
     ``operators`` by domain (empty for ONNX's own) and name; None: all that ONNX Runtime has. ``matrix_bits``: what
     MatMulNBits may have, empty where nothing is known. ``shares_cache``: attention needs one buffer for the old and the new
-    cache (``past_present_share_buffer``). ``packs_weights``: the provider lays quantised weights out anew, so a graph built
+    cache (``past_present_share_buffer``). ``lengths_on_device``: what attention reads of the mask is calculated without Shape,
+    which is the CPU's, so that a run can be recorded. ``packs_weights``: the provider lays quantised weights out anew, so a graph built
     for it runs nowhere else. ``block_offsets``: MatMulNBits is fed with block sums, which keep each block's real offset
     (docs/conversion.md). ``table_bits``: what embeddings written here may have for GatherBlockQuantized. ``accuracy_level``:
     MatMulNBits' own, 4 rounds activations to 8 bits.
@@ -80,6 +81,7 @@ class GraphRules(Struct, frozen=True):
     rotation_in_attention: bool = True
     quantized_embedding: bool = True
     shares_cache: bool = False
+    lengths_on_device: bool = False
     matrix_bits: tuple[int, ...] = ()
     operators: Mapping[tuple[str, str], OperatorSupport] | None = None
 
@@ -92,6 +94,11 @@ class GraphRules(Struct, frozen=True):
     def cache_element_bytes(self) -> int:
         """Bytes of one cache element where the model on disk does not say."""
         return 4 if self.float_type == "fp32" else 2
+
+
+FLAG: Final = "[01]"
+NUMBER: Final = r"-?\d{1,18}"
+"""Values in ``ProviderSpec.config_options``."""
 
 
 class ErrorMeaning(Struct, frozen=True):
@@ -138,6 +145,8 @@ class ProviderSpec(ABC):
     """Distributions of ONNX Runtime GenAI that have it."""
     ort_packages: tuple[str, ...]
     """Distributions of ONNX Runtime that have it."""
+    plugin_package: str | None = None
+    """The distribution of its own library, where that is loaded into an ONNX Runtime of ``ort_packages``."""
     extra: str
     """The extra of coe-cli that installs it."""
     platforms: tuple[str, ...] = ()
@@ -150,8 +159,13 @@ class ProviderSpec(ABC):
     """Whether models are in a graphics adapter's memory; else in the system's."""
     capabilities: Capabilities = Capabilities()
     graph: GraphRules
+    runs_graphs_of: tuple[str, ...] = ()
+    """Providers whose models it runs as they are, where their own is not installed."""
     session: Mapping[str, str] = {}
     """Its options in the ``genai_config.json`` of a model that is imported for it."""
+    config_options: Mapping[str, str] = {}
+    """The options that a ``genai_config.json`` from elsewhere may set for it, and what their values must match. Those that name
+    files or libraries, or hand over an address, belong in none."""
     errors: tuple[ErrorMeaning, ...] = ()
     """Before those that all providers share."""
 
@@ -167,6 +181,10 @@ class ProviderSpec(ABC):
     def can_use(self, adapter: Adapter) -> bool:
         """Whether models can run on ``adapter``."""
         return self.drives(adapter.name.lower())
+
+    def installed_with(self, packages: Collection[str]) -> bool:
+        """Whether the distributions that have it are among ``packages``."""
+        return any(name in packages for name in self.oga_packages) and self.plugin_package in (None, *packages)
 
     def meaning(self, text: str) -> ErrorMeaning | None:
         """What a native error's text means, the gravest kind first, or None where nothing is known."""

@@ -12,7 +12,7 @@ from coe_cli.core.providers._cuda_arenas import (
     reserved_bytes,
     worst_arenas_bytes,
 )
-from coe_cli.core.providers.base import Capabilities, ErrorMeaning, GraphRules, ProviderSpec
+from coe_cli.core.providers.base import FLAG, NUMBER, Capabilities, ErrorMeaning, GraphRules, ProviderSpec
 from coe_cli.core.units import BYTES_PER_MB
 
 if TYPE_CHECKING:
@@ -26,6 +26,30 @@ UNROUNDED_FACTOR: Final = 1.07
 """Device memory ÷ file size where no graph tells the tensors apart: pages of 2 MB, measured 1.063 and 1.064."""
 
 _DRIVER = "Update NVIDIA's driver (`nvidia-smi` shows it), or answer on the CPU: -p embedded."
+
+_FLAGS: Final = (
+    "enable_cuda_graph",
+    "do_copy_in_default_stream",
+    "cudnn_conv_use_max_workspace",
+    "cudnn_conv1d_pad_to_nc1d",
+    "tunable_op_enable",
+    "tunable_op_tuning_enable",
+    "enable_skip_layer_norm_strict_mode",
+    "prefer_nhwc",
+    "use_ep_level_unified_stream",
+    "use_tf32",
+    "fuse_conv_bias",
+)
+_NUMBERS: Final = (
+    "max_mem",
+    "arena_extend_strategy",
+    "initial_chunk_size_bytes",
+    "max_dead_bytes_per_chunk",
+    "initial_growth_chunk_size_bytes",
+    "gpu_mem_limit",
+    "sdpa_kernel",
+    "tunable_op_max_tuning_duration_ms",
+)
 
 
 class Cuda(ProviderSpec):
@@ -41,6 +65,12 @@ class Cuda(ProviderSpec):
     capabilities = Capabilities(graph_capture=True)
     graph = GraphRules("fp16", ("int4", "fp16"))
     session: Mapping[str, str] = {"enable_cuda_graph": "0"}
+    config_options: Mapping[str, str] = {
+        **dict.fromkeys(_FLAGS, FLAG),
+        **dict.fromkeys(_NUMBERS, NUMBER),
+        "device_id": r"\d{1,4}",
+        "cudnn_conv_algo_search": "EXHAUSTIVE|HEURISTIC|DEFAULT",
+    }
     errors = (
         ErrorMeaning("out_of_memory", r"cudaErrorMemoryAllocation|CUBLAS_STATUS_ALLOC_FAILED|CUDA failure 2\b"),
         ErrorMeaning("device_lost", r"cudaErrorLaunchFailure|cudaErrorIllegalAddress|CUDA failure (700|719)"),

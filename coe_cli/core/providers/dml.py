@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from coe_cli.core.providers._dml_operators import operators
-from coe_cli.core.providers.base import Capabilities, ErrorMeaning, GraphRules, ProviderSpec
+from coe_cli.core.providers.base import FLAG, Capabilities, ErrorMeaning, GraphRules, ProviderSpec
 from coe_cli.core.units import power_of_two
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class DirectML(ProviderSpec):
         operators=operators(),
     )
     session: Mapping[str, str] = {"enable_graph_capture": "1"}
+    config_options: Mapping[str, str] = {
+        "luid": r"-?\d{1,10}:-?\d{1,10}",
+        "device_index": r"\d{1,4}",
+        "enable_graph_capture": FLAG,
+    }
     errors = (
         ErrorMeaning("device_lost", r"887A0005|887A0006|887A0007|887A0020|DXGI_ERROR_DEVICE"),
         ErrorMeaning(

@@ -11,7 +11,13 @@ from coe_cli import package
 from coe_cli.core.findings import Finding, error, ok
 from coe_cli.core.providers import all_specs, expected_on, names
 from coe_cli.providers import runtime_of
-from coe_cli.providers.installed import inference_packages, install_command, runtime_packages
+from coe_cli.providers.installed import (
+    inference_packages,
+    install_command,
+    installed_versions,
+    plugin_packages,
+    runtime_packages,
+)
 from coe_cli.runtime.worker.oga_report import OgaReport
 
 _OTHERS = ("onnx-ir", "tokenizers", "transformers", "torch", "sentence-transformers", "huggingface_hub")
@@ -34,13 +40,7 @@ def check_system() -> list[Finding]:
 
 def installed_packages() -> dict[str, str]:
     """Versions of the packages that matter here."""
-    found = {}
-    for name in ("coe-cli", *runtime_packages(), *inference_packages(), *_OTHERS):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(("coe-cli", *runtime_packages(), *inference_packages(), *plugin_packages(), *_OTHERS))
 
 
 def check_packages(packages: Mapping[str, str], *, platform: str) -> list[Finding]:

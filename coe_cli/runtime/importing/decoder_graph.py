@@ -288,14 +288,21 @@ class DecoderGraph:
         from onnx import TensorProto
 
         writer, path = self.writer, "/model/attn_mask"
+        last_position, longest_row = f"{path}/seqlens_k", f"{path}/total_seq_len"
+        if self.rules.lengths_on_device:
+            mask = writer.cast("attention_mask", np.int32)
+            total = writer.node("ReduceSum", f"{path}/ReduceSum", [mask, writer.constant([1], np.int64)], keepdims=0)
+            writer.node("Sub", f"{path}/Sub", [total, writer.constant([1], np.int32)], [last_position])
+            writer.node("ReduceMax", f"{path}/ReduceMax", [total], [longest_row], keepdims=0)
+            return
         total = writer.node(
             "ReduceSum", f"{path}/ReduceSum", ["attention_mask", writer.constant([1], np.int64)], keepdims=0
         )
         last = writer.node("Sub", f"{path}/Sub", [total, writer.constant([1], np.int64)])
-        writer.node("Cast", f"{path}/Sub/Cast", [last], [f"{path}/seqlens_k"], to=TensorProto.INT32)
+        writer.node("Cast", f"{path}/Sub/Cast", [last], [last_position], to=TensorProto.INT32)
         shape = writer.node("Shape", f"{path}/Shape", ["attention_mask"])
         longest = writer.node("Gather", f"{path}/Gather", [shape, writer.constant(1, np.int64)], axis=0)
-        writer.node("Cast", f"{path}/Gather/Cast", [longest], [f"{path}/total_seq_len"], to=TensorProto.INT32)
+        writer.node("Cast", f"{path}/Gather/Cast", [longest], [longest_row], to=TensorProto.INT32)
 
     def _shares_table(self) -> bool:
         """Whether the embedding can look its rows up in the head's codes."""

@@ -32,7 +32,8 @@ class PreparedModel:
         self.provider = message.provider
         folder, settings = private_folder(Path(message.folder))
         config = oga.Config(str(folder))
-        configure(oga, config, message.provider, message.provider_options, message.session_options)
+        of_model = settings.provider_options(message.provider)
+        configure(oga, config, message.provider, message.provider_options, message.session_options, of_model)
         self.search: dict[str, Any] = settings.content.get("search", {})
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)

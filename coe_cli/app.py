@@ -29,8 +29,38 @@ COMMANDS: dict[str, str] = {
     "stop": "Stop the college, or take one model out of it.",
     "node": "This machine as a node of a Ray cluster: the exact `ray start` line, or run it.",
     "doctor": "What is wrong with this machine, and the command that fixes it.",
+    "config": "Settings of your own: get, set, edit, and where their files are.",
+    "completion": "A shell's completion script, on stdout.",
 }
 """Name → one line of help. A command's module has its name; only the one that is called is imported."""
+
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "run": ("ask -m", "chat -m"),
+    "pull": ("models pull",),
+    "install": ("models pull",),
+    "list": ("models list",),
+    "ls": ("models list",),
+    "show": ("models show",),
+    "rm": ("models rm",),
+    "import": ("models import",),
+    "plan": ("vram plan",),
+    "status": ("ps",),
+    "start": ("serve",),
+    "history": ("logs list",),
+}
+"""What other programs call it → what it is here, before the same arguments."""
+
+SHORT_HELP = """\
+coe, a college of experts on one graphics card.
+
+  coe ask What is a deadlock     a question, to the expert that it suits
+  coe chat                       a conversation
+  coe fit                        what this machine holds; coe fit "RX 7800 XT" for another card
+  coe models list                the models, their sizes, and which are here
+  coe doctor                     what is wrong with this machine, and what to do
+
+All commands: coe --help. One of them: coe ask --help.
+"""
 
 
 def build_app(called: str | None = None) -> typer.Typer:
@@ -39,7 +69,6 @@ def build_app(called: str | None = None) -> typer.Typer:
         name="coe",
         help="A college of experts on one graphics card: small specialist models, planned before they are loaded.",
         epilog='Examples:  coe ask "What is a mutex?"  ·  cat report.txt | coe ask "Summarise this"  ·  coe models list',
-        no_args_is_help=True,
         add_completion=True,
         rich_markup_mode=None,  # Typer's Rich help imports a Markdown parser: help would take three times as long
         pretty_exceptions_enable=False,
@@ -82,9 +111,18 @@ def main(
 
 def run(arguments: list[str]) -> int:
     """Run ``arguments`` and return the exit code; nothing leaves here as a traceback unless COE_DEBUG is set."""
+    if not arguments and "_COE_COMPLETE" not in os.environ:
+        sys.stdout.write(SHORT_HELP)
+        return ExitCode.OK
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    elif arguments[:1] == ["version"]:
+        arguments = ["--version"]
     called = None if "_COE_COMPLETE" in os.environ else next((a for a in arguments if not a.startswith("-")), "")
-    command = typer.main.get_command(build_app(called))
     try:
+        if called and called not in COMMANDS:
+            raise _unknown_command(called, arguments[arguments.index(called) + 1 :])
+        command = typer.main.get_command(build_app(called))
         result = command.main(args=arguments, prog_name="coe", standalone_mode=False)
         code = int(result) if isinstance(result, int) else ExitCode.OK
         sys.stdout.flush()
@@ -92,6 +130,9 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group of commands alone
+            sys.stdout.write(str(error).rstrip() + "\n")
+            return ExitCode.OK
         return _report(arguments, _from_click(error))
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
@@ -111,10 +152,28 @@ def run(arguments: list[str]) -> int:
         _silence_broken_stdout()
 
 
+def _unknown_command(name: str, rest: list[str]) -> UsageError:
+    """What to type instead: another program's word in ours, a question with `ask` before it, or the nearest command."""
+    from difflib import get_close_matches
+
+    from coe_cli.core.command_line import command_line
+
+    if any(c.isspace() for c in name):
+        return UsageError("a question needs a command before it", f"Run: {command_line(['coe', 'ask', name, *rest])}")
+    instead = ELSEWHERE.get(name) or get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    lines = [f"`{command_line(['coe', *words.split(), *rest])}`" for words in instead]
+    meant = f"Did you mean {' or '.join(lines)}? " if lines else ""
+    return UsageError(f"there is no command `{name}`", f"{meant}See `coe --help`.")
+
+
 def _from_click(error: Any) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "coe"
-    return UsageError(error.format_message().rstrip("."), f"See `{path} --help`.")
+    message = error.format_message().rstrip(".")
+    message = message.replace("not a valid int range", "not a whole number").replace(
+        "not a valid float range", "not a number"
+    )
+    return UsageError(message, f"See `{path} --help`.")
 
 
 def _report(arguments: list[str], error: CoeError) -> int:

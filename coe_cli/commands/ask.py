@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +22,7 @@ from coe_cli.commands.options import (
     read_catalog,
     read_profiles,
     utf8_text,
+    utf8_words,
 )
 from coe_cli.core.answers.answer import join_question
 from coe_cli.core.answers.limits import MAX_TOKENS, SECONDS_MOST, SEED, TOP_K
@@ -25,10 +30,11 @@ from coe_cli.core.text_encoding import decode_text
 from coe_cli.errors import UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
+from coe_cli.runtime.atomic_write import atomic_write
 
 EXAMPLES = """Examples:
 
-coe ask "What is a deadlock?"
+coe ask What is a deadlock
 
 cat error.log | coe ask "What went wrong here?"
 
@@ -42,8 +48,14 @@ coe ask --format json --seed 7 --temperature 0.8 "Name a colour" | jq -r .answer
 
 def ask(
     question: Annotated[
-        str, typer.Argument(help="The question. Text on stdin comes before it, as context.", callback=utf8_text)
-    ] = "",
+        list[str] | None,
+        typer.Argument(
+            metavar="[QUESTION]...",
+            help="The question, quoted or not. Text on stdin comes before it, as context; - alone is all of stdin. "
+            "What follows -- is the question, whatever it looks like.",
+            callback=utf8_words,
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="This model.", autocompletion=complete_models)
     ] = None,
@@ -68,6 +80,12 @@ def ask(
     output_format: Annotated[AnswerFormat, typer.Option("--format", help="How the answer is written.")] = (
         AnswerFormat.HUMAN
     ),
+    output_file: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the answer here, when it is complete.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Nothing but the answer, and what went wrong; asks nothing.")
+    ] = False,
     extract: Annotated[bool, typer.Option("--extract", "-x", help="Only the answer's last code block.")] = False,
     show_thinking: Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")] = False,
     explain: Annotated[
@@ -130,53 +148,70 @@ def ask(
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         if value is not None and math.isnan(value):
             raise UsageError(f"{name} is not a number", "See `coe ask --help`.")
-    text = join_question(_read_stdin(), question)
+    if extract and output_format in (AnswerFormat.JSON, AnswerFormat.JSONL):
+        raise UsageError("-x takes one code block out of an answer, JSON has all of it", "Give one of the two.")
+    words = question or []
+    text = join_question(_read_stdin(wanted=words == ["-"]), "" if words == ["-"] else " ".join(words))
     if not text:
-        raise UsageError("there is no question", 'Give one as an argument or on stdin: coe ask "…".')
+        raise UsageError("there is no question", "Give one as an argument or on stdin: coe ask What is a deadlock")
     from coe_cli.use_cases.ask_steps import AskOptions, View
     from coe_cli.use_cases.asking import run_ask
 
-    run_ask(
-        AskOptions(
-            question=text,
-            model=model,
-            expert=expert,
-            profile=profile,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            pull=not no_pull,
-            timeout_s=timeout_s,
-            serve=not no_serve,
-            resume=resume,
-            no_log=no_log,
-            route=not no_route,
-            explain=explain,
-            experts=experts,
-            synthesis=not no_synthesis,
-            refine=refine,
-            profiles_file=profiles_file,
-            catalog_file=catalog_file,
-            allow_special_tokens=allow_special_tokens,
-            fallback=fallback,
-        ),
-        read_catalog(catalog_file),
-        read_profiles(profiles_file),
-        Output(),
-        View(output_format, extract, show_thinking, live=not no_live),
-    )
+    with _output_to(output_file, quiet=quiet) as output:
+        run_ask(
+            AskOptions(
+                question=text,
+                model=model,
+                expert=expert,
+                profile=profile,
+                system=system,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                pull=not no_pull,
+                timeout_s=timeout_s,
+                serve=not no_serve,
+                resume=resume,
+                no_log=no_log,
+                route=not no_route,
+                explain=explain,
+                experts=experts,
+                synthesis=not no_synthesis,
+                refine=refine,
+                profiles_file=profiles_file,
+                catalog_file=catalog_file,
+                allow_special_tokens=allow_special_tokens,
+                fallback=fallback,
+            ),
+            read_catalog(catalog_file),
+            read_profiles(profiles_file),
+            output,
+            View(output_format, extract, show_thinking, live=not no_live),
+        )
 
 
-def _read_stdin() -> str:
-    """Text that was piped in, or '' on a terminal.
+@contextlib.contextmanager
+def _output_to(path: Path | None, *, quiet: bool) -> Iterator[Output]:
+    """Streams of the answer. A file appears when the answer is complete, and keeps what it had when it is not."""
+    with contextlib.ExitStack() as open_files:
+        streams = {}
+        if quiet:
+            streams["stderr"] = open_files.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        if path is not None and str(path) != "-":
+            target = open_files.enter_context(atomic_write(path)) if path.is_file() or not path.exists() else path
+            streams["stdout"] = open_files.enter_context(target.open("w", encoding="utf-8", newline="\n"))
+        yield Output(**streams)
+
+
+def _read_stdin(*, wanted: bool) -> str:
+    """Text that was piped in; '' on a terminal, unless it is ``wanted`` from there.
 
     Raises:
         UsageError: the bytes are not text.
     """
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.closed or (sys.stdin.isatty() and not wanted):
         return ""
     data = sys.stdin.buffer.read()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -114,6 +115,10 @@ def batch(
     if retry_failed and (restart or output_file is None):
         problem = "--restart runs every row again" if restart else "without -o no earlier run is known"
         raise UsageError(f"--retry-failed goes on with an earlier run, and {problem}", "See `coe batch --help`.")
+    if restart and output_file is None:
+        raise UsageError("--restart throws away what an earlier run wrote with -o", "Add -o FILE, or leave it out.")
+    if address is not None and not re.fullmatch(r"auto|local|(ray://)?\S+:\d{1,5}", address):
+        raise UsageError(f"--address is `{address}`", "Write HOST:PORT, as in 192.168.1.10:6379.")
     if address is not None and engine is not EngineName.RAY:
         raise UsageError("--address is that of a Ray cluster", "Add --engine ray.")
     from coe_cli.runtime.batch.batch_index import RowDefaults

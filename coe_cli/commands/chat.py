@@ -49,6 +49,7 @@ def chat(
         bool,
         typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed."),
     ] = False,
+    no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")] = False,
     no_log: Annotated[bool, typer.Option("--no-log", help="Keep nothing of it for `coe logs`.")] = False,
     no_serve: Annotated[
         bool,
@@ -82,6 +83,7 @@ def chat(
             no_log=no_log,
             fallback=fallback,
             serve=not no_serve,
+            pull=not no_pull,
             profiles_file=profiles_file,
             catalog_file=catalog_file,
         ),

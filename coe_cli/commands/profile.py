@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
+from msgspec import structs
 
 from coe_cli.commands.options import (
     CatalogFileOption,
@@ -19,9 +21,7 @@ from coe_cli.output.console import Output, TableFormat
 app = typer.Typer(help="Hardware profiles: list them, read them, check them.", no_args_is_help=True)
 
 FormatOption = Annotated[TableFormat, typer.Option("--format", help="How it is written.")]
-NameArgument = Annotated[
-    str | None, typer.Argument(help="The profile; without it the default one.", autocompletion=complete_profiles)
-]
+_NAME_HELP = "The profile; without it the default one."
 
 
 @app.command("list")
@@ -32,12 +32,18 @@ def list_profiles(table_format: FormatOption = TableFormat.HUMAN, profiles_file:
     """
     from coe_cli.output.profile_view import write_profiles
 
-    write_profiles(Output(), read_profiles(profiles_file), table_format)
+    profiles = read_profiles(profiles_file)
+    if named := os.environ.get("COE_PROFILE"):
+        profiles = structs.replace(profiles, default_profile=profiles.select(named).name)
+    write_profiles(Output(), profiles, table_format)
 
 
 @app.command("show")
 def show(
-    name: NameArgument = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help=_NAME_HELP, autocompletion=complete_profiles, envvar="COE_PROFILE"),
+    ] = None,
     table_format: FormatOption = TableFormat.HUMAN,
     profiles_file: ProfilesFileOption = None,
 ) -> None:
@@ -52,12 +58,10 @@ def show(
 
 @app.command("check")
 def check(
-    name: NameArgument = None,
+    name: Annotated[str | None, typer.Argument(help=_NAME_HELP, autocompletion=complete_profiles)] = None,
     profile_name: Annotated[
         str | None,
-        typer.Option(
-            "--profile", "-p", help="The same as NAME.", autocompletion=complete_profiles, envvar="COE_PROFILE"
-        ),
+        typer.Option("--profile", "-p", help="The same as NAME.", autocompletion=complete_profiles),
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Pick the profile that suits this machine.")] = False,
     table_format: FormatOption = TableFormat.HUMAN,
@@ -68,15 +72,16 @@ def check(
 
     Example: coe profile check --auto
     """
-    if auto and name is not None:
-        raise UsageError("--auto picks the profile itself", f"Leave out `{name}`, or leave out --auto.")
+    if name and profile_name and name != profile_name:
+        raise UsageError(f"`{name}` and -p {profile_name} are two profiles", "Give one of the two.")
+    if auto and (name or profile_name):
+        raise UsageError("--auto picks the profile itself", f"Leave out `{name or profile_name}`, or leave out --auto.")
     from coe_cli.output.profile_view import write_check
     from coe_cli.runtime.folders import folders
     from coe_cli.runtime.planning.profile_report import check as check_profile
 
-    report = check_profile(
-        read_profiles(profiles_file), name or profile_name, read_catalog(catalog_file), folders(), auto=auto
-    )
+    wanted = name or profile_name or os.environ.get("COE_PROFILE")
+    report = check_profile(read_profiles(profiles_file), wanted, read_catalog(catalog_file), folders(), auto=auto)
     write_check(Output(), report, table_format)
     if not report.passed:
         raise typer.Exit(ExitCode.DOES_NOT_FIT)

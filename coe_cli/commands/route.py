@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coe_cli.commands.options import read_catalog, read_profiles, utf8_text
+from coe_cli.commands.options import (
+    CatalogFileOption,
+    ProfileOption,
+    ProfilesFileOption,
+    read_catalog,
+    read_profiles,
+    utf8_words,
+)
 
 if TYPE_CHECKING:
     from coe_cli.core.models.catalog import Catalog
@@ -24,9 +31,13 @@ class RouteFormat(StrEnum):
 
 
 def route(
-    question: Annotated[
-        str | None,
-        typer.Argument(help="The question; `-` or nothing reads one question a line from stdin.", callback=utf8_text),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[QUESTION]...",
+            help="The question, quoted or not; `-` or nothing reads one question a line from stdin.",
+            callback=utf8_words,
+        ),
     ] = None,
     output_format: Annotated[
         RouteFormat, typer.Option("--format", help="human, jsonl (one object a question) or json (one list).")
@@ -36,9 +47,10 @@ def route(
         str | None,
         typer.Option("--embedder", help="all-MiniLM-L6-v2, bge-m3, a sentence-transformers folder or a hub id."),
     ] = None,
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Hardware profile.")] = None,
-    profiles: Annotated[Path | None, typer.Option("--profiles", help="A profile file of your own.")] = None,
-    experts: Annotated[Path | None, typer.Option("--experts-file", help="A catalog file of your own.")] = None,
+    profile: ProfileOption = None,
+    profiles: ProfilesFileOption = None,
+    catalog_file: CatalogFileOption = None,
+    experts_file: Annotated[Path | None, typer.Option("--experts-file", hidden=True)] = None,
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never download an embedder.")] = False,
 ) -> None:
     """Say which expert would answer a question: one, several, or an honest "unsure".
@@ -59,14 +71,19 @@ def route(
     from coe_cli.runtime.routing.router_cache import open_router
 
     output = Output()
+    question = " ".join(words) if words else None
+    if question is not None and not question.strip():
+        raise UsageError("the question is empty", "Give one: coe route How do I join two tables")
     from_stdin = question == "-" or (question is None and not _stdin_is_terminal() and not rebuild)
     if question is None and not from_stdin and not rebuild:
-        raise UsageError("there is no question", 'Give one: coe route "…", or one a line on stdin: coe route -')
+        raise UsageError(
+            "there is no question", "Give one: coe route How do I join two tables, or one a line on stdin: coe route -"
+        )
     known = read_profiles(profiles)
     selected = known.select(profile)
     if not known.routing.enabled:
         output.note(f"routing is off in the profile file: {GENERAL_EXPERT} answers whatever is shown here")
-    catalog = read_catalog(experts)
+    catalog = read_catalog(catalog_file or experts_file)
     if question is not None and not from_stdin and not rebuild:
         answer = _by_the_college(question, catalog, embedder)
         if answer is not None:

@@ -45,8 +45,14 @@ def _group() -> None:
 def plan(
     profile_name: ProfileOption = None,
     experts: Annotated[
-        str | None,
-        typer.Option("--experts", "-e", help="Experts a,b,c of the scenario.", autocompletion=complete_experts),
+        list[str] | None,
+        typer.Option(
+            "--expert",
+            "--experts",
+            "-e",
+            help="An expert of the scenario; repeatable, or a,b,c.",
+            autocompletion=complete_experts,
+        ),
     ] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, max=2**24, help="Tokens a slot.")] = None,
     slots: Annotated[int | None, typer.Option("--slots", min=1, max=1024, help="Generations at once.")] = None,
@@ -79,7 +85,7 @@ def plan(
     """
     if fleet is not None:
         given = {
-            "--experts": experts,
+            "--expert": experts or None,
             "--context": context,
             "--slots": slots,
             "--vram-mb": vram_mb,
@@ -102,7 +108,7 @@ def plan(
     from coe_cli.runtime.planning.plan_report import report
 
     request = PlanRequest(
-        experts=tuple(name.strip() for name in experts.split(",") if name.strip()) if experts is not None else None,
+        experts=tuple(name.strip() for name in ",".join(experts).split(",") if name.strip()) if experts else None,
         slots=slots,
         context_length=context,
         vram_mb=vram_mb,

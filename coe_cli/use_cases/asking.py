@@ -71,6 +71,10 @@ def check_options(options: AskOptions, catalog: Catalog) -> int | tuple[str, ...
         catalog.expert(options.expert)
         if options.experts is not None:
             raise UsageError("-e names one expert and --experts several", "Give one of the two.")
+    if not options.synthesis and options.experts is None and (options.model or options.expert):
+        raise UsageError(
+            "--no-synthesis is for drafts of several experts, and one was named", "Add --experts, or leave it out."
+        )
     if options.refine and not options.synthesis:
         raise UsageError("--refine is a synthesis, which --no-synthesis forbids", "Give one of the two.")
     several = wanted > 1 if isinstance(wanted, int) else wanted is not None and len(wanted) > 1

@@ -53,6 +53,7 @@ class ChatOptions:
     no_log: bool = False
     fallback: bool = False
     serve: bool = True
+    pull: bool = True
     profiles_file: Path | None = None
     catalog_file: Path | None = None
 
@@ -68,7 +69,7 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
     logged = history.logging_wanted(profiles.history, no_log=options.no_log)
     place = CollegePlace(options.profile, options.profiles_file, options.catalog_file, options.serve)
     client = client_for(place, catalog, profiles, output.note)
-    providing = Providing(catalog, profiles, output, profile=options.profile)
+    providing = Providing(catalog, profiles, output, profile=options.profile, pull=options.pull)
     reader = QuestionReader(folders().state / "chat_lines" if logged else None)
     try:
         session = ChatSession(

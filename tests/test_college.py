@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from college_trial import SLOT_MB, WEIGHTS_MB, FakeMeter, Trial, run, trial
+from operating_system import SYSTEM_ENDED_IT, WINDOWS, kill
 
 from coe_cli.errors import Draining, ModelDamaged
 from coe_cli.runtime.college import college_events as ce
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
 def test_an_answer_and_what_stays(tmp_path: Path) -> None:
@@ -50,10 +47,15 @@ def test_several_at_once_on_one_worker(tmp_path: Path) -> None:
 # --- loads that fail
 
 
+def _load_timeout_s(fault: dict[str, Any]) -> float:
+    """Long enough for a process to start on a busy machine; only what hangs is waited for so long."""
+    return (10.0 if WINDOWS else 3.0) if fault.get("load") == "hang" else 30.0
+
+
 @pytest.mark.parametrize("fault", [{"load": "crash"}, {"load": "hang"}, {"before": "Welcome to the driver!\n"}])
 def test_a_load_that_fails_is_tried_once_more(tmp_path: Path, fault: dict[str, str]) -> None:
     async def test() -> None:
-        async with trial(tmp_path, {"one": [fault, {}]}, load_timeout_s=3.0) as college:
+        async with trial(tmp_path, {"one": [fault, {}]}, load_timeout_s=_load_timeout_s(fault)) as college:
             assert (await college.ask()).right
             assert college.starts("one") == 2
             await college.settled()
@@ -65,7 +67,7 @@ def test_a_load_that_fails_is_tried_once_more(tmp_path: Path, fault: dict[str, s
     ("fault", "said"),
     [
         ({"load": "crash"}, "ended with code 41: faulty_worker: crashed as asked"),
-        ({"load": "hang"}, "did not load within 3 s"),
+        ({"load": "hang"}, "did not load within "),
         ({"before": "Welcome to the driver!\n"}, "wrote something else than the protocol"),
         ({"before": "\x00\x00\x00\x07Welcome"}, "wrote something else than the protocol"),
         ({"version": 99}, "speaks protocol 99"),
@@ -73,7 +75,7 @@ def test_a_load_that_fails_is_tried_once_more(tmp_path: Path, fault: dict[str, s
 )
 def test_a_load_that_keeps_failing_is_a_lost_device(tmp_path: Path, fault: dict[str, str], said: str) -> None:
     async def test() -> None:
-        async with trial(tmp_path, {"one": [fault]}, load_timeout_s=3.0) as college:
+        async with trial(tmp_path, {"one": [fault]}, load_timeout_s=_load_timeout_s(fault)) as college:
             first, second = await asyncio.gather(college.ask(), college.ask())
             for answer in (first, second):
                 assert answer.error is not None and answer.error.exit_code == 7
@@ -103,7 +105,7 @@ def test_a_command_that_cannot_be_started(tmp_path: Path) -> None:
             college.college._settings.worker_command[:] = [str(tmp_path / "missing")]  # type: ignore[index]
             answer = await college.ask()
             assert answer.error is not None and answer.error.exit_code == 7
-            assert "missing" in answer.error.message
+            assert f"{tmp_path / 'missing'}: " in answer.error.message and "Errno" not in answer.error.message
             await college.settled()
 
     run(test)
@@ -223,7 +225,7 @@ def test_an_idle_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
         async with trial(tmp_path) as college:
             assert (await college.ask()).right
             ((pid, _, _),) = college.college.workers().values()
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
             while college.college.workers():
                 await asyncio.sleep(0.01)
             assert (await college.ask()).right
@@ -268,7 +270,7 @@ def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -
             spare = await _spare_pid(college)
             assert (await college.ask("one")).right
             assert [pid for pid, _, _ in college.college.workers().values()] == [spare]
-            os.kill(await _spare_pid(college), signal.SIGKILL)
+            kill(await _spare_pid(college))
             assert (await college.ask("two")).right, "a warm worker that was killed is no loss"
             await _spare_pid(college)
             await college.settled()
@@ -286,7 +288,7 @@ def test_spare_workers_among_kills(tmp_path: Path) -> None:
                 for pid in college.pids():
                     if chance.random() < 0.5:
                         with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
+                            kill(pid)
             await college.settled()
 
     run(test)
@@ -356,6 +358,10 @@ def test_closing_at_the_moment_of_the_first_question(tmp_path: Path) -> None:
     run(test)
 
 
+children_stay = pytest.mark.skipif(WINDOWS, reason="what a worker has started there ends with the college, by its job")
+
+
+@children_stay
 def test_a_worker_that_ignores_sigterm_and_leaves_a_child_is_ended(tmp_path: Path) -> None:
     async def test() -> None:
         async with trial(tmp_path, {"one": [{"stubborn": True}]}) as college:
@@ -365,6 +371,7 @@ def test_a_worker_that_ignores_sigterm_and_leaves_a_child_is_ended(tmp_path: Pat
     run(test)
 
 
+@children_stay
 def test_a_worker_whose_child_holds_the_channel_open_is_noticed_when_it_dies(tmp_path: Path) -> None:
     async def test() -> None:
         faults = {"one": [{"stubborn": True, "answer": "crash", "after": 2}, {}]}
@@ -502,7 +509,7 @@ async def _storm(college: Trial, seconds: float, chance: random.Random) -> int:
         pids = [pid for pid, _, _ in college.college.workers().values()]
         if pids:
             with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
-                os.kill(chance.choice(pids), signal.SIGKILL)
+                kill(chance.choice(pids))
                 kills += 1
     return kills
 
@@ -555,10 +562,10 @@ def test_a_model_whose_every_load_is_killed_is_given_up(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
                 for pid in college.pids():
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                        kill(pid)
             for answer in await asyncio.gather(*asked):
                 assert answer.error is not None and answer.error.exit_code == 7
-                assert "was killed by signal 9" in answer.error.message
+                assert SYSTEM_ENDED_IT in answer.error.message
             assert college.starts("one") > 2
             await college.settled()
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import msgspec
 import psutil
 import pytest
 from conftest import MODEL
+from operating_system import kill
 
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.calibration import apply
@@ -31,8 +29,6 @@ from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 GREEDY = Sampling(temperature=0)
 SEEDED = Sampling(temperature=1.0, seed=11)
@@ -207,7 +203,7 @@ def _storm_of_kills(models_dir: Path, seconds: float, clients: int) -> None:
                 await asyncio.sleep(chance.uniform(0.0, 0.5))
                 for pid, _, _ in college.workers().values():
                     outcomes["killed"] += 1
-                    os.kill(pid, signal.SIGKILL)
+                    kill(pid)
 
         await asyncio.gather(killer(), *(client() for _ in range(clients)))
         assert outcomes["killed"] > 0

@@ -177,7 +177,6 @@ def test_a_stranger_on_the_port_is_not_taken_for_the_college(coe: Coe) -> None:
     assert b"GET /healthz?nonce=" in heard[0] and b"t" * 43 not in heard[0]
 
 
-@posix
 def test_sigkill_of_the_college_leaves_no_worker_and_no_obstacle(coe: Coe) -> None:
     with serving(coe) as served:
         assert served.chat(max_tokens=2).status == 200

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from operating_system import make_fifo
 from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 
 from coe_cli.core.hardware.machine import Machine
@@ -58,7 +59,7 @@ def _endless_modules(folder: Path) -> None:
     if sys.platform == "win32":
         pytest.skip("FIFOs")
     (folder / "modules.json").unlink()
-    os.mkfifo(folder / "modules.json")
+    make_fifo(folder / "modules.json")
 
 
 def folders_in(path: Path) -> Folders:

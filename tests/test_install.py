@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import Coe, eventually
 from onnx import TensorProto, helper
+from operating_system import interrupt
 
 from coe_cli.core.models.catalog import Source
 from coe_cli.errors import ModelMissing
@@ -202,12 +201,11 @@ def test_two_installs_at_once_fetch_once(tiny: Coe, hub: Hub) -> None:
     assert _left(tiny) == ["tiny"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_an_interrupted_install_leaves_nothing(tiny: Coe, hub: Hub) -> None:
     hub.hold.clear()
     process = tiny.start("models", "pull", "tiny")
     eventually(hub.downloads)
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     hub.hold.set()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -215,7 +213,6 @@ def test_an_interrupted_install_leaves_nothing(tiny: Coe, hub: Hub) -> None:
     assert _left(tiny) in ([], [".partial-tiny"]), "what was fetched is kept out of sight for the next time"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_killed_install_is_no_model_and_does_not_hinder_the_next(tiny: Coe, hub: Hub) -> None:
     hub.hold.clear()
     process = tiny.start("models", "pull", "tiny")

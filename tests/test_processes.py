@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -11,8 +10,9 @@ import textwrap
 import psutil
 import pytest
 from conftest import ENDLESS, MODEL, REPOSITORY, Coe, eventually, is_gone, one_line, read_some, worker_of
+from operating_system import SYSTEM_ENDED_IT, WINDOWS, interrupt, kill
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+of_a_shell = pytest.mark.skipif(WINDOWS, reason="typed into a POSIX shell")
 
 LONG = ("ask", "-m", MODEL, "--temperature", "0", ENDLESS)
 """An answer that takes tens of seconds."""
@@ -23,9 +23,9 @@ def _children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> str:
-    """Ctrl-C: SIGINT to the whole process group, as a terminal sends it; returns what was said on stderr."""
+    """Ctrl-C to coe and its children, as a terminal sends it; returns what was said on stderr."""
     children = _children(process)
-    os.killpg(process.pid, signal.SIGINT)
+    interrupt(process)
     _, errors = process.communicate(timeout=15)
     assert process.returncode == 130
     eventually(lambda: all(is_gone(child) for child in children), within_s=5)
@@ -34,7 +34,7 @@ def _interrupt(process: subprocess.Popen[bytes]) -> str:
 
 
 def _loading(worker: psutil.Process) -> bool:
-    return any("libonnxruntime" in item.path for item in worker.memory_maps())
+    return any("onnxruntime" in item.path for item in worker.memory_maps())
 
 
 def _has_lost_gil_to_prefill(worker: psutil.Process) -> bool:
@@ -88,7 +88,7 @@ def test_ctrl_c_between_two_owners_of_the_worker(coe: Coe, moment: str) -> None:
                 worker.suspend()
                 with open("worker.pid", "w") as file:
                     file.write(str(worker.pid))
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return result
 
         {place}.{name} = interrupted
@@ -102,7 +102,7 @@ def test_ctrl_c_between_two_owners_of_the_worker(coe: Coe, moment: str) -> None:
         assert not psutil.pid_exists(pid)
     finally:
         if psutil.pid_exists(pid):
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
 
 
 def test_ctrl_c_while_a_fleet_is_simulated(coe: Coe) -> None:
@@ -127,7 +127,7 @@ def test_ctrl_c_while_onnxruntime_is_imported() -> None:
         class Interrupting:
             def find_spec(self, name, path=None, target=None):
                 if name == "numpy":
-                    os.kill(os.getpid(), signal.SIGINT)
+                    signal.raise_signal(signal.SIGINT)
         sys.meta_path.insert(0, Interrupting())
         from coe_cli.runtime.onnxruntime_import import import_onnxruntime
         try:
@@ -146,7 +146,7 @@ def test_ctrl_c_while_coe_imports_a_module_that_calls_exec(coe: Coe) -> None:
     shim = coe.folder / "shim"
     shim.mkdir()
     (shim / "platformdirs.py").write_text(
-        "exec('import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)')\n"
+        "exec('import os, signal, time; signal.raise_signal(signal.SIGINT); time.sleep(9)')\n"
     )
     path = os.pathsep.join([str(shim), coe.environment["PYTHONPATH"]])
     result = coe.run("ask", "-m", MODEL, "Hi", PYTHONPATH=path)
@@ -161,7 +161,7 @@ def test_ctrl_c_that_some_library_swallows_still_counts(coe: Coe) -> None:
         textwrap.dedent("""
         import os, signal, sys, time
         try:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             time.sleep(9)
         except KeyboardInterrupt:
             pass
@@ -182,16 +182,16 @@ def test_worker_killed_in_mid_answer(coe: Coe) -> None:
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 7
     message = one_line(errors.decode())
-    assert message.startswith(f"coe: the worker of `{MODEL}` was killed by signal 9")
+    assert message.startswith(f"coe: the worker of `{MODEL}` {SYSTEM_ENDED_IT}")
     assert "Ask again" in message
 
 
-@pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGTERM])
-def test_the_worker_ends_with_coe(coe: Coe, deadly: signal.Signals) -> None:
+@pytest.mark.parametrize("deadly", ["kill", "terminate"])
+def test_the_worker_ends_with_coe(coe: Coe, deadly: str) -> None:
     process = coe.start(*LONG)
     read_some(process.stdout, 20)
     worker = worker_of(process)
-    process.send_signal(deadly)
+    getattr(process, deadly)()
     process.wait(timeout=10)
     eventually(lambda: is_gone(worker), within_s=5)
 
@@ -218,12 +218,14 @@ def test_a_reader_that_leaves_ends_it_quietly(coe: Coe, output_format: str) -> N
     assert is_gone(worker)
 
 
+@of_a_shell
 def test_a_reader_that_left_before_the_list_came(coe: Coe) -> None:
     script = '"$0" -m coe_cli models list --format csv | :; echo "${PIPESTATUS[0]}"'
     result = coe.run(command=["bash", "-c", script, sys.executable])
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
+@of_a_shell
 @pytest.mark.parametrize(("closed", "shows"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)])
 def test_a_stream_that_was_closed_from_the_start_is_like_a_reader_that_left(coe: Coe, closed: str, shows: bool) -> None:
     ask = '"$0" -m coe_cli ask --no-log -m "$1" --max-tokens 3 "The capital of France is" ' + closed

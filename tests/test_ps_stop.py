@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import sys
 import threading
 
 import psutil
 import pytest
 from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, read_some, workers_of
+from operating_system import interrupt
 from rich.console import Console
 from serving import Served, serving
 
@@ -174,7 +172,6 @@ def test_drain_finishes_what_is_being_answered(coe: Coe) -> None:
         assert stopping.returncode == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP")
 def test_a_college_that_does_not_answer_is_ended(coe: Coe) -> None:
     with serving(coe) as served:
         process = served.process
@@ -183,21 +180,19 @@ def test_a_college_that_does_not_answer_is_ended(coe: Coe) -> None:
         assert is_gone(process)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_in_the_foreground_it_says_what_it_does_until_it_is_interrupted(coe: Coe) -> None:
     process = coe.start("serve", "--foreground")
     url = read_some(process.stdout, 20).decode().strip()
     served = Served(coe, url)
     assert served.chat(max_tokens=2).status == 200
     assert served.state["pid"] == process.pid
-    os.killpg(process.pid, signal.SIGINT)
+    interrupt(process)
     out, errors = process.communicate(timeout=20)
     assert process.returncode == 0
     assert out == b""
     assert b"smollm2-135m" in errors and b"Traceback" not in errors
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_watch_ends_with_the_college(coe: Coe) -> None:
     with serving(coe):
         watching = coe.start("ps", "--watch", "--format", "json")

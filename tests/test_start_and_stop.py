@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Coe, eventually, is_gone, one_line
+from operating_system import make_link
 
 from coe_cli.runtime.server import discovery, pid_file
 from coe_cli.runtime.server.pid_file import ProcessIdentity
@@ -79,7 +80,7 @@ def test_a_full_disk_is_an_error_and_no_college(coe: Coe, foreground: bool) -> N
 
 @pytest.mark.parametrize("lock", ["college.lock", "start.lock"])
 def test_a_lock_that_cannot_be_one_is_said_in_a_line(coe: Coe, state: Path, lock: str) -> None:
-    (state / lock).symlink_to(state / lock)
+    make_link(state / lock, state / lock)
     said = one_line(coe.run("serve").stderr)
     assert f"{lock} cannot be used" in said and "Errno" not in said
     if lock == "college.lock":

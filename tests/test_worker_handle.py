@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, read_some
+from conftest import ENDLESS, MODEL, Coe, copy_model, eventually, is_gone, one_line, read_some
+from operating_system import interrupt
 from serving import Served, end
 
 ASK = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "16", "--no-log")
@@ -81,7 +80,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_college(home: Coe) -> None:
     process = home.start("ask", "-m", MODEL, "--no-log", "--temperature", "0", ENDLESS)
     read_some(process.stdout, 20)
     assert college(home).snapshot()["models"][0]["running"] == 1
-    os.kill(process.pid, signal.SIGINT)
+    interrupt(process)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 130
     assert b"Traceback" not in said
@@ -141,8 +140,7 @@ def test_a_college_with_other_settings_is_not_asked(home: Coe, change: str, mode
     elif change == "catalog":
         (home.config / "experts.yaml").write_text(f"experts:\n  shouter: {{model: {MODEL}, system_prompt: SHOUT}}\n")
     elif change == "models":
-        (home.folder / "models").mkdir()
-        (home.folder / "models" / MODEL).symlink_to(models_dir / MODEL)
+        copy_model(models_dir / MODEL, home.folder / "models" / MODEL)
         environment = {"COE_MODELS_DIR": str(home.folder / "models")}
     else:
         arguments = ("-p", "minimal")
@@ -177,10 +175,10 @@ def test_an_answer_that_nobody_has_seen_starts_again_when_its_worker_dies(home: 
     undisturbed = home.run(*ask).check().stdout
     served = college(home)
     (worker,) = (pid for model in served.snapshot()["models"] if (pid := model["pid"]))
-    os.kill(worker, signal.SIGSTOP)  # so that it cannot answer before it is seen to
+    psutil.Process(worker).suspend()  # so that it cannot answer before it is seen to
     process = home.start(*ask)
     eventually(lambda: any(model["running"] for model in served.snapshot()["models"]))
-    os.kill(worker, signal.SIGCONT)
+    psutil.Process(worker).resume()
     time.sleep(0.3)  # well into the answer, which takes seconds
     psutil.Process(worker).kill()
     written, said = process.communicate(timeout=60)

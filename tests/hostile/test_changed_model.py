@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from college_trial import WEIGHTS_MB, run, trial
 from model_store.tiny_model import write_tiny_model
+from operating_system import WINDOWS
 
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
@@ -18,8 +18,6 @@ from coe_cli.runtime.college.college import College, CollegeSettings
 from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
 def test_a_question_that_comes_while_the_old_model_answers_waits_for_the_new_one(tmp_path: Path) -> None:
@@ -44,6 +42,7 @@ def test_a_question_that_comes_while_the_old_model_answers_waits_for_the_new_one
     run(test)
 
 
+@pytest.mark.skipif(WINDOWS, reason="the folder of a loaded model cannot be renamed there")
 def test_a_replaced_folder_answers_with_the_new_weights(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "tiny")
     write_tiny_model(tmp_path / "other", seed=5)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from importing.configurations import write_folder
 from importing.gguf_files import write_gguf
 from model_store.conftest import Coe
+from operating_system import make_fifo
 
 from coe_cli.core.importing import gguf_header
 from coe_cli.core.importing.gguf_header import parse_gguf
@@ -214,12 +213,11 @@ def test_a_hostile_config_is_refused_by_import(coe: Coe, tmp_path: Path, name: s
     assert not (coe.models / "mine").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="FIFOs of POSIX")
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "a.gguf"])
 def test_a_fifo_in_a_source_is_not_waited_for(coe: Coe, tmp_path: Path, name: str) -> None:
     folder = write_folder(tmp_path / "folder", "llama")
     (folder / name).unlink(missing_ok=True)
-    os.mkfifo(folder / name)
+    make_fifo(folder / name)
     done = coe("models", "import", str(folder / name if name == "a.gguf" else folder), "--name", "mine")
     assert done.code in (2, 4) and "Traceback" not in done.stderr, done.stderr
 

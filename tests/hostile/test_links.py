@@ -2,57 +2,55 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
+from operating_system import make_fifo, make_link
 
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.store.model_store import open_model
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 SECRET = "known to nobody else"
 
 
 def to_file(folder: Path, outside: Path) -> None:
-    (folder / "notes.txt").symlink_to(outside / "secret")
+    make_link(folder / "notes.txt", outside / "secret")
 
 
 def relative(folder: Path, outside: Path) -> None:
-    (folder / "notes.txt").symlink_to("../outside/secret")
+    make_link(folder / "notes.txt", "../outside/secret")
 
 
 def to_folder(folder: Path, outside: Path) -> None:
-    (folder / "more").symlink_to(outside, target_is_directory=True)
+    make_link(folder / "more", outside)
 
 
 def over_a_link(folder: Path, outside: Path) -> None:
-    (folder / "b").symlink_to(outside / "secret")
-    (folder / "a").symlink_to("b")
+    make_link(folder / "b", outside / "secret")
+    make_link(folder / "a", "b")
 
 
 def to_nothing(folder: Path, outside: Path) -> None:
-    (folder / "notes.txt").symlink_to(outside / "nothing")
+    make_link(folder / "notes.txt", outside / "nothing")
 
 
 def to_itself(folder: Path, outside: Path) -> None:
-    (folder / "notes.txt").symlink_to("notes.txt")
+    make_link(folder / "notes.txt", "notes.txt")
 
 
 def to_the_folder(folder: Path, outside: Path) -> None:
-    (folder / "again").symlink_to(".", target_is_directory=True)
+    make_link(folder / "again", ".")
 
 
 def to_a_device(folder: Path, outside: Path) -> None:
-    (folder / "notes.txt").symlink_to("/dev/zero")
+    make_link(folder / "notes.txt", "/dev/zero")
 
 
 def fifo(folder: Path, outside: Path) -> None:
-    os.mkfifo(folder / "notes.txt")
+    make_fifo(folder / "notes.txt")
 
 
 LINKS: dict[Callable[[Path, Path], None], str] = {
@@ -84,7 +82,7 @@ def test_a_link_inside_of_the_folder_becomes_the_file_that_it_leads_to(coe: Coe,
     folder = write_tiny_model(tmp_path / "given")
     (folder / "data").mkdir()
     (folder / "tokenizer.json").rename(folder / "data" / "tokenizer")
-    (folder / "tokenizer.json").symlink_to("data/tokenizer")
+    make_link(folder / "tokenizer.json", "data/tokenizer")
     assert coe("models", "pull", f"file:{folder}").code == 0
     copy = coe.models / "given" / "tokenizer.json"
     assert not copy.is_symlink() and copy.read_bytes() == (folder / "tokenizer.json").read_bytes()
@@ -94,6 +92,6 @@ def test_a_link_inside_of_the_folder_becomes_the_file_that_it_leads_to(coe: Coe,
 def test_a_model_whose_file_leads_to_itself_is_damaged(tmp_path: Path, name: str) -> None:
     folder = write_tiny_model(tmp_path / "beast")
     (folder / name).unlink()
-    (folder / name).symlink_to(name)
+    make_link(folder / name, name)
     with pytest.raises(ModelDamaged):
         open_model("beast", folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from serving import Response, Served, serving
 from hostile.zoo import CONFIGURATIONS, FOLDERS, compile_library, make_hostile
 
 ZOO = CONFIGURATIONS | FOLDERS
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links and FIFOs")
 
 
 @pytest.fixture
@@ -26,7 +24,11 @@ def beasts(bare_coe: Coe) -> dict[str, str]:
     named = {}
     for number, (make, names) in enumerate(ZOO.values()):
         name = f"beast-{number}"
-        folder = make_hostile(bare_coe.models / name, make)
+        try:
+            folder = make_hostile(bare_coe.models / name, make)
+        except pytest.skip.Exception:  # a link or a FIFO, which this system does not make
+            shutil.rmtree(bare_coe.models / name)
+            continue
         shutil.copyfile(library, folder / "x.so")
         named[name] = names
     write_tiny_model(bare_coe.models / "good")

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 from model_store.tiny_model import write_tiny_model
 from onnx import TensorProto, helper
+from operating_system import make_fifo, make_link
 
 Make = Callable[[Path, Path], None]
 """Turns the tiny model in the first folder into a hostile one; the second is a folder beside it."""
@@ -99,7 +100,7 @@ def _two_graphs(folder: Path, outside: Path) -> None:
 def _linked(name: str) -> Make:
     def make(folder: Path, outside: Path) -> None:
         shutil.move(folder / name, outside / name)
-        (folder / name).symlink_to(outside / name)
+        make_link(folder / name, outside / name)
 
     return make
 
@@ -107,7 +108,7 @@ def _linked(name: str) -> Make:
 def _fifo(name: str) -> Make:
     def make(folder: Path, outside: Path) -> None:
         (folder / name).unlink()
-        os.mkfifo(folder / name)
+        make_fifo(folder / name)
 
     return make
 
@@ -115,7 +116,7 @@ def _fifo(name: str) -> Make:
 def _to_device(name: str) -> Make:
     def make(folder: Path, outside: Path) -> None:
         (folder / name).unlink()
-        (folder / name).symlink_to("/dev/zero")
+        make_link(folder / name, "/dev/zero")
 
     return make
 

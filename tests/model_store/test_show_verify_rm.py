@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from operating_system import make_link
 
 from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.runtime.college.one_shot import begin_loading
@@ -230,7 +231,7 @@ def test_changed_truncated_and_missing_files(coe: Coe, tiny: Path) -> None:
 def test_weights_outside_of_the_folder_are_refused(coe: Coe, tiny: Path) -> None:
     outside = coe.folder / "outside.data"
     shutil.move(tiny / "model.onnx.data", outside)
-    (tiny / "model.onnx.data").symlink_to(outside)
+    make_link(tiny / "model.onnx.data", outside)
     result = verify(coe)
     assert (result.code, levels(result)["external data"]) == (4, "error")
     assert "outside of the model's folder" in result.stdout
@@ -318,7 +319,7 @@ def test_rm_gives_up_an_install_that_broke_off(coe: Coe) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_rm_of_a_link_leaves_the_folder_that_it_leads_to(coe: Coe, tmp_path: Path) -> None:
     elsewhere = write_tiny_model(tmp_path / "elsewhere")
-    (coe.models / "linked").symlink_to(elsewhere)
+    make_link(coe.models / "linked", elsewhere)
     assert coe("models", "rm", "linked").code == 0
     assert not (coe.models / "linked").is_symlink()
     assert (elsewhere / "model.onnx").exists()

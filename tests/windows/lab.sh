@@ -14,6 +14,7 @@ lab=${COE_WINLAB:-/var/cache/coe-winlab}
 root=$lab/root
 python=${PYTHON:-$checkout/.venv/bin/python} # a CPython 3.11 with uv: its standard library is Windows' too
 user=6543 processes=600
+limit_s=${COE_WINLAB_LIMIT_S:-2700} # of one command
 export DEBIAN_FRONTEND=noninteractive
 
 debian_packages="wine wine64 gcc-mingw-w64-x86-64-win32"
@@ -122,7 +123,8 @@ make_prefix() {
 
 # enter COMMAND…: run it in the lab's checkout; all that it leaves running ends with it
 enter() {
-    root=$root user=$user processes=$processes unshare --mount --pid --net --fork --kill-child bash -euc '
+    root=$root user=$user processes=$processes timeout --foreground --signal KILL $limit_s \
+        unshare --mount --pid --net --fork --kill-child bash -euc '
         mount --make-rprivate /
         for place in dev sys; do mount --rbind /$place "$root/$place"; done
         mount -t proc proc "$root/proc"
@@ -144,8 +146,10 @@ run() {
     git -C "$checkout" ls-files -z --cached --others --exclude-standard | tar -C "$checkout" --null --files-from=- --ignore-failed-read -cf - 2>/dev/null | tar -C "$copy" -xf -
     cp -r "${COE_MODELS_DIR:-$checkout/models}/." "$copy/models"
     chown -R $user:$user "$copy"
-    enter "$@" 9>&- &
-    trap 'kill -9 $! 2>/dev/null' EXIT # unshare itself takes no other signal, and with it ends all that it started
+    set -m # a group of its own, which is ended as one: unshare takes no other signal, and with it ends all that it started
+    enter "$@" 9>&- </dev/null &
+    set +m
+    trap 'kill -9 -- -$! 2>/dev/null' EXIT
     trap 'exit 143' TERM INT
     local code=0
     wait $! || code=$?
@@ -156,9 +160,9 @@ run() {
 gate() {
     setup
     exec 9>&-
-    # A test file at a time on each core. What is slow runs elsewhere; a disturbed moment of a shared machine is tried again.
-    run python -m pytest -p no:cacheprovider -q --timeout 250 tests/test_windows_user.py "$@"
-    run python -m pytest -p no:cacheprovider -q -m "not slow" -n 2 --dist loadfile --timeout 250 --ignore tests/windows --ignore tests/test_windows_user.py "$@"
+    run python -u -m pytest -p no:cacheprovider -q --timeout 250 tests/test_windows_user.py "$@"
+    # A test file at a time on each core; what is slow runs elsewhere.
+    run python -u -m pytest -p no:cacheprovider -q -m "not slow" -n 2 --dist loadfile --timeout 250 --ignore tests/windows --ignore tests/test_windows_user.py "$@"
 }
 
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0 # directml.sh adds to it

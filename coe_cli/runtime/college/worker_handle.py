@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 
@@ -67,8 +68,9 @@ class WorkerHandle:
         try:
             self._process = process or WorkerProcess(self._command)
         except OSError as error:
+            program = (self._command or [sys.executable])[0]  # Windows' error does not name it
             raise DeviceLost(
-                f"{self._name} cannot be started: {error}",
+                f"{self._name} cannot be started: {program}: {error.strerror or error}",
                 "Free memory and processes, then try again.",
             ) from None
 

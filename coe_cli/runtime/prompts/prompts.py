@@ -276,7 +276,7 @@ class _Child:
             end_with_us(self._process.pid)
         except OSError as error:
             raise DeviceLost(
-                f"the process that makes prompts cannot be started: {error}",
+                f"the process that makes prompts cannot be started: {sys.executable}: {error.strerror or error}",
                 "Free memory and processes, then try again.",
             ) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coe_cli.core.notes import Note
 from coe_cli.runtime.routing.vector_cache import VectorCache
 
 
@@ -17,7 +18,7 @@ class Embedding:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
 
     def __call__(self, texts: Sequence[str]) -> Any:
         self.seen += texts
@@ -61,7 +62,7 @@ def test_a_damaged_file_costs_a_warning(tmp_path: Path, content: bytes | None) -
         path.write_bytes(content)
     assert embedding.cache(path).embed(["a"])[0, 0] == 1
     assert embedding.seen == ["a"]
-    assert len(embedding.notes) == 1 and embedding.notes[0].startswith("warning: ")
+    assert len(embedding.notes) == 1 and embedding.notes[0].kind == "warning"
     embedding.cache(path).embed(["a"])
     assert embedding.seen == []
 
@@ -70,4 +71,4 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     embedding = Embedding()
     assert embedding.cache(tmp_path / "file" / "v.npz").embed(["a"]).shape == (1, 2)
-    assert any("cannot be kept" in note for note in embedding.notes)
+    assert any("cannot be kept" in note.text for note in embedding.notes)

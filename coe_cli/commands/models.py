@@ -122,7 +122,6 @@ def show(
 
     Example: coe models show smollm2-135m --format json | jq .cache
     """
-    import msgspec
 
     from coe_cli.output.model_card_view import write_card
     from coe_cli.runtime.store.model_card import model_card
@@ -130,7 +129,7 @@ def show(
     where, profiles = folders(), read_profiles(profiles_file)
     card = model_card(name, read_catalog(catalog_file), profiles, profile, where.models, where.state)
     if report_format is ReportFormat.JSON:
-        Output().json(msgspec.to_builtins(card))
+        Output().json(card)
     else:
         write_card(Output(), card)
 
@@ -166,7 +165,6 @@ def verify(
 
     Example: coe models verify smollm2-135m --quality
     """
-    from msgspec import to_builtins
 
     from coe_cli.core.findings import Level, worst
     from coe_cli.output.findings_view import findings_document, write_findings
@@ -187,7 +185,7 @@ def verify(
     if report_format is ReportFormat.JSON:
         document = {"model": name, **findings_document(findings)}
         if measured is not None:
-            document["quality"] = to_builtins(measured)
+            document["quality"] = measured
         output.json(document)
     else:
         write_findings(output, findings)

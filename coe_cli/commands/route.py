@@ -92,7 +92,7 @@ def route(
     router = open_router(
         catalog,
         folders(),
-        output.note,
+        lambda note: output.note(note.line),
         embedder=embedder,
         provider=selected.provider,
         rebuild=rebuild,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -73,21 +74,13 @@ def write_report(
     output: Output, report: BenchReport, output_format: BenchFormat, comparison: Comparison | None = None
 ) -> None:
     """The whole report, except as JSON lines (``BenchLines``)."""
-    if output_format is BenchFormat.JSON:
-        document: dict[str, Any] = msgspec.to_builtins(report)
-        if comparison is not None:
-            document["against"] = _against(comparison)
-        output.json(document)
-    elif output_format is BenchFormat.HUMAN:
-        _write_human(output, report, comparison)
-    else:
-        ratios = comparison.ratios if comparison is not None else None
-        if output_format is BenchFormat.CSV:
-            output.table(*_csv(report.rows, ratios), TableFormat.CSV)
-        else:
-            output.table(*_markdown(report.rows, ratios), TableFormat.MD)
-        for line in _times(report):
-            output.note(line)
+    document = msgspec.structs.asdict(report) | ({"against": _against(comparison)} if comparison is not None else {})
+    ratios = comparison.ratios if comparison is not None else None
+    header, rows = (_csv if output_format is BenchFormat.CSV else _markdown)(report.rows, ratios)
+    human = partial(_write_human, output, report, comparison)
+    output.emit(TableFormat(output_format.value), document, header, rows, human)
+    if output_format in (BenchFormat.CSV, BenchFormat.MD):
+        output.notes(_times(report))
 
 
 def _against(comparison: Comparison) -> dict[str, Any]:

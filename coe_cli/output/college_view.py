@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from coe_cli.core.scheduling.college_status import CollegeStatus
 from coe_cli.errors import DeviceLost
 from coe_cli.output.console import Output
@@ -27,7 +25,7 @@ _NONE_RUNS = "no college is running; `coe serve` or a question starts one"
 def write_status(output: Output, status: CollegeStatus, *, as_json: bool) -> None:
     """The status once; a sentence on stderr where no college runs."""
     if as_json:
-        output.json(msgspec.to_builtins(status))
+        output.json(status)
     elif status.pid is None:
         output.note(_NONE_RUNS)
     else:

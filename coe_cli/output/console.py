@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
@@ -44,10 +44,12 @@ class Output:
         self.stdout, self.stderr = guarded(self.stdout), guarded(self.stderr)
 
     def json(self, value: Any) -> None:
-        """One JSON document on stdout."""
+        """One JSON document on stdout; structs become objects."""
         import json
 
-        self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        import msgspec
+
+        self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=msgspec.to_builtins) + "\n")
 
     def json_line(self, value: Any) -> None:
         """One JSON object on a line of its own on stdout, at once."""
@@ -60,10 +62,24 @@ class Output:
         """A Rich renderable on stdout; plain text when stdout is not a terminal."""
         self.console().print(renderable)
 
-    def table(self, header: Sequence[str], rows: Iterable[Sequence[Any]], table_format: TableFormat) -> None:
-        """Rows as CSV or Markdown on stdout; None becomes an empty cell."""
-        cells = [["" if value is None else str(value) for value in row] for row in rows]
-        if table_format is TableFormat.CSV:
+    def emit(
+        self,
+        output_format: TableFormat,
+        document: Any,
+        header: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        human: Callable[[], None],
+    ) -> None:
+        """A result on stdout: ``document`` as JSON, ``header`` and ``rows`` as CSV or Markdown, else what ``human`` writes.
+
+        In a cell None is empty, and a list has spaces between its parts.
+        """
+        if output_format is TableFormat.HUMAN:
+            return human()
+        if output_format is TableFormat.JSON:
+            return self.json(document)
+        cells = [[_cell(value) for value in row] for row in rows]
+        if output_format is TableFormat.CSV:
             import csv
             import io
 
@@ -72,14 +88,18 @@ class Output:
             writer.writerow(header)
             writer.writerows(cells)
             self.stdout.write(buffer.getvalue())
-            return
+            return None
         lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in cells)]
-        self.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+        return self.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
 
     def note(self, message: str) -> None:
         """One line on stderr."""
         self.stderr.write(f"coe: {message}\n")
         self.stderr.flush()
+
+    def notes(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            self.note(message)
 
     def console(self, *, on_stderr: bool = False) -> Console:
         from coe_cli.output.terminal_console import TerminalConsole
@@ -87,3 +107,7 @@ class Output:
         stream = self.stderr if on_stderr else self.stdout
         width = None if stream.isatty() else _WIDTH_IN_A_PIPE
         return TerminalConsole(file=raw(stream), highlight=False, width=width)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else " ".join(value) if isinstance(value, list) else str(value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import left, right, write_line, write_table
@@ -15,20 +13,19 @@ _STYLES = {"together": "green", "in turns": "yellow", "no": "red"}
 
 def write_fit(output: Output, report: FitReport, table_format: TableFormat) -> None:
     """For people a table and a sentence a device; else every row with its device and profile."""
-    if table_format is TableFormat.JSON:
-        output.json({"schema_version": SCHEMA_VERSION, "devices": [msgspec.to_builtins(fit) for fit in report.devices]})
-    elif table_format is not TableFormat.HUMAN:
-        rows = [
-            [fit.device, *(getattr(expert, field) for field in FIELDS[1:-1]), fit.profile or ""]
-            for fit in report.devices
-            for expert in fit.experts
-        ]
-        output.table(FIELDS, rows, table_format)
-    else:
-        for fit in report.devices:
-            _write_device(output, fit)
-    for note in report.notes:
-        output.note(note)
+    rows = [
+        [fit.device, *(getattr(expert, field) for field in FIELDS[1:-1]), fit.profile]
+        for fit in report.devices
+        for expert in fit.experts
+    ]
+    document = {"schema_version": SCHEMA_VERSION, "devices": report.devices}
+    output.emit(table_format, document, FIELDS, rows, lambda: _write_human(output, report))
+    output.notes(report.notes)
+
+
+def _write_human(output: Output, report: FitReport) -> None:
+    for fit in report.devices:
+        _write_device(output, fit)
 
 
 def _write_device(output: Output, fit: Fit) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from coe_cli.core.fleet.fleet_report import FleetPlan, FleetReport, Quantiles
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import folded, number, table
@@ -29,14 +27,9 @@ HEADER = (
 
 def write_fleet(output: Output, report: FleetReport, table_format: TableFormat) -> None:
     """The report in ``table_format``; CSV and Markdown have one row for each group of equal nodes."""
-    if table_format is TableFormat.JSON:
-        output.json(msgspec.to_builtins(report))
-    elif table_format is TableFormat.HUMAN:
-        _write_human(output, report)
-    else:
-        rows = _rows("planned", report.plan)
-        rows += _rows("smallest", report.smallest) if report.smallest is not None else []
-        output.table(HEADER, rows, table_format)
+    rows = _rows("planned", report.plan)
+    rows += _rows("smallest", report.smallest) if report.smallest is not None else []
+    output.emit(table_format, report, HEADER, rows, lambda: _write_human(output, report))
 
 
 def _rows(name: str, plan: FleetPlan) -> list[tuple[Any, ...]]:
@@ -45,8 +38,8 @@ def _rows(name: str, plan: FleetPlan) -> list[tuple[Any, ...]]:
             name,
             group.node,
             group.count,
-            " ".join(group.keep),
-            " ".join(share.expert for share in group.experts),
+            group.keep,
+            [share.expert for share in group.experts],
             group.requests_per_s,
             group.utilisation,
             group.swaps_per_hour,

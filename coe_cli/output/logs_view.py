@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import msgspec
-
 from coe_cli.core.answers.conversations import Conversation, ConversationRow, Match
 from coe_cli.output.console import Output
 from coe_cli.output.tables import folded, left, right, table
@@ -18,7 +16,7 @@ _TITLE_CHARS = 70
 def write_conversations(output: Output, rows: list[ConversationRow], *, as_json: bool) -> None:
     """The list, the last one first."""
     if as_json:
-        output.json({"schema_version": LOGS_SCHEMA_VERSION, "conversations": msgspec.to_builtins(rows)})
+        output.json({"schema_version": LOGS_SCHEMA_VERSION, "conversations": rows})
         return
     from rich.text import Text
 
@@ -39,7 +37,7 @@ def write_conversations(output: Output, rows: list[ConversationRow], *, as_json:
 def write_conversation(output: Output, conversation: Conversation, *, as_json: bool) -> None:
     """Every message with who answered it."""
     if as_json:
-        value = {"schema_version": LOGS_SCHEMA_VERSION, "conversation": msgspec.to_builtins(conversation)}
+        value = {"schema_version": LOGS_SCHEMA_VERSION, "conversation": conversation}
         output.json(value)
         return
     for message in conversation.messages:
@@ -53,7 +51,7 @@ def write_conversation(output: Output, conversation: Conversation, *, as_json: b
 def write_matches(output: Output, matches: list[Match], *, as_json: bool) -> None:
     """What was found, one line each."""
     if as_json:
-        output.json({"schema_version": LOGS_SCHEMA_VERSION, "matches": msgspec.to_builtins(matches)})
+        output.json({"schema_version": LOGS_SCHEMA_VERSION, "matches": matches})
         return
     if not matches:
         output.note("nothing found; all words must be in one question or answer")

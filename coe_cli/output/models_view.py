@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import folded, is_narrow, left, right, write_table
 
@@ -14,14 +12,10 @@ MODELS_SCHEMA_VERSION = 1
 
 def write_models(output: Output, rows: list[Any], table_format: TableFormat) -> None:
     """Write ``rows`` (runtime.inventory.ModelRow)."""
-    if table_format is TableFormat.JSON:
-        output.json({"schema_version": MODELS_SCHEMA_VERSION, "models": msgspec.to_builtins(rows)})
-    elif table_format is TableFormat.HUMAN:
-        _write_human(output, rows)
-    else:
-        header = list(rows[0].__struct_fields__) if rows else ["name"]
-        cells = [[_cell(getattr(row, field)) for field in header] for row in rows]
-        output.table(header, cells, table_format)
+    header = list(rows[0].__struct_fields__) if rows else ["name"]
+    cells = ([getattr(row, field) for field in header] for row in rows)
+    document = {"schema_version": MODELS_SCHEMA_VERSION, "models": rows}
+    output.emit(table_format, document, header, cells, lambda: _write_human(output, rows))
 
 
 _HEADER = ("model", "disk", "size", "context", "cache/token", "on", "experts")
@@ -57,7 +51,3 @@ def _write_human(output: Output, rows: list[Any]) -> None:
 
 def _or_unknown(value: float | int | None, form: str) -> str:
     return "unknown" if value is None else form.format(value)
-
-
-def _cell(value: Any) -> Any:
-    return " ".join(value) if isinstance(value, list) else value

@@ -20,18 +20,14 @@ MODEL_COLOURS = ("blue", "cyan", "magenta", "bright_blue", "bright_cyan", "brigh
 
 def write_plan(output: Output, plan: Plan, table_format: TableFormat, compare: list[ComparisonRow] | None) -> None:
     """The plan in ``table_format``; with ``compare`` the ways of counting stand side by side below or instead."""
-    if table_format is TableFormat.JSON:
-        document: dict[str, Any] = msgspec.to_builtins(plan)
-        if compare is not None:
-            document["compare"] = msgspec.to_builtins(compare)
-        output.json(document)
-    elif table_format is TableFormat.HUMAN:
-        _write_human(output, plan, compare)
-    elif compare is not None:
-        rows = [[_cell(getattr(row, field)) for field in COMPARE_HEADER] for row in compare]
-        output.table(COMPARE_HEADER, rows, table_format)
-    else:
-        output.table(HEADER, _rows(plan), table_format)
+    document: dict[str, Any] = msgspec.to_builtins(plan)
+    header: tuple[str, ...] = HEADER
+    rows: list[tuple[Any, ...]] = _rows(plan)
+    if compare is not None:
+        document["compare"] = compare
+        header = COMPARE_HEADER
+        rows = [(*(getattr(row, field) for field in header[:-1]), "yes" if row.fits else "no") for row in compare]
+    output.emit(table_format, document, header, rows, lambda: _write_human(output, plan, compare))
 
 
 def _rows(plan: Plan) -> list[tuple[Any, ...]]:
@@ -139,7 +135,3 @@ def _legend(plan: Plan) -> list[tuple[str, str]]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
-
-
-def _cell(value: Any) -> Any:
-    return ("yes" if value else "no") if isinstance(value, bool) else value

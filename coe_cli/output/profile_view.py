@@ -29,9 +29,9 @@ FINDING_FIELDS = ("level", "topic", "message", "action")
 def write_profiles(output: Output, profiles: ProfileSet, table_format: TableFormat) -> None:
     """One line a profile; the default one is marked."""
     rows = [{field: getattr(profile, field) for field in LIST_FIELDS} for profile in profiles.profiles.values()]
-    if table_format is TableFormat.JSON:
-        output.json({"schema_version": SCHEMA_VERSION, "default_profile": profiles.default_profile, "profiles": rows})
-    elif table_format is TableFormat.HUMAN:
+    document = {"schema_version": SCHEMA_VERSION, "default_profile": profiles.default_profile, "profiles": rows}
+
+    def human() -> None:
         numbers = [right(title) for title in ("budget MB", "slots", "context")]
         narrow = is_narrow(output)
         words = (left("preload"), *(() if narrow else (folded("description"),)))
@@ -47,58 +47,51 @@ def write_profiles(output: Output, profiles: ProfileSet, table_format: TableForm
             )
         output.rich(shown)
         output.note("* is the default profile" + ("; `coe profile show NAME` says what one is for" if narrow else ""))
-    else:
-        output.table(LIST_FIELDS, [list(row.values()) for row in rows], table_format)
+
+    output.emit(table_format, document, LIST_FIELDS, [list(row.values()) for row in rows], human)
 
 
 def write_profile(output: Output, profile: HardwareProfile, table_format: TableFormat) -> None:
     """One profile with every setting, dotted names for the nested ones."""
     document: dict[str, Any] = msgspec.to_builtins(profile)
-    if table_format is TableFormat.JSON:
-        output.json({"schema_version": SCHEMA_VERSION, "profile": document})
-        return
-    rows = [(key, value) for key, value in _flat(document) if key not in ("description", "notes")]
-    if table_format is not TableFormat.HUMAN:
-        output.table(("setting", "value"), rows, table_format)
-        return
-    from rich.markup import escape
+    header, rows = ("setting", "value"), [row for row in _flat(document) if row[0] not in ("description", "notes")]
 
-    console = output.console()
-    console.print(f"[bold]{escape(profile.name)}[/bold] · {escape(profile.description)}\n")
-    if profile.notes:
-        console.print(escape(profile.notes.strip()) + "\n")
-    settings = table(left("setting"), number("value"), ruled=True)
-    for key, value in rows:
-        settings.add_row(key, str(value))
-    console.print(settings)
+    def human() -> None:
+        from rich.markup import escape
+
+        console = output.console()
+        console.print(f"[bold]{escape(profile.name)}[/bold] · {escape(profile.description)}\n")
+        if profile.notes:
+            console.print(escape(profile.notes.strip()) + "\n")
+        settings = table(left(header[0]), number(header[1]), ruled=True)
+        for key, value in rows:
+            settings.add_row(key, str(value))
+        console.print(settings)
+
+    output.emit(table_format, {"schema_version": SCHEMA_VERSION, "profile": document}, header, rows, human)
 
 
 def write_check(output: Output, report: CheckReport, table_format: TableFormat) -> None:
     """One line a finding: level, topic, what is so, what to do."""
-    if table_format is TableFormat.JSON:
-        output.json(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "profile": report.profile.name,
-                "reason": report.reason,
-                "machine": msgspec.to_builtins(report.machine),
-                "findings": [dict(zip(FINDING_FIELDS, row, strict=True)) for row in _finding_rows(report)],
-                "passed": report.passed,
-            }
-        )
-    elif table_format is TableFormat.HUMAN:
+    rows = [(finding.level.value, finding.check, finding.message, finding.fix) for finding in report.findings]
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "profile": report.profile.name,
+        "reason": report.reason,
+        "machine": report.machine,
+        "findings": [dict(zip(FINDING_FIELDS, row, strict=True)) for row in rows],
+        "passed": report.passed,
+    }
+
+    def human() -> None:
         from rich.text import Text
 
         console = output.console()
         console.print(Text(f"{report.profile.name}" + (f": {report.reason}" if report.reason else ""), style="bold"))
         for finding in report.findings:
             console.print(_line(finding))
-    else:
-        output.table(FINDING_FIELDS, _finding_rows(report), table_format)
 
-
-def _finding_rows(report: CheckReport) -> list[tuple[str, ...]]:
-    return [(finding.level.value, finding.check, finding.message, finding.fix) for finding in report.findings]
+    output.emit(table_format, document, FINDING_FIELDS, rows, human)
 
 
 def _line(finding: Finding) -> Any:

@@ -82,10 +82,11 @@ class Together:
             self._expert = able or self._expert
         self._writer = self._providing.resolve(self._client, self._request(self._options, self._expert))
         known = [one for one in (self._writer, *told.values()) if isinstance(one, Resolved)]
-        self._note(_fallbacks([one.warnings for one in known]))
+        self._note(_joined_warnings(known))
+        replaced = {note.text for one in known for note in one.notes if note.kind == "fallback"}
         jobs = [self._job(expert, one) for expert, one in told.items()]
         drafts = self._drafts(jobs)
-        self._note([warning for draft in drafts for warning in draft.warnings if " is not on disk, " not in warning])
+        self._note([warning for draft in drafts for warning in draft.warnings if warning not in replaced])
         failed = next((draft.error for draft in drafts if draft.error is not None), None)
         if failed is not None and all(draft.error is not None for draft in drafts):
             raise from_code(failed.code, failed.message, failed.hint)
@@ -247,13 +248,12 @@ class Together:
         keep(together, self._writer.system, self._options, self._conversation, self._profiles, self._output)
 
 
-def _fallbacks(notes: list[list[str]]) -> list[str]:
-    """Each note once; where the models of several experts are missing, one line says so for all."""
-    each = list(dict.fromkeys(note for some in notes for note in some))
-    missing = [note for note in each if " is not on disk, " in note]
+def _joined_warnings(known: list[Resolved]) -> list[str]:
+    """Each warning once; where the models of several experts are missing, one line says so for all."""
+    each = list(dict.fromkeys(warning for one in known for warning in one.warnings))
+    missing = {note.text: one for one in known for note in one.notes if note.kind == "fallback"}
     if len(missing) < 2:
         return each
-    names = [note.partition(":")[0] for note in missing]
-    rest = missing[0].partition(", ")[2].partition(" (")[0]
-    joined = f"the models of {', '.join(names)} are not on disk, {rest} (coe models list names them)"
-    return [joined, *(note for note in each if note not in missing)]
+    names, instead = ", ".join(str(one.expert) for one in missing.values()), next(iter(missing.values())).model
+    told = f"the models of {names} are not on disk, {instead} answers instead (coe models list names them)"
+    return [told, *(warning for warning in each if warning not in missing)]

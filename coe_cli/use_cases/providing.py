@@ -11,6 +11,7 @@ from msgspec import structs
 
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.notes import Note
 from coe_cli.errors import DeviceLost, ModelMissing
 from coe_cli.output.console import Output
 from coe_cli.runtime.client.client import Client, Events
@@ -145,11 +146,11 @@ class _Preparing:
         self._output, self._speaks = output, speaks
         self._view: ProgressView | None = None
 
-    def __call__(self, message: str) -> None:
+    def __call__(self, note: Note) -> None:
         if not self._speaks:
             return
-        if message.startswith("warning:"):
-            (self._view or self._output).note(message)
+        if note.kind != "progress":
+            (self._view or self._output).note(note.line)
             return
         if self._view is None:
             from coe_cli.output.progress_view import ProgressView
@@ -159,7 +160,7 @@ class _Preparing:
                 self._output.note(title)
             self._view = ProgressView(self._output, title)
             self._view.__enter__()
-        self._view(Step(message, 0, None))
+        self._view(Step(note.text, 0, None))
 
     def close(self) -> None:
         if self._view is not None:

@@ -58,7 +58,9 @@ def bulk_router(
 
         if not opened:
             try:
-                opened.append(open_router(catalog, where, note, provider=profile.provider, fetch=fetch))
+                opened.append(
+                    open_router(catalog, where, lambda said: note(said.line), provider=profile.provider, fetch=fetch)
+                )
             except ModelMissing as error:
                 raise ModelMissing(
                     f"some rows name neither expert nor model, and they cannot be routed: {error.message}",

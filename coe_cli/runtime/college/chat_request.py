@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from coe_cli.core.answers.limits import MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
 from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.notes import Note
 from coe_cli.core.routing.router import Decision
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, Guidance, Sampling
 
@@ -65,13 +66,6 @@ def json_guidance(schema: dict[str, Any]) -> Guidance:
     """A grammar without optional white space, in which small models lose themselves until their tokens run out."""
     compact = {"x-guidance": {"whitespace_flexible": False}, **schema}
     return Guidance("json_schema", msgspec.json.encode(compact).decode())
-
-
-class Note(Struct, frozen=True):
-    """What the user is told of the choice. ``routing`` notes say what ``Resolved.routing`` says too."""
-
-    kind: Literal["fallback", "provider", "context", "memory", "routing"]
-    text: str
 
 
 class Routing(Struct, frozen=True):

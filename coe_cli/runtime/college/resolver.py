@@ -13,6 +13,7 @@ from coe_cli.core.answers.answer_schema import check_schema
 from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
+from coe_cli.core.notes import Note
 from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import swap_aware
 from coe_cli.core.routing.selection import Choice, choose_model
@@ -20,7 +21,7 @@ from coe_cli.core.routing.synthesis import experts_to_ask
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Note, Resolved, Routing
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved, Routing
 from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
 from coe_cli.runtime.prompts.prompts import TooManyTokens, own, surely_fits
@@ -104,9 +105,10 @@ class RequestResolver:
             spec = open_model(name, folder)
             note = ""
             if not on_host(spec.provider):
-                provider, why = choose_provider(name, spec.provider, self._profile, installed_providers())
+                built_for = spec.provider
+                provider, why = choose_provider(name, built_for, self._profile, installed_providers())
                 spec = msgspec.structs.replace(spec, provider=provider)
-                note = why if why.startswith("slower:") else ""
+                note = why if provider != built_for else ""
             known = self._opened[name] = (spec, note)
         return known
 

@@ -54,7 +54,7 @@ def check_models(
         if provider == spec.provider and worst(problems) is Level.ERROR:
             continue
         line = f"{name} runs on {provider}: {why}"
-        if why.startswith("slower:"):
+        if provider != spec.provider:
             fix = _how_to_have(spec.provider)
             findings.append(warning("models", line, fix))
         else:

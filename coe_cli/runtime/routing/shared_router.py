@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.notes import Note
 from coe_cli.core.routing.router import Decision
 from coe_cli.core.routing.router_examples import examples_digest
 from coe_cli.runtime.folders import Folders
@@ -89,5 +90,5 @@ class SharedRouter:
             return opened[0]
 
 
-def _say_nothing(message: str) -> None:
+def _say_nothing(note: Note) -> None:
     pass

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from coe_cli.core.notes import Note
 from coe_cli.runtime.atomic_write import atomic_write
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class VectorCache:
         path: Path,
         stamp: str,
         embed: Callable[[Sequence[str]], Vectors],
-        note: Callable[[str], None],
+        note: Callable[[Note], None],
         *,
         anew: bool = False,
     ) -> None:
@@ -62,10 +63,10 @@ class VectorCache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            self._note(f"warning: the vectors in {self._path} are damaged ({error or type(error).__name__})")
+            self._note(Note("warning", f"the vectors in {self._path} are damaged ({error or type(error).__name__})"))
             return {}
         if keys.shape != (len(vectors), _KEY_BYTES) or vectors.ndim != 2 or vectors.dtype != np.float32:
-            self._note(f"warning: the vectors in {self._path} are damaged (wrong shape)")
+            self._note(Note("warning", f"the vectors in {self._path} are damaged (wrong shape)"))
             return {}
         return dict(zip(map(bytes, keys), vectors, strict=True))
 
@@ -78,7 +79,7 @@ class VectorCache:
             with atomic_write(self._path) as scratch:
                 np.savez(scratch, stamp=np.array(self._stamp), keys=keys, vectors=np.stack(list(kept.values())))
         except OSError as error:
-            self._note(f"warning: the vectors cannot be kept in {self._path.parent}: {error.strerror or error}")
+            self._note(Note("warning", f"the vectors cannot be kept in {self._path.parent}: {error.strerror or error}"))
 
 
 def _key(text: str) -> bytes:

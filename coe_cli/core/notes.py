@@ -1,0 +1,23 @@
+"""What the user is told besides a result."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Note(Struct, frozen=True):
+    """A sentence and what it is about.
+
+    ``fallback``, ``provider``, ``context``, ``memory``: how an answer differs from what was asked for. ``routing``: what
+    ``Resolved.routing`` says too. ``progress``: what takes a while now. ``warning``: what goes on, but not as it should.
+    """
+
+    kind: Literal["fallback", "provider", "context", "memory", "routing", "progress", "warning"]
+    text: str
+
+    @property
+    def line(self) -> str:
+        """As it is printed."""
+        return f"warning: {self.text}" if self.kind == "warning" else self.text

@@ -60,7 +60,7 @@ def test_show(logged: Coe) -> None:
         text.index(part) for part in ("Be brief.", "What is a mutex?", "A lock.", "And a semaphore?", "A counter.")
     ]
     assert places == sorted(places)
-    assert "--- coder, " in text
+    assert "--- coder (qwen), " in text
     assert "Red." in logged.run("logs", "show").check().stdout, "the last one without a number"
 
 

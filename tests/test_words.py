@@ -16,7 +16,11 @@ import typer
 from conftest import MODEL, Coe, Result, one_line
 
 from coe_cli.app import build_app, run
+from coe_cli.core.answers.conversations import Exchange
+from coe_cli.core.batch.batch_rows import InvalidRow, parse_line
+from coe_cli.core.hardware.profile import HistorySettings
 from coe_cli.core.models.source_uri import as_hub_uri
+from coe_cli.runtime.conversation import history
 
 WRONG = {
     "run qwen": (2, "`coe ask -m qwen` or `coe chat -m qwen`"),
@@ -45,6 +49,7 @@ WRONG = {
     "profile check compact -p minimal": (2, "two profiles"),
     "batch --restart -": (2, "-o"),
     "batch --engine ray --address nope -": (2, "HOST:PORT"),
+    "batch nofile.jsonl": (2, "nofile.jsonl does not exist"),
     "config get nothing": (2, "there is no setting `nothing`"),
     "config set profile nothing": (3, "no profile is called `nothing`"),
     "completion tcsh": (2, "'bash', 'zsh', 'fish', 'powershell'"),
@@ -173,3 +178,20 @@ def test_settings_are_written_into_the_users_yaml(bare_coe: Coe, here: Here) -> 
 def test_the_variable_of_the_profile_counts_everywhere(bare_coe: Coe, arguments: tuple[str, ...]) -> None:
     result = bare_coe.run(*arguments, COE_PROFILE="nope")
     assert result.code == 3 and "unknown profile `nope`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [(b"\xff\xfe\x80\n", "not UTF-8"), (b'{"promt": "x"}\n', '{"prompt": …}'), (b"{\n", "not JSON")],
+)
+def test_rows_of_a_batch_that_are_none(row: bytes, words: str) -> None:
+    with pytest.raises(InvalidRow) as found:
+        parse_line(row, 3)
+    assert words in f"{found.value.message} {found.value.hint}" and "line 3" in found.value.message
+
+
+def test_the_history_names_model_and_expert(here: Here) -> None:
+    exchange = Exchange("Hi", "Hello", "small", "sql_query", "cpu", "embedded", "", "stop", 1, 1, None, None, None)
+    history.record(exchange, HistorySettings())
+    assert "sql_query (small)" in here("logs", "list").stdout
+    assert "--- sql_query (small)," in here("logs", "show").stdout

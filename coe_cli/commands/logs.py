@@ -11,6 +11,7 @@ from coe_cli.core.answers.limits import ROW_ID
 from coe_cli.core.names import counted
 from coe_cli.errors import UsageError
 from coe_cli.output.console import Output, ReportFormat
+from coe_cli.output.question import agrees
 
 app = typer.Typer(help="Kept questions and answers: list, search, delete, switch off.", no_args_is_help=True)
 
@@ -82,6 +83,7 @@ def remove(
         typer.Argument(min=ROW_ID.least, max=ROW_ID.most, help="Their numbers in `coe logs list`."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every conversation.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before all are deleted.")] = False,
     profiles_file: ProfilesFileOption = None,
 ) -> None:
     """Delete conversations; nothing of them stays in the file.
@@ -93,6 +95,8 @@ def remove(
     if bool(conversations) == everything:
         raise UsageError("say which conversations to delete", "Give their numbers, or --all.")
     with open_history(read_profiles(profiles_file).history) as file:
+        if everything and not yes and not agrees(Output(), "Delete every conversation?", without_terminal=True):
+            raise UsageError("nothing was deleted", "Name conversations, or say yes.")
         if everything:
             Output().note(f"deleted {counted(file.clear(), 'conversation')}")
         for number in conversations or []:

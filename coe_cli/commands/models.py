@@ -15,6 +15,7 @@ from coe_cli.commands.options import (
     ProfileOption,
     ProfilesFileOption,
     ProviderName,
+    complete_installed,
     complete_models,
     complete_profiles,
     read_catalog,
@@ -136,7 +137,7 @@ def show(
 
 @app.command("verify")
 def verify(
-    name: ModelArgument,
+    name: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=complete_installed)],
     no_run: Annotated[bool, typer.Option("--no-run", help="Check files and configuration only.")] = False,
     accept: Annotated[bool, typer.Option("--accept", help="Record the answer of today as the right one.")] = False,
     quality: Annotated[
@@ -195,7 +196,7 @@ def verify(
 
 @app.command("rm")
 def remove(
-    names: Annotated[list[str], typer.Argument(help="Names of models on disk.", autocompletion=complete_models)],
+    names: Annotated[list[str], typer.Argument(help="Names of models on disk.", autocompletion=complete_installed)],
     force: Annotated[bool, typer.Option("--force", help="Even while it is in use.")] = False,
     catalog_file: CatalogFileOption = None,
 ) -> None:
@@ -252,7 +253,7 @@ def import_(
 
 @app.command("optimize")
 def optimize(
-    names: Annotated[list[str], typer.Argument(help="Names of models on disk.", autocompletion=complete_models)],
+    names: Annotated[list[str], typer.Argument(help="Names of models on disk.", autocompletion=complete_installed)],
     catalog_file: CatalogFileOption = None,
 ) -> None:
     """Rewrite the graphs of models that were built elsewhere, so that they are right and fast on their provider.

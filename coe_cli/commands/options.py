@@ -58,6 +58,10 @@ def complete_models(incomplete: str) -> list[str]:
     return _complete(incomplete, lambda: {**settings.read_catalog().models, **models_on_disk(folders().models)})
 
 
+def complete_installed(incomplete: str) -> list[str]:
+    return _complete(incomplete, lambda: models_on_disk(folders().models))
+
+
 def _complete(incomplete: str, names: object) -> list[str]:
     try:
         return [name for name in names() if name.startswith(incomplete)]  # type: ignore[operator]

@@ -26,7 +26,7 @@ def serve(
     keep_alive: Annotated[
         str | None,
         typer.Option(
-            help="End after so long without requests: 300, 30s, 5m, 1h; 0 or never: do not end. "
+            help="End after so long without requests: 300, 30s, 5m, 1h; 0, never or a number below 0, as in Ollama: do not end. "
             "Without it the profile's keep_alive, which is 5m as shipped."
         ),
     ] = None,

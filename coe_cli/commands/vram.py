@@ -63,7 +63,8 @@ def plan(
         typer.Option("--chunk-size", min=1, max=COUNT.most, help="Tokens a prefill reads at once, up to 512."),
     ] = None,
     accounting: Annotated[
-        AccountingChoice, typer.Option("--accounting", help="exact, the guide's KV formula, or its constants.")
+        AccountingChoice,
+        typer.Option("--accounting", help="exact, or a rule of thumb to compare with: formula, guide."),
     ] = AccountingChoice.EXACT,
     compare: Annotated[bool, typer.Option("--compare", help="All three side by side, and what was measured.")] = False,
     solve: Annotated[Unknown | None, typer.Option("--solve", help="Ask for the largest or smallest that fits.")] = None,

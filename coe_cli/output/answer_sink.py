@@ -29,6 +29,8 @@ class AnswerFormat(StrEnum):
 class NoCodeBlock(CoeError):
     """``-x`` asks for a code block and the answer has none."""
 
+    code = "no_code_block"
+
 
 class AnswerSink:
     """The plain stream: the answer on stdout as it comes, thoughts on stderr if they are wanted.

@@ -123,13 +123,13 @@ def summary_line(now: Progress) -> str:
         return "the input has no rows"
     here = now.done - now.earlier
     if here == 0:
-        text = f"all {now.total} rows are in the output already"
+        text = f"all {counted(now.total, 'row')} are in the output already"
         if now.failed:
             return f"{text}; {now.failed} failed (--retry-failed runs them again)"
     else:
         earlier = f" ({now.earlier} before)" if now.earlier else ""
         by = f" by {', '.join(now.answered_by)}" if now.answered_by else ""
-        text = f"{now.done} rows{earlier} in {clock(now.elapsed_s)}{by}"
+        text = f"{counted(now.done, 'row')}{earlier} in {clock(now.elapsed_s)}{by}"
         if now.completion_tokens:
             loads = counted(now.loads, "load")
             text += f": {now.completion_tokens} tokens, {now.tokens_per_s or 0:.1f} tokens/s, {loads}"

@@ -28,7 +28,7 @@ def write_conversations(output: Output, rows: list[ConversationRow], *, as_json:
             str(row.id),
             _time(row.updated_at),
             str(row.questions),
-            Text(for_terminal(row.expert or row.model or "unknown")),
+            Text(for_terminal(_who(row.expert, row.model))),
             Text(title if len(title) <= _TITLE_CHARS else f"{title[:_TITLE_CHARS]}…"),
         )
     output.rich(shown)
@@ -41,7 +41,7 @@ def write_conversation(output: Output, conversation: Conversation, *, as_json: b
         output.json(value)
         return
     for message in conversation.messages:
-        who = message.expert or message.model or "assistant" if message.role == "assistant" else message.role
+        who = _who(message.expert, message.model) if message.role == "assistant" else message.role
         stopped = " (stopped)" if message.finish_reason == "cancelled" else ""
         output.stdout.write(f"--- {for_terminal(who)}, {_time(message.created_at)}{stopped}\n")
         content = for_terminal(message.content) if output.stdout.isatty() else message.content
@@ -58,6 +58,11 @@ def write_matches(output: Output, matches: list[Match], *, as_json: bool) -> Non
     for match in matches:
         excerpt = for_terminal(" ".join(match.excerpt.split()))
         output.stdout.write(f"{match.conversation_id}  {_time(match.created_at)}  {match.role}: {excerpt}\n")
+
+
+def _who(expert: str | None, model: str | None) -> str:
+    """The model that answered, and for whom: an expert's own or another."""
+    return f"{expert} ({model})" if expert and model else expert or model or "unknown"
 
 
 def _time(seconds: float) -> str:

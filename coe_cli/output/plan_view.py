@@ -87,6 +87,8 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     if to_pull := [model.name for model in plan.models if model.source == "catalog"]:
         write_line(output, f"not on disk, counted as `coe models pull` will leave it: {', '.join(to_pull)}")
     for warning in plan.warnings:
+        if warning.code == "guide_differs" and compare is None and plan.accounting != "guide":
+            continue
         style = "red" if warning.code == "does_not_fit" else "yellow"
         write_line(output, (f"{warning.code}: {warning.message}", style))
     slots = counted(plan.max_slots, "slot")

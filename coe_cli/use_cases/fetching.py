@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 from coe_cli.errors import UsageError
 from coe_cli.output.console import Output
+from coe_cli.output.question import agrees, is_interactive
 from coe_cli.runtime.store.install import Request
 
 ASK_ABOVE_MB: Final = 10_000
@@ -33,9 +33,7 @@ def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> Non
     if total_mb <= ASK_ABOVE_MB or yes:
         return
     words = f"{len(requests)} models, {total_mb / 1000:.0f} GB in all"
-    if sys.stdin is None or not sys.stdin.isatty() or not output.stderr.isatty():
+    if not is_interactive(output):
         raise UsageError(f"{words}, are more than 10 GB", "Add --yes, or name fewer models.")
-    output.stderr.write(f"{words}. Fetch them? [y/N]: ")
-    output.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not agrees(output, f"{words}. Fetch them?", without_terminal=False):
         raise UsageError("nothing was fetched", "Name fewer models.")

@@ -14,6 +14,7 @@ from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.notes import Note
 from coe_cli.errors import DeviceLost, ModelMissing
 from coe_cli.output.console import Output
+from coe_cli.output.question import is_interactive
 from coe_cli.runtime.client.client import Client, Events
 from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved, Routing
 from coe_cli.runtime.folders import folders
@@ -102,7 +103,7 @@ class Providing:
         missing = f"{needed.expert}'s model {needed.name} is not installed{self._catalog.size_words(needed.name)}"
         hint = f"Install it: coe models pull {needed.name}. Or let {needed.fallback} answer: --fallback."
         said = ""
-        if sys.stdin is not None and sys.stdin.isatty() and self._output.stderr.isatty():
+        if is_interactive(self._output):
             choices = f"[i]nstall, [a]nswer with {needed.fallback}, [q]uit" if self._pull else "[a]nswer, [q]uit"
             install = "Install it, or answer" if self._pull else "Answer"
             self._output.stderr.write(f"{missing}. {install} with {needed.fallback}? {choices}: ")

@@ -28,7 +28,9 @@ class InvalidRow(UsageError):
     code = "invalid_row"
 
     def __init__(self, line: int, reason: str, row_id: RowId | None = None, *, is_openai: bool = False) -> None:
-        super().__init__(f"line {line}: {reason}", "See docs/batch.md for the formats.")
+        super().__init__(
+            f"line {line}: {reason}", 'A row is {"prompt": …} or {"messages": […]}: see `coe batch --help`.'
+        )
         self.line, self.reason, self.row_id, self.is_openai = line, reason, row_id, is_openai
 
 
@@ -91,6 +93,14 @@ _OWN_KEYS = frozenset(Row.__struct_fields__)
 _OPENAI_MARKS = frozenset({"custom_id", "body"})
 
 
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def parse_line(data: bytes, line: int) -> Parsed | None:
     """The row in ``data`` (one line without its end), or None for an empty line.
 
@@ -106,7 +116,7 @@ def parse_line(data: bytes, line: int) -> Parsed | None:
     try:
         fields = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRow(line, f"it is not JSON ({error})") from None
+        raise InvalidRow(line, f"it is not JSON ({error})" if _is_utf8(data) else "it is not UTF-8 text") from None
     if not isinstance(fields, dict):
         raise InvalidRow(line, "it is not a JSON object")
     if _OPENAI_MARKS & fields.keys():

@@ -169,7 +169,7 @@ def _warnings(
                 PlanWarning(
                     "cache_above_guide",
                     f"{model.name} has no grouped-query attention: {cache_mb:.0f} MB of cache a slot, "
-                    f"the guide says {constants.kv_cache_8k_context}",
+                    f"more than the {constants.kv_cache_8k_context} MB that a slot is often counted with",
                 )
             )
         waste = wasted_by_rounding(memory, context) if counting.name == "exact" else 0.0

@@ -83,13 +83,16 @@ def _text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 
 
-def weights_alone(source: str, output: str, provider: str, precision: str) -> None:
-    """The child: graph and weights without a tokenizer, which a random file does not have."""
+def graph_and_tokenizer(source: str, output: str, provider: str, precision: str) -> None:
+    """The child: graph and weights, and the tokenizer, which a random file does not have."""
     from coe_cli.core.importing.encodings import rules_for
     from coe_cli.runtime.importing.source import inspect
+    from coe_cli.runtime.importing.tokenizer_files import write_tokenizer
     from coe_cli.runtime.importing.write_decoder import write_decoder
 
     found = inspect(Path(source))
+    if "random-" not in source:
+        write_tokenizer(found, Path(output))
     write_decoder(found.decoder, found.weights(), Path(output), rules_for(provider, precision), precision)  # type: ignore[arg-type]
 
 
@@ -138,6 +141,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        weights_alone(*sys.argv[2:6])
+        graph_and_tokenizer(*sys.argv[2:6])
     else:
         main()

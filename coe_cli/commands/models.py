@@ -6,7 +6,7 @@ import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -214,41 +214,96 @@ def remove(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="A GGUF file, or a Hugging Face folder with safetensors.")],
-    name: Annotated[str, typer.Option("--name", help="What it is to be called.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A GGUF file, a Hugging Face folder, hf:owner/repo[@revision][/file.gguf], or its page's URL."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="What it is to be called; else guessed.")] = None,
     provider: Annotated[
         ProviderName, typer.Option("--provider", help="The device that it is built for.")
     ] = ProviderName(expected_on(sys.platform).name),
     precision: Annotated[Precision, typer.Option("--precision", help="How its weights are kept.")] = Precision.INT4,
+    quant: Annotated[
+        str | None, typer.Option("--quant", help="Which of a repository's GGUF files, such as Q4_K_M.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take the place of a model of that name.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before more than 10 GB are fetched.")] = False,
+    profile: ProfileOption = None,
+    profiles_file: ProfilesFileOption = None,
 ) -> None:
     """Convert a model from elsewhere; says first how much memory and disk that takes, and refuses what it cannot convert.
 
     Llama (Mistral, SmolLM2, R1-Distill-Llama), SmolLM3, Qwen2 (R1-Distill-Qwen), Qwen3, Phi 3 and 4, Gemma 2 and 3,
     Granite and OLMo2. Four-, six- and eight-bit weights of a GGUF file are kept; others are quantised again.
 
+    Of a repository with several GGUF files it takes four bits, or what the profile has room for.
+
     Weights that are Python pickles are refused, since loading them runs code that came with them.
 
-    Example: coe models import Qwen2.5-Coder-0.5B-Instruct-Q8_0.gguf --name coder-small --provider cpu
+    Example: coe models import hf:bartowski/Qwen2.5-Coder-7B-Instruct-GGUF --quant Q4_K_M
     """
     from coe_cli.core.importing.encodings import rules_for
+    from coe_cli.core.importing.hub_files import guess_name
     from coe_cli.core.models.model_name import check_name
+    from coe_cli.core.models.source_uri import as_hub_uri, is_uri
     from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.importing.import_model import check_resources, ends_note, import_model
     from coe_cli.runtime.importing.source import inspect
 
     output, models_dir = Output(), folders().models
-    check_name(name)
+    if name is not None:
+        check_name(name)
     rules_for(provider.value, precision.value)
-    weights = inspect(source.expanduser())
-    output.note(check_resources(weights, provider.value, precision.value, models_dir))
-    with ProgressView(output, f"converting {source.name}") as view:
+    path = Path(source.removeprefix("file:")).expanduser()
+    is_local = path.exists() or source.startswith("file:") or (path.suffix == ".gguf" and ":" not in source)
+    uri = source if is_local else as_hub_uri(source)
+    if is_uri(uri) and not uri.startswith("file:"):
+        chosen = read_profiles(profiles_file).select(profile)
+        room_bytes = (chosen.vram_budget_mb - chosen.fixed_mb) * 2**20
+        _import_remote(uri, name, provider.value, precision.value, quant, room_bytes, output, force=force, yes=yes)
+        return
+    if quant is not None:
+        raise UsageError("--quant chooses among the files of a hub's repository", "Name the file itself.")
+    weights = inspect(path)
+    if name is None:
+        name = check_name(guess_name(weights.metadata, weights.path.resolve().name))
+    output.note(f"{name}: {check_resources(weights, provider.value, precision.value, models_dir)}")
+    with ProgressView(output, f"converting {weights.path.name}") as view:
         spec = import_model(
             weights, name, models_dir, view, provider=provider.value, precision=precision.value, force=force
         )
     if note := ends_note(weights, spec, models_dir / spec.name):
         output.note(note)
     output.note(f"{spec.name} is ready in {spec.folder}")
+
+
+def _import_remote(
+    uri: str,
+    name: str | None,
+    provider: str,
+    precision: Literal["int4", "int8", "fp16"],
+    quant: str | None,
+    room_bytes: float,
+    output: Output,
+    *,
+    force: bool,
+    yes: bool,
+) -> None:
+    from coe_cli.output.progress_view import ProgressView
+    from coe_cli.runtime.importing.remote import remote_request
+    from coe_cli.runtime.store.install import Recipe
+    from coe_cli.runtime.store.pull import pull as fetch
+    from coe_cli.use_cases.fetching import agree_to_fetch
+
+    request = remote_request(uri, name, Recipe(provider, precision), quant, room_bytes)
+    target = folders().models / request.name
+    if target.exists() and not force:
+        raise UsageError(f"there is a model `{request.name}` already", "Choose another --name, or use --force.")
+    agree_to_fetch([request], output, yes=yes)
+    with ProgressView(output, f"importing {request.name}") as view:
+        fetch([request], folders().models, lambda name: nullcontext(view), view.note, force=force)
 
 
 @app.command("optimize")

@@ -33,6 +33,7 @@ class Hub:
     stall_after: dict[str, int] = field(default_factory=dict)  # path → bytes after which nothing more comes
     tampered: dict[str, bytes] = field(default_factory=dict)  # path → what is sent instead
     claimed_sizes: dict[str, int] = field(default_factory=dict)  # path → size in the listing
+    architectures: dict[str, str] = field(default_factory=dict)  # repository → what the hub says of its GGUF files
     refuse: tuple[int, str] | None = None  # status and X-Error-Code for every request
     chunk_pause_s: float = 0.0
     silent: bool = False
@@ -142,7 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 entry["blobId"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             siblings.append(entry)
-        body = json.dumps({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}).encode()
+        facts = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
+        if repository in self.hub.architectures:
+            facts["gguf"] = {"architecture": self.hub.architectures[repository]}
+        body = json.dumps(facts).encode()
         self._head(200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
         self.wfile.write(body)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 import os
 import re
@@ -48,7 +49,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_coder_is_imported_and_answers_with_code(coe: Coe, gguf: Path) -> None:
+def test_a_coder_is_imported_and_answers_with_code(coe: Coe, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = coe("models", "import", str(gguf), "--name", "coder", "--provider", "cpu")
     assert result.code == 0, result.stderr
     folder = coe.models / "coder"
@@ -62,6 +63,7 @@ def test_a_coder_is_imported_and_answers_with_code(coe: Coe, gguf: Path) -> None
 
     (coe.folder / "config").mkdir()
     (coe.folder / "config" / "hardware_profiles.yaml").write_text("profiles: {embedded: {vram_budget_mb: 8000}}\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     question = "Write a Python function is_prime(n). Code only."
     answer = coe("ask", "--model", "coder", "--profile", "embedded", "--temperature", "0", question)
     assert answer.code == 0, answer.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from msgspec import Struct
 
@@ -58,7 +59,7 @@ def as_hub_uri(text: str) -> str:
     """``owner/repo`` and the address of a page of the hub as ``hf:…``; anything else as it is."""
     if match := _HUB_PAGE.fullmatch(text):
         revision = f"@{match['revision']}" if match["revision"] not in (None, "main") else ""
-        return f"hf:{match['repo']}{revision}" + (f"/{match['path']}" if match["path"] else "")
+        return f"hf:{match['repo']}{revision}" + (f"/{unquote(match['path'])}" if match["path"] else "")
     return f"hf:{text}" if _REPOSITORY.fullmatch(text) and not text.startswith(".") else text
 
 

@@ -37,8 +37,20 @@ class HubFile(NamedTuple):
     git_sha1: str | None
 
 
+class Listing(NamedTuple):
+    """The files of a repository at one commit, and the architecture of its GGUF files where the hub tells it."""
+
+    commit: str
+    files: list[HubFile]
+    gguf_architecture: str | None
+
+
 def fetch_from_hub(
-    source: HubSource, destination: Path, on_progress: OnProgress, check_room: Callable[[int], None]
+    source: HubSource,
+    destination: Path,
+    on_progress: OnProgress,
+    check_room: Callable[[int], None],
+    accepts: Callable[[str], bool] = lambda path: True,
 ) -> tuple[Path, str]:
     """Fetch ``source`` below ``destination``; returns the file or folder that arrived and the commit it is of.
 
@@ -48,12 +60,9 @@ def fetch_from_hub(
         SourceFailed: not reachable, not there, broken off, or not what the hub said it is.
         OSError: this machine's fault: a full disk, a folder that cannot be written.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise SourceFailed(
-            "was skipped because HF_HUB_OFFLINE is set",
-            "Unset it, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
-        )
-    commit, files = _list_files(source)
+    commit, files, _ = list_files(source)
+    below = f"{source.path}/" if source.path else ""
+    files = [file for file in files if file.path == source.path or accepts(file.path.removeprefix(below))]
     parts = {_part(file, destination) for file in files}
     for old in set(destination.rglob("*.part")) - parts:
         old.unlink()
@@ -69,7 +78,17 @@ def fetch_from_hub(
     return destination / source.path if source.path else destination, commit
 
 
-def _list_files(source: HubSource) -> tuple[str, list[HubFile]]:
+def list_files(source: HubSource) -> Listing:
+    """What the repository, or its folder that ``source`` names, has.
+
+    Raises:
+        SourceFailed: not reachable, or not there.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise SourceFailed(
+            "was skipped because HF_HUB_OFFLINE is set",
+            "Unset it, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
+        )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import huggingface_hub
@@ -89,7 +108,9 @@ def _list_files(source: HubSource) -> tuple[str, list[HubFile]]:
     files = [file for file in files if _is_wanted(file.path)]
     if not files or not info.sha:
         raise SourceFailed("has no files that coe could use")
-    return str(info.sha), files
+    gguf = getattr(info, "gguf", None)
+    architecture = gguf.get("architecture") if isinstance(gguf, dict) else None
+    return Listing(str(info.sha), files, architecture if isinstance(architecture, str) else None)
 
 
 def _is_wanted(path: str) -> bool:

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from coe_cli.core.findings import Level
+from coe_cli.core.importing.encodings import Precision
+from coe_cli.core.importing.hub_files import is_importable
 from coe_cli.core.models.catalog import Catalog, ModelEntry, Source
 from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.graph_check import check_model, problem_findings
@@ -47,20 +50,34 @@ _DECISIVE = ("graph", "config", "external data")
 _one_conversion = threading.Lock()
 
 
+class Recipe(Struct, frozen=True):
+    """What a source is converted to."""
+
+    provider: str
+    precision: Precision = "int4"
+
+
 class Request(Struct, frozen=True):
-    """What to install: a model of the catalog, or one from an address (then ``entry`` is None)."""
+    """What to install: a model of the catalog, or one from an address (then ``entry`` is None), which a ``recipe`` converts."""
 
     name: str
     sources: list[Source]
     entry: ModelEntry | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def conversion(self) -> Recipe | None:
+        """How what arrives is converted; None where it is a model in OGA layout."""
+        if self.entry is not None and self.entry.format == "gguf":
+            return Recipe(self.entry.provider)
+        return self.recipe
 
     @property
     def needed_mb(self) -> float:
         """Room on disk that it takes until it is installed, as far as it is known beforehand."""
         sizes = [source.size_mb for source in self.sources if source.size_mb]
-        converts = self.entry is not None and self.entry.format == "gguf"
         weights_mb = self.entry.weights_mb if self.entry else 0.0
-        return max(sizes, default=weights_mb) * (_GGUF_AND_RESULT if converts else _SPARE)
+        return max(sizes, default=weights_mb) * (_GGUF_AND_RESULT if self.conversion else _SPARE)
 
 
 def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request:
@@ -123,8 +140,11 @@ def install_request(
         check_replaceable(name, models_dir)
         room(request.needed_mb * BYTES_PER_MB - size_of(staging))
         try:
-            arrival = fetch(name, request.sources, staging / "download", on_progress, lambda n: room(n * _SPARE))
-            result = _make(request, arrival, staging, on_progress)
+            accepts = is_importable if request.recipe else lambda path: True
+            arrival = fetch(
+                name, request.sources, staging / "download", on_progress, lambda n: room(n * _SPARE), accepts
+            )
+            result = _make(request, arrival, staging, on_progress, tell)
             on_progress(Step("Checking", 0, None))
             _check(request, result)
             if result == arrival.path and not as_is:
@@ -170,24 +190,37 @@ def _origin(request: Request, arrival: Arrival) -> dict[str, str | None]:
         "revision": arrival.revision,
         "sha256": arrival.source.sha256,
         "licence": request.entry.licence if request.entry else None,
+        **(msgspec.to_builtins(request.recipe) if request.recipe else {}),
     }
 
 
-def _make(request: Request, arrival: Arrival, staging: Path, on_progress: OnProgress) -> Path:
+def _make(
+    request: Request, arrival: Arrival, staging: Path, on_progress: OnProgress, tell: Callable[[str], None]
+) -> Path:
     """The folder in OGA layout, made of what arrived."""
-    if request.entry is not None and request.entry.format == "gguf":
+    if (recipe := request.conversion) is not None:
         from coe_cli.runtime.importing.convert import convert
+        from coe_cli.runtime.importing.import_model import check_resources
+        from coe_cli.runtime.importing.source import inspect
 
         result = staging / "model"
         shutil.rmtree(result, ignore_errors=True)
+        if request.recipe:
+            tell(check_resources(inspect(arrival.path), recipe.provider, recipe.precision, staging))
         result.mkdir()
         with _one_conversion:
-            convert(arrival.path, result, provider=request.entry.provider, precision="int4", on_progress=on_progress)
+            convert(
+                arrival.path,
+                result,
+                provider=recipe.provider,
+                precision=recipe.precision,
+                on_progress=on_progress,
+            )
         return result
     if not (arrival.path / GENAI_CONFIG).is_file():
         raise ModelDamaged(
             f"{arrival.source.uri} has no {GENAI_CONFIG}, so it is not a model in ONNX Runtime GenAI's layout",
-            "Name the folder inside it that has one, or convert it: coe models import SOURCE --name NAME.",
+            f"Name the folder inside it that has one, or convert it: coe models import {arrival.source.uri}.",
         )
     return arrival.path
 

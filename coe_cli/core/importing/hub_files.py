@@ -1,0 +1,76 @@
+"""Which files of a repository an import takes, and what the model is called where nobody says so."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from coe_cli.errors import DoesNotFit, UsageError
+
+_BEST_FIRST: Final = (
+    *("Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS"),
+    *("Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q6_K", "Q8_0"),
+    *("Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "BF16", "F16", "F32"),
+)
+"""Four bits, which coe keeps as they are, before more bits, which take more memory, before fewer, which know less."""
+_QUANT = re.compile(r"[-._](I?Q[2-8](_[0-9A-Z]+)*|B?F16|F32)$", re.IGNORECASE)
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_TAKEN: Final = ("*.safetensors", "*.json", "*.jinja")
+_NOT_TAKEN: Final = ("consolidated*.safetensors", "*adapter*")
+
+
+def is_importable(path: str) -> bool:
+    """Whether a file of a Hugging Face folder belongs to its weights, configuration or tokenizer."""
+    taken, left = (any(fnmatch.fnmatch(path, pattern) for pattern in patterns) for patterns in (_TAKEN, _NOT_TAKEN))
+    return taken and not left and "/" not in path
+
+
+def quant_of(path: str) -> str:
+    """``Q4_K_M`` of ``model-Q4_K_M.gguf`` or ``model.Q4_K_M.gguf``; empty where the name does not say."""
+    match = _QUANT.search(path.removesuffix(".gguf"))
+    return match[1].upper() if match else ""
+
+
+def choose_gguf(files: Mapping[str, int], quant: str | None, room_bytes: float) -> str:
+    """The file of that quantisation; without one the best of those that leave room for the cache. ``files``: path → bytes.
+
+    Raises:
+        UsageError: there is no such file.
+        DoesNotFit: all are larger than the room that the profile has for a model.
+    """
+    whole = {path: size for path, size in files.items() if not _SPLIT.search(path)}
+    by_quant = {quant_of(path): path for path in sorted(whole, reverse=True)}
+    there = ", ".join(f"{name or path} ({whole[path] / 2**20:.0f} MB)" for name, path in sorted(by_quant.items()))
+    if not whole:
+        raise UsageError("the repository has its GGUF files in several parts", "Name one that has them whole.")
+    if quant is not None:
+        if quant.upper() not in by_quant:
+            raise UsageError(f"the repository has no {quant} file", f"It has: {there}.")
+        return by_quant[quant.upper()]
+    if len(whole) == 1:
+        return next(iter(whole))
+    readable = [name for name in _BEST_FIRST if name in by_quant]
+    if not readable:
+        raise UsageError("the repository has several GGUF files of unknown quantisation", f"Name one: {there}.")
+    fitting = [name for name in readable if whole[by_quant[name]] * _IN_MEMORY <= room_bytes]
+    if not fitting:
+        raise DoesNotFit(
+            f"no file of the repository fits the profile's room of {room_bytes / 2**20:.0f} MB: it has {there}",
+            "Choose one with --quant all the same, or a profile with a larger budget.",
+        )
+    return by_quant[fitting[0]]
+
+
+_IN_MEMORY: Final = 1.3
+"""Memory of a loaded model beside its GGUF file: up to 1.15 of weights, and a small cache."""
+
+
+def guess_name(metadata: Mapping[str, Any], file_name: str) -> str:
+    """A name for a model: what its header calls it, or else its file's name, without the quantisation."""
+    said = metadata.get("general.name")
+    stem = re.sub(r"\.gguf$", "", file_name, flags=re.IGNORECASE)
+    text = said if isinstance(said, str) and re.search("[A-Za-z]", said) else stem
+    text = re.sub(r"[^A-Za-z0-9.]+", "-", _QUANT.sub("", text)).strip("-.")
+    return re.sub(r"-gguf$", "", text, flags=re.IGNORECASE)[:100]

@@ -73,7 +73,7 @@ def test_beams_are_refused_by_name(way: str, served: Served) -> None:
 
 REFUSED: dict[str, Any] = {
     "min_p": 0.1,
-    "repetition_penalty": 1.1,
+    "repetition_penalty": 0.5,
     "presence_penalty": 0.5,
     "frequency_penalty": -1,
     "logit_bias": {"5": 1},

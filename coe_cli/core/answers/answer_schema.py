@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 from coe_cli.errors import UsageError
 
@@ -18,11 +18,14 @@ MAX_NODES = 5_000
 MAX_PATTERN_CHARS = 1_000
 MAX_PATTERN_ATOMS = 4_000
 """Parts of a pattern once its repetitions are written out: {8} of {4} counts 32."""
+MAX_GRAMMAR_CHARS = 16_384
+MAX_REPEATS = 1_000
 CHARS_A_TOKEN = 16
 """No text has more characters than this for each token of it, near enough."""
 
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
 _LENGTHS = ("minLength", "maxLength")
+_REPEATS = re.compile(r"(?:[{,~]|\.\.)\s*(\d+)")
 _PATTERN_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d+)(?:,(?P<most>\d*))?\}|.", re.DOTALL)
 
 
@@ -53,6 +56,50 @@ def check_schema(schema: object, context_length: int) -> None:
         raise _refused(f"it has {size} bytes, and {MAX_BYTES} are allowed")
 
 
+def check_guidance(kind: Literal["json_schema", "regex", "lark_grammar"], data: str, context_length: int) -> None:
+    """See that a grammar of any kind can be built and answered within ``context_length`` tokens.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if kind == "json_schema":
+        check_schema(json.loads(data), context_length)
+    elif kind == "regex":
+        check_pattern(data)
+    else:
+        check_grammar(data, context_length)
+
+
+def check_pattern(pattern: str) -> None:
+    """See that a regular expression is short, once its repetitions are written out too.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if len(pattern) > MAX_PATTERN_CHARS:
+        raise _refused(f"a pattern has {len(pattern)} characters, and {MAX_PATTERN_CHARS} are allowed")
+    if _atoms(pattern) > MAX_PATTERN_ATOMS:
+        raise _refused(f"a pattern has more than {MAX_PATTERN_ATOMS} parts once its repetitions are written out")
+
+
+def check_grammar(grammar: str, context_length: int) -> None:
+    """See that a Lark grammar is of a size that can be built. The library bounds rules and terminals itself, not schemas in it.
+
+    Raises:
+        UsageError: it is too long or repeats something too often, or a schema in it does.
+    """
+    if len(grammar) > MAX_GRAMMAR_CHARS:
+        raise _refused(f"the grammar has {len(grammar)} characters, and {MAX_GRAMMAR_CHARS} are allowed")
+    if any(int(number) > MAX_REPEATS for number in _REPEATS.findall(grammar)):
+        raise _refused(f"the grammar repeats something more than {MAX_REPEATS} times")
+    for found in re.finditer(r"%json\b\s*", grammar):
+        try:
+            schema, _ = json.JSONDecoder().raw_decode(grammar, found.end())
+        except (ValueError, RecursionError):
+            raise _refused("what follows %json in the grammar is not JSON") from None
+        check_schema(schema, context_length)
+
+
 def _check_numbers(schema: dict[str, Any], context_length: int) -> None:
     for names, most in ((_COUNTS, context_length), (_LENGTHS, context_length * CHARS_A_TOKEN)):
         for name in names:
@@ -66,10 +113,7 @@ def _check_numbers(schema: dict[str, Any], context_length: int) -> None:
     patterns = [pattern] if isinstance(pattern, str) else []
     named = schema.get("patternProperties")
     for text in [*patterns, *(named if isinstance(named, dict) else ())]:
-        if len(text) > MAX_PATTERN_CHARS:
-            raise _refused(f"a pattern has {len(text)} characters, and {MAX_PATTERN_CHARS} are allowed")
-        if _atoms(text) > MAX_PATTERN_ATOMS:
-            raise _refused(f"a pattern has more than {MAX_PATTERN_ATOMS} parts once its repetitions are written out")
+        check_pattern(text)
 
 
 def _atoms(pattern: str) -> int:
@@ -92,5 +136,5 @@ def _atoms(pattern: str) -> int:
     return total + sum(outer)
 
 
-def _refused(why: str, hint: str = "Correct or simplify the schema.") -> UsageError:
-    return UsageError(f"the answer's JSON schema cannot be used: {why}", hint)
+def _refused(why: str, hint: str = "Correct or simplify it.") -> UsageError:
+    return UsageError(f"the answer's JSON schema or grammar cannot be used: {why}", hint)

@@ -1,37 +1,52 @@
 """How tokens are chosen: the parameters of a request, those that are refused, and what ONNX Runtime GenAI is told.
 
-OGA takes ``do_sample``, ``temperature``, ``top_k``, ``top_p`` and ``random_seed`` in 0.13.1 and 0.18.0 (``src/config.h``). It is
+OGA takes ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``repetition_penalty``, ``min_length`` and ``random_seed`` in 0.13.1 and 0.18.0 (``src/config.h``). It is
 greedy for ``top_k`` 1 or ``temperature`` 0, whatever else is set, and takes ``top_p`` 0 as "no nucleus" (``src/generators.cpp``).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from coe_cli.core.answers.limits import SEED, TEMPERATURE, TOP_K, TOP_P
+from coe_cli.core.answers.limits import MAX_TOKENS, REPETITION_PENALTY, SEED, TEMPERATURE, TOP_K, TOP_P
 
-UNSUPPORTED: Final[Mapping[str, float]] = {
-    "min_p": 0,
-    "repetition_penalty": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
+_WORKS_ON_ANSWERS: Final = re.compile(
+    r"penalt|^min_|^max_|^top_|^dynatemp|temperature|sampl|mirostat|logit|logprob|bias|bad_words|banned|stop|eos|beam"
+    r"|^best_of|^dry_|^xtc_|typical|tfs_z|epsilon|eta_cutoff|(^|_)tokens|n_predict|^seed|ngram|guid|grammar|schema|regex|choice"
+    r"|structur|constrain|format|chat_template|prefix|suffix|^echo|lora|truncat|tools?$|tool_|function|thinking_budget"
+)
+"""Names of parameters that choose tokens, bound the answer or change the prompt, in whatever program's API."""
+_HARMLESS: Final = frozenset({"include_stop_str_in_output", "guided_decoding_backend", "encoding_format"})
+_NEUTRAL: Final[Mapping[str, float]] = {
+    "typical_p": 1,
+    "tfs_z": 1,
+    "length_penalty": 1,
+    "n_predict": -1,
+    "truncate_prompt_tokens": -1,
+    "top_logprobs": 0,
 }
-"""Parameters that other programs know and coe does not → the value that asks for nothing, which alone is taken."""
+"""Parameters that ask for nothing with another value than nothing or 0."""
 
 TOP_K_DEFAULT: Final = 50
 """OGA's own, where a request wants to sample and the model's configuration leaves one candidate."""
 
 
 class Sampling(Struct, frozen=True):
-    """How tokens are chosen; None leaves the model's own setting. A temperature or top_p of 0 means greedy."""
+    """How tokens are chosen; None leaves the model's own setting. A temperature or top_p of 0 means greedy.
+
+    The model cannot end the answer before ``min_tokens``.
+    """
 
     temperature: Annotated[float, Meta(ge=TEMPERATURE.least, le=TEMPERATURE.most)] | None = None
     top_p: Annotated[float, Meta(ge=TOP_P.least, le=TOP_P.most)] | None = None
     top_k: Annotated[int, Meta(ge=TOP_K.least, le=TOP_K.most)] | None = None
     seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=REPETITION_PENALTY.least, le=REPETITION_PENALTY.most)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS.most)] | None = None
 
     @property
     def greedy(self) -> bool:
@@ -40,12 +55,11 @@ class Sampling(Struct, frozen=True):
 
 
 def unsupported(fields: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first parameter in ``fields`` that cannot be honoured, and why; None where there is none."""
-    for name, neutral in UNSUPPORTED.items():
-        if fields.get(name) not in (None, neutral):
-            return name, f"is not supported; leave it out or give {neutral}"
-    if fields.get("logit_bias"):
-        return "logit_bias", "is not supported; leave it out"
+    """The first of the ``fields`` that coe has not which would change an answer, and why it is refused; None: there is none."""
+    for name, value in fields.items():
+        asks = value and value != _NEUTRAL.get(name)
+        if asks and name not in _HARMLESS and _WORKS_ON_ANSWERS.search(name):
+            return name, "is not supported here and would change the answer; leave it out"
     return None
 
 
@@ -56,6 +70,8 @@ def search_options(sampling: Sampling, configured: Mapping[str, Any]) -> dict[st
     ``top_k`` 1 or ``temperature`` 0, which would make it greedy.
     """
     options: dict[str, Any] = {} if sampling.seed is None else {"random_seed": sampling.seed}
+    if sampling.repetition_penalty not in (None, 1):
+        options["repetition_penalty"] = sampling.repetition_penalty
     named = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     asked = {name: value for name, value in named.items() if value is not None}
     if not asked:

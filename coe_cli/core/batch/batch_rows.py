@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from coe_cli.core.answers.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P
+from coe_cli.core.answers.limits import (
+    MAX_TOKENS,
+    REPETITION_PENALTY,
+    SEED,
+    STOP_CHARS,
+    STOPS_MOST,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+)
 from coe_cli.core.answers.sampling import unsupported
 from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.errors import UsageError
@@ -56,6 +65,7 @@ class Row(Struct, frozen=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=TOP_K.least, le=TOP_K.most)] | None = None
     seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
     stop: Annotated[list[_Stop], Meta(max_length=STOPS_MOST)] = []
+    repetition_penalty: Annotated[float, Meta(ge=REPETITION_PENALTY.least, le=REPETITION_PENALTY.most)] | None = None
 
     @property
     def conversation(self) -> list[Turn]:
@@ -122,7 +132,7 @@ def parse_line(data: bytes, line: int) -> Parsed | None:
     if _OPENAI_MARKS & fields.keys():
         return Parsed(_convert(fields, OpenAIRow, line, "custom_id"))
     row: Row = _convert(fields, Row, line, "id")
-    if (refused := unsupported(fields)) is not None:
+    if (refused := unsupported({key: value for key, value in fields.items() if key not in _OWN_KEYS})) is not None:
         raise InvalidRow(line, f"`{refused[0]}` {refused[1]}", row.id)
     _check_own(row, line)
     return Parsed(row, tuple(key for key in fields if key not in _OWN_KEYS))

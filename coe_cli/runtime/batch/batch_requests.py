@@ -36,6 +36,7 @@ def to_chat_request(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> C
             row.top_p,
             row.top_k,
             row.seed if row.seed is not None else defaults.seed,
+            row.repetition_penalty,
         ),
         stop=row.stop,
         expert=expert,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from coe_cli.core.answers.answer_schema import check_schema
+from coe_cli.core.answers.answer_schema import check_guidance
 from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
@@ -154,8 +154,8 @@ class RequestResolver:
             spec, choice, _Wanted(messages, template, special, self._may_fall_back(request)), only=request.resolve_only
         )
         spec = fitting.spec
-        if request.guidance is not None and request.guidance.kind == "json_schema":
-            check_schema(msgspec.json.decode(request.guidance.data), slot_context(spec, self._profile))
+        if request.guidance is not None:
+            check_guidance(request.guidance.kind, request.guidance.data, slot_context(spec, self._profile))
         notes += fitting.notes
         notes += await self._memory_notes(spec)
         decision = routing.decision if routing is not None else None

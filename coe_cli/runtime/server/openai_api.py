@@ -1,6 +1,6 @@
 """Requests and responses of the OpenAI-compatible endpoints, as pydantic models. Only the HTTP server imports them.
 
-Fields that coe does not know are ignored; known ones that it cannot honour are refused, because an answer that silently
+Fields that coe does not know are ignored, unless their names say that they would change the answer: an answer that silently
 disregards them would be wrong.
 """
 
@@ -10,15 +10,23 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field
 
-from coe_cli.core.answers.answer_schema import check_schema
-from coe_cli.core.answers.limits import MAX_TOKENS, SEED, STOP_CHARS, STOPS_MOST, TEMPERATURE, TOP_K, TOP_P, WIRE_SEED
-from coe_cli.core.answers.sampling import unsupported
+from coe_cli.core.answers.limits import (
+    MAX_TOKENS,
+    REPETITION_PENALTY,
+    SEED,
+    STOP_CHARS,
+    STOPS_MOST,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    WIRE_SEED,
+)
 from coe_cli.core.plain_text import NUL_REASON
-from coe_cli.errors import UsageError
-from coe_cli.runtime.college.chat_request import ChatRequest, json_guidance
-from coe_cli.runtime.worker.protocol import ChatMessage, Guidance, Sampling
+from coe_cli.runtime.college.chat_request import ChatRequest
+from coe_cli.runtime.server.constraints import Constraints
+from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 _SEEDS = SEED.most + 1
 _COMPLETION_TOKENS = 16
@@ -55,15 +63,6 @@ _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
 
 
-def _asks_for_nothing(value: float | None, info: ValidationInfo) -> float | None:
-    if (refused := unsupported({info.field_name or "": value})) is not None:
-        raise ValueError(refused[1])
-    return value
-
-
-_Nothing = Annotated[float | None, AfterValidator(_asks_for_nothing)]
-
-
 _MEDIA = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio", "file": "files"}
 
 
@@ -94,41 +93,8 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(populate_by_name=True)
-
-    name: str = Field(default="answer", max_length=256)
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(BaseModel):
-    """``json_schema`` and ``json_object`` force the answer through a grammar."""
-
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _has_schema(self) -> ResponseFormat:
-        if self.type == "json_schema":
-            if self.json_schema is None:
-                raise ValueError("json_schema is missing")
-            try:
-                check_schema(self.json_schema.schema_, MAX_TOKENS.most)
-            except UsageError as error:
-                raise ValueError(f"{error.message}. {error.hint}") from None
-        return self
-
-    def guidance(self) -> Guidance | None:
-        if self.type == "json_object":
-            return json_guidance({"type": "object"})
-        if self.type == "json_schema" and self.json_schema is not None:
-            return json_guidance(self.json_schema.schema_)
-        return None
-
-
-class _Generation(BaseModel):
-    """What chat and plain completions have in common."""
+class _Generation(Constraints):
+    """What chat and plain completions have in common. What coe does not know is ignored, unless it would change the answer."""
 
     model: str = Field(min_length=1, max_length=256, description="`auto`, an expert's name or a model's name")
     max_tokens: _Tokens | None = None
@@ -140,11 +106,13 @@ class _Generation(BaseModel):
     stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MOST)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    presence_penalty: _Nothing = Field(default=None, description="only 0: penalties are not supported")
-    frequency_penalty: _Nothing = Field(default=None, description="only 0: penalties are not supported")
-    min_p: _Nothing = Field(default=None, description="only 0: it is not supported")
-    repetition_penalty: _Nothing = Field(default=None, description="only 1: it is not supported")
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    repetition_penalty: float | None = Field(
+        default=None,
+        ge=REPETITION_PENALTY.least,
+        le=REPETITION_PENALTY.most,
+        validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"),
+    )
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS.most)] | None = None
     allow_special_tokens: bool | None = Field(
         default=None,
         description="whether what is spelled like a control token in a text is one; by default in /v1/completions only",
@@ -157,7 +125,7 @@ class _Generation(BaseModel):
     @property
     def sampling(self) -> Sampling:
         seed = None if self.seed is None else self.seed % _SEEDS
-        return Sampling(self.temperature, self.top_p, self.top_k, seed)
+        return Sampling(self.temperature, self.top_p, self.top_k, seed, self.repetition_penalty, self.min_tokens)
 
     @property
     def include_usage(self) -> bool:
@@ -167,9 +135,7 @@ class _Generation(BaseModel):
 class ChatCompletionRequest(_Generation):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: _Tokens | None = None
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
     modalities: list[Literal["text"]] | None = None
@@ -183,7 +149,7 @@ class ChatCompletionRequest(_Generation):
             sampling=self.sampling,
             stop=self.stops,
             allow_special_tokens=self.allow_special_tokens,
-            guidance=self.response_format.guidance() if self.response_format else None,
+            guidance=self.guidance,
         )
 
 
@@ -205,6 +171,7 @@ class CompletionRequest(_Generation):
             sampling=self.sampling,
             stop=self.stops,
             allow_special_tokens=self.allow_special_tokens,
+            guidance=self.guidance,
         )
 
 

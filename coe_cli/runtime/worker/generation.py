@@ -140,6 +140,9 @@ class Generation:
             "max_length": self._message.context_length,
             **search_options(self._message.sampling, self._model.search),
         }
+        if self._message.sampling.min_tokens:
+            asked = len(self._prompt_ids) + self._message.sampling.min_tokens
+            options["min_length"] = min(asked, self._message.context_length)
         if self._message.measured:
             options["min_length"] = self._message.context_length  # no end-of-sequence before that
         return options

@@ -35,11 +35,11 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
     detail = _first_line(text)
     if _FORCED_BYTES.search(text):
         return UsageError(
-            f"the answer's JSON schema forces text outside ASCII, which the tokens of `{model}` cannot be made to give",
+            f"the answer's JSON schema or grammar forces text outside ASCII, which the tokens of `{model}` cannot be made to give",
             "Use ASCII in enum and const, and translate it afterwards.",
         )
     if _GRAMMAR.search(text):
-        return UsageError(f"the answer's JSON schema cannot be used: {detail}", "Correct or simplify the schema.")
+        return UsageError(f"the answer's JSON schema or grammar cannot be used: {detail}", "Correct or simplify it.")
     spec = spec_of(provider)
     meaning = spec.meaning(text)
     kind = "out_of_memory" if isinstance(error, MemoryError) else meaning.kind if meaning is not None else None

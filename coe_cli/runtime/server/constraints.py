@@ -1,0 +1,184 @@
+"""What the fields of a request make the answer follow, as OpenAI, vLLM and llama.cpp call them: all become one grammar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from coe_cli.core.answers.answer_schema import check_guidance, check_schema
+from coe_cli.core.answers.sampling import unsupported
+from coe_cli.errors import UsageError
+from coe_cli.runtime.college.chat_request import json_guidance
+from coe_cli.runtime.worker.protocol import Guidance
+
+_MAX_CHOICES = 256
+_LONGEST_CONTEXT = 2**20
+"""No model here has a longer one; what its own allows is checked again when the model is known."""
+
+
+def refuse_field(name: str, reason: str) -> ValidationError:
+    """The error of one field, for validators that see the whole request."""
+    error = PydanticCustomError("unsupported", "{reason}", {"reason": reason})
+    return ValidationError.from_exception_data("request", [InitErrorDetails(type=error, loc=(name,), input=None)])
+
+
+def _checked(guidance: Guidance) -> Guidance:
+    with _said():
+        check_guidance(guidance.kind, guidance.data, _LONGEST_CONTEXT)
+    return guidance
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """A refusal as pydantic has it."""
+    try:
+        yield
+    except UsageError as error:
+        raise ValueError(f"{error.message}. {error.hint}") from None
+
+
+def schema_guidance(schema: dict[str, Any] | str) -> Guidance:
+    """The grammar of a schema, or of a text that has one as JSON.
+
+    Raises:
+        ValueError: a text that is no JSON object, or a schema beyond the bounds.
+    """
+    try:
+        given = json.loads(schema) if isinstance(schema, str) else schema
+    except RecursionError:
+        raise ValueError("the schema is too deep") from None
+    if not isinstance(given, dict):
+        raise ValueError("the schema is not a JSON object")
+    with _said():
+        check_schema(given, _LONGEST_CONTEXT)
+    return json_guidance(given)
+
+
+def _regex(pattern: str) -> Guidance:
+    return _checked(Guidance("regex", pattern))
+
+
+def _grammar(text: str) -> Guidance:
+    if "::=" in text:
+        raise ValueError("grammars are taken in Lark's notation (`start: ...`), not in GBNF or EBNF (`root ::= ...`)")
+    return _checked(Guidance("lark_grammar", text))
+
+
+def _choices(texts: list[str]) -> Guidance:
+    return _checked(Guidance("lark_grammar", "start: " + " | ".join(json.dumps(t, ensure_ascii=False) for t in texts)))
+
+
+def _as_guidance(make: Callable[[Any], Guidance]) -> AfterValidator:
+    return AfterValidator(make)
+
+
+Schema = Annotated[dict[str, Any] | str, _as_guidance(schema_guidance)]
+Regex = Annotated[str, Field(min_length=1), _as_guidance(_regex)]
+Grammar = Annotated[str, Field(min_length=1), _as_guidance(_grammar)]
+Choices = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=_MAX_CHOICES), _as_guidance(_choices)
+]
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(default="answer", max_length=256)
+    description: str | None = None
+    schema_: Schema = Field(default_factory=lambda: cast(Any, schema_guidance({})), alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """``json_schema`` and ``json_object`` force the answer through a grammar; llama.cpp has the schema beside the type."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+    schema_: Schema | None = Field(default=None, alias="schema")
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None and self.schema_ is None:
+            raise ValueError("json_schema is missing")
+        return self
+
+    @property
+    def guidance(self) -> Any:
+        if self.type == "text":
+            return None
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return self.schema_ or schema_guidance({"type": "object"})
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's; one of them at a time."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    json_: Schema | None = Field(default=None, alias="json")
+    regex: Regex | None = None
+    choice: Choices | None = None
+    grammar: Grammar | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
+    disable_fallback: bool | None = None
+
+    @property
+    def guidance(self) -> Any:
+        given = [each for each in (self.json_, self.regex, self.choice, self.grammar) if each is not None]
+        return given[0] if given else schema_guidance({"type": "object"}) if self.json_object else None
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        given = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
+        if len([each for each in given if each is not None]) > 1:
+            raise ValueError("only one of json, regex, choice, grammar and json_object can be followed")
+        return self
+
+
+class Constraints(BaseModel):
+    """The fields of a request that make the answer follow something."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(default=None, description="vLLM's")
+    guided_json: Schema | None = Field(default=None, description="vLLM's")
+    guided_regex: Regex | None = Field(default=None, description="vLLM's")
+    guided_choice: Choices | None = Field(default=None, description="vLLM's")
+    guided_grammar: Grammar | None = Field(default=None, description="vLLM's; in Lark's notation")
+    json_schema: Schema | None = Field(default=None, description="llama.cpp's")
+    grammar: Grammar | None = Field(default=None, description="llama.cpp's; in Lark's notation")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_dropped_in_silence(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            known = set(cls.model_fields)
+            for field in cls.model_fields.values():
+                known |= set(getattr(field.validation_alias, "choices", ()))
+            if (refused := unsupported({k: v for k, v in given.items() if k not in known})) is not None:
+                raise refuse_field(*refused)
+        return given
+
+    def _constraints(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in Constraints.model_fields}
+        found = {name: getattr(value, "guidance", value) for name, value in found.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Constraints:
+        names = list(self._constraints())
+        if len(names) > 1:
+            raise refuse_field(names[1], f"the answer cannot follow this and {names[0]} at once")
+        return self
+
+    @property
+    def guidance(self) -> Guidance | None:
+        return next(iter(self._constraints().values()), None)

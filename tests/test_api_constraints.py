@@ -1,0 +1,143 @@
+"""What a request says the answer must follow is followed, or the request is refused by the field's name: nothing is dropped."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from conftest import MODEL, Coe
+from serving import Served, serving
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "n": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "n"],
+    "additionalProperties": False,
+}
+TEXT = json.dumps(SCHEMA)
+AS_SCHEMA = r'\{"city": ?"(Paris|Rome)", ?"n": ?[1-9]\}'
+LARK = 'start: "left" | "right"'
+FOLLOWED: list[tuple[dict[str, Any], str]] = [
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}, AS_SCHEMA),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}}, AS_SCHEMA),
+    ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, AS_SCHEMA),
+    ({"response_format": {"type": "json_object", "schema": SCHEMA}}, AS_SCHEMA),
+    ({"structured_outputs": {"json": SCHEMA}}, AS_SCHEMA),
+    ({"structured_outputs": {"regex": "[0-9]{3}-[a-f]{2}"}}, "[0-9]{3}-[a-f]{2}"),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+    ({"structured_outputs": {"grammar": LARK}}, "left|right"),
+    ({"guided_json": SCHEMA}, AS_SCHEMA),
+    ({"guided_json": TEXT}, AS_SCHEMA),
+    ({"guided_regex": "[ab]{4}"}, "[ab]{4}"),
+    ({"guided_choice": ['say "hi"', "a\nb"]}, 'say "hi"|a\nb'),
+    ({"guided_grammar": LARK}, "left|right"),
+    ({"grammar": LARK}, "left|right"),
+    ({"json_schema": SCHEMA}, AS_SCHEMA),
+]  # fmt: skip
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"guided_json": SCHEMA, "grammar": LARK}, "grammar"),
+    ({"response_format": {"type": "structural_tag", "structures": []}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+    ({"guided_json": "[]"}, "guided_json"),
+    ({"guided_json": {"type": "array", "maxItems": 10**9}}, "guided_json"),
+    ({"guided_regex": "(a{1000}){1000}"}, "guided_regex"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_choice": ["x"] * 300}, "guided_choice"),
+    ({"grammar": 'root ::= "a"'}, "grammar"),
+    ({"grammar": "start: %json " + '{"type": "array", "minItems": 1000000000}'}, "grammar"),
+    ({"grammar": 'start: "a"{1000000}'}, "grammar"),
+    ({"grammar": 'start: "' + "a" * 20_000 + '"'}, "grammar"),
+    *(({name: value}, name) for name, value in {
+        "min_p": 0.1, "presence_penalty": 0.5, "frequency_penalty": -1, "logit_bias": {"5": 1}, "guided_whitespace_pattern": " ",
+        "typical_p": 0.9, "mirostat": 2, "dry_multiplier": 0.8, "xtc_probability": 0.5, "samplers": ["top_k"], "top_a": 0.2,
+        "ignore_eos": True, "bad_words": ["a"], "use_beam_search": True, "stop_token_ids": [5], "n_predict": 5,
+        "repetition_penalty": 0.5, "chat_template": "x", "truncate_prompt_tokens": 5, "lora": [{"id": 1}], "function_call": "auto",
+    }.items()),
+]  # fmt: skip
+NEUTRAL: dict[str, Any] = {
+    "min_p": 0, "presence_penalty": 0.0, "logit_bias": {}, "typical_p": 1.0, "mirostat": 0, "ignore_eos": False, "n_predict": -1,
+    "guided_json": None, "response_format": {"type": "text"}, "repetition_penalty": 1.0, "user": "me", "metadata": {"a": "b"},
+    "store": True, "service_tier": "auto", "cache_prompt": True, "reasoning_effort": "low", "prompt_cache_key": "x",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(shared_coe: Coe) -> Iterator[Served]:
+    with serving(shared_coe) as running:
+        yield running
+
+
+def text_of(served: Served, path: str, **fields: Any) -> tuple[str, str]:
+    """The answer's text and why it ended."""
+    if path == "completions":
+        body = {"model": MODEL, "prompt": "Name a city:", "max_tokens": 60} | fields
+        choice = served.request("POST", "/v1/completions", body).json["choices"][0]
+        return choice["text"], choice["finish_reason"]
+    choice = served.chat("Name a city.", max_tokens=60, **fields).json["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"]
+
+
+@pytest.mark.parametrize(("fields", "pattern"), FOLLOWED, ids=[str(number) for number in range(len(FOLLOWED))])
+def test_the_answer_follows(served: Served, fields: dict[str, Any], pattern: str) -> None:
+    for path in ("chat", "completions"):
+        said, reason = text_of(served, path, **fields)
+        assert re.fullmatch(pattern, said) and reason == "stop", (path, said, reason)
+
+
+@pytest.mark.parametrize(("fields", "param"), REFUSED, ids=[f"{n}-{param}" for n, (_, param) in enumerate(REFUSED)])
+def test_what_cannot_be_followed_is_refused_by_name(served: Served, fields: dict[str, Any], param: str) -> None:
+    for path, content in (
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("completions", {"prompt": "x"}),
+    ):
+        answer = served.request("POST", f"/v1/{path}", {"model": MODEL, "max_tokens": 1, **content, **fields})
+        assert (answer.status, answer.error["param"]) == (400, param), answer.body
+
+
+def test_a_grammar_that_is_none_is_the_clients_mistake(served: Served) -> None:
+    for grammar in ("start: nothing", "start: (((", "nonsense"):
+        answer = served.chat(grammar=grammar)
+        assert answer.status == 400 and "grammar" in answer.error["message"], answer.body
+    assert served.chat(max_tokens=1).status == 200
+
+
+def test_what_asks_for_nothing_and_what_does_not_concern_the_answer_is_taken(served: Served) -> None:
+    answer = served.chat(max_tokens=1, **NEUTRAL)
+    assert answer.status == 200, answer.body
+
+
+def test_the_penalty_and_the_least_length_work(served: Served) -> None:
+    question, plain = "Repeat the word no twenty times.", {"max_tokens": 40}
+    said = served.chat(question, **plain).json["choices"][0]["message"]["content"]
+    for name in ("repetition_penalty", "repeat_penalty"):
+        assert served.chat(question, **plain, **{name: 1.8}).json["choices"][0]["message"]["content"] != said
+    short = served.chat("The capital of France is", max_tokens=40).json["usage"]["completion_tokens"]
+    assert (
+        short
+        < 30
+        <= served.chat("The capital of France is", max_tokens=40, min_tokens=30).json["usage"]["completion_tokens"]
+    )
+
+
+def test_the_official_client_parses_a_class(served: Served) -> None:
+    from pydantic import BaseModel
+
+    class Place(BaseModel):
+        city: str
+        is_capital: bool
+
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    answer = client.chat.completions.parse(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Paris?"}],
+        response_format=Place,
+        max_tokens=60,
+        temperature=0,
+    )
+    assert isinstance(answer.choices[0].message.parsed, Place)

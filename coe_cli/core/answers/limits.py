@@ -35,5 +35,6 @@ ROW_ID = Range(1, 2**63 - 1)
 SECONDS_MOST = 1_000_000
 """No wait is longer: what every operating system's timers take."""
 
+MAX_PROMPT_IDS = 1_000_000
 STOPS_MOST = 16
 STOP_CHARS = Range(1, 1024)

@@ -12,7 +12,7 @@ from coe_cli.errors import CoeError, from_code
 from coe_cli.runtime.batch.batch_engine import RowFailure, RowResult
 from coe_cli.runtime.batch.batch_index import RowHead
 from coe_cli.runtime.server.http_errors import error_object, status_of
-from coe_cli.runtime.server.streaming import ChatShape, TextShape, completion
+from coe_cli.runtime.server.openai_shapes import ChatShape, TextShape, chat_choice, completion, text_choice
 
 _encode = msgspec.json.Encoder().encode
 
@@ -61,15 +61,17 @@ def _openai(head: RowHead, result: RowResult) -> dict[str, Any]:
 
 
 def _body(head: RowHead, answer: Answer) -> dict[str, Any]:
-    shape = ChatShape() if head.is_chat else TextShape()
+    shape: type[ChatShape] = ChatShape if head.is_chat else TextShape
     reason = "length" if answer.finish_reason == "length" else "stop"
+    thoughts = answer.thinking
+    choice = chat_choice(0, answer.answer, thoughts, reason) if head.is_chat else text_choice(0, answer.answer, reason)
     usage = answer.usage
     return completion(
         shape,
         f"{shape.prefix}batch-{head.line}",
         int(time.time()),
         answer.model,
-        shape.whole(answer.answer, answer.thinking, reason),
+        [choice],
         {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,

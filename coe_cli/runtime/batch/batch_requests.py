@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -44,6 +44,17 @@ def to_chat_request(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> C
     )
 
 
+def _single(body: Any, row: OpenAIRow, line: int) -> ChatRequest:
+    """The one answer of text that a row may ask for."""
+    requests: list[ChatRequest] = body.chat_requests()
+    reason = "`body.tools`: a batch calls no functions" if requests[0].tools is not None else ""
+    if len(requests) > 1:
+        reason = "`body`: a row has one prompt and one answer; write a row for each"
+    if reason:
+        raise InvalidRow(line, reason, row.custom_id, is_openai=True)
+    return requests[0]
+
+
 def _of_openai(row: OpenAIRow, line: int) -> ChatRequest:
     from pydantic import ValidationError
 
@@ -51,7 +62,7 @@ def _of_openai(row: OpenAIRow, line: int) -> ChatRequest:
 
     kind = api.ChatCompletionRequest if row.url.endswith("/chat/completions") else api.CompletionRequest
     try:
-        return kind.model_validate(row.body).chat_request()
+        return _single(kind.model_validate(row.body), row, line)
     except ValidationError as error:
         first = api.complaint(error.errors())
         place = ".".join(filter(None, ["body", api.field(first["loc"])]))

@@ -90,8 +90,7 @@ class College:
                 request.prompt = await self._prompts.prepared(asked)
             if self._closed:
                 raise _stopped()
-            guided = ask.guidance is not None
-            self._tell(ev.Request(request_id, ask.model.name, ask.priority, guided=guided, retries=ask.retries))
+            self._tell(ev.Request(request_id, ask.model.name, ask.priority, guided=ask.guided, retries=ask.retries))
             while True:
                 event = await request.events.get()
                 self.counters.count(event)

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import MAX_ANSWER_TOKENS
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.runtime.college.chat_request import Needed, Resolved
@@ -30,6 +31,7 @@ class Ask(Struct, frozen=True):
     sampling: Sampling = Sampling()
     stop: list[str] = []
     guidance: Guidance | None = None
+    tools: Tools | None = None
     priority: int = 0
     retries: int = 1
     buffered: bool = False
@@ -37,6 +39,11 @@ class Ask(Struct, frozen=True):
     allow_special_tokens: bool = False
     prompt: Prompt | None = None
     """The prompt, where it has been made already."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether a grammar holds the answer."""
+        return self.guidance is not None or self.tools is not None
 
 
 class Waiting(Struct, frozen=True, tag=True):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from coe_cli.core.answers.answer_schema import check_guidance
+from coe_cli.core.answers.answer_schema import check_guidance, check_schema
+from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
@@ -136,7 +137,11 @@ class RequestResolver:
         """
         if sum(len(message.content) for message in request.messages) > MAX_PROMPT_CHARS:
             raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
-        if request.raw and not any(message.content.strip() for message in request.messages):
+        if (
+            request.raw
+            and request.prompt_ids is None
+            and not any(message.content.strip() for message in request.messages)
+        ):
             raise UsageError("the prompt is empty", "Give it some text.")
         expert, model = self._named(request)
         experts = [expert] if expert is not None else []
@@ -151,11 +156,16 @@ class RequestResolver:
         messages, template = _prompt(request, choice)
         special = request.raw if request.allow_special_tokens is None else request.allow_special_tokens
         fitting = await self._fit(
-            spec, choice, _Wanted(messages, template, special, self._may_fall_back(request)), only=request.resolve_only
+            spec,
+            choice,
+            _Wanted(messages, template, special, self._may_fall_back(request), request.tools, request.prompt_ids),
+            only=request.resolve_only,
         )
         spec = fitting.spec
         if request.guidance is not None:
             check_guidance(request.guidance.kind, request.guidance.data, slot_context(spec, self._profile))
+        if request.tools is not None:
+            check_schema(request.tools.functions, slot_context(spec, self._profile))
         notes += fitting.notes
         notes += await self._memory_notes(spec)
         decision = routing.decision if routing is not None else None
@@ -184,6 +194,7 @@ class RequestResolver:
             sampling=_within(request.sampling, spec),
             stop=request.stop,
             guidance=request.guidance,
+            tools=request.tools,
             priority=request.priority,
             retries=request.retries,
             buffered=request.buffered,
@@ -280,9 +291,12 @@ class RequestResolver:
             TooManyTokens: the model has no room for it.
         """
         context = slot_context(spec, self._profile)
-        if surely_fits(wanted.messages, wanted.template, context):
+        if wanted.ids is not None:
+            return _of_ids(wanted.ids, spec, context)
+        if wanted.tools is None and surely_fits(wanted.messages, wanted.template, context):
             return None
-        asked = Prepare(spec.name, str(spec.folder), wanted.messages, context, wanted.template, wanted.special)
+        tools = wanted.tools.templates() if wanted.tools is not None else None
+        asked = Prepare(spec.name, str(spec.folder), wanted.messages, context, wanted.template, wanted.special, tools)
         return await own().prepared(asked)
 
     async def _fit(self, spec: ModelSpec, choice: Choice, wanted: _Wanted, *, only: bool) -> _Fitting:
@@ -333,6 +347,8 @@ class _Wanted(NamedTuple):
     template: str | None
     special: bool
     may_fall_back: bool
+    tools: Tools | None = None
+    ids: list[int] | None = None
 
 
 class _Fitting(NamedTuple):
@@ -343,6 +359,22 @@ class _Fitting(NamedTuple):
     prompt: Prompt | None
     notes: list[Note]
     tokens: int | None
+
+
+def _of_ids(ids: list[int], spec: ModelSpec, context: int) -> Prompt:
+    """The prompt of a client that has tokenized it itself.
+
+    Raises:
+        UsageError: there is none, or one that the model has not.
+        TooManyTokens: they leave no room for an answer.
+    """
+    if not ids:
+        raise UsageError("the prompt is empty", "Give it some tokens.")
+    if not all(0 <= each < spec.shape.vocab_size for each in ids):
+        raise UsageError(f"the prompt has a token that {spec.name} has not", f"It has {spec.shape.vocab_size}, from 0.")
+    if len(ids) >= context:
+        raise TooManyTokens(f"the prompt has {len(ids)} tokens", "Shorten it.", len(ids), exact=True)
+    return Prompt(ids)
 
 
 def _prompt(request: ChatRequest, choice: Choice) -> tuple[list[ChatMessage], str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coe_cli.core.answers.tool_calls import tool_grammar
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.prompts.prompt_messages import Prepare, Prompt
@@ -22,6 +23,7 @@ def to_prepare(ask: ce.Ask, spec: ModelSpec, context_length: int) -> Prepare:
         context_length=context_length,
         template=ask.template,
         allow_special_tokens=ask.allow_special_tokens,
+        tools=ask.tools.templates() if ask.tools is not None else None,
     )
 
 
@@ -40,9 +42,24 @@ def to_worker(request_id: int, ask: ce.Ask, prompt: Prompt, context_length: int)
         max_tokens=answer_limit(ask, prompt),
         sampling=ask.sampling,
         stop=ask.stop,
-        guidance=ask.guidance,
+        guidance=_guidance(ask, prompt),
         flush_s=_BUFFERED_FLUSH_S if ask.buffered else ask.flush_s,
     )
+
+
+def _guidance(ask: ce.Ask, prompt: Prompt) -> protocol.Guidance | None:
+    """The answer's grammar; with functions one that has their calls too, in the format of the prompt."""
+    if ask.tools is None:
+        return ask.guidance
+    schema = ask.guidance.data if ask.guidance is not None else None
+    text = tool_grammar(
+        ask.tools,
+        prompt.tool_format or "hermes",
+        marker=prompt.tool_marker,
+        schema=schema,
+        single=not prompt.tool_format,
+    )
+    return protocol.Guidance("lark_grammar", text)
 
 
 def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, worker_pid: int) -> ce.PrefillStarted:

@@ -13,6 +13,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from coe_cli.core.answers.prompt_text import Turn, alternating, without_system
+from coe_cli.core.answers.tool_calls import call_text, described, format_of, result_turn
+from coe_cli.runtime.worker.protocol import ChatMessage
 
 _ROOM_CHARS = 2**20
 """More than any template writes of its own."""
@@ -48,6 +50,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda text: datetime.now().strftime(text)
         self._tokens = tokens
+        self.tool_format = format_of(source)
         try:
             self._template: Template = environment.from_string(source)
         except MemoryError:
@@ -55,7 +58,20 @@ class ChatTemplate:
         except Exception as error:
             raise TemplateFails(_reason(error)) from None
 
-    def render(self, turns: Sequence[Turn], tools: list[dict[str, Any]] | None) -> tuple[str, bool]:
+    def with_tools(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None) -> str | None:
+        """The conversation with its functions and calls as the template itself writes them; None where it has none or fails."""
+        spoken = [_message(message) for message in messages]
+        if not tools and not any(len(each) > 2 for each in spoken):
+            return None
+        try:
+            text = self._run(spoken, tools, room=len(json.dumps([spoken, tools])))
+        except TemplateFails:
+            return None
+        names = [tool["function"]["name"] for tool in tools or ()]
+        said = [message.content.strip() for message in messages if message.role in ("system", "user")]
+        return text if all(each in text for each in [*names, *said]) else None
+
+    def render(self, turns: Sequence[Turn]) -> tuple[str, bool]:
         """The text of the conversation, and whether all that system and user said is in it.
 
         Where the template refuses the roles as they come, or leaves a text out, neighbours of one role are joined, and then
@@ -74,7 +90,8 @@ class ChatTemplate:
                 continue
             tried.append(shaped)
             try:
-                text = self._run(shaped, tools)
+                spoken = [{"role": role, "content": text} for role, text in shaped]
+                text = self._run(spoken, None, room=sum(len(text) for _, text in shaped))
             except TemplateFails as error:
                 failure = failure or error
                 continue
@@ -86,9 +103,8 @@ class ChatTemplate:
             raise failure
         return first, False
 
-    def _run(self, turns: Sequence[Turn], tools: list[dict[str, Any]] | None) -> str:
-        room = _ROOM_CHARS + 4 * sum(len(text) for _, text in turns)
-        messages = [{"role": role, "content": text} for role, text in turns]
+    def _run(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, room: int) -> str:
+        room = _ROOM_CHARS + 4 * room
         parts: list[str] = []
         try:
             for part in self._template.generate(
@@ -103,6 +119,42 @@ class ChatTemplate:
         except Exception as error:
             raise TemplateFails(_reason(error)) from None
         return "".join(parts)
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    """As templates take it: the arguments of a call are an object there."""
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        fields["tool_call_id"] = message.tool_call_id
+    return fields
+
+
+def flat_turns(messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None) -> list[Turn]:
+    """The conversation in text alone: functions are told by the system, what they gave back by the user."""
+    turns: list[Turn] = []
+    for message in messages:
+        if message.role == "tool":
+            turns.append(result_turn(message.content))
+        else:
+            said = [message.content, call_text(message.tool_calls)]
+            turns.append((message.role, "\n".join(filter(None, said)) if message.tool_calls else message.content))
+    if tools:
+        told = described([tool["function"] for tool in tools])
+        system = next((at for at, (role, _) in enumerate(turns) if role == "system"), None)
+        if system is None:
+            turns.insert(0, ("system", told))
+        else:
+            turns[system] = ("system", f"{turns[system][1]}\n\n{told}")
+    return turns
 
 
 def _reason(error: Exception) -> str:

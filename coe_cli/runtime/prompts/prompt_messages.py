@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from coe_cli.runtime.worker.protocol import ChatMessage
@@ -33,8 +34,15 @@ class Prepare(Struct, frozen=True):
 
     @property
     def text_bytes(self) -> int:
-        """The bytes of all messages."""
-        return sum(len(message.content.encode()) for message in self.messages)
+        """The bytes of all messages and functions."""
+        return text_bytes(self.messages) + (len(msgspec.json.encode(self.tools)) if self.tools else 0)
+
+
+def text_bytes(messages: list[ChatMessage]) -> int:
+    """The bytes of all that is said and called."""
+    called = [call for message in messages for call in message.tool_calls]
+    said = sum(len(message.content.encode()) for message in messages)
+    return said + sum(len(call.name.encode()) + len(call.arguments.encode()) for call in called)
 
 
 class Begun(Struct, frozen=True, tag=True):
@@ -47,7 +55,8 @@ class Prompt(Struct, frozen=True, tag=True):
     """Token ids as the model gets them. ``opens_thinking``: the template has opened a <think> tag.
 
     ``thinks``: the model may open one itself, since its chat template or its vocabulary has that tag. ``text``, where it
-    was asked for, is what the tokenizer makes of the ids, and ``tokens`` how many it knows.
+    was asked for, is what the tokenizer makes of the ids, and ``tokens`` how many it knows. ``tool_format``: how the chat
+    template has functions called; '' where it knows none. ``tool_marker``: the token that stands before calls.
     """
 
     ids: list[int]
@@ -56,6 +65,8 @@ class Prompt(Struct, frozen=True, tag=True):
     thinks: bool = False
     text: str = ""
     tokens: int = 0
+    tool_format: str = ""
+    tool_marker: int | None = None
 
 
 class NotPrepared(Struct, frozen=True, tag=True):

@@ -11,18 +11,19 @@ import signal
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from coe_cli.core.answers.prompt_text import Turn, bare, fill_plain
+from coe_cli.core.answers.prompt_text import bare, fill_plain
 from coe_cli.core.answers.thinking import OPEN as THINK
+from coe_cli.core.answers.tool_calls import FORMATS, ToolCall
 from coe_cli.interrupts import on_interrupt
 from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
 from coe_cli.runtime.prompts import process_limits, tokenizer_files
-from coe_cli.runtime.prompts.chat_rendering import ChatTemplate, TemplateFails
+from coe_cli.runtime.prompts.chat_rendering import ChatTemplate, TemplateFails, flat_turns
 from coe_cli.runtime.prompts.prompt_messages import Begun, NotPrepared, Prepare, Prompt, Stage
 from coe_cli.runtime.prompts.tokenizing import ControlTokenInText, ModelTokenizer, TooMany
 from coe_cli.runtime.worker.protocol import frame, frame_length
@@ -99,29 +100,35 @@ class Preparation:
             )
         model.tokenizer.check_length(request.text_bytes, request.context_length)
         self._say("rendering")
-        contents, hidden = [message.content for message in request.messages], False
+        hidden = False
         if not request.allow_special_tokens:
-            contents, hidden = model.tokenizer.hide(contents)
-        turns: list[Turn] = [(message.role, text) for message, text in zip(request.messages, contents, strict=True)]
-        text, notes = self._render(request, model, turns)
+            request, hidden = _hidden(request, model.tokenizer)
+        text, notes, tool_format = self._render(request, model)
         self._say("tokenizing")
         encode = model.tokenizer.encode_hidden if hidden else model.tokenizer.encode
         ids = encode(text, request.context_length)
         if not ids:
             return NotPrepared("usage", "the prompt has no token that the model knows", "Give it some text.")
         back, tokens = model.tokenizer.back(ids) if request.back else ("", 0)
-        return Prompt(ids, text.rstrip().endswith(THINK), notes, model.thinks, back, tokens)
+        marker = model.tokenizer.control_token(FORMATS[tool_format].mark) if tool_format else None
+        return Prompt(ids, text.rstrip().endswith(THINK), notes, model.thinks, back, tokens, tool_format or "", marker)
 
-    def _render(self, request: Prepare, model: OpenModel, turns: Sequence[Turn]) -> tuple[str, list[str]]:
+    def _render(self, request: Prepare, model: OpenModel) -> tuple[str, list[str], str | None]:
+        """The text, what is to be said about it, and the format of calls if the model's own template has functions."""
+        template = model.chat_template() if request.template is None else None
+        if template is not None and template.tool_format is not None:
+            text = template.with_tools(request.messages, request.tools)
+            if text is not None:
+                return text, [], template.tool_format
+        turns = flat_turns(request.messages, request.tools)
         if request.template is not None:
-            return fill_plain(request.template, turns), []
-        template = model.chat_template()
+            return fill_plain(request.template, turns), [], None
         if template is None:
             note = f"{request.model} has no chat template: it is given the bare texts"
-            return bare(turns), [note]
-        text, whole = template.render(turns, request.tools)
+            return bare(turns), [note], None
+        text, whole = template.render(turns)
         note = f"the chat template of {request.model} leaves out a part of the conversation"
-        return text, [] if whole else [note]
+        return text, [] if whole else [note], None
 
     def _open(self, folder: str) -> OpenModel:
         stamp = tokenizer_files.stamp(Path(folder))
@@ -132,6 +139,19 @@ class Preparation:
         if len(self._models) > _MAX_OPEN_MODELS:
             self._models.popitem(last=False)
         return known
+
+
+def _hidden(request: Prepare, tokenizer: ModelTokenizer) -> tuple[Prepare, bool]:
+    """The request with a mark for each control token that a text in it spells out, and whether there was any."""
+    contents, found = tokenizer.hide(message.content for message in request.messages)
+    called = [msgspec.json.encode(message.tool_calls).decode() for message in request.messages]
+    tools = msgspec.json.encode(request.tools).decode()
+    (*called, tools), others = tokenizer.hide([*called, tools])
+    messages = [
+        msgspec.structs.replace(message, content=text, tool_calls=msgspec.json.decode(calls, type=list[ToolCall]))
+        for message, text, calls in zip(request.messages, contents, called, strict=True)
+    ]
+    return msgspec.structs.replace(request, messages=messages, tools=msgspec.json.decode(tools)), found or others
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from coe_cli.interrupts import interrupt_put_off
 from coe_cli.package import start_code
 from coe_cli.runtime.job_object import end_with_us
 from coe_cli.runtime.prompts.deadline import Deadline
-from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage
+from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage, text_bytes
 from coe_cli.runtime.worker.protocol import HEAD_BYTES, ChatMessage, frame, frame_length
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class TooManyTokens(PromptTooLong):
 
 def surely_fits(messages: list[ChatMessage], template: str | None, context_length: int) -> bool:
     """Whether the prompt fits whatever its tokens are: one stands for at least one byte."""
-    size = sum(len(message.content.encode()) for message in messages) + len(template or "")
+    size = text_bytes(messages) + len(template or "")
     return size + _TEMPLATE_TOKENS < context_length
 
 

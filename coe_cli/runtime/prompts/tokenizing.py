@@ -62,6 +62,10 @@ class ModelTokenizer:
         """Whether the text is a token of its own that was added to the vocabulary."""
         return any(token.content == text for token in self._added.values())
 
+    def control_token(self, text: str) -> int | None:
+        """The control token that the text is; None where the text is none."""
+        return self._control.get(text)
+
     def check_length(self, text_bytes: int, context_length: int) -> None:
         """
         Raises:

@@ -17,7 +17,7 @@ from coe_cli.runtime.college.chat_request import json_guidance
 from coe_cli.runtime.worker.protocol import Guidance
 
 _MAX_CHOICES = 256
-_LONGEST_CONTEXT = 2**20
+LONGEST_CONTEXT = 2**20
 """No model here has a longer one; what its own allows is checked again when the model is known."""
 
 
@@ -28,13 +28,13 @@ def refuse_field(name: str, reason: str) -> ValidationError:
 
 
 def _checked(guidance: Guidance) -> Guidance:
-    with _said():
-        check_guidance(guidance.kind, guidance.data, _LONGEST_CONTEXT)
+    with said():
+        check_guidance(guidance.kind, guidance.data, LONGEST_CONTEXT)
     return guidance
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[None]:
+def said() -> Iterator[None]:
     """A refusal as pydantic has it."""
     try:
         yield
@@ -54,8 +54,8 @@ def schema_guidance(schema: dict[str, Any] | str) -> Guidance:
         raise ValueError("the schema is too deep") from None
     if not isinstance(given, dict):
         raise ValueError("the schema is not a JSON object")
-    with _said():
-        check_schema(given, _LONGEST_CONTEXT)
+    with said():
+        check_schema(given, LONGEST_CONTEXT)
     return json_guidance(given)
 
 

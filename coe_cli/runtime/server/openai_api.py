@@ -10,9 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field
+from msgspec import structs
+from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from coe_cli.core.answers.limits import (
+    MAX_PROMPT_IDS,
     MAX_TOKENS,
     REPETITION_PENALTY,
     SEED,
@@ -23,12 +25,14 @@ from coe_cli.core.answers.limits import (
     TOP_P,
     WIRE_SEED,
 )
-from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.runtime.college.chat_request import ChatRequest
-from coe_cli.runtime.server.constraints import Constraints
+from coe_cli.runtime.server.constraints import Constraints, refuse_field
+from coe_cli.runtime.server.openai_messages import CalledTool, Message, Text, ToolFields
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 _SEEDS = SEED.most + 1
+MOST_CHOICES = 16
+MOST_PROMPTS = 64
 _COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
 _FIELD = re.compile(r"(?!str$)\w+")
@@ -47,46 +51,10 @@ def complaint(errors: Sequence[Any]) -> Any:
     )
 
 
-def _plain_text(text: str) -> str:
-    try:
-        text.encode()  # a hundred times as fast as to look at each character
-    except UnicodeEncodeError:
-        raise ValueError("text with unpaired surrogates is not Unicode") from None
-    if "\0" in text:
-        raise ValueError(NUL_REASON)
-    return text
-
-
-Text = Annotated[str, AfterValidator(_plain_text)]
 _Stop = Annotated[Text, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
-
-
-_MEDIA = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio", "file": "files"}
-
-
-def _only_text(kind: object) -> object:
-    if isinstance(kind, str) and kind in _MEDIA:
-        raise ValueError(f"{_MEDIA[kind]} cannot be read by the models here; send text")
-    return kind
-
-
-class TextPart(BaseModel):
-    type: Annotated[Literal["text"], BeforeValidator(_only_text)]
-    text: Text
-
-
-class Message(BaseModel):
-    """One turn of the conversation; text only."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
-
-    def plain(self) -> ChatMessage:
-        role: Any = "system" if self.role == "developer" else self.role
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return ChatMessage(role, text)
 
 
 class StreamOptions(BaseModel):
@@ -102,7 +70,7 @@ class _Generation(Constraints):
     top_p: float | None = Field(default=None, ge=TOP_P.least, le=TOP_P.most)
     top_k: int | None = Field(default=None, ge=TOP_K.least, le=TOP_K.most)
     seed: _Seed | None = None
-    n: Literal[1] | None = 1
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
     stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MOST)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -127,22 +95,34 @@ class _Generation(Constraints):
         seed = None if self.seed is None else self.seed % _SEEDS
         return Sampling(self.temperature, self.top_p, self.top_k, seed, self.repetition_penalty, self.min_tokens)
 
+    def repeated(self, prompts: list[ChatRequest]) -> list[ChatRequest]:
+        """``n`` requests of each; with a seed each has its own."""
+        asked = []
+        for prompt in prompts:
+            for number in range(self.n or 1):
+                seed = None if prompt.sampling.seed is None else (prompt.sampling.seed + number) % _SEEDS
+                asked.append(structs.replace(prompt, sampling=structs.replace(prompt.sampling, seed=seed)))
+        return asked
+
+    def echoed(self) -> list[str]:
+        """What stands before each answer."""
+        return []
+
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatCompletionRequest(_Generation):
+class ChatCompletionRequest(_Generation, ToolFields):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: _Tokens | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
     modalities: list[Literal["text"]] | None = None
 
-    def chat_request(self) -> ChatRequest:
-        """What is asked of the resolver."""
-        return ChatRequest(
+    def chat_requests(self) -> list[ChatRequest]:
+        """What is asked of the resolver, once for each choice."""
+        request = ChatRequest(
             [message.plain() for message in self.messages],
             name=self.model,
             max_tokens=self.max_completion_tokens or self.max_tokens,
@@ -150,28 +130,57 @@ class ChatCompletionRequest(_Generation):
             stop=self.stops,
             allow_special_tokens=self.allow_special_tokens,
             guidance=self.guidance,
+            tools=self.chosen_tools(),
         )
+        return self.repeated([request])
 
 
 class CompletionRequest(_Generation):
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
-    echo: Literal[False] | None = None
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | _Ids
+        | Annotated[list[_Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+    )
+    echo: bool | None = None
     suffix: Literal[""] | None = None
-    best_of: Literal[1] | None = None
-    logprobs: None = None
+    best_of: int | None = Field(default=None, ge=1, description="only as many as `n`: all are given")
 
-    def chat_request(self) -> ChatRequest:
-        """What is asked of the resolver: the bare text, past the chat template."""
-        text = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
-        return ChatRequest(
-            [ChatMessage("user", text)],
-            name=self.model,
-            raw=True,
-            max_tokens=self.max_tokens or _COMPLETION_TOKENS,
-            sampling=self.sampling,
-            stop=self.stops,
-            allow_special_tokens=self.allow_special_tokens,
-            guidance=self.guidance,
+    @model_validator(mode="after")
+    def _all_are_given(self) -> CompletionRequest:
+        if self.best_of not in (None, self.n or 1):
+            raise refuse_field("best_of", "all answers are given: it can only be as many as `n`")
+        if self.echo and not all(isinstance(prompt, str) for prompt in self.prompts()):
+            raise refuse_field("echo", "token ids are not turned into text; put the text before the answer yourself")
+        return self
+
+    def echoed(self) -> list[str]:
+        """What stands before each answer."""
+        return [str(prompt) if self.echo else "" for prompt in self.prompts() for _ in range(self.n or 1)]
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, as text or as token ids."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+    def chat_requests(self) -> list[ChatRequest]:
+        """What is asked of the resolver: the bare texts, past the chat template, once for each choice."""
+        return self.repeated(
+            [
+                ChatRequest(
+                    [ChatMessage("user", prompt)] if isinstance(prompt, str) else [],
+                    name=self.model,
+                    raw=True,
+                    prompt_ids=None if isinstance(prompt, str) else prompt,
+                    max_tokens=self.max_tokens or _COMPLETION_TOKENS,
+                    sampling=self.sampling,
+                    stop=self.stops,
+                    allow_special_tokens=self.allow_special_tokens,
+                    guidance=self.guidance,
+                )
+                for prompt in self.prompts()
+            ]
         )
 
 
@@ -205,7 +214,8 @@ class Coe(BaseModel):
 
 class ChatAnswer(BaseModel):
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[CalledTool] | None = None
     reasoning_content: str | None = None
     refusal: None = None
 
@@ -214,7 +224,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatAnswer
     logprobs: None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(BaseModel):

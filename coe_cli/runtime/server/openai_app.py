@@ -17,7 +17,8 @@ from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError, error_headers, error_object, status_of
-from coe_cli.runtime.server.streaming import ChatShape, HttpAnswer, TextShape, encode
+from coe_cli.runtime.server.openai_shapes import ChatShape, TextShape
+from coe_cli.runtime.server.streaming import HttpAnswer, encode
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": api.ErrorAnswer, "description": text}
@@ -58,12 +59,10 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(CoeError, _coe_error)
 
-    async def answer(
-        request: api.ChatCompletionRequest | api.CompletionRequest, shape: ChatShape | TextShape
-    ) -> Response:
-        resolved = await resolver.resolve(request.chat_request(), college.loaded_models)
-        stream = bool(request.stream)
-        return _Answer(HttpAnswer(college, resolved, shape, stream=stream, include_usage=request.include_usage))
+    async def answer(request: api.ChatCompletionRequest | api.CompletionRequest, shape: type[ChatShape]) -> Response:
+        resolved = [await resolver.resolve(each, college.loaded_models) for each in request.chat_requests()]
+        written = shape(include_usage=request.include_usage, echoed=request.echoed())
+        return _Answer(HttpAnswer(college, resolved, written, stream=bool(request.stream), n=request.n or 1))
 
     @app.post(
         "/v1/chat/completions",
@@ -73,7 +72,7 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
     )
     async def chat(request: api.ChatCompletionRequest) -> Response:
         """Answer a conversation. Roles bring their system prompt, unless the conversation has one."""
-        return await answer(request, ChatShape())
+        return await answer(request, ChatShape)
 
     @app.post(
         "/v1/completions",
@@ -83,7 +82,7 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
     )
     async def complete(request: api.CompletionRequest) -> Response:
         """Continue a text, past the model's chat template."""
-        return await answer(request, TextShape())
+        return await answer(request, TextShape)
 
     @app.get("/v1/models", responses=_ERRORS, operation_id="models")
     async def models() -> api.ModelList:

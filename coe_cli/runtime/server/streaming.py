@@ -11,8 +11,8 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -20,9 +20,10 @@ from coe_cli import __version__
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError, explained
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.chat_request import Resolved
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import ResolvedRequest
-from coe_cli.runtime.college.thoughts import AnswerPieces
+from coe_cli.runtime.server.answer_parts import Choice, Part
 from coe_cli.runtime.server.http_errors import error_headers, error_object, status_of
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,70 +33,67 @@ encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
 
 
-class ChatShape:
-    """How a chat completion is written."""
+class About:
+    """What an answer says of itself, whatever the API."""
 
-    prefix, name, chunk_name = "chatcmpl-", "chat.completion", "chat.completion.chunk"
-    splits_thinking = True
+    def __init__(self, told: Resolved, model: ModelSpec, choices: Sequence[Choice]) -> None:
+        self.id = secrets.token_hex(12)
+        self.created = int(time.time())
+        self.model = model.name
+        self.fingerprint = fingerprint_of(model)
+        self._told, self._choices = told, choices
 
-    def piece(self, text: str, *, is_thinking: bool) -> tuple[bytes, bytes]:
-        """The JSON before and after the text of one piece."""
-        key = b'{"reasoning_content":' if is_thinking else b'{"content":'
-        return b'"delta":' + key, b'},"logprobs":null,"finish_reason":null}'
+    @property
+    def notes(self) -> list[str]:
+        """All that is to be said of the answer, each thing once."""
+        notes = [note.text for note in self._told.notes]
+        for choice in self._choices:
+            notes += choice.reading.notes if choice.reading is not None else []
+            notes += choice.finished.notes if choice.finished is not None else []
+        return list(dict.fromkeys(notes))
 
-    def first(self) -> bytes | None:
-        return b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+    def coe(self) -> dict[str, Any]:
+        """Our own addition: who answers."""
+        reading = next((choice.reading for choice in self._choices if choice.reading is not None), None)
+        return {
+            "expert": self._told.expert,
+            "model": self.model,
+            "load_s": reading.load_s if reading else None,
+            "reused_tokens": reading.reused_tokens if reading else 0,
+            "notes": self.notes,
+        }
 
-    def last(self, reason: str) -> bytes:
-        return b'"delta":{},"logprobs":null,"finish_reason":' + encode(reason) + b"}"
-
-    def whole(self, text: str, thoughts: str, reason: str) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if thoughts:
-            message["reasoning_content"] = thoughts
-        return {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-
-
-class TextShape:
-    """How a plain completion is written."""
-
-    prefix, name, chunk_name = "cmpl-", "text_completion", "text_completion"
-    splits_thinking = False
-
-    def piece(self, text: str, *, is_thinking: bool) -> tuple[bytes, bytes]:
-        return b'"text":', b',"logprobs":null,"finish_reason":null}'
-
-    def first(self) -> bytes | None:
-        return None
-
-    def last(self, reason: str) -> bytes:
-        return b'"text":"","logprobs":null,"finish_reason":' + encode(reason) + b"}"
-
-    def whole(self, text: str, thoughts: str, reason: str) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+    def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """OpenAI's count of the tokens; a prompt counts once however many answers it has."""
+        finished = [choice.finished for choice in choices if choice.finished is not None]
+        prompts = [c.finished.prompt_tokens for c in choices if c.finished is not None and c.begins_prompt]
+        completion_tokens = sum(each.completion_tokens for each in finished)
+        reused = [choice.reading.reused_tokens for choice in choices if choice.reading and choice.begins_prompt]
+        return {
+            "prompt_tokens": sum(prompts),
+            "completion_tokens": completion_tokens,
+            "total_tokens": sum(prompts) + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(reused)},
+        }
 
 
-def completion(
-    shape: ChatShape | TextShape,
-    completion_id: str,
-    created: int,
-    model: str,
-    choice: dict[str, Any],
-    usage: dict[str, Any],
-    coe: dict[str, Any],
-    fingerprint: str | None = None,
-) -> dict[str, Any]:
-    """A whole completion as OpenAI has it; ``created`` is in seconds since 1970, ``coe`` is our own addition."""
-    return {
-        "id": completion_id,
-        "object": shape.name,
-        "created": created,
-        "model": model,
-        "system_fingerprint": fingerprint,
-        "choices": [choice],
-        "usage": usage,
-        "coe": coe,
-    }
+class Shape(Protocol):
+    """How an API writes an answer: in chunks as it comes, or whole."""
+
+    content_type: bytes = b"text/event-stream; charset=utf-8"
+    splits_thinking: bool = True
+
+    def begin(self, about: About, choices: list[Choice]) -> bytes: ...
+
+    def parts(self, choice: Choice, parts: list[Part]) -> bytes: ...
+
+    def end_of(self, choice: Choice) -> bytes: ...
+
+    def end(self, about: About, choices: list[Choice]) -> bytes: ...
+
+    def failed(self, error: CoeError) -> bytes: ...
+
+    def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]: ...
 
 
 def fingerprint_of(model: ModelSpec) -> str:
@@ -139,27 +137,28 @@ async def send_error(send: Send, error: CoeError) -> None:
 
 
 class HttpAnswer:
-    """An ASGI application that answers one resolved request."""
+    """An ASGI application that answers resolved requests as the choices of one answer, ``n`` for each prompt."""
 
     background = None
 
     def __init__(
         self,
         college: College,
-        resolved: ResolvedRequest,
-        shape: ChatShape | TextShape,
+        resolved: Sequence[ResolvedRequest],
+        shape: Shape,
         *,
         stream: bool,
-        include_usage: bool = False,
+        n: int = 1,
+        error_body: Callable[[CoeError], Any] = error_object,
     ) -> None:
-        if not stream:
-            resolved = resolved._replace(ask=msgspec.structs.replace(resolved.ask, buffered=True))
-        self._college, self._resolved, self._shape = college, resolved, shape
-        self._stream, self._include_usage = stream, include_usage
-        self._id = shape.prefix + secrets.token_hex(12)
-        self._created = int(time.time())
-        self._reading: ce.PrefillStarted | None = None
-        self._ended: list[str] = []
+        self._asks = [msgspec.structs.replace(each.ask, buffered=each.ask.buffered or not stream) for each in resolved]
+        self._choices = [
+            Choice(index, ask, splits_thinking=shape.splits_thinking, begins_prompt=index % n == 0)
+            for index, ask in enumerate(self._asks)
+        ]
+        self._college, self._shape, self._stream = college, shape, stream
+        self._about = About(resolved[0].told, resolved[0].ask.model, self._choices)
+        self._error_body = error_body
         self._sent = False
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -175,120 +174,79 @@ class HttpAnswer:
             if error is not failure:
                 logging.getLogger("uvicorn.error").exception("an answer failed")
             if not self._sent:
-                await send_error(send, error)
+                await send_json(send, status_of(error), self._error_body(error), error_headers(error))
             else:
-                await self._send_last(send, b"data: " + encode(error_object(error)) + b"\n\n")
+                await self._send_last(send, self._shape.failed(error))
+
+    async def _events(self) -> AsyncGenerator[tuple[Choice, ce.CollegeEvent], None]:
+        """The events of all choices as they come; closing it cancels them."""
+        if len(self._asks) == 1:
+            async with contextlib.aclosing(self._college.ask(self._asks[0])) as events:
+                async for event in events:
+                    yield self._choices[0], event
+            return
+        inbox: asyncio.Queue[tuple[Choice, ce.CollegeEvent | Exception | None]] = asyncio.Queue()
+
+        async def run(choice: Choice, ask: ce.Ask) -> None:
+            try:
+                async with contextlib.aclosing(self._college.ask(ask)) as events:
+                    async for event in events:
+                        inbox.put_nowait((choice, event))
+            except Exception as error:
+                inbox.put_nowait((choice, error))
+            inbox.put_nowait((choice, None))
+
+        tasks = [asyncio.ensure_future(run(*pair)) for pair in zip(self._choices, self._asks, strict=True)]
+        try:
+            left = len(tasks)
+            while left:
+                choice, found = await inbox.get()
+                if isinstance(found, Exception):
+                    raise found
+                if found is None:
+                    left -= 1
+                else:
+                    yield choice, found
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer_whole(self, send: Send) -> None:
-        pieces = self._pieces()
-        parts: dict[bool, list[str]] = {False: [], True: []}
-        async with contextlib.aclosing(self._college.ask(self._resolved.ask)) as events:
-            async for event in events:
-                for text, is_thinking in pieces.of(event):
-                    parts[is_thinking].append(text)
-                if isinstance(event, ce.PrefillStarted):
-                    self._reading = event
-                elif isinstance(event, ce.Finished):
-                    finished, self._ended = event, event.notes
-        choice = self._shape.whole("".join(parts[False]), "".join(parts[True]), _reason(finished))
-        answer = completion(
-            self._shape,
-            self._id,
-            self._created,
-            self._resolved.ask.model.name,
-            choice,
-            self._usage(finished),
-            self._coe(),
-            fingerprint_of(self._resolved.ask.model),
-        )
-        await send_json(send, 200, answer, note_header(self._notes))
+        async with contextlib.aclosing(self._events()) as events:
+            async for choice, event in events:
+                choice.feed(event)
+        answer = self._shape.whole(self._about, self._choices)
+        await send_json(send, 200, answer, note_header(self._about.notes))
 
     async def _answer_in_chunks(self, send: Send) -> None:
-        pieces = self._pieces()
-        head = b"data: " + encode(
-            {
-                "id": self._id,
-                "object": self._shape.chunk_name,
-                "created": self._created,
-                "model": self._resolved.ask.model.name,
-                "system_fingerprint": fingerprint_of(self._resolved.ask.model),
-            }
-        ).rstrip(b"}")
-        usage = b',"usage":null' if self._include_usage else b""
-        before, after = head + b',"choices":[{"index":0,', b"]" + usage + b"}\n\n"
-        # Every piece is wrapped in the same bytes: only its text is encoded anew.
-        wrap = {
-            thinking: (before + start, end + after)
-            for thinking in (False, True)
-            for start, end in (self._shape.piece("", is_thinking=thinking),)
-        }
-        async with contextlib.aclosing(self._college.ask(self._resolved.ask)) as events:
-            async for event in events:
-                found = pieces.of(event)
-                if isinstance(event, ce.PrefillStarted):
-                    self._reading = event
+        async with contextlib.aclosing(self._events()) as events:
+            async for choice, event in events:
+                parts = choice.feed(event)
                 if not isinstance(event, ce.Delta | ce.Finished):
                     continue
-                data = b"".join([wrap[thinks][0] + encode(text) + wrap[thinks][1] for text, thinks in found])
+                data = b""
                 if not self._sent:
                     await self._begin(send)
-                    data = self._first_chunk(before, after) + data
+                    data = self._shape.begin(self._about, self._choices)
+                data += self._shape.parts(choice, parts)
                 if isinstance(event, ce.Finished):
-                    data += self._last_chunk(event, before, after)
-                    if self._include_usage:
-                        data += head + b',"choices":[],"usage":' + encode(self._usage(event)) + b"}\n\n"
-                    await self._send_last(send, data + b"data: [DONE]\n\n")
-                elif data:
+                    data += self._shape.end_of(choice)
+                if data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._send_last(send, self._shape.end(self._about, self._choices))
 
     async def _begin(self, send: Send) -> None:
         self._sent = True
         headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"content-type", self._shape.content_type),
             (b"cache-control", b"no-cache"),
-            *note_header(self._notes),
+            *note_header(self._about.notes),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    def _first_chunk(self, before: bytes, after: bytes) -> bytes:
-        """The role, and who answers."""
-        first = self._shape.first() or b'"text":"","logprobs":null,"finish_reason":null}'
-        return before + first + after.replace(b"}\n\n", b',"coe":' + encode(self._coe()) + b"}\n\n")
-
-    def _last_chunk(self, event: ce.Finished, before: bytes, after: bytes) -> bytes:
-        """How the answer ended, and what is to be said of that."""
-        if event.notes:
-            after = after.replace(b"}\n\n", b',"coe":' + encode({"notes": event.notes}) + b"}\n\n")
-        return before + self._shape.last(_reason(event)) + after
-
     async def _send_last(self, send: Send, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": False})
-
-    def _pieces(self) -> AnswerPieces:
-        return AnswerPieces(splits_thinking=self._shape.splits_thinking and self._resolved.ask.guidance is None)
-
-    def _usage(self, finished: ce.Finished) -> dict[str, Any]:
-        return {
-            "prompt_tokens": finished.prompt_tokens,
-            "completion_tokens": finished.completion_tokens,
-            "total_tokens": finished.prompt_tokens + finished.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self._reading.reused_tokens if self._reading else 0},
-        }
-
-    @property
-    def _notes(self) -> list[str]:
-        chosen = [note.text for note in self._resolved.told.notes]
-        return chosen + (self._reading.notes if self._reading is not None else []) + self._ended
-
-    def _coe(self) -> dict[str, Any]:
-        reading = self._reading
-        return {
-            "expert": self._resolved.told.expert,
-            "model": self._resolved.ask.model.name,
-            "load_s": reading.load_s if reading else None,
-            "reused_tokens": reading.reused_tokens if reading else 0,
-            "notes": self._notes,
-        }
 
 
 def note_header(notes: list[str]) -> list[tuple[bytes, bytes]]:
@@ -297,7 +255,3 @@ def note_header(notes: list[str]) -> list[tuple[bytes, bytes]]:
         return []
     text = " | ".join(notes).encode("ascii", "replace").decode()
     return [(b"x-coe-note", "".join(c if c.isprintable() else " " for c in text).encode())]
-
-
-def _reason(finished: ce.Finished) -> str:
-    return "length" if finished.finish_reason == "length" else "stop"

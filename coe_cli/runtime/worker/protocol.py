@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.core.answers.sampling import Sampling as Sampling
+from coe_cli.core.answers.tool_calls import ToolCall
 from coe_cli.errors import UsageError
 
 PROTOCOL_VERSION = 2
@@ -47,8 +48,12 @@ class Load(Message, frozen=True):
 
 
 class ChatMessage(Struct, frozen=True):
-    role: Literal["system", "user", "assistant"]
+    """One turn. ``tool_calls``: functions that the assistant called; ``tool_call_id``: which of them a ``tool`` turn answers."""
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str = ""
 
 
 class Guidance(Struct, frozen=True):

@@ -1,0 +1,92 @@
+"""What a model has written, as an API tells it: text, thoughts and calls of functions, for one choice of an answer."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Literal, NamedTuple
+
+from coe_cli.core.answers.tool_calls import CallReader, ToolCall
+from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.thoughts import AnswerPieces
+
+
+class Part(NamedTuple):
+    """More of an answer. Of a call ``name`` and ``id`` come with its beginning only; ``call`` is its number."""
+
+    kind: Literal["text", "thinking", "call"]
+    text: str
+    call: int = 0
+    name: str | None = None
+    id: str = ""
+
+
+class Choice:
+    """One answer while it is written; its parts are certain as they come and kept until the end.
+
+    ``begins_prompt``: it is the first answer to its prompt.
+    """
+
+    def __init__(self, index: int, ask: ce.Ask, *, splits_thinking: bool, begins_prompt: bool = True) -> None:
+        self.index, self.begins_prompt = index, begins_prompt
+        free = ask.guidance is None and (ask.tools is None or not ask.tools.required)
+        self._pieces = AnswerPieces(splits_thinking=splits_thinking and free)
+        self._reader = CallReader() if ask.tools is not None else None
+        self._texts: dict[str, list[str]] = {"text": [], "thinking": []}
+        self._calls: list[tuple[str, str, list[str]]] = []
+        self.reading: ce.PrefillStarted | None = None
+        self.finished: ce.Finished | None = None
+
+    def feed(self, event: ce.CollegeEvent) -> list[Part]:
+        """The parts that are certain with this event."""
+        if isinstance(event, ce.PrefillStarted):
+            self.reading = event
+        parts: list[Part] = []
+        for text, is_thinking in self._pieces.of(event):
+            if is_thinking:
+                parts.append(Part("thinking", text))
+            elif self._reader is None:
+                parts.append(Part("text", text))
+            else:
+                parts += self._read(self._reader.feed(text))
+        if isinstance(event, ce.Finished):
+            self.finished = event
+            parts += self._read(self._reader.finish() if self._reader is not None else [])
+        for part in parts:
+            if part.kind != "call":
+                self._texts[part.kind].append(part.text)
+            elif part.name is not None:
+                self._calls.append((part.id, part.name, []))
+            else:
+                self._calls[part.call][2].append(part.text)
+        return parts
+
+    def _read(self, found: list[Any]) -> list[Part]:
+        parts = []
+        for each in found:
+            if isinstance(each, str):
+                parts.append(Part("text", each))
+            else:
+                made = (
+                    f"c{secrets.token_hex(4)}" if each.name is not None else ""
+                )  # Mistral's templates want 9 characters
+                parts.append(Part("call", each.arguments, each.call, each.name, made))
+        return parts
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts["text"])
+
+    @property
+    def thoughts(self) -> str:
+        return "".join(self._texts["thinking"])
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        return [ToolCall(made, name, "".join(arguments)) for made, name, arguments in self._calls]
+
+    @property
+    def reason(self) -> Literal["stop", "length", "tool_calls"]:
+        """Why it ended, as OpenAI says it."""
+        if self.finished is not None and self.finished.finish_reason == "length":
+            return "length"
+        return "tool_calls" if self._calls else "stop"

@@ -1,0 +1,96 @@
+"""Several prompts and several answers in one request, token ids in place of text, and the text itself before the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from conftest import Coe
+from model_store.tiny_model import write_tiny_model
+from serving import Served, serving
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("prompts")
+    coe = Coe(folder, folder / "models")
+    write_tiny_model(coe.models / "tiny", seed=3)
+    with serving(coe) as it:
+        yield it
+    coe.end_all()
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+
+
+def texts(answer: Any) -> list[str]:
+    assert [choice.index for choice in answer.choices] == list(range(len(answer.choices)))
+    return [choice.text for choice in answer.choices]
+
+
+def test_each_prompt_of_a_list_has_its_answer(client: openai.OpenAI) -> None:
+    ask = {"model": "tiny", "temperature": 0, "max_tokens": 6}
+    alone = [client.completions.create(prompt=prompt, **ask) for prompt in ("ab", "xyz")]
+    both = client.completions.create(prompt=["ab", "xyz"], **ask)
+    assert texts(both) == [texts(each)[0] for each in alone]
+    assert both.usage.prompt_tokens == sum(each.usage.prompt_tokens for each in alone) == 5
+    chunks = list(client.completions.create(prompt=["ab", "xyz"], stream=True, **ask))
+    streamed = ["".join(c.choices[0].text for c in chunks if c.choices[0].index == index) for index in (0, 1)]
+    assert streamed == texts(both)
+    assert sorted(c.choices[0].index for c in chunks if c.choices[0].finish_reason) == [0, 1]
+
+
+def test_token_ids_are_the_prompt(served: Served, client: openai.OpenAI) -> None:
+    import json
+
+    from tokenizers import Tokenizer
+
+    ids = (
+        Tokenizer.from_file(str(served.coe.models / "tiny" / "tokenizer.json"))
+        .encode("xyz", add_special_tokens=False)
+        .ids
+    )
+    ask = {"model": "tiny", "temperature": 0, "max_tokens": 6}
+    said = texts(client.completions.create(prompt="xyz", **ask))
+    assert texts(client.completions.create(prompt=ids, **ask)) == said
+    assert texts(client.completions.create(prompt=[ids, ids], **ask)) == said * 2
+    for wrong in ([], [[]], [-1], [10**9], [2**31], [1.5], [ids, "x"], ["x"] * 65):
+        answer = served.request("POST", "/v1/completions", {**ask, "prompt": wrong})
+        assert answer.status == 400, (json.dumps(wrong), answer.body)
+    long = served.request("POST", "/v1/completions", {**ask, "prompt": ids * 20_000})
+    assert long.error["code"] == "context_length_exceeded"
+
+
+def test_n_answers_of_a_chat_and_of_a_prompt(served: Served, client: openai.OpenAI) -> None:
+    hi: list[Any] = [{"role": "user", "content": "Hi"}]
+    ask = {"model": "tiny", "temperature": 1.5, "seed": 1, "max_tokens": 6, "n": 3}
+    answer = client.chat.completions.create(messages=hi, **ask)
+    one = client.chat.completions.create(messages=hi, **{**ask, "n": 1})
+    said = [choice.message.content for choice in answer.choices]
+    assert len(set(said)) > 1 and said[0] == one.choices[0].message.content
+    assert answer.usage.prompt_tokens == one.usage.prompt_tokens and answer.usage.completion_tokens > 6
+    chunks = list(client.chat.completions.create(messages=hi, stream=True, **ask))
+    for index in range(3):
+        parts = [c.choices[0].delta.content or "" for c in chunks if c.choices and c.choices[0].index == index]
+        assert "".join(parts) == said[index]
+    lists = client.completions.create(prompt=["ab", "cd"], best_of=2, **{**ask, "n": 2})
+    assert len(texts(lists)) == 4
+    assert served.request("POST", "/v1/completions", {**ask, "prompt": "x", "best_of": 9}).error["param"] == "best_of"
+    assert served.request("POST", "/v1/completions", {**ask, "prompt": "x", "n": 0}).error["param"] == "n"
+
+
+def test_the_prompt_comes_before_its_answer_where_that_is_wanted(served: Served, client: openai.OpenAI) -> None:
+    ask = {"model": "tiny", "temperature": 0, "max_tokens": 6}
+    plain = texts(client.completions.create(prompt=["ab", "xyz"], **ask))
+    assert texts(client.completions.create(prompt=["ab", "xyz"], echo=True, **ask)) == [
+        "ab" + plain[0],
+        "xyz" + plain[1],
+    ]
+    chunks = list(client.completions.create(prompt="ab", echo=True, stream=True, **ask))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "ab" + plain[0]
+    refused = served.request("POST", "/v1/completions", {**ask, "prompt": [5, 6], "echo": True})
+    assert (refused.status, refused.error["param"]) == (400, "echo")

@@ -18,7 +18,7 @@ from operating_system import interrupt
 
 from coe_cli.core.models.catalog import Source
 from coe_cli.errors import ModelMissing
-from coe_cli.runtime.progress import FolderGrowth, ignore
+from coe_cli.runtime.progress import FolderGrowth, ignore, size_of
 from coe_cli.runtime.store.sources import fetch
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -309,3 +309,25 @@ def test_progress_bears_folders_that_come_and_go(tmp_path: Path) -> None:
                 (tmp_path / f"{number}").rmdir()
     assert len(steps) >= 4, "the watch ended early"
     assert steps[-1].done == 1000
+
+
+def test_the_size_of_a_folder_bears_files_that_are_renamed_meanwhile(tmp_path: Path) -> None:
+    """After a download that failed, others of the same model may still come to their end."""
+    (tmp_path / "kept").write_bytes(b"x" * 1000)
+    over = threading.Event()
+
+    def rename() -> None:
+        for number in range(50):
+            (tmp_path / f"{number}.part").touch()
+        while not over.is_set():
+            for number in range(50):
+                (tmp_path / f"{number}.part").rename(tmp_path / f"{number}")
+                (tmp_path / f"{number}").rename(tmp_path / f"{number}.part")
+
+    renaming = threading.Thread(target=rename)
+    renaming.start()
+    try:
+        assert {size_of(tmp_path) for _ in range(300)} == {1000}
+    finally:
+        over.set()
+        renaming.join()

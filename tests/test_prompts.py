@@ -250,7 +250,7 @@ BEGIN = {
 def test_one_beginning_of_text(prompts: Prompts, tiny: Path, way: str, template: str, text: str) -> None:
     with_template(tiny, template, **({"add_bos_token": True} if way == "add_bos_token" else {}))
     if way == "post-processor":
-        facts = json.loads((tiny / "tokenizer.json").read_text())
+        facts = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
         (tiny / "tokenizer.json").write_text(json.dumps(facts | {"post_processor": BEGIN}))
     assert text_of(prompts.prepare(request(tiny, [ChatMessage("user", text)]))) == "<256>" + text
 

@@ -134,7 +134,7 @@ def test_text_outside_ascii_in_a_schema(way: str, schema: dict[str, Any], answer
         row = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
         (served.coe.folder / "in.jsonl").write_text(json.dumps(row) + "\n")
         served.coe.run("batch", "in.jsonl", "-o", "out.jsonl", "--restart")
-        response = json.loads((served.coe.folder / "out.jsonl").read_text())["response"]
+        response = json.loads((served.coe.folder / "out.jsonl").read_text(encoding="utf-8"))["response"]
         status, found = response["status_code"], response["body"]
     elif way == "/v1":
         whole = served.request("POST", "/v1/chat/completions", body)

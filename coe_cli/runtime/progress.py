@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -54,15 +55,17 @@ class FolderGrowth:
 
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_EVERY_S):
-            self.seen_bytes = max(self.seen_bytes, _size_of(self._folder))
+            self.seen_bytes = max(self.seen_bytes, size_of(self._folder))
             done = min(self.seen_bytes, self._total) if self._total else self.seen_bytes
             self._on_progress(Step(self._stage, done, self._total, is_bytes=True))
 
 
-def _size_of(folder: Path) -> int:
+def size_of(folder: Path) -> int:
+    """Bytes of all files below ``folder``, while others may write there; what a link leads to is not counted."""
     size = 0
     for parent, _, names in os.walk(folder):  # which, unlike Path.rglob, bears folders that vanish meanwhile
         for name in names:
             with contextlib.suppress(OSError):
-                size += (Path(parent) / name).stat().st_size
+                info = (Path(parent) / name).lstat()
+                size += info.st_size if stat.S_ISREG(info.st_mode) else 0
     return size

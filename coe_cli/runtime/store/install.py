@@ -23,7 +23,7 @@ from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec
 from coe_cli.core.models.source_uri import as_hub_uri, default_name, is_uri, parse_uri
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.golden_answer import forget
 from coe_cli.runtime.store.integrity import MANIFEST, check_files, write_manifest
 from coe_cli.runtime.store.model_ends import end_finding
@@ -33,7 +33,6 @@ from coe_cli.runtime.store.model_store import (
     discard,
     open_model,
     put_in_place,
-    size_of,
     staging_folder,
     take_finished,
     writing,

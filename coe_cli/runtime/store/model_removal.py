@@ -10,9 +10,9 @@ from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
 from coe_cli.errors import CoeError, ModelMissing
 from coe_cli.runtime.college.loaded_models import resident_models
-from coe_cli.runtime.progress import ignore
+from coe_cli.runtime.progress import ignore, size_of
 from coe_cli.runtime.store.golden_answer import forget
-from coe_cli.runtime.store.model_store import discard, model_lock, size_of, staging_folder
+from coe_cli.runtime.store.model_store import discard, model_lock, staging_folder
 
 RENAMES_REFUSED = os.name == "nt"
 """Whether a folder with open files cannot be renamed."""

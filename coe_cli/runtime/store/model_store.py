@@ -19,7 +19,7 @@ from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.replacing import move
-from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.integrity import check_files, read_manifest
 from coe_cli.runtime.store.model_files import check_safe, model_stamp
 from coe_cli.runtime.store.source_errors import is_full
@@ -114,11 +114,6 @@ def unfinished(models_dir: Path) -> dict[str, float]:
         folder.name.removeprefix(prefix): size_of(folder) / BYTES_PER_MB
         for folder in sorted(models_dir.glob(f"{prefix}*"))
     }
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below ``folder``; what a link leads to is not counted."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def discard(folder: Path, name: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,13 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Coe, eventually, is_gone, one_line
-from operating_system import make_link
+from operating_system import WINDOWS, make_link
 
 from coe_cli.runtime.server import discovery, pid_file
 from coe_cli.runtime.server.pid_file import ProcessIdentity
-
-if sys.platform == "win32":
-    pytest.skip("signals and limits of POSIX systems", allow_module_level=True)
 
 _HOLD = """
 import pathlib, sys
@@ -41,7 +36,7 @@ def lock_held(state: Path) -> Iterator[psutil.Process]:
     """Some process that holds the college's lock and says nothing."""
     command = [sys.executable, "-c", _HOLD, str(state)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        assert holder.stdout is not None and holder.stdout.readline().strip() == b"held"
         yield psutil.Process(holder.pid)
         holder.kill()
 
@@ -68,6 +63,7 @@ def test_a_college_that_cannot_write_its_state_ends_with_an_error(coe: Coe, stat
     assert colleges(coe) == [] and not discovery.college_lives(state)
 
 
+@pytest.mark.skipif(WINDOWS, reason="limits of POSIX")
 @pytest.mark.parametrize("foreground", [False, True], ids=["detached", "in the foreground"])
 def test_a_full_disk_is_an_error_and_no_college(coe: Coe, foreground: bool) -> None:
     limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh"]
@@ -92,7 +88,7 @@ def test_a_lock_that_cannot_be_one_is_said_in_a_line(coe: Coe, state: Path, lock
 def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path, name: str) -> None:
     starting = coe.start("serve")
     process = psutil.Process(eventually(lambda: pid_file.read(state / name)).pid)
-    process.send_signal(signal.SIGSTOP)
+    process.suspend()
     assert "was ended" in coe.run("stop").check().stderr
     assert is_gone(process) and not discovery.college_lives(state)
     starting.communicate(timeout=30)
@@ -114,14 +110,14 @@ def test_one_that_has_lost_its_state_file_is_ended(coe: Coe, state: Path) -> Non
 def test_in_the_foreground_too(coe: Coe, state: Path) -> None:
     process = coe.start("serve", "--foreground")
     eventually(lambda: (state / "college.json").exists())
-    os.kill(process.pid, signal.SIGSTOP)
+    psutil.Process(process.pid).suspend()
     assert "was ended" in coe.run("stop").check().stderr
     assert process.wait(timeout=10) is not None
 
 
 @pytest.mark.parametrize("name", [pytest.param(pid_file.STARTING, marks=pytest.mark.slow), pid_file.COLLEGE])
 def test_a_process_that_got_the_id_of_a_college_is_left_alone(coe: Coe, state: Path, name: str) -> None:
-    with subprocess.Popen(["sleep", "1000"]) as other:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"]) as other:
         try:
             identity = pid_file.identity_of(other.pid)
             assert identity is not None

@@ -94,7 +94,7 @@ class NamedModels:
 
     async def resolve(self, request: ChatRequest, loaded_models: Any) -> ResolvedRequest:
         assert request.model is not None and request.expert is not None
-        names = ("messages", "max_tokens", "sampling", "priority", "retries", "whole", "flush_s")
+        names = ("messages", "max_tokens", "sampling", "priority", "retries", "buffered", "flush_s")
         ask = ce.Ask(spec_of(request.model, self._folder), **{name: getattr(request, name) for name in names})
         told = Resolved(request.model, "cpu", "embedded", request.expert, [request.expert], [], 1024)
         return ResolvedRequest(ask, told)

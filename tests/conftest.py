@@ -19,7 +19,7 @@ import filelock
 import hypothesis
 import psutil
 import pytest
-from operating_system import OF_ITS_OWN, end_tree
+from operating_system import OF_ITS_OWN, WINDOWS, end_tree
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -206,11 +206,14 @@ def copied_model(bare_coe: Coe, models_dir: Path) -> Path:
 
 
 def copy_model(source: Path, target: Path) -> Path:
-    """A folder of hard links where the file system allows it, of copies where not."""
+    """A folder of hard links where the file system allows it, of copies where not.
+
+    Of copies on Windows: a file that some process has open, or one of its links, cannot be removed there.
+    """
     target.mkdir(parents=True)
     for path in source.iterdir():
         try:
-            os.link(path, target / path.name)
+            (shutil.copy2 if WINDOWS else os.link)(path, target / path.name)
         except OSError:
             shutil.copy2(path, target / path.name)
     return target

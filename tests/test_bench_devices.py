@@ -12,6 +12,7 @@ import pytest
 
 from coe_cli.core.bench.bench_rows import Range
 from coe_cli.errors import DeviceLost
+from coe_cli.providers import bandwidth as card_bandwidth
 from coe_cli.providers.cpu import copy_on_cpu
 from coe_cli.providers.cuda import _nvml_handle, copy_on_cuda
 from coe_cli.runtime.bench import bandwidth
@@ -137,6 +138,7 @@ class FakeDriver:
         self._copy_s, self._largest, self._fails = copy_s, largest, fails
         self.sizes: list[int] = []
         self.freed = 0
+        self.now_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments: 999 if name == self._fails else 0
@@ -154,13 +156,15 @@ class FakeDriver:
     def cuMemcpyDtoD_v2(self, target: Any, source: Any, size: ctypes.c_size_t) -> int:
         self.sizes.append(size.value)
         time.sleep(self._copy_s)
+        self.now_s += self._copy_s
         return 0
 
 
-def test_bandwidth_of_a_card_counts_reads_and_writes() -> None:
+def test_bandwidth_of_a_card_counts_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 MB copied in 20 ms are 200 MB moved: 10 GB/s."""
     driver = FakeDriver(copy_s=0.02)
-    assert copy_on_cuda(driver, size=100_000_000) == pytest.approx(10, rel=0.1)
+    monkeypatch.setattr(card_bandwidth, "time", SimpleNamespace(perf_counter=lambda: driver.now_s))
+    assert copy_on_cuda(driver, size=100_000_000) == pytest.approx(10)
 
 
 def test_a_full_card_is_measured_with_smaller_copies() -> None:

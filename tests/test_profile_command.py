@@ -112,12 +112,15 @@ def test_a_damaged_model_is_an_error(own_folders: Path) -> None:
 
 def test_measurements_and_their_age_are_told(own_folders: Path) -> None:
     from coe_cli.core.memory.calibration import CalibrationRecord
+    from coe_cli.providers.installed import runtime_version
     from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
     from tests.test_vram_command import folder_with_model
 
     folder = folder_with_model(own_folders / "models")
     assert "no measurements yet" in str(checked("embedded", card(8_000.0)).findings)
-    record = CalibrationRecord(model_digest(folder), "cpu", "0.18.0", "cpu", "load", 2**28, 2**28, 1_000_000_000.0)
+    record = CalibrationRecord(
+        model_digest(folder), "cpu", runtime_version("cpu") or "", "cpu", "load", 2**28, 2**28, 1_000_000_000.0
+    )
     CalibrationStore(own_folders / "state").record(record)
     finding = next(f for f in checked("embedded", card(8_000.0)).findings if f.check == "calibration")
     assert finding.level == "warning" and "days ago" in finding.message

@@ -21,6 +21,7 @@ from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
 from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import spec_from_catalog
 from coe_cli.errors import ModelDamaged, ProfileInvalid, UsageError
+from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.college.costs import cost_in, slot_context
 from coe_cli.runtime.folders import catalog_paths, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
@@ -147,8 +148,9 @@ def test_a_model_on_disk_wins_and_its_measurements_show(own_folders: Path) -> No
     assert disk["models"][0]["kv_bytes_per_token"] == 46_080
     assert disk["slots"][0]["activation_mb"] < plan_json(*arguments, "--chunk-size", "512")["slots"][0]["activation_mb"]
     store = CalibrationStore(own_folders / "state")
+    version = runtime_version("cpu") or ""
     measured = CalibrationRecord(
-        model_digest(folder), "cpu", "0.18.0", "cpu", "load", 200 * 2**20, 250 * 2**20, 1_700_000_000.0
+        model_digest(folder), "cpu", version, "cpu", "load", 200 * 2**20, 250 * 2**20, 1_700_000_000.0
     )
     store.record(measured)
     assert plan_json(*arguments)["models"][0]["weights_mb"] == 250

@@ -14,6 +14,7 @@ from coe_cli import __version__
 from coe_cli.errors import CoeError, ExitCode, UsageError, explained
 
 COMMANDS: dict[str, str] = {
+    "setup": "Find the card, choose a profile and models, fetch them, ask a first question.",
     "ask": "Ask a question and stream the answer.",
     "route": "Which expert would answer, how surely, and whether the question spans several.",
     "chat": "Converse with an expert; the model keeps what was said.",
@@ -53,6 +54,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
 SHORT_HELP = """\
 coe, a college of experts on one graphics card.
 
+  coe setup                      find the card, choose models, fetch them
   coe ask What is a deadlock     a question, to the expert that it suits
   coe chat                       a conversation
   coe fit                        what this machine holds; coe fit "RX 7800 XT" for another card
@@ -189,7 +191,7 @@ def _report(arguments: list[str], error: CoeError) -> int:
 
 def _wants_json(arguments: list[str]) -> bool:
     joined = [f"{a}={b}" for a, b in itertools.pairwise(arguments)] + arguments
-    return any(item in ("--format=json", "--format=jsonl") for item in joined)
+    return any(item in ("--format=json", "--format=jsonl", "--json") for item in joined)
 
 
 def _silence_broken_stdout() -> None:

@@ -106,7 +106,7 @@ def test_models_list_names_every_model(coe: Coe, table_format: str) -> None:
     if table_format == "csv":
         header, *rows = result.stdout.splitlines()
         assert header.startswith("name,on_disk,size_mb,context_length,provider,experts,kv_bytes_per_token")
-        assert len(rows) == 7
+        assert len(rows) == 8
 
 
 def test_models_list_says_which_are_the_same_weights(bare_coe: Coe, copied_model: Path) -> None:

@@ -111,7 +111,7 @@ def test_more_memory_never_holds_less(bare_coe: Coe) -> None:
 
 
 def test_what_the_plan_says_of_the_same_experts(bare_coe: Coe) -> None:
-    (device,) = _fit(bare_coe, "16G", "--context", "4096")
+    (device,) = _fit(bare_coe, "16G", "--context", "4096", "--provider", "dml")
     together = {e["model"]: e["expert"] for e in device["experts"] if e["how"] == "together"}
     planned = bare_coe.run(
         "vram", "plan", "-p", "minimal", "--vram-mb", str(device["budget_mb"]), "--context", "4096",

@@ -66,6 +66,8 @@ def test_the_notation() -> None:
 def test_a_command_prints_the_documented_keys(shared_coe: Coe, command: str) -> None:
     more = {
         "coe ask": ["-m", MODEL, "--max-tokens", "2", "Hi"],
+        "coe setup": ["--dry-run"],
+        "coe config get": ["profile"],
         "coe models show": [MODEL],
         "coe models verify": [MODEL, "--no-run"],
         "coe node": ["-p", "embedded"],

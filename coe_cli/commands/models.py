@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -89,14 +88,11 @@ def pull(
     Example: coe models pull smollm2-135m
     """
     from coe_cli.core.routing.selection import all_models, models_for
-    from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.store.install import request_for
-    from coe_cli.runtime.store.pull import pull as fetch
-    from coe_cli.use_cases.fetching import agree_to_fetch
+    from coe_cli.use_cases.fetching import fetch_all
 
     if sum(map(bool, (names, profile, everything))) > 1:
         raise UsageError("names, --profile and --all are three ways to say which models", "Give one of them.")
-    catalog, output, models_dir = read_catalog(catalog_file), Output(), folders().models
+    catalog, output = read_catalog(catalog_file), Output()
     wanted = list(names or [])
     if everything:
         wanted += all_models(catalog)
@@ -104,11 +100,7 @@ def pull(
         wanted += models_for(catalog, read_profiles(profiles_file).select(profile))
     if not wanted:
         raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
-    requests = [request_for(name, catalog, models_dir) for name in dict.fromkeys(wanted)]
-    agree_to_fetch([r for r in requests if force or not (models_dir / r.name).exists()], output, yes=yes)
-    with ProgressView(output, f"fetching {', '.join(request.name for request in requests)}") as view:
-        progress_of = view.row if len(requests) > 1 else lambda name: nullcontext(view)
-        fetch(requests, models_dir, progress_of, view.note, force=force, as_is=as_is)
+    fetch_all(wanted, catalog, output, force=force, as_is=as_is, yes=yes)
 
 
 @app.command("show")

@@ -23,6 +23,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def size_words(mb: float) -> str:
+    """Megabytes of 2**20 bytes for people: ``94 MB``, ``1.5 GB``, ``25 GB``."""
+    if mb < 1000:
+        return f"{mb:.0f} MB"
+    return f"{mb / 1024:.1f} GB" if mb < 10_000 else f"{mb / 1024:.0f} GB"
+
+
 def joined(parts: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

@@ -31,8 +31,12 @@ class StepLike(Protocol):
 class ProgressView:
     """Use as a context manager and call it with each step; ``row`` gives each of several works a bar of its own."""
 
-    def __init__(self, output: Output, title: str) -> None:
+    def __init__(self, output: Output, title: str, *, works: int = 1, total_bytes: float = 0.0) -> None:
+        """``works`` above 1 have a bar for all of them on top, of ``total_bytes`` where that is known."""
         self._output, self._title = output, title
+        self._works, self._total_bytes, self._ended = works, total_bytes, 0
+        self._bytes: dict[str, float] = {}
+        self._whole: TaskID | None = None
         self._stages: dict[str, str] = {}
         self._progress: Progress | None = None
         self._display: Display | None = None
@@ -58,6 +62,8 @@ class ProgressView:
                 console=console,
                 expand=True,
             )
+            if self._works > 1:
+                self._whole = progress.add_task(self._counted(), total=self._total_bytes or None, is_bytes=True)
             self._display = Display(console, progress.get_renderable, _FRAMES_PER_S)
         else:
             self._output.note(self._title)
@@ -72,8 +78,14 @@ class ProgressView:
         try:
             yield lambda step: self._show(name, step)
         finally:
+            self._ended += 1
             if self._progress is not None and name in self._tasks:
                 self._progress.remove_task(self._tasks.pop(name))
+            if self._progress is not None and self._whole is not None:
+                self._progress.update(self._whole, description=self._counted())
+
+    def _counted(self) -> str:
+        return f"{self._ended} of {self._works} are ready"
 
     def note(self, message: str) -> None:
         """One line on stderr, above the bars."""
@@ -97,6 +109,9 @@ class ProgressView:
                 self._progress.remove_task(self._tasks[name])
             self._tasks[name] = self._progress.add_task(text, total=step.total, is_bytes=step.is_bytes)
             self._stages[name] = step.stage
+        if step.is_bytes and self._whole is not None:
+            self._bytes[name] = max(step.done, self._bytes.get(name, 0.0))
+            self._progress.update(self._whole, completed=sum(self._bytes.values()))
         self._progress.update(self._tasks[name], completed=step.done, total=step.total)
 
     def __exit__(

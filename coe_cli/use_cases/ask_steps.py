@@ -22,17 +22,17 @@ class AskOptions:
     """What the user asked for; None leaves the choice to coe, the profile or the model."""
 
     question: str
-    model: str | None
-    expert: str | None
-    profile: str | None
-    system: str | None
-    max_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    seed: int | None
-    pull: bool
-    timeout_s: float
+    model: str | None = None
+    expert: str | None = None
+    profile: str | None = None
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    pull: bool = True
+    timeout_s: float = 600.0
     serve: bool = True
     resume: bool = False
     no_log: bool = False

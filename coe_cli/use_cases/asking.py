@@ -39,6 +39,15 @@ def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output:
     Raises:
         CoeError: whatever keeps the answer from being given, as one of its kinds.
     """
+    if options.pull and not options.model and view.output_format is AnswerFormat.HUMAN:
+        from coe_cli.runtime.settings import read_catalog, read_profiles
+        from coe_cli.use_cases.setting_up import offer_setup
+
+        def catalog_of() -> Catalog:
+            return read_catalog(options.catalog_file)
+
+        if offer_setup(catalog_of, lambda: read_profiles(options.profiles_file), output):
+            catalog, profiles = catalog_of(), read_profiles(options.profiles_file)
     profiles.select(options.profile)
     wanted = check_options(options, catalog)
     conversation = None

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Final
 
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.names import size_words
+from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.errors import UsageError
 from coe_cli.output.console import Output
+from coe_cli.output.progress_view import ProgressView
 from coe_cli.output.question import agrees, is_interactive
-from coe_cli.runtime.store.install import Request
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.store.install import Request, request_for
+from coe_cli.runtime.store.pull import pull
 
 ASK_ABOVE_MB: Final = 10_000
 """About 10 GB."""
+
+
+def size_mb(request: Request) -> float:
+    """What is fetched, as far as it is known beforehand; else 0."""
+    if request.entry is not None:
+        return request.entry.download_mb
+    return max((source.size_mb or 0.0 for source in request.sources), default=0.0)
 
 
 def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> None:
@@ -21,19 +35,39 @@ def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> Non
     """
     total_mb = 0.0
     for request in requests:
-        mb = (
-            request.entry.download_mb
-            if request.entry
-            else max((s.size_mb or 0.0 for s in request.sources), default=0.0)
-        )
+        mb = size_mb(request)
         total_mb += mb
         licence = (request.entry.licence if request.entry else "") or "unknown; see where it comes from"
-        size = f", {mb:,.0f} MB" if mb else ""
+        size = f", {size_words(mb)}" if mb else ""
         output.note(f"{request.name}: licence {licence}{size}")
     if total_mb <= ASK_ABOVE_MB or yes:
         return
-    words = f"{len(requests)} models, {total_mb / 1000:.0f} GB in all"
+    words = f"{len(requests)} models, {size_words(total_mb)} in all"
     if not is_interactive(output):
         raise UsageError(f"{words}, are more than 10 GB", "Add --yes, or name fewer models.")
     if not agrees(output, f"{words}. Fetch them?", without_terminal=False):
         raise UsageError("nothing was fetched", "Name fewer models.")
+
+
+def fetch_all(
+    names: list[str], catalog: Catalog, output: Output, *, force: bool = False, as_is: bool = False, yes: bool = True
+) -> None:
+    """Fetch models by name or address, two at a time, with a bar for each and one for all.
+
+    Raises:
+        UsageError: the user says no to more than 10 GB, or there is nobody to ask and ``yes`` is not given.
+        CoeError: as ``store.pull``.
+    """
+    models_dir = folders().models
+    requests = [request_for(name, catalog, models_dir) for name in dict.fromkeys(names)]
+    missing = [request for request in requests if force or not (models_dir / request.name).exists()]
+    agree_to_fetch(missing, output, yes=yes)
+    total_mb = sum(size_mb(request) for request in missing)
+    with ProgressView(
+        output,
+        f"fetching {', '.join(r.name for r in requests)}",
+        works=len(requests),
+        total_bytes=total_mb * BYTES_PER_MB,
+    ) as view:
+        progress_of = view.row if len(requests) > 1 else lambda name: nullcontext(view)
+        pull(requests, models_dir, progress_of, view.note, force=force, as_is=as_is)

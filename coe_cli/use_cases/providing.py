@@ -87,7 +87,7 @@ class Providing:
 
         where = folders()
         provider = college_profile(self._profiles, self._profile, self._catalog, where).provider
-        with contextlib.closing(_Preparing(self._output, speaks=self._speaks)) as view:
+        with contextlib.closing(Preparing(self._output, speaks=self._speaks)) as view:
             problem = prepare_router(self._catalog, where, provider, view, fetch=self._pull)
         if problem is None:
             return request
@@ -140,7 +140,7 @@ def install_model(name: str, catalog: Catalog, output: Output, *, pull: bool) ->
         install(name, catalog, folders().models, view)
 
 
-class _Preparing:
+class Preparing:
     """Shows what has to be prepared before the first question can be routed, with the time that it takes."""
 
     def __init__(self, output: Output, *, speaks: bool) -> None:

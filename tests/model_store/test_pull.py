@@ -326,7 +326,7 @@ def test_the_six_specialists_come_from_their_repositories(
         hub.add_folder(f"JThomas-CoE/{name}-INT4-DML", folder)
         entries[f"{name}-DML"] = catalog_entry(entry.sources[0].uri, provider="dml")
     hub.add_folder("someone/tiny", write_tiny_model(tmp_path / "small"))
-    coe.catalog(**entries, **{"smollm2-135m": catalog_entry("hf:someone/tiny")})
+    coe.catalog(**entries, **{"smollm2-135m": catalog_entry("hf:someone/tiny"), "qwen2.5-1.5b-instruct": None})
     result = coe("models", "pull", "--yes", *options)
     assert result.code == 0, result.stderr
     for number, name in enumerate(SIX):
@@ -343,7 +343,7 @@ def test_profile_means_the_models_of_its_device(coe: Coe, hub: Hub, tmp_path: Pa
     coe.catalog(
         tiny=catalog_entry("hf:someone/tiny"),
         gpu=catalog_entry("hf:someone/gpu", provider="cuda"),
-        **{"smollm2-135m": catalog_entry("hf:someone/tiny")},
+        **{"smollm2-135m": catalog_entry("hf:someone/tiny"), "qwen2.5-1.5b-instruct": None},
     )
     assert pull(coe, "-p", "embedded").code == 0
     assert sorted(path.name for path in coe.models.iterdir() if not path.name.startswith(".")) == [

@@ -13,6 +13,10 @@ INTEGRATED_BELOW_MB: Final = 1024
 """An adapter with less memory of its own than this works in the system's memory."""
 
 
+SHARE_OF_SYSTEM_MEMORY: Final = 0.5
+"""What an integrated card may take of the system's memory: Windows offers half of it as shared graphics memory."""
+
+
 class Adapter(Struct, frozen=True):
     """One graphics adapter. ``used_mb`` counts what all programs use; ``luid`` is Windows' name for it until a reboot."""
 
@@ -84,10 +88,13 @@ def pick_profile(machine: Machine, profiles: ProfileSet) -> tuple[HardwareProfil
     cpu = next((profile for profile in every if on_host(profile.provider)), fallback)
     if machine.gpu_known and not machine.adapters:
         return cpu, "no graphics adapter was found"
-    largest = max((size for a in machine.adapters if (size := _size(machine, a)) is not None), default=None)
-    if largest is None:
+    known = [(size, a) for a in machine.adapters if (size := _size(machine, a)) is not None]
+    if not known:
         return fallback, "the size of the graphics memory is unknown"
+    largest, adapter = max(known, key=lambda found: found[0])
     usable = largest * auto.safety_margin
+    if adapter.integrated and machine.memory_mb is not None:
+        usable = min(usable, machine.memory_mb * SHARE_OF_SYSTEM_MEMORY)
     fitting = [profile for profile in every if spec_of(profile.provider).on_card and profile.vram_budget_mb <= usable]
     if not fitting:
         return cpu, f"{usable:.0f} MB of graphics memory are too little for every GPU profile"

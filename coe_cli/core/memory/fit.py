@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from msgspec import Struct, structs
 
+from coe_cli.core.hardware.machine import SHARE_OF_SYSTEM_MEMORY
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet, Provider
 from coe_cli.core.memory.footprint import accounting
 from coe_cli.core.memory.scenario import Known, Role, Scenario, total_mb
@@ -16,9 +17,6 @@ from coe_cli.core.models.model_spec import BYTES_PER_MB
 
 READ_MB_PER_S: Final = 1000.0
 """Speed at which a model's files are read, for an estimate of the cost of a swap: an NVMe disk, not the page cache."""
-SHARE_OF_SYSTEM_MEMORY: Final = 0.5
-"""What an integrated card may take of the system's memory: Windows offers half of it as shared graphics memory."""
-
 LEAST_CONTEXT: Final = 1024
 """Tokens below which a slot is of little use."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from coe_cli.core.hardware.cards import HOW_TO_WRITE_MEMORY, MB_PER_GB, find_card, parse_memory_mb, similar_cards
-from coe_cli.core.hardware.machine import card, card_mb
+from coe_cli.core.hardware.machine import Machine, card, card_mb
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet, Provider
 from coe_cli.core.memory.fit import Fit, FitReport, Memory, fit, nearest_profile, uses_the_device
 from coe_cli.core.memory.footprint import ModelMemory
@@ -57,14 +57,18 @@ def _memory_mb(text: str) -> int:
         raise UsageError(str(error), HOW_TO_WRITE_MEMORY) from None
 
 
-def this_machine() -> list[tuple[Memory, str]]:
+def this_machine(machine: Machine | None = None) -> list[tuple[Memory, str]]:
     """The largest card of this machine, or its system memory where there is none."""
-    from coe_cli.runtime.probe import probe_machine
+    if machine is None:
+        from coe_cli.runtime.probe import probe_machine
 
-    machine = probe_machine()
+        machine = probe_machine()
     best = card(machine, home().name)
     size = card_mb(machine, home().name)
     if best is not None and size is not None:
+        if best.integrated and machine.memory_mb is not None:
+            shared = f"{best.name}, in the system's memory"
+            return [(Memory(shared, round(min(machine.memory_mb, 2 * size)), integrated=True), best.name.lower())]
         return [(Memory(best.name, round(size), integrated=bool(best.integrated)), best.name.lower())]
     if machine.memory_mb is None:
         raise UsageError(

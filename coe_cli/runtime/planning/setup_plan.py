@@ -1,0 +1,156 @@
+"""What `coe setup` would do on this machine: profile, models with sizes and licences, room on the disk, time."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Final
+
+from msgspec import Struct
+
+from coe_cli.core.hardware.machine import Machine
+from coe_cli.core.hardware.profile import ProfileSet, Provider
+from coe_cli.core.memory.fit import nearest_profile
+from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.core.providers import host, on_host
+from coe_cli.core.routing.selection import all_models
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.planning.fit_report import fit_report, this_machine
+from coe_cli.runtime.store.install import request_for
+
+GENERAL_ON_HOST: Final = "qwen2.5-1.5b-instruct"
+"""The general model for a computer without a card that coe has models for."""
+_LEAST_MEMORY_MB: Final = 7000
+"""Of a computer that it is proposed for: it takes 2 GB beside a system and a browser."""
+_MB_PER_S: Final = 100e6 / 8 / BYTES_PER_MB
+"""A line of 100 Mbit/s, for the time that is told."""
+OWN_PROFILE: Final = "this-machine"
+
+
+class SetupModel(Struct, frozen=True):
+    """A model to fetch; ``how`` as in `coe fit`, "host" on the processor. Megabytes are of 2**20 bytes."""
+
+    name: str
+    how: str
+    experts: list[str]
+    licence: str
+    download_mb: float
+    disk_mb: float
+    installed: bool
+
+
+class SetupPlan(Struct, frozen=True):
+    """What would be done; its fields are the JSON contract of `coe setup --json`.
+
+    ``own_profile`` is the entry to write where no shipped profile suits; ``default_model`` who answers where no specialist can.
+    """
+
+    schema_version: int
+    device: str
+    memory_mb: int
+    budget_mb: int
+    provider: Provider
+    profile: str
+    own_profile: dict[str, int | str] | None
+    default_model: str
+    models: list[SetupModel]
+    download_mb: float
+    disk_mb: float
+    disk_free_mb: float
+    minutes: float
+    notes: list[str]
+
+
+def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: Machine | None = None) -> SetupPlan:
+    """The profile and the models that suit this machine.
+
+    On a card these are the specialists that were built for its provider and fit; without such, a small general model where the
+    memory allows it. The embedded model always belongs to it.
+
+    Raises:
+        UsageError: neither a card nor memory could be found.
+    """
+    device, maker = this_machine(machine)[0]
+    found = fit_report([(device, maker)], None, None, [], catalog, profiles, where).devices[0]
+    notes: list[str] = []
+    how_of = {expert.model: expert.how for expert in found.experts}
+    fitting = [
+        m for m in all_models(catalog) if catalog.models[m].provider == found.provider and how_of.get(m, "no") != "no"
+    ]
+    on_card = not on_host(found.provider) and bool(fitting)
+    default = catalog.default_model
+    wanted = [default]
+    if on_card:
+        wanted += fitting
+    else:
+        if not on_host(found.provider):
+            notes.append(
+                f"the catalog has no models built for {found.provider} that fit, so the processor answers; "
+                f"`coe models import FILE.gguf --name NAME --provider {found.provider}` makes one"
+            )
+        if GENERAL_ON_HOST in catalog.models and (found.memory_mb >= _LEAST_MEMORY_MB or not on_host(found.provider)):
+            default = GENERAL_ON_HOST
+            wanted.append(default)
+    free_mb = _free_mb(where)
+    models = [_model(name, how_of.get(name, "host") if on_card else "host", catalog, where) for name in wanted]
+    while len(models) > 1 and sum(m.disk_mb for m in models if not m.installed) > free_mb:
+        left_out = models.pop()
+        notes.append(f"{left_out.name} is left out: the disk has {free_mb / 1024:.0f} GB free")
+        default = catalog.default_model if left_out.name == default else default
+    profile, own = _profile(
+        profiles, found.budget_mb, found.provider if on_card else host().name, found.profile if on_card else None
+    )
+    missing = [model for model in models if not model.installed]
+    download_mb = sum(model.download_mb for model in missing)
+    return SetupPlan(
+        schema_version=1,
+        device=found.device,
+        memory_mb=found.memory_mb,
+        budget_mb=found.budget_mb,
+        provider=found.provider if on_card else host().name,
+        profile=profile,
+        own_profile=own,
+        default_model=default,
+        models=models,
+        download_mb=round(download_mb, 1),
+        disk_mb=round(sum(model.disk_mb for model in missing), 1),
+        disk_free_mb=round(free_mb, 1),
+        minutes=round(download_mb / _MB_PER_S / 60, 1),
+        notes=notes,
+    )
+
+
+def _model(name: str, how: str, catalog: Catalog, where: Folders) -> SetupModel:
+    entry = catalog.models[name]
+    return SetupModel(
+        name=name,
+        how=how,
+        experts=catalog.experts_of(name),
+        licence=entry.licence or "unknown",
+        download_mb=entry.download_mb,
+        disk_mb=round(request_for(name, catalog, where.models).needed_mb, 1),
+        installed=name in models_on_disk(where.models),
+    )
+
+
+def _profile(
+    profiles: ProfileSet, budget_mb: int, provider: Provider, named: str | None
+) -> tuple[str, dict[str, int | str] | None]:
+    """The shipped profile that suits, or one of the user's own with this budget."""
+    near = nearest_profile(profiles, budget_mb, provider)
+    if on_host(provider) or named is not None:
+        return named or near.name, None
+    entry: dict[str, int | str] = {
+        "vram_budget_mb": budget_mb,
+        "max_concurrent_slots": near.max_concurrent_slots,
+        "context_length": near.context_length,
+        "provider": provider,
+    }
+    return OWN_PROFILE, entry
+
+
+def _free_mb(where: Folders) -> float:
+    there = where.models
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free / BYTES_PER_MB

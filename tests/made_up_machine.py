@@ -1,0 +1,44 @@
+"""coe on a machine that is made up: ``python made_up_machine.py CARD [ARGUMENTS…]``. The card is what the probes are said to find."""
+
+from __future__ import annotations
+
+import sys
+
+from coe_cli import __main__
+from coe_cli.core.hardware.machine import Adapter, Machine
+from coe_cli.runtime import probe
+from coe_cli.runtime.planning import fit_report
+
+GB = 1024.0
+MACHINES = {
+    "amd-16g": (
+        "win32",
+        Machine((Adapter("AMD Radeon RX 7800 XT", "dxgi", 16368.0, 16 * GB, 900.0),), True, 32 * GB, 24 * GB),
+    ),
+    "nvidia-8g": (
+        "win32",
+        Machine((Adapter("NVIDIA GeForce RTX 4060", "dxgi", 8188.0, 16 * GB, 600.0),), True, 32 * GB, 24 * GB),
+    ),
+    "igpu-32g": (
+        "win32",
+        Machine((Adapter("AMD Radeon 780M", "dxgi", 512.0, 16 * GB, 300.0),), True, 32 * GB, 24 * GB),
+    ),
+    "none-16g": ("linux", Machine((), True, 16 * GB, 12 * GB)),
+    "none-4g": ("linux", Machine((), True, 4 * GB, 3 * GB)),
+    "nvidia-24g-linux": (
+        "linux",
+        Machine((Adapter("NVIDIA GeForce RTX 4090", "nvml", 24564.0, None, 400.0),), True, 64 * GB, 50 * GB),
+    ),
+}
+
+
+def main() -> None:
+    platform, machine = MACHINES[sys.argv.pop(1)]
+    probe.probe_machine = lambda sources=None: machine
+    chosen = fit_report.for_card
+    fit_report.for_card = lambda maker, _: chosen(maker, platform)
+    __main__.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""`coe setup`: what is proposed for a machine, that it goes on where it stopped, and what it says without a network."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, Coe, Result
+from made_up_machine import MACHINES
+from model_store.tiny_model import catalog_entry, write_tiny_model
+
+from coe_cli.core.hardware.machine import pick_profile
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.planning import fit_report
+from coe_cli.runtime.planning.setup_plan import GENERAL_ON_HOST, OWN_PROFILE, setup_plan
+from coe_cli.runtime.settings import read_catalog, read_profiles
+
+SPECIALISTS = {
+    "DeepSeek-R1-Distill-Qwen-7B-DML",
+    "Qwen2.5-Coder-7B-DML",
+    "Qwen2.5-Math-7B-DML",
+    "BioMistral-7B-DML",
+    "sqlcoder-7b-2-DML",
+}
+SMALL = {"smollm2-135m", GENERAL_ON_HOST}
+PROPOSED = {
+    "amd-16g": ("dml", OWN_PROFILE, {"smollm2-135m", *SPECIALISTS}),
+    "igpu-32g": ("dml", "compact", {"smollm2-135m", *SPECIALISTS}),
+    "nvidia-8g": ("cpu", "embedded", SMALL),
+    "none-16g": ("cpu", "embedded", SMALL),
+    "none-4g": ("cpu", "embedded", {"smollm2-135m"}),
+    "nvidia-24g-linux": ("cpu", "embedded", SMALL),
+}
+
+
+@pytest.mark.parametrize("name", PROPOSED)
+def test_what_is_proposed(bare_coe: Coe, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for key, value in bare_coe.environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("coe_cli.runtime.planning.setup_plan._free_mb", lambda where: 1e6)
+    platform, machine = MACHINES[name]
+    chosen = fit_report.for_card
+    monkeypatch.setattr(fit_report, "for_card", lambda maker, _: chosen(maker, platform))
+    plan = setup_plan(read_catalog(), read_profiles(), folders(), machine)
+    models = [model.name for model in plan.models]
+    assert (plan.provider, plan.profile, set(models)) == PROPOSED[name]
+    assert plan.download_mb == pytest.approx(sum(model.download_mb for model in plan.models))
+    assert all(model.licence != "unknown" for model in plan.models)
+    assert (plan.provider == "cpu") == (plan.default_model in models and not any(m.experts for m in plan.models))
+    if plan.own_profile is not None:
+        assert plan.own_profile["vram_budget_mb"] == plan.budget_mb < plan.memory_mb
+
+
+def test_integrated_graphics_leave_half_of_the_memory(bare_coe: Coe) -> None:
+    """A 32 GB laptop is not told to take 32 GB."""
+    _, machine = MACHINES["igpu-32g"]
+    assert pick_profile(machine, read_profiles())[0].vram_budget_mb <= 16384
+
+
+def setup(coe: Coe, *arguments: str) -> Result:
+    script = str(REPOSITORY / "tests" / "made_up_machine.py")
+    return coe.run(command=[sys.executable, script, "none-4g", "setup", *arguments], COE_NO_ROUTE="0")
+
+
+@pytest.fixture
+def tiny(bare_coe: Coe, tmp_path: Path) -> Path:
+    """A folder, still empty, that the default model is to be copied from."""
+    source = tmp_path / "source"
+    catalog = {"default_model": "tiny", "models": {"tiny": catalog_entry(f"file:{source}")}}
+    (bare_coe.config / "experts.yaml").write_text(yaml.safe_dump(catalog))
+    return source
+
+
+def test_it_asks_first_goes_on_and_asks_a_question(bare_coe: Coe, tiny: Path) -> None:
+    before = sorted(bare_coe.config.iterdir())
+    dry = json.loads(setup(bare_coe, "--dry-run", "--json").check().stdout)
+    assert [model["name"] for model in dry["models"]] == ["tiny"] and not dry["models"][0]["installed"]
+    assert sorted(bare_coe.config.iterdir()) == before
+    asked = setup(bare_coe)
+    assert asked.code == 2 and "--yes" in asked.stderr
+    failed = setup(bare_coe, "--yes")
+    assert failed.code == 4 and "run `coe setup` again" in failed.stderr
+    write_tiny_model(tiny)
+    done = setup(bare_coe, "--yes").check()
+    assert "default_profile is embedded" in failed.stderr and "coe ask What is a deadlock?" in done.stdout
+    assert "routing could not be prepared" in done.stderr, "without a network it says what it did without"
+    assert "tiny" in done.stderr and "tiny is here" in " ".join(setup(bare_coe, "--dry-run").stdout.split()).replace(
+        "every expert CC0-1.0 ", ""
+    )

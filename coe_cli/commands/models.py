@@ -283,19 +283,15 @@ def _import_remote(
     force: bool,
     yes: bool,
 ) -> None:
-    from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.importing.remote import remote_request
     from coe_cli.runtime.store.install import Recipe
-    from coe_cli.runtime.store.pull import pull as fetch
-    from coe_cli.use_cases.fetching import agree_to_fetch
+    from coe_cli.use_cases.fetching import fetch_requests
 
     request = remote_request(uri, name, Recipe(provider, precision), quant, room_bytes)
     target = folders().models / request.name
     if target.exists() and not force:
         raise UsageError(f"there is a model `{request.name}` already", "Choose another --name, or use --force.")
-    agree_to_fetch([request], output, yes=yes)
-    with ProgressView(output, f"importing {request.name}") as view:
-        fetch([request], folders().models, lambda name: nullcontext(view), view.note, force=force)
+    fetch_requests([request], output, force=force, yes=yes)
 
 
 @app.command("optimize")

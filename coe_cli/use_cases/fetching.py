@@ -52,22 +52,25 @@ def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> Non
 def fetch_all(
     names: list[str], catalog: Catalog, output: Output, *, force: bool = False, as_is: bool = False, yes: bool = True
 ) -> None:
-    """Fetch models by name or address, two at a time, with a bar for each and one for all.
+    """Fetch models by name or address; see ``fetch_requests``."""
+    requests = [request_for(name, catalog, folders().models) for name in dict.fromkeys(names)]
+    fetch_requests(requests, output, force=force, as_is=as_is, yes=yes)
+
+
+def fetch_requests(
+    requests: list[Request], output: Output, *, force: bool = False, as_is: bool = False, yes: bool = True
+) -> None:
+    """Fetch models two at a time, with a bar for each and one for all.
 
     Raises:
         UsageError: the user says no to more than 10 GB, or there is nobody to ask and ``yes`` is not given.
         CoeError: as ``store.pull``.
     """
     models_dir = folders().models
-    requests = [request_for(name, catalog, models_dir) for name in dict.fromkeys(names)]
     missing = [request for request in requests if force or not (models_dir / request.name).exists()]
     agree_to_fetch(missing, output, yes=yes)
-    total_mb = sum(size_mb(request) for request in missing)
-    with ProgressView(
-        output,
-        f"fetching {', '.join(r.name for r in requests)}",
-        works=len(requests),
-        total_bytes=total_mb * BYTES_PER_MB,
-    ) as view:
+    total_bytes = sum(map(size_mb, missing)) * BYTES_PER_MB
+    title = f"fetching {', '.join(request.name for request in requests)}"
+    with ProgressView(output, title, works=len(requests), total_bytes=total_bytes) as view:
         progress_of = view.row if len(requests) > 1 else lambda name: nullcontext(view)
         pull(requests, models_dir, progress_of, view.note, force=force, as_is=as_is)

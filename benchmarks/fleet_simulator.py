@@ -216,7 +216,7 @@ def report(real: list[Seen], rates: Rates, pool: PoolConfig, cost: object, work_
 def scale(nodes: int, requests: int) -> None:
     import tempfile
 
-    from coe_cli.core.fleet.fleet import load_fleet
+    from coe_cli.core.fleet.fleet import Simulation, load_fleet
     from coe_cli.runtime.fleet.fleet_placement import Placement
     from coe_cli.runtime.fleet.fleet_plan import problem_of
     from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet
@@ -239,7 +239,7 @@ def scale(nodes: int, requests: int) -> None:
     groups = Placement(problem).for_counts([node.type.count for node in fleet.nodes])
     placed_s = time.perf_counter() - begin
     begin = time.perf_counter()
-    samples = simulate_fleet(problem, groups, requests=requests, warm_up=0.0, seed=1)
+    samples = simulate_fleet(problem, groups, Simulation(requests, seed=1, warm_up=0.0))
     simulated_s = time.perf_counter() - begin
     count = sum(len(s.kinds) for s in samples)
     print("\n| nodes | requests | placement | simulation | requests/s | limit |")

@@ -112,8 +112,8 @@ class Client:
         from coe_cli.runtime.planning.plan_report import report
 
         chosen = tuple(experts) if experts is not None else None
-        request = PlanRequest(experts=chosen, slots=slots, context_length=context_length, vram_mb=vram_mb)
-        return report(request, self._profile, self._catalog, folders(), solve=solve).plan
+        request = PlanRequest(experts=chosen, slots=slots, context_length=context_length, vram_mb=vram_mb, solve=solve)
+        return report(request, self._profile, self._catalog, folders()).plan
 
     def close(self) -> None:
         """Cancel what is running; a college in this process ends. Safe to call more than once."""

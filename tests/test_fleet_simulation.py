@@ -218,13 +218,13 @@ def test_every_request_ends_once_and_in_order(
 
 
 def test_the_same_seed_gives_the_same_figures_on_any_number_of_cores() -> None:
-    from coe_cli.core.fleet.fleet import Demand
+    from coe_cli.core.fleet.fleet import Demand, Simulation
     from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet
     from tests.fleet_fixtures import problem_of
 
     problem, groups = problem_of({"python_backend": Demand(2.0, 100, 50)}, nodes=40)
     one, two, other = (
-        simulate_fleet(problem, groups, requests=25_000, warm_up=0.1, seed=seed, cores=cores)
+        simulate_fleet(problem, groups, Simulation(25_000, seed=seed, warm_up=0.1), cores)
         for seed, cores in ((1, 1), (1, 2), (2, 2))
     )
     assert [s.waiting_s for s in one] == [s.waiting_s for s in two]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,10 @@ from coe_cli.commands.options import (
 from coe_cli.core.answers.limits import MAX_TOKENS, SECONDS_MOST
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.bench_view import BenchFormat
+
+if TYPE_CHECKING:
+    from coe_cli.output.bench_view import Comparison
+    from coe_cli.output.console import Output
 
 EXAMPLES = "Examples:  coe bench  ·  coe bench smollm2-135m --depth 0,1024 --save before.json  ·  coe bench --against before.json"
 
@@ -105,9 +109,8 @@ def bench(
     )
     if plot is not None:
         check_plot(plot)
-    for path in (save, plot):
-        if path is not None:
-            check_writable(path)
+    for path in filter(None, (save, plot)):
+        check_writable(path)
     earlier = read_report(against) if against is not None else None
     request = BenchRequest(
         names=tuple(models or ()),
@@ -122,8 +125,7 @@ def bench(
     job = BenchJob(request, profile, read_catalog(catalog_file), folders().models)
     if earlier is not None:
         job.check_comparable(earlier)
-    for note in job.notes:
-        output.note(note)
+    output.notes(job.notes)
     lines = BenchLines(output) if output_format is BenchFormat.JSONL else None
     # Lines that stream to the terminal which shows the bar would be overwritten by it.
     shared = lines is not None and output.stdout.isatty()
@@ -137,9 +139,7 @@ def bench(
     if earlier is not None and against is not None:
         ratios = compare(report.rows, earlier)
         comparison = Comparison(str(against), differences(report.machine, report.versions, earlier), ratios)
-    for note in notes_of(report, comparison):
-        if note not in job.notes:
-            output.note(note)
+    output.notes(note for note in notes_of(report, comparison) if note not in job.notes)
     if lines is not None:
         lines.finish(report, comparison)
     else:
@@ -154,13 +154,13 @@ def bench(
         draw(report, plot)
     if job.errors and all(row.error is not None for row in report.rows):
         raise job.errors[0]
-    worse = (
-        [line for ratio in comparison.ratios for line in ratio.complaints(fail_below)]
-        if comparison and fail_below
-        else []
-    )
-    for line in worse:
-        output.note(line)
+    if comparison is not None and fail_below:
+        _fail_if_slower(comparison, fail_below, output)
+
+
+def _fail_if_slower(comparison: Comparison, fail_below: float, output: Output) -> None:
+    worse = [line for ratio in comparison.ratios for line in ratio.complaints(fail_below)]
+    output.notes(worse)
     if worse:
         raise typer.Exit(ExitCode.UNEXPECTED)
 

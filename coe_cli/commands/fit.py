@@ -58,12 +58,12 @@ def fit(
     from coe_cli.output.fit_view import write_fit
     from coe_cli.runtime.folders import folders
     from coe_cli.runtime.planning.fit_report import devices_from, fit_report, this_machine
+    from coe_cli.runtime.planning.plan_inputs import PlanRequest
 
     devices = this_machine() if card is None and igpu is None else devices_from(card, igpu)
     report = fit_report(
         devices,
-        provider.value if provider is not None else None,
-        context,
+        PlanRequest(context_length=context, provider=provider.value if provider is not None else None),
         model or [],
         read_catalog(catalog_file),
         read_profiles(profiles_file),

@@ -263,9 +263,7 @@ def import_(
         name = check_name(guess_name(weights.metadata, weights.path.resolve().name))
     output.note(f"{name}: {check_resources(weights, provider.value, precision.value, models_dir)}")
     with ProgressView(output, f"converting {weights.path.name}") as view:
-        spec = import_model(
-            weights, name, models_dir, view, provider=provider.value, precision=precision.value, force=force
-        )
+        spec = import_model(weights, name, models_dir, view, (provider.value, precision.value), force=force)
     if note := ends_note(weights, spec, models_dir / spec.name):
         output.note(note)
     output.note(f"{spec.name} is ready in {spec.folder}")

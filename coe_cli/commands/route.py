@@ -68,7 +68,7 @@ def route(
     from coe_cli.output.console import Output
     from coe_cli.output.routing import write_decided, write_decisions
     from coe_cli.runtime.folders import folders
-    from coe_cli.runtime.routing.router_cache import open_router
+    from coe_cli.runtime.routing.router_cache import Allowed, open_router
 
     output = Output()
     question = " ".join(words) if words else None
@@ -95,8 +95,7 @@ def route(
         lambda note: output.note(note.line),
         embedder=embedder,
         provider=selected.provider,
-        rebuild=rebuild,
-        fetch=not no_pull,
+        may=Allowed(fetch=not no_pull, rebuild=rebuild),
     )
     if question is None and not from_stdin:
         output.note(f"the router is ready ({router.embedder.info.name})")

@@ -31,13 +31,16 @@ def setup(
 
       coe setup --yes
     """
-    from coe_cli.use_cases.setting_up import run_setup
+    from coe_cli.use_cases.setting_up import ask_first_question, run_setup
 
-    run_setup(
+    output, as_json = Output(), json or report_format is ReportFormat.JSON
+    done = run_setup(
         lambda: read_catalog(catalog_file),
         lambda: read_profiles(profiles_file),
-        Output(),
+        output,
         yes=yes,
         dry_run=dry_run,
-        as_json=json or report_format is ReportFormat.JSON,
+        as_json=as_json,
     )
+    if done and not as_json:
+        ask_first_question(read_catalog(catalog_file), read_profiles(profiles_file), output)

@@ -115,6 +115,8 @@ def plan(
         vram_mb=vram_mb,
         provider=provider.value if provider is not None else None,
         chunk_size=chunk_size,
+        accounting=accounting.value,
+        solve=solve.value if solve is not None else None,
     )
     profile = read_profiles(profiles_file).select(profile_name)
     output = Output()
@@ -123,8 +125,6 @@ def plan(
         profile,
         read_catalog(catalog_file),
         folders(),
-        accounting=accounting.value,
-        solve=solve.value if solve is not None else None,
         compare=compare,
     )
     for note in result.notes:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from coe_cli.core.answers.answer import Answer
 from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, JsonLinesSink, JsonSink
 from coe_cli.output.console import Output
+from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college.chat_request import Resolved
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -63,17 +65,23 @@ class View(NamedTuple):
         return self.extract and not self.show_thinking
 
 
-def keep(
-    answer: Answer,
-    system: str,
-    options: AskOptions,
-    conversation: Conversation | None,
-    profiles: ProfileSet,
-    output: Output,
-) -> None:
+class Asking(NamedTuple):
+    """One question on its way: what the user asked for, and what it is answered and shown with."""
+
+    options: AskOptions
+    catalog: Catalog
+    profiles: ProfileSet
+    output: Output
+    view: View
+    conversation: Conversation | None
+    client: Client
+
+
+def keep(answer: Answer, system: str, asking: Asking) -> None:
     """Keep question and answer, if that is wanted; a history that cannot be written costs a note and no more."""
     from coe_cli.runtime.conversation import history
 
+    options, profiles, conversation = asking.options, asking.profiles, asking.conversation
     if not history.logging_wanted(profiles.history, no_log=options.no_log):
         return
     from coe_cli.core.answers.conversations import Exchange
@@ -97,7 +105,7 @@ def keep(
         exchange, profiles.history, conversation_id=conversation.id if conversation else None, no_log=options.no_log
     )
     if warning:
-        output.note(warning)
+        asking.output.note(warning)
 
 
 def messages_for(options: AskOptions, conversation: Conversation | None) -> list[ChatMessage]:

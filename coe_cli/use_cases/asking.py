@@ -13,12 +13,13 @@ from coe_cli.core.routing.synthesis import parse_experts
 from coe_cli.errors import PromptTooLong, UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
-from coe_cli.runtime.client.client import Client, Events
+from coe_cli.runtime.client.client import Events
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, ExpertCount, Resolved, Routing
 from coe_cli.runtime.college.collecting import about, collect
 from coe_cli.runtime.worker.protocol import FLUSH_S
 from coe_cli.use_cases.ask_steps import (
+    Asking,
     AskOptions,
     View,
     keep,
@@ -30,7 +31,7 @@ from coe_cli.use_cases.clients import CollegePlace, client_for
 from coe_cli.use_cases.providing import Providing
 
 if TYPE_CHECKING:
-    from coe_cli.core.answers.conversations import Conversation
+    pass
 
 
 def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output: Output, view: View) -> None:
@@ -59,7 +60,7 @@ def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output:
     place = CollegePlace(options.profile, options.profiles_file, options.catalog_file, options.serve, routes)
     client = client_for(place, catalog, profiles, output.note, options.timeout_s)
     try:
-        _Ask(options, catalog, profiles, output, view, conversation, client).answer(wanted)
+        _Ask(Asking(options, catalog, profiles, output, view, conversation, client)).answer(wanted)
     except PromptTooLong as error:
         if conversation is None:
             raise
@@ -95,30 +96,22 @@ def check_options(options: AskOptions, catalog: Catalog) -> int | tuple[str, ...
 class _Ask:
     """One question on its way."""
 
-    def __init__(
-        self,
-        options: AskOptions,
-        catalog: Catalog,
-        profiles: ProfileSet,
-        output: Output,
-        view: View,
-        conversation: Conversation | None,
-        client: Client,
-    ) -> None:
-        self._options, self._catalog, self._profiles = options, catalog, profiles
-        self._output, self._view, self._conversation, self._client = output, view, conversation, client
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+        self._options, self._catalog, self._profiles, self._output, self._view, *_ = asking
+        self._conversation, self._client = asking.conversation, asking.client
         self._told_why = False
         self._ended: list[str] = []
-        self._human = view.output_format is AnswerFormat.HUMAN
+        self._human = self._view.output_format is AnswerFormat.HUMAN
         self._providing = Providing(
-            catalog,
-            profiles,
-            output,
-            profile=options.profile,
-            pull=options.pull,
-            speaks=self._human or output.stderr.isatty(),
-            unrouted=self._unrouted,
+            self._catalog,
+            self._profiles,
+            self._output,
+            profile=self._options.profile,
+            pull=self._options.pull,
+            speaks=self._human or self._output.stderr.isatty(),
         )
+        self._providing.unrouted = self._unrouted
 
     def answer(self, wanted: int | tuple[str, ...] | None) -> None:
         options = self._options
@@ -141,7 +134,7 @@ class _Ask:
                     self._output.note(note)
             finally:
                 sink.close()
-        keep(answer, told.system, options, self._conversation, self._profiles, self._output)
+        keep(answer, told.system, self._asking)
 
     def _request(self, named: list[str], wanted: int | tuple[str, ...] | None) -> ChatRequest:
         options, view = self._options, self._view
@@ -176,19 +169,7 @@ class _Ask:
     def _together(self, experts: list[str], parts: dict[str, str], routing: Routing | None) -> None:
         from coe_cli.use_cases.asking_several import Together
 
-        Together(
-            experts,
-            parts,
-            routing,
-            self._options,
-            self._catalog,
-            self._profiles,
-            self._output,
-            self._view,
-            self._conversation,
-            self._client,
-            self._providing,
-        ).answer()
+        Together(self._asking, experts, parts, routing, self._providing).answer()
 
     # --- what the user is told
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, NoReturn
 from msgspec import structs
 
 from coe_cli.core.answers.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage
-from coe_cli.core.hardware.profile import ProfileSet
-from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.routing.synthesis import (
     LEAST_DRAFT_CHARS,
     SUPERVISOR,
@@ -28,17 +26,16 @@ from coe_cli.core.routing.synthesis import (
 )
 from coe_cli.errors import CoeError, from_code
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, NoCodeBlock
-from coe_cli.output.console import Output
 from coe_cli.output.draft_panels import DraftLines, DraftPanels
-from coe_cli.runtime.client.client import Client, resolve
+from coe_cli.runtime.client.client import resolve
 from coe_cli.runtime.client.fan_out import Job, consult
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved, Routing
 from coe_cli.runtime.college.collecting import collect
-from coe_cli.use_cases.ask_steps import AskOptions, View, keep, messages_for, sampling_of, sink_for
+from coe_cli.use_cases.ask_steps import Asking, AskOptions, keep, messages_for, sampling_of, sink_for
 from coe_cli.use_cases.providing import Providing
 
 if TYPE_CHECKING:
-    from coe_cli.core.answers.conversations import Conversation
+    pass
 
 _BYTES_PER_TOKEN = 3.0
 """How many bytes of the question one token stands for at the least, when it is not counted."""
@@ -49,22 +46,16 @@ class Together:
 
     def __init__(
         self,
+        asking: Asking,
         experts: list[str],
         parts: dict[str, str],
         routing: Routing | None,
-        options: AskOptions,
-        catalog: Catalog,
-        profiles: ProfileSet,
-        output: Output,
-        view: View,
-        conversation: Conversation | None,
-        client: Client,
         providing: Providing,
     ) -> None:
         self._experts, self._parts, self._routing = experts, parts, routing
-        self._options, self._catalog, self._profiles = options, catalog, profiles
-        self._output, self._view, self._conversation = output, view, conversation
-        self._client, self._providing = client, providing
+        self._asking, self._providing = asking, providing
+        self._options, self._catalog, self._profiles, self._output, self._view, *_ = asking
+        self._conversation, self._client = asking.conversation, asking.client
         self._begin = time.monotonic()
         self._notes: list[str] = []
 
@@ -245,7 +236,7 @@ class Together:
 
     def _keep(self, answer: JointAnswer) -> None:
         together = structs.replace(answer, expert="+".join(draft.expert for draft in answer.drafts))
-        keep(together, self._writer.system, self._options, self._conversation, self._profiles, self._output)
+        keep(together, self._writer.system, self._asking)
 
 
 def _joined_warnings(known: list[Resolved]) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,11 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
         TerminalBatchView(output, quiet=options.quiet) as view,
     ):
         progress = run_batch(
-            job,
+            replace(job, stdin=stdin, stdout=stdout),
             batch_resolver(catalog, where.models, profile, where),
             bulk_router(catalog, where, profile, view.note, fetch=options.pull, enabled=profiles.routing.enabled),
             lambda rows: _engine(options, rows, catalog, profiles, profile, view.note),
             view,
-            stdin,
-            stdout,
         )
     view.summary(progress)
     return progress.failed
@@ -118,9 +116,9 @@ def _engine(
         return ray_engine(profile, folders().models, address=options.address, retries=options.retries)
 
     def own(replicas: int | None) -> Client:
-        from coe_cli.runtime.client.local import local_client
+        from coe_cli.runtime.client.local import LocalOptions, local_client
 
-        return local_client(catalog, profile, profiles.routing, batch=True, replicas=replicas)
+        return local_client(catalog, profile, profiles.routing, LocalOptions(batch=True, replicas=replicas))
 
     def client(replicas: int | None) -> tuple[Client, bool]:
         """The running college, or one that is started for this batch and ends with it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from coe_cli.core.answers.conversations import Conversation
@@ -15,7 +16,7 @@ from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.chat_request import Resolved
+from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.conversation.chat_session import ChatSession
 from coe_cli.runtime.conversation.line_input import QuestionReader
@@ -72,15 +73,14 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
     providing = Providing(catalog, profiles, output, profile=options.profile, pull=options.pull)
     reader = QuestionReader(folders().state / "chat_lines" if logged else None)
     try:
-        session = ChatSession(
-            client,
-            lambda request: providing.resolve(client, request),
-            profiles,
+        defaults = ChatRequest(
+            [],
             sampling=Sampling(options.temperature, options.top_p, options.top_k, options.seed),
             max_tokens=options.max_tokens,
-            no_log=options.no_log,
             fallback=options.fallback or None,
         )
+        resolve = partial(providing.resolve, client)
+        session = ChatSession(client, resolve, profiles, defaults=defaults, no_log=options.no_log)
         session.system = options.system
         notes = _choose(session, options, conversation)
         if conversation is not None:

@@ -38,11 +38,11 @@ def client_for(
     """The running college, started if need be; or one in this process, where that is asked for or no other way. ``note`` is told why the latter."""
 
     def own() -> Client:
-        from coe_cli.runtime.client.local import local_client
+        from coe_cli.runtime.client.local import LocalOptions, local_client
         from coe_cli.runtime.college.college_profile import college_profile
 
         profile = college_profile(profiles, place.profile, catalog, folders())
-        return local_client(catalog, profile, profiles.routing, timeout_s=timeout_s)
+        return local_client(catalog, profile, profiles.routing, LocalOptions(timeout_s))
 
     if not place.serve:
         return own()

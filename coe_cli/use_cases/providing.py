@@ -36,10 +36,10 @@ class Providing:
         profile: str | None = None,
         pull: bool = True,
         speaks: bool = True,
-        unrouted: Callable[[Routing], None] = lambda routing: None,
     ) -> None:
         self._catalog, self._profiles, self._output = catalog, profiles, output
-        self._profile, self._pull, self._speaks, self._unrouted = profile, pull, speaks, unrouted
+        self._profile, self._pull, self._speaks = profile, pull, speaks
+        self.unrouted: Callable[[Routing], None] = lambda routing: None
         self._consented: set[str] = set()
 
     def ask(self, client: Client, request: ChatRequest) -> tuple[Resolved, Events]:
@@ -91,7 +91,7 @@ class Providing:
             problem = prepare_router(self._catalog, where, provider, view, fetch=self._pull)
         if problem is None:
             return request
-        self._unrouted(problem)
+        self.unrouted(problem)
         return structs.replace(request, expert=GENERAL_EXPERT, experts=1)
 
     def _ask_user(self, needed: Needed, request: ChatRequest) -> ChatRequest:

@@ -27,7 +27,6 @@ def run_setup(
     yes: bool,
     dry_run: bool = False,
     as_json: bool = False,
-    first_question: bool = True,
 ) -> bool:
     """Set this machine up; whether it was done and not declined.
 
@@ -63,8 +62,6 @@ def run_setup(
     _prepare(plan, catalog_of(), output)
     if as_json:
         output.json(msgspec.to_builtins(setup_plan(catalog_of(), profiles_of(), where)))
-    elif first_question:
-        _ask(catalog_of(), profiles_of(), output)
     return True
 
 
@@ -80,7 +77,7 @@ def offer_setup(catalog_of: Callable[[], Catalog], profiles_of: Callable[[], Pro
     ):
         return False
     output.note("nothing is set up yet; this would suit this machine (no: the question goes on without it)")
-    return run_setup(catalog_of, profiles_of, output, yes=False, first_question=False)
+    return run_setup(catalog_of, profiles_of, output, yes=False)
 
 
 def _configure(plan: SetupPlan, profiles: ProfileSet, catalog: Catalog, output: Output) -> None:
@@ -115,7 +112,7 @@ def _prepare(plan: SetupPlan, catalog: Catalog, output: Output) -> None:
         output.note(f"{problem.problem}: questions go to the general reasoner ({problem.remedy})")
 
 
-def _ask(catalog: Catalog, profiles: ProfileSet, output: Output) -> None:
+def ask_first_question(catalog: Catalog, profiles: ProfileSet, output: Output) -> None:
     from coe_cli.output.tables import write_line
     from coe_cli.use_cases.ask_steps import AskOptions, View
     from coe_cli.use_cases.asking import run_ask

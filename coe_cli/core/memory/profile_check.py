@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -28,6 +28,7 @@ class ModelState(Struct, frozen=True):
     on_disk: bool
     problem: str | None = None
     fetch_mb: float | None = None
+    calibration: Calibration | None = None
 
 
 class CheckReport(Struct, frozen=True):
@@ -48,7 +49,6 @@ def check_profile(
     machine: Machine,
     models: Sequence[ModelState],
     plan: Plan,
-    calibrations: Mapping[str, Calibration],
     *,
     disk_free_mb: float | None,
     now_s: float,
@@ -61,7 +61,7 @@ def check_profile(
         *(_model(state) for state in models),
         *_contexts(profile, models),
         _disk(models, disk_free_mb),
-        _calibration(models, calibrations, now_s),
+        _calibration(models, now_s),
     ]
 
 
@@ -163,8 +163,8 @@ def _disk(models: Sequence[ModelState], disk_free_mb: float | None) -> Finding:
     return ok("disk", f"{disk_free_mb:.0f} MB free, the missing models need {needed:.0f} MB")
 
 
-def _calibration(models: Sequence[ModelState], calibrations: Mapping[str, Calibration], now_s: float) -> Finding:
-    measured = [calibrations[state.name] for state in models if state.name in calibrations]
+def _calibration(models: Sequence[ModelState], now_s: float) -> Finding:
+    measured = [state.calibration for state in models if state.calibration is not None]
     if not measured:
         return ok("calibration", "no measurements yet: the plan is computed, the first runs will check it")
     days = max(0, round((now_s - min(item.newest_at_s for item in measured)) / DAY_S))

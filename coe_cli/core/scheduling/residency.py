@@ -10,7 +10,7 @@ from heapq import heappush
 
 from coe_cli.core.scheduling.pool_memory import Level, PoolMemory
 from coe_cli.core.scheduling.request_queues import RequestQueues
-from coe_cli.core.scheduling.scheduler_events import Decision, Evict, EvictReason, Notice, Retry
+from coe_cli.core.scheduling.scheduler_events import Decision, Evict, EvictReason, LoadFailed, Notice, Retry
 from coe_cli.core.scheduling.scheduler_state import (
     ModelCost,
     ModelEntry,
@@ -59,17 +59,7 @@ class Residency(RequestQueues):
         memory.place(model.need_mb, loading=True)
         self._loading = model
 
-    def _load_failure(
-        self,
-        model: ModelEntry,
-        code: str,
-        message: str,
-        now_s: float,
-        out: list[Decision],
-        *,
-        killed: bool = False,
-        hint: str = "",
-    ) -> None:
+    def _load_failure(self, model: ModelEntry, failure: LoadFailed, now_s: float, out: list[Decision]) -> None:
         """A load led to no start: it is tried again after idle models made room, or the model's queue is refused.
 
         A load that failed by itself is tried once more. One that was ``killed`` from outside says nothing about the model
@@ -78,10 +68,11 @@ class Residency(RequestQueues):
         if not model.waiting:
             model.forget_load_failures()
             return
+        code, killed, hint = failure.code, failure.killed, failure.hint
         model.load_failures += not killed
         model.load_failing_since_s = min(model.load_failing_since_s, now_s)
         killed_for_long = killed and now_s >= model.load_failing_since_s + self.config.give_up_s
-        text = message or f"`{model.name}` could not be loaded"
+        text = failure.message or f"`{model.name}` could not be loaded"
         if model.load_failures > 1 or killed_for_long or code in _PERMANENT:
             model.forget_load_failures()
             if code == "out_of_memory":
@@ -128,7 +119,7 @@ class Residency(RequestQueues):
         model.not_before_s = now_s + self.config.retry_delay_s
         if not had_active:
             text = f"`{model.name}` was evicted under critical memory pressure before it could answer"
-            self._load_failure(model, "out_of_memory", text, now_s, out)
+            self._load_failure(model, LoadFailed(model.name, message=text), now_s, out)
 
     def _evict(self, model: ModelEntry, reason: EvictReason, now_s: float, out: list[Decision]) -> None:
         if model is self._loading:

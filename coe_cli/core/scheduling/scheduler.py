@@ -270,7 +270,7 @@ class Scheduler(Admission):
             return
         model.preload_failed = model.preload_failed or model.speculative
         self._removed(model, event.used_mb)
-        self._load_failure(model, event.code, event.message, now_s, out, killed=event.killed, hint=event.hint)
+        self._load_failure(model, event, now_s, out)
 
     def _on_worker_died(self, event: WorkerDied, now_s: float, out: list[Decision]) -> None:
         model = self._models.get(event.model)
@@ -285,7 +285,7 @@ class Scheduler(Admission):
             model.preload_failed = model.preload_failed or model.speculative
         self._removed(model, event.used_mb)
         if not had_active:
-            self._load_failure(model, event.code, text, now_s, out, killed=event.killed)
+            self._load_failure(model, LoadFailed(model.name, event.code, text, killed=event.killed), now_s, out)
         for entry in entries:
             if entry.delivered or entry.deaths >= entry.retries:
                 hint = "Ask again; `coe doctor` tells what is wrong if it happens often."

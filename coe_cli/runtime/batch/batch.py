@@ -27,7 +27,7 @@ from coe_cli.runtime.college.resolver import RequestResolver
 
 @dataclass(frozen=True)
 class BatchJob:
-    """What to run. ``source`` and ``target`` are None for stdin and stdout; ``again`` is the command that goes on with it."""
+    """What to run. ``source`` and ``target`` are None for ``stdin`` and ``stdout``, or the process's own; ``again`` is the command that goes on with it."""
 
     source: Path | None
     target: Path | None
@@ -37,6 +37,8 @@ class BatchJob:
     restart: bool = False
     retry_failed: bool = False
     again: str = "the same command"
+    stdin: BinaryIO | None = None
+    stdout: BinaryIO | None = None
 
 
 class BatchView(Protocol):
@@ -67,8 +69,6 @@ def run_batch(
     route: Route,
     new_engine: NewEngine,
     view: BatchView,
-    stdin: BinaryIO | None = None,
-    stdout: BinaryIO | None = None,
 ) -> Progress:
     """Run what is not done yet of ``job`` and return the final counts.
 
@@ -79,8 +79,8 @@ def run_batch(
     """
     with _workplace(job) as folder:
         try:
-            source = job.source or spool(stdin or sys.stdin.buffer, folder / _SPOOL, job.target)
-            return _Batch(job, folder, source, view, stdout or sys.stdout.buffer).run(resolver, route, new_engine)
+            source = job.source or spool(job.stdin or sys.stdin.buffer, folder / _SPOOL, job.target)
+            return _Batch(job, folder, source, view, job.stdout or sys.stdout.buffer).run(resolver, route, new_engine)
         except KeyboardInterrupt:
             raise Interrupted("stopped before the first row", _how_to_go_on(job, folder)) from None
 

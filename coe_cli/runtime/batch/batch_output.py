@@ -12,7 +12,7 @@ from coe_cli.errors import CoeError, from_code
 from coe_cli.runtime.batch.batch_engine import RowFailure, RowResult
 from coe_cli.runtime.batch.batch_index import RowHead
 from coe_cli.runtime.server.http_errors import error_object, status_of
-from coe_cli.runtime.server.openai_shapes import ChatShape, TextShape, chat_choice, completion, text_choice
+from coe_cli.runtime.server.openai_shapes import ChatShape, TextShape, chat_choice, head_fields, text_choice
 
 _encode = msgspec.json.Encoder().encode
 
@@ -66,24 +66,21 @@ def _body(head: RowHead, answer: Answer) -> dict[str, Any]:
     thoughts = answer.thinking
     choice = chat_choice(0, answer.answer, thoughts, reason) if head.is_chat else text_choice(0, answer.answer, reason)
     usage = answer.usage
-    return completion(
-        shape,
-        f"{shape.prefix}batch-{head.line}",
-        int(time.time()),
-        answer.model,
-        [choice],
-        {
+    return {
+        **head_fields(shape.name, f"{shape.prefix}batch-{head.line}", int(time.time()), answer.model),
+        "choices": [choice],
+        "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         },
-        {
+        "coe": {
             "expert": answer.expert,
             "model": answer.model,
             "load_s": answer.timing.load_s,
             "notes": answer.warnings,
         },
-    )
+    }
 
 
 def _failure(result: RowResult) -> RowFailure:

@@ -15,7 +15,7 @@ from coe_cli.runtime.batch.batch_engine import RowSource
 from coe_cli.runtime.batch.batch_index import Route
 from coe_cli.runtime.batch.client_engine import ClientEngine, CostOf, lanes_for
 from coe_cli.runtime.client.client import Client
-from coe_cli.runtime.client.local import local_client
+from coe_cli.runtime.client.local import LocalOptions, local_client
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders
@@ -54,12 +54,18 @@ def bulk_router(
         return general
 
     def route(questions: Sequence[str]) -> list[str]:
-        from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router
+        from coe_cli.runtime.routing.router_cache import Allowed, QuestionRouter, open_router
 
         if not opened:
             try:
                 opened.append(
-                    open_router(catalog, where, lambda said: note(said.line), provider=profile.provider, fetch=fetch)
+                    open_router(
+                        catalog,
+                        where,
+                        lambda said: note(said.line),
+                        provider=profile.provider,
+                        may=Allowed(fetch=fetch),
+                    )
                 )
             except ModelMissing as error:
                 raise ModelMissing(
@@ -126,9 +132,7 @@ def local_engine(
     """An engine over a college in this process."""
 
     def client(replicas: int | None) -> tuple[Client, bool]:
-        own = local_client(
-            catalog, profile, batch=True, replicas=replicas, worker_command=worker_command, prompts=prompts
-        )
-        return own, True
+        options = LocalOptions(batch=True, replicas=replicas, worker_command=worker_command, prompts=prompts)
+        return local_client(catalog, profile, options=options), True
 
     return client_engine(rows, catalog, profile, client, retries=retries)

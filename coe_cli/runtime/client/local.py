@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import structs
 
@@ -121,32 +121,36 @@ class LocalClient:
             events.put(None)
 
 
+class LocalOptions(NamedTuple):
+    """``timeout_s`` as in ``LocalClient``, the others as in ``CollegeSettings``.
+
+    ``batch``: the order of the requests is known, so no model is kept or loaded for those who might ask for it next.
+    """
+
+    timeout_s: float | None = None
+    batch: bool = False
+    replicas: int | None = None
+    worker_command: list[str] | None = None
+    prompts: PromptSource | None = None
+
+
 def local_client(
     catalog: Catalog,
     profile: HardwareProfile,
     routing: RoutingSettings = RoutingSettings(),
-    *,
-    timeout_s: float | None = None,
-    batch: bool = False,
-    replicas: int | None = None,
-    worker_command: list[str] | None = None,
-    prompts: PromptSource | None = None,
+    options: LocalOptions = LocalOptions(),
 ) -> LocalClient:
-    """A client with a college of its own under ``profile``.
-
-    ``batch``: the order of the requests is known, so no model is kept or loaded for those who might ask for it next.
-    ``replicas`` as in ``CollegeSettings``.
-    """
+    """A client with a college of its own under ``profile``."""
     where, pool = folders(), pool_from_profile(profile)
-    if batch:
+    if options.batch:
         pool = structs.replace(pool, min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
     settings = CollegeSettings(
         pool,
         cost_in(profile, catalog),
-        worker_command=worker_command,
+        worker_command=options.worker_command,
         recorder=CalibrationRecorder(),
-        replicas=replicas,
-        prompts=prompts or own(),
+        replicas=options.replicas,
+        prompts=options.prompts or own(),
     )
     resolver = RequestResolver(
         catalog,
@@ -156,4 +160,4 @@ def local_client(
         routing=routing,
         memory_warning=lambda spec: low_memory_warning(spec, profile),
     )
-    return LocalClient(settings, memory_probe_for(profile), resolver, timeout_s)
+    return LocalClient(settings, memory_probe_for(profile), resolver, options.timeout_s)

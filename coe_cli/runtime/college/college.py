@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
-
-from msgspec import structs
 
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling import scheduler_events as ev
@@ -21,7 +19,7 @@ from coe_cli.core.scheduling.scheduler_state import Snapshot
 from coe_cli.errors import Busy, CoeError, DeviceLost, OutOfMemory, explained, from_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college import translation
-from coe_cli.runtime.college.college_requests import Counters, OpenRequest
+from coe_cli.runtime.college.college_requests import Counters, OpenRequest, OpenRequests
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.memory_probe import MemoryProbe
 from coe_cli.runtime.college.reclaim import until_reclaimed
@@ -32,7 +30,6 @@ from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import KilledFromOutside
 
 _MEASURE_EVERY_S = 2.0
-_FULL = 2
 
 
 class College:
@@ -54,7 +51,7 @@ class College:
         self._warm_worker = WarmWorker(settings.worker_command, settings.threads)
         self._loads = 0
         self._expected_load_s: dict[str, float] = {}
-        self._requests: dict[int, OpenRequest] = {}
+        self._requests = OpenRequests()
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._decisions: deque[ev.Decision] = deque()
@@ -77,7 +74,8 @@ class College:
         if self._closed:
             raise _stopped()
         self._start_housekeeping()
-        ask = self._assigned(ask)
+        if self._settings.replicas is not None:
+            ask = self._requests.to_replica(ask, self._settings.replicas, self._workers)
         self._know(ask.model)
         request_id, request = next(self._ids), OpenRequest(ask, ask.prompt)
         request.load_s = self._expected_load_s.pop(ask.model.name, None)
@@ -199,7 +197,7 @@ class College:
             case ev.Stop(request_id=request_id, model=model):
                 self._workers[model].send(protocol.Cancel(int(request_id)))
             case ev.Wait():
-                self._inform(decision.request_id, ce.Waiting(decision.reason, decision.ahead))
+                self._requests.inform(decision.request_id, ce.Waiting(decision.reason, decision.ahead))
             case ev.Retry(request_id=request_id):
                 if (request := self._requests.get(int(request_id))) is not None:
                     request.again(decision.reason)
@@ -217,39 +215,13 @@ class College:
             None if at_s is None else loop.call_later(max(0.0, at_s - self._clock()) + 0.001, self._tell, ev.Tick())
         )
 
-    def _inform(self, request_id: ev.RequestId, event: ce.CollegeEvent | CoeError) -> None:
-        request = self._requests.get(int(request_id))
-        if request is not None:
-            request.events.put_nowait(event)
-
-    def _end(self, request_id: ev.RequestId, outcome: ce.Finished | CoeError) -> None:
-        request = self._requests.pop(int(request_id), None)
-        if request is not None:
-            request.end(outcome)
-
     def _refuse(self, decision: ev.Refuse) -> None:
         error = from_code(decision.code, decision.message, decision.hint)
         if isinstance(error, Busy):
             error.retry_after_s = decision.retry_after_s
-        self._end(decision.request_id, error)
+        self._requests.end(decision.request_id, error)
 
     # --- models
-
-    def _assigned(self, ask: ce.Ask) -> ce.Ask:
-        """The request to that replica of its model which is least busy: a further one only where the others are full.
-
-        A replica is full with one request that it answers and one that waits, so that it is never idle in between.
-        """
-        if self._settings.replicas is None:
-            return ask
-        name = ask.model.name
-        busy = Counter(request.ask.model.name for request in self._requests.values())
-        replicas = [name, *(f"{name} ({number})" for number in range(2, self._settings.replicas + 1))]
-        there = [replica for replica in replicas if replica in self._workers or busy[replica]] or replicas[:1]
-        chosen = min(there, key=busy.__getitem__)
-        if busy[chosen] >= _FULL and (fresh := [replica for replica in replicas if replica not in there]):
-            chosen = fresh[0]
-        return structs.replace(ask, model=structs.replace(ask.model, name=chosen))
 
     def _know(self, spec: ModelSpec) -> None:
         """Take in what a model is. One whose files have become others answers nothing more, and is loaded anew."""
@@ -270,9 +242,8 @@ class College:
 
     async def _load(self, model: str, worker: WorkerHandle, *, warm: bool) -> None:
         """``warm``: open the first slot at once; a request that waits opens its own, and need not wait for another."""
-        for request in self._requests.values():
-            if request.ask.model.name == model:
-                request.events.put_nowait(ce.Loading())
+        for request in self._requests.of(model):
+            request.events.put_nowait(ce.Loading())
         worker.on_message = lambda message: self._on_message(model, worker, message)
         worker.on_exit = lambda: self._lose(model, worker, worker.death())
         try:
@@ -295,7 +266,7 @@ class College:
             return
         if self._settings.recorder is not None and not warm:
             self._settings.recorder.loaded(self._specs[model], worker.pid)
-        waiting = [request for request in self._requests.values() if request.ask.model.name == model]
+        waiting = self._requests.of(model)
         for request in waiting:
             request.load_s = worker.load_s
         if not waiting and not warm:
@@ -372,7 +343,7 @@ class College:
                     self._settings.recorder.answered(self._specs[model], worker.pid, length, message.prompt_tokens)
                 request = self._requests.get(request_id)
                 if request is not None and request.prompt is not None:
-                    self._end(request_id, translation.finished(message, request.ask, request.prompt))
+                    self._requests.end(request_id, translation.finished(message, request.ask, request.prompt))
                 self._tell(ev.Done(request_id))
             case protocol.Failed():
                 self._failed(model, worker, message)
@@ -388,7 +359,7 @@ class College:
 
     def _end_failed(self, worker: WorkerHandle, request_id: int, error: CoeError) -> None:
         worker.running.discard(request_id)
-        self._end(request_id, error)
+        self._requests.end(request_id, error)
         self._tell(ev.Done(request_id))
 
     # --- housekeeping

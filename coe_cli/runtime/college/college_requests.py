@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
+from coe_cli.core.scheduling.scheduler_events import RequestId
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.prompts.prompt_messages import Prompt
+
+_FULL = 2
 
 
 @dataclass
@@ -41,6 +48,36 @@ class OpenRequest:
         if self.held_back and isinstance(outcome, ce.Finished):
             self.events.put_nowait(ce.Delta("".join(piece.text for piece in self.held_back), 0))
         self.events.put_nowait(outcome)
+
+
+class OpenRequests(dict[int, OpenRequest]):
+    """All requests that have not ended, by their number."""
+
+    def inform(self, request_id: RequestId, event: ce.CollegeEvent | CoeError) -> None:
+        """Hand an event to who asks, if he still does."""
+        if (request := self.get(int(request_id))) is not None:
+            request.events.put_nowait(event)
+
+    def end(self, request_id: RequestId, outcome: ce.Finished | CoeError) -> None:
+        if (request := self.pop(int(request_id), None)) is not None:
+            request.end(outcome)
+
+    def of(self, model: str) -> list[OpenRequest]:
+        return [request for request in self.values() if request.ask.model.name == model]
+
+    def to_replica(self, ask: ce.Ask, most: int, loaded: Collection[str]) -> ce.Ask:
+        """The request to that replica of its model which is least busy: a further one only where the others are full.
+
+        A replica is full with one request that it answers and one that waits, so that it is never idle in between.
+        """
+        name = ask.model.name
+        busy = Counter(request.ask.model.name for request in self.values())
+        replicas = [name, *(f"{name} ({number})" for number in range(2, most + 1))]
+        there = [replica for replica in replicas if replica in loaded or busy[replica]] or replicas[:1]
+        chosen = min(there, key=busy.__getitem__)
+        if busy[chosen] >= _FULL and (fresh := [replica for replica in replicas if replica not in there]):
+            chosen = fresh[0]
+        return structs.replace(ask, model=structs.replace(ask.model, name=chosen))
 
 
 @dataclass

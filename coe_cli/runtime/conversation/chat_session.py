@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from coe_cli.core.answers.answer import tokens_per_s
 from coe_cli.core.answers.conversations import Conversation, Exchange
 from coe_cli.core.hardware.profile import ProfileSet
@@ -13,7 +15,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
 from coe_cli.runtime.college.thoughts import AnswerPieces
 from coe_cli.runtime.conversation import history
-from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
+from coe_cli.runtime.worker.protocol import ChatMessage
 
 
 @dataclass
@@ -38,7 +40,8 @@ class ChatStats:
 class ChatSession:
     """Sends the whole conversation each turn: the slot's cache makes what is old in it cheap.
 
-    ``resolve`` says who would answer a request, and provides what that needs.
+    ``resolve`` says who would answer a request, and provides what that needs. ``defaults``: sampling, length and fallback of
+    every request.
     """
 
     def __init__(
@@ -47,15 +50,11 @@ class ChatSession:
         resolve: Callable[[ChatRequest], Resolved],
         profiles: ProfileSet,
         *,
-        sampling: Sampling = Sampling(),
-        max_tokens: int | None = None,
+        defaults: ChatRequest = ChatRequest([]),
         no_log: bool = False,
-        fallback: bool | None = None,
     ) -> None:
-        self._fallback = fallback
+        self._defaults = defaults
         self._client, self._resolve, self._profiles = client, resolve, profiles
-        self._sampling = sampling
-        self._max_tokens = max_tokens
         self._no_log = no_log
         self._messages: list[ChatMessage] = []
         self._conversation_id: int | None = None
@@ -89,7 +88,7 @@ class ChatSession:
         Raises:
             UsageError, ModelMissing, ModelDamaged: there is no such expert or no such model to be used.
         """
-        request = ChatRequest([], expert=expert, model=model, route=False, fallback=self._fallback)
+        request = structs.replace(self._defaults, expert=expert, model=model, route=False)
         told = self._resolve(request)
         self._told, self._named, self._role_system = told, (expert, model), told.system
         self.stats.context_length = told.context_length
@@ -120,14 +119,9 @@ class ChatSession:
         asked = [*self._messages, ChatMessage("user", question)]
         system = [] if self._own_system is None else [ChatMessage("system", self._own_system)]
         expert, model = self._named
-        request = ChatRequest(
-            system + asked,
-            expert=expert,
-            model=model,
-            route=False,
-            fallback=self._told.is_fallback or self._fallback,
-            max_tokens=self._max_tokens,
-            sampling=self._sampling,
+        fallback = self._told.is_fallback or self._defaults.fallback
+        request = structs.replace(
+            self._defaults, messages=system + asked, expert=expert, model=model, route=False, fallback=fallback
         )
         pieces = AnswerPieces()
         reading: ce.PrefillStarted | None = None

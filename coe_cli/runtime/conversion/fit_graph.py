@@ -8,7 +8,7 @@ a table of the graph's float type instead of in quantised blocks.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from coe_cli.core.models.graph_check import RMS_NORMS
 from coe_cli.core.providers.base import GraphRules
@@ -164,7 +164,8 @@ def _tables_from_blocks(model: Any, target: Path) -> bool:
     nodes = [node for node in model.graph if node.op_type == "GatherBlockQuantized"]
     place = target.with_name(target.name + TABLE_SUFFIX)
     for number, node in enumerate(nodes):
-        rows, columns = _write_table(place, *_blocks(node), append=number > 0)
+        with place.open("ab" if number else "wb") as file:
+            rows, columns = _write_table(file, *_blocks(node))
         output, kind = node.outputs[0], node.inputs[2].const_value.dtype
         length = int(rows * columns * kind.itemsize)
         table = ir.ExternalTensor(
@@ -217,21 +218,18 @@ def _numbers(tensor: Any) -> Any:
     return np.memmap(path, tensor.dtype.numpy(), "r", tensor.offset or 0, shape)
 
 
-def _write_table(
-    place: Path, codes: Any, scales: Any, zeros: Any, bits: int, block: int, *, append: bool
-) -> tuple[int, int]:
+def _write_table(file: IO[bytes], codes: Any, scales: Any, zeros: Any, bits: int, block: int) -> tuple[int, int]:
     """Write the dequantised rows, some thousands at a time; returns rows and columns."""
     import numpy as np
 
     columns = codes.shape[1] * 8 // bits
-    with place.open("ab" if append else "wb") as file:
-        for begin in range(0, len(codes), _ROWS_AT_A_TIME):
-            rows = slice(begin, begin + _ROWS_AT_A_TIME)
-            wide = np.repeat(scales[rows].astype(np.float32), block, axis=1)[:, :columns]
-            middle: Any = np.float32(1 << (bits - 1))
-            if zeros is not None:
-                middle = np.repeat(_unpacked(zeros[rows], bits)[:, : scales.shape[1]], block, axis=1)[:, :columns]
-            file.write(((_unpacked(codes[rows], bits) - middle) * wide).astype(scales.dtype).tobytes())
+    for begin in range(0, len(codes), _ROWS_AT_A_TIME):
+        rows = slice(begin, begin + _ROWS_AT_A_TIME)
+        wide = np.repeat(scales[rows].astype(np.float32), block, axis=1)[:, :columns]
+        middle: Any = np.float32(1 << (bits - 1))
+        if zeros is not None:
+            middle = np.repeat(_unpacked(zeros[rows], bits)[:, : scales.shape[1]], block, axis=1)[:, :columns]
+        file.write(((_unpacked(codes[rows], bits) - middle) * wide).astype(scales.dtype).tobytes())
     return len(codes), columns
 
 

@@ -173,9 +173,7 @@ class _Planner:
         samples = simulate_fleet(
             problem,
             groups,
-            requests=settings.requests,
-            warm_up=settings.warm_up,
-            seed=settings.seed,
+            settings,
             on_part=lambda part: self._on_progress(Step(stage, part, 1.0)),
         )
         placement = [self._placed(group, found) for group, found in zip(groups, samples, strict=True)]

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from msgspec import Struct
 
+from coe_cli.core.fleet.fleet import Simulation
 from coe_cli.core.fleet.fleet_problem import Group, Problem
 from coe_cli.core.fleet.fleet_simulation import SimulatedNode, Stream, jobs, simulate
 from coe_cli.interrupts import interrupt_put_off, on_interrupt
@@ -70,18 +71,16 @@ class _Work(Struct):
 def simulate_fleet(
     problem: Problem,
     groups: Sequence[Group],
-    *,
-    requests: int,
-    warm_up: float,
-    seed: int,
+    settings: Simulation,
     cores: int | None = None,
     on_part: OnPart = lambda part: None,
 ) -> list[Samples]:
-    """About ``requests`` requests in all, shared out as the placement says; samples of each group, in its order.
+    """About ``settings.requests`` requests in all, shared out as the placement says; samples of each group, in its order.
 
     ``on_part`` hears how much is done, from 0 to 1.
     """
     cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    requests, warm_up, seed = settings.requests, settings.warm_up, settings.seed
     works = _works(problem, groups, requests, warm_up, seed, cores)
     parts: list[list[tuple[int, Samples]]] = [[] for _ in groups]
     expected = [sum(s.per_s for s in work.streams) * work.span_s * len(work.numbers) for work in works]

@@ -380,7 +380,7 @@ class DecoderGraph:
         output = "" if cap else "logits"
         if encoding.quantized:
             logits = writer.quantized_product(
-                "/lm_head/MatMul", last, names, encoding, columns, decoder.vocab_size, output
+                "/lm_head/MatMul", last, names, encoding, (columns, decoder.vocab_size), output
             )
         else:
             logits = writer.node("MatMul", "/lm_head/MatMul", [last, *names], [output] if output else None)

@@ -72,7 +72,7 @@ class GraphWriter:
         tensor = name.removeprefix("/").replace("/", ".")
         if encoding.quantized:
             names, columns = write_quantized(self.data, self.weights, tensor, rows, encoding, self.io_type)
-            result = self.quantized_product(name, value, names, encoding, columns, sum(len(item) for item in rows))
+            result = self.quantized_product(name, value, names, encoding, (columns, sum(len(item) for item in rows)))
         else:
             weight = write_floats(self.data, self.weights, f"{tensor}.weight", rows, self.io_type)
             result = self.node("MatMul", name, [value, weight])
@@ -83,8 +83,10 @@ class GraphWriter:
         return result
 
     def quantized_product(
-        self, name: str, value: str, names: list[str], encoding: Encoding, columns: int, rows: int, output: str = ""
+        self, name: str, value: str, names: list[str], encoding: Encoding, size: tuple[int, int], output: str = ""
     ) -> str:
+        """``size``: columns and rows of the matrix."""
+        columns, rows = size
         if encoding.offsets:
             value = self._with_block_sums(value, encoding.block_size, columns)
         return self.node(

@@ -82,12 +82,11 @@ def import_model(
     name: str,
     models_dir: Path,
     on_progress: OnProgress,
+    form: tuple[str, Precision],
     *,
-    provider: str,
-    precision: Precision,
     force: bool = False,
 ) -> ModelSpec:
-    """Convert ``source`` and install it as ``name``; nothing is seen under that name before it is whole and checked.
+    """Convert ``source`` for ``form`` (provider and precision) and install it as ``name``; nothing is seen under that name before it is whole and checked.
 
     Raises:
         UsageError: the name is taken (without ``force``), or is none.
@@ -96,6 +95,7 @@ def import_model(
     """
     from coe_cli.runtime.importing.convert import convert
 
+    provider, precision = form
     target, staging = models_dir / check_name(name), staging_folder(name, models_dir)
     with writing(name, models_dir, on_progress):
         if target.exists() and not force:

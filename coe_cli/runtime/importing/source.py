@@ -129,8 +129,9 @@ def _inspect_file(path: Path) -> ModelSource:
             parts[part] = stored
         else:
             unknown.append(tensor.name)
+    _refuse_unknown(path, name, unknown)
     facts = Facts(header.metadata, gguf=name, tables=tables)
-    return _source(path, "gguf", name, architecture, facts, parts, unknown, header.metadata)
+    return _source(path, name, architecture, facts, parts, header.metadata)
 
 
 def _table(stored: Stored) -> tuple[float, ...]:
@@ -177,7 +178,8 @@ def _inspect_folder(path: Path) -> ModelSource:
                 unknown.append(tensor)
             elif part:
                 parts[part] = stored
-    return _source(path, "huggingface", name, architecture, Facts(config), parts, unknown, config)
+    _refuse_unknown(path, name, unknown)
+    return _source(path, name, architecture, Facts(config), parts, config)
 
 
 def _safetensors(path: Path) -> dict[str, Stored]:
@@ -228,21 +230,23 @@ def _counts(values: Any, most: int) -> list[int]:
 # --- both
 
 
-def _source(
-    path: Path,
-    kind: Literal["gguf", "huggingface"],
-    name: str,
-    architecture: Architecture,
-    facts: Facts,
-    parts: dict[str, Stored],
-    unknown: list[str],
-    metadata: dict[str, Any],
-) -> ModelSource:
+def _refuse_unknown(path: Path, name: str, unknown: list[str]) -> None:
     if unknown:
         raise UnsupportedArchitecture(
             f"{path} has tensors that a {name} model does not have, such as `{unknown[0][:60]}`",
             "It may be another model under that name; fetch one in ONNX Runtime GenAI's layout.",
         )
+
+
+def _source(
+    path: Path,
+    name: str,
+    architecture: Architecture,
+    facts: Facts,
+    parts: dict[str, Stored],
+    metadata: dict[str, Any],
+) -> ModelSource:
+    kind: Literal["gguf", "huggingface"] = "gguf" if path.is_file() else "huggingface"
     try:
         decoder = architecture.read(facts)
     except ValueError as error:

@@ -18,7 +18,7 @@ from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.core.providers import for_card, home, host, on_host
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import Folders, own_profiles
-from coe_cli.runtime.planning.plan_inputs import answering_models, memory_of
+from coe_cli.runtime.planning.plan_inputs import PlanRequest, answering_models, memory_of
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 
 
@@ -79,14 +79,15 @@ def this_machine(machine: Machine | None = None) -> list[tuple[Memory, str]]:
 
 def fit_report(
     devices: Sequence[tuple[Memory, str]],
-    provider: Provider | None,
-    context_length: int | None,
+    request: PlanRequest,
     models: Sequence[str],
     catalog: Catalog,
     profiles: ProfileSet,
     where: Folders,
 ) -> FitReport:
     """What each device holds; with several devices each gets what the ones before it do not hold together.
+
+    Of ``request`` only provider and context length count.
 
     Raises:
         ModelMissing, ModelDamaged: a model of ``models`` is unknown or cannot be read.
@@ -96,10 +97,10 @@ def fit_report(
     notes: list[str] = []
     left: list[Role] | None = None
     for device, vendor in devices:
-        chosen = provider or _provider_for(vendor)
+        chosen = request.provider or _provider_for(vendor)
         profile, named, budget_mb = _profile_for(device, chosen, profiles, where)
-        if context_length is not None:
-            profile = structs.replace(profile, context_length=context_length)
+        if request.context_length is not None:
+            profile = structs.replace(profile, context_length=request.context_length)
         roles, known = _roles(models, chosen, catalog, where)
         result = fit(device, profile, named, budget_mb, [r for r in roles if left is None or r in left], known)
         fits.append(result)

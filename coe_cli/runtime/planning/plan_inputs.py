@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct, structs
 
 from coe_cli.core.hardware.profile import HardwareProfile, Provider
 from coe_cli.core.memory.calibration import Calibration, apply, find
-from coe_cli.core.memory.footprint import ModelMemory
+from coe_cli.core.memory.footprint import AccountingName, ModelMemory
 from coe_cli.core.memory.prefill import tokens_at_once
 from coe_cli.core.memory.scenario import Known, Scenario, role_of, working_set
 from coe_cli.core.models.catalog import Catalog
@@ -28,7 +29,10 @@ from coe_cli.runtime.planning.calibration_store import CalibrationStore, Measure
 
 
 class PlanRequest(Struct, frozen=True):
-    """What a user asked of the plan; None leaves it to the profile. Unknown names and odd numbers are refused later."""
+    """What a user asked of the plan; None leaves it to the profile. Unknown names and odd numbers are refused later.
+
+    With ``solve`` the plan is the one at the solution, if there is any.
+    """
 
     experts: tuple[str, ...] | None = None
     slots: int | None = None
@@ -36,6 +40,8 @@ class PlanRequest(Struct, frozen=True):
     vram_mb: int | None = None
     provider: Provider | None = None
     chunk_size: int | None = None
+    accounting: AccountingName = "exact"
+    solve: Literal["context", "slots", "vram"] | None = None
 
 
 class PlanInputs(Struct, frozen=True):

@@ -29,15 +29,14 @@ def report(
     catalog: Catalog,
     where: Folders,
     *,
-    accounting: AccountingName = "exact",
-    solve: Literal["context", "slots", "vram"] | None = None,
     compare: bool = False,
 ) -> Report:
-    """Plan what was asked; with ``solve`` the plan is the one at the solution, if there is any.
+    """Plan what was asked.
 
     Raises:
         CoeError: as ``plan_inputs.gather``.
     """
+    accounting, solve = request.accounting, request.solve
     card_mb = quick_card_mb(request.provider or profile.provider, where.state)
     inputs = gather(request, profile, catalog, where, card_mb)
     inputs = structs.replace(inputs, known=structs.replace(inputs.known, guide_fixed_mb=float(profile.fixed_mb)))

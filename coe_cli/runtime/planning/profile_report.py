@@ -52,13 +52,15 @@ def check(
     profile = with_measured_embedder(profile, where)
     result = plan(profile, inputs.scenario, known)
     answering = {role.model for role in (*inputs.scenario.roles, *inputs.known.candidates)}
-    models = [_state(model, catalog, where) for model in sorted(answering)]
+    models = [
+        structs.replace(_state(model, catalog, where), calibration=inputs.calibrations.get(model))
+        for model in sorted(answering)
+    ]
     findings += check_profile(
         profile,
         seen,
         models,
         result,
-        inputs.calibrations,
         disk_free_mb=_disk_free_mb(where.models),
         now_s=time.time(),
     )

@@ -16,6 +16,7 @@ from coe_cli.core.providers import host, on_host
 from coe_cli.core.routing.selection import all_models
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.fit_report import fit_report, this_machine
+from coe_cli.runtime.planning.plan_inputs import PlanRequest
 from coe_cli.runtime.store.install import request_for
 
 GENERAL_ON_HOST: Final = "qwen2.5-1.5b-instruct"
@@ -71,7 +72,7 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
         UsageError: neither a card nor memory could be found.
     """
     device, maker = this_machine(machine)[0]
-    found = fit_report([(device, maker)], None, None, [], catalog, profiles, where).devices[0]
+    found = fit_report([(device, maker)], PlanRequest(), [], catalog, profiles, where).devices[0]
     notes: list[str] = []
     how_of = {expert.model: expert.how for expert in found.experts}
     fitting = [

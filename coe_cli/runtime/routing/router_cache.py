@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.notes import Note
@@ -79,6 +79,14 @@ def default_embedder(provider: str | None) -> str:
     return os.environ.get("COE_EMBEDDER") or (EMBEDDED if on_host(available_provider(provider)) else GPU_DEFAULT)
 
 
+class Allowed(NamedTuple):
+    """What opening a router may do: download, train; ``rebuild``: train, and export a damaged embedder, again in any case."""
+
+    fetch: bool = True
+    train: bool = True
+    rebuild: bool = False
+
+
 def open_router(
     catalog: Catalog,
     where: Folders,
@@ -86,14 +94,11 @@ def open_router(
     *,
     embedder: str | None = None,
     provider: str | None = None,
-    rebuild: bool = False,
-    fetch: bool = True,
-    train: bool = True,
+    may: Allowed = Allowed(),
 ) -> QuestionRouter:
     """The router for ``catalog``, from the cache where it holds one for these examples and this embedder.
 
-    ``note`` is told, in single lines, what is fetched, exported or trained. ``rebuild`` trains again in any case and
-    exports a damaged embedder again; ``fetch=False`` refuses to download, ``train=False`` to train.
+    ``note`` is told, in single lines, what is fetched, exported or trained.
 
     Raises:
         ModelMissing: the embedder is not prepared and may not or cannot be fetched, or the router is not trained.
@@ -102,23 +107,23 @@ def open_router(
     """
     name = embedder or default_embedder(provider)
     try:
-        loaded = _open_embedder(name, where, note, provider, rebuild, fetch)
+        loaded = _open_embedder(name, where, note, provider, may)
     except ModelMissing as error:
         if embedder is not None or name == EMBEDDED:
             raise
         note(Note("fallback", f"{error.message}; using {EMBEDDED} instead"))
-        loaded = _open_embedder(EMBEDDED, where, note, provider, rebuild, fetch)
+        loaded = _open_embedder(EMBEDDED, where, note, provider, may)
     path, digest = _cache_path(loaded.info, where), _digest(catalog, loaded.info)
-    weights = None if rebuild else _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
+    weights = None if may.rebuild else _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
     if weights is None:
-        if not train:
+        if not may.train:
             raise ModelMissing("the router is not trained on these examples", "Prepare it: coe route --rebuild.")
         from coe_cli.runtime.routing.router_training import train_router
         from coe_cli.runtime.routing.vector_cache import VectorCache
 
         note(Note("progress", "training the router on its examples, once"))
         vectors = VectorCache(
-            where.cache / "vectors" / path.name, _stamp(loaded.info), loaded.embed, note, anew=rebuild
+            where.cache / "vectors" / path.name, _stamp(loaded.info), loaded.embed, note, anew=may.rebuild
         )
         weights = train_router(training_set(catalog), vectors.embed)
         _write(path, digest, weights, note)
@@ -126,15 +131,15 @@ def open_router(
 
 
 def _open_embedder(
-    name: str, where: Folders, note: Callable[[Note], None], provider: str | None, rebuild: bool, fetch: bool
+    name: str, where: Folders, note: Callable[[Note], None], provider: str | None, may: Allowed
 ) -> Embedder:
     folder = embedder_folder(name, where)
     try:
         return Embedder(folder, provider)
     except ModelMissing as error:
-        if not (rebuild or not (folder / "embedder.json").exists()):
+        if not (may.rebuild or not (folder / "embedder.json").exists()):
             raise
-        if not fetch:
+        if not may.fetch:
             size = EMBEDDERS[name][0].size_mb if name in EMBEDDERS else None
             raise ModelMissing(
                 f"the embedder `{name}` is not prepared" + (f" ({size} MB to fetch)" if size else ""),

@@ -27,18 +27,18 @@ def prepare_router(
     ``note`` is told what is prepared, line by line. ``fetch`` allows to download the embedder; after a failure that is
     tried again in an hour at the earliest. A question never fails for want of a router, so nothing is raised.
     """
-    from coe_cli.runtime.routing.router_cache import open_router
+    from coe_cli.runtime.routing.router_cache import Allowed, open_router
 
     failures = where.cache / "router" / "failed.json"
     try:
         try:
-            open_router(catalog, where, note, provider=provider, fetch=False)
+            open_router(catalog, where, note, provider=provider, may=Allowed(fetch=False))
         except ModelMissing as error:
             if not fetch:
                 return Routing(None, 0.0, f"{error.message}, and --no-pull forbids to fetch it", _PREPARES_IT)
             if earlier := _failed_lately(failures):
                 return Routing(None, 0.0, f"routing could not be prepared a while ago ({earlier})", _PREPARES_IT)
-            open_router(catalog, where, note, provider=provider, rebuild=isinstance(error, ModelDamaged))
+            open_router(catalog, where, note, provider=provider, may=Allowed(rebuild=isinstance(error, ModelDamaged)))
         failures.unlink(missing_ok=True)
     except Exception as error:  # whatever it is, the question is answered
         reason = error.message if isinstance(error, CoeError) else f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ from coe_cli.core.routing.router import Decision
 from coe_cli.core.routing.router_examples import examples_digest
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import Embedder
-from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router
+from coe_cli.runtime.routing.router_cache import Allowed, QuestionRouter, open_router
 from coe_cli.runtime.server.route_messages import RouteAnswer, RouteRequest
 
 
@@ -84,7 +84,11 @@ class SharedRouter:
             opened = self._opened
             if opened is None or opened[1] != digest or opened[2] != opened[0].stamp():
                 router = open_router(
-                    self._catalog, self._where, _say_nothing, provider=self._provider, fetch=False, train=False
+                    self._catalog,
+                    self._where,
+                    _say_nothing,
+                    provider=self._provider,
+                    may=Allowed(fetch=False, train=False),
                 )
                 opened = self._opened = (router, digest, router.stamp())
             return opened[0]

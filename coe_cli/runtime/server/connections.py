@@ -17,65 +17,71 @@ SPARE_CONNECTIONS = 256
 """Beside those whose requests may wait: for what is answered at once, and for keep-alive."""
 
 
+_PROTOCOL: Any = AutoHTTPProtocol
+
+
+class BoundedProtocol(_PROTOCOL):  # type: ignore[misc]
+    """One connection. ``open_now`` are all of one server; times in seconds."""
+
+    max_connections: int
+    head_wait_s: float
+    open_now: set[Any]
+
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.open_now.add(self)
+        if len(self.open_now) > self.max_connections:
+            self._refuse(transport, "503 Service Unavailable", "too_many_connections", "Retry-After: 1\r\n")
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self.head_wait_s, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_request:
+            self._stop_timer()
+            return
+        if self.cycle is None or not self.cycle.more_body:  # else the rest of a body that has its answer already
+            self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(self.transport, "431 Request Header Fields Too Large", "head_too_large")
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.head_wait_s, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open_now.discard(self)
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    @property
+    def _in_request(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if not self._in_request:
+            self._refuse(self.transport, "408 Request Timeout", "head_too_slow")
+
+    def _stop_timer(self) -> None:
+        self._head_bytes = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, transport: Any, status: str, code: str, header: str = "") -> None:
+        """Answer past HTTP's own course and close; nothing that comes after it is read."""
+        self._stop_timer()
+        if transport is None or transport.is_closing():
+            return
+        body = f'{{"error":{{"message":"{status[4:]}.","type":"server_error","param":null,"code":"{code}"}}}}'
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        transport.write(f"{head}{header}Connection: close\r\n\r\n{body}".encode())
+        transport.close()
+
+
 def bounded_protocol(max_connections: int, head_wait_s: float = HEAD_WAIT_S) -> type[asyncio.Protocol]:
     """uvicorn's protocol with these bounds, for ``uvicorn.Config(http=…)``."""
-    protocol: Any = AutoHTTPProtocol
-    open_now: set[Any] = set()
-
-    class BoundedProtocol(protocol):  # type: ignore[misc]
-        """One connection."""
-
-        _timer: asyncio.TimerHandle | None = None
-        _head_bytes = 0
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            open_now.add(self)
-            if len(open_now) > max_connections:
-                self._refuse(transport, "503 Service Unavailable", "too_many_connections", "Retry-After: 1\r\n")
-            else:
-                self._timer = asyncio.get_running_loop().call_later(head_wait_s, self._too_slow)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._in_request:
-                self._stop_timer()
-                return
-            if self.cycle is None or not self.cycle.more_body:  # else the rest of a body that has its answer already
-                self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(self.transport, "431 Request Header Fields Too Large", "head_too_large")
-            elif self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(head_wait_s, self._too_slow)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            open_now.discard(self)
-            self._stop_timer()
-            super().connection_lost(exc)
-
-        @property
-        def _in_request(self) -> bool:
-            return self.cycle is not None and not self.cycle.response_complete
-
-        def _too_slow(self) -> None:
-            self._timer = None
-            if not self._in_request:
-                self._refuse(self.transport, "408 Request Timeout", "head_too_slow")
-
-        def _stop_timer(self) -> None:
-            self._head_bytes = 0
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _refuse(self, transport: Any, status: str, code: str, header: str = "") -> None:
-            """Answer past HTTP's own course and close; nothing that comes after it is read."""
-            self._stop_timer()
-            if transport is None or transport.is_closing():
-                return
-            body = f'{{"error":{{"message":"{status[4:]}.","type":"server_error","param":null,"code":"{code}"}}}}'
-            head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            transport.write(f"{head}{header}Connection: close\r\n\r\n{body}".encode())
-            transport.close()
-
-    return BoundedProtocol
+    bounds = {"max_connections": max_connections, "head_wait_s": head_wait_s, "open_now": set()}
+    return type("BoundedProtocol", (BoundedProtocol,), bounds)

@@ -44,14 +44,7 @@ class ChatShape(Shape):
 
     def begin(self, about: About, choices: list[Choice]) -> bytes:
         self._about = about
-        fields = {
-            "id": self.prefix + about.id,
-            "object": self.chunk_name,
-            "created": about.created,
-            "model": about.model,
-            "system_fingerprint": about.fingerprint,
-        }
-        self._head = b"data: " + _encode(fields).rstrip(b"}")
+        self._head = b"data: " + _encode(self._fields(self.chunk_name, about)).rstrip(b"}")
         self._after = b"]" + (b',"usage":null' if self._include_usage else b"") + b"}\n\n"
         told = self._after.replace(b"}\n\n", b',"coe":' + _encode(about.coe()) + b"}\n\n")
         return b"".join(self._before(choice.index) + self.first(choice.index) + told for choice in choices)
@@ -95,16 +88,12 @@ class ChatShape(Shape):
     # --- whole
 
     def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]:
-        return completion(
-            self,
-            self.prefix + about.id,
-            about.created,
-            about.model,
-            [self.message(choice) for choice in choices],
-            about.usage(choices),
-            about.coe(),
-            about.fingerprint,
-        )
+        fields = self._fields(self.name, about)
+        fields["choices"] = [self.message(choice) for choice in choices]
+        return fields | {"usage": about.usage(choices), "coe": about.coe()}
+
+    def _fields(self, kind: str, about: About) -> dict[str, Any]:
+        return head_fields(kind, self.prefix + about.id, about.created, about.model, about.fingerprint)
 
 
 class TextShape(ChatShape):
@@ -147,24 +136,14 @@ def _call(made: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": made, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def completion(
-    shape: ChatShape | type[ChatShape],
-    completion_id: str,
-    created: int,
-    model: str,
-    choices: list[dict[str, Any]],
-    usage: dict[str, Any],
-    coe: dict[str, Any],
-    fingerprint: str | None = None,
+def head_fields(
+    kind: str, completion_id: str, created: int, model: str, fingerprint: str | None = None
 ) -> dict[str, Any]:
-    """A whole completion as OpenAI has it; ``created`` is in seconds since 1970, ``coe`` is our own addition."""
+    """How a completion, and each of its chunks, begins as OpenAI has it; ``created`` is in seconds since 1970."""
     return {
         "id": completion_id,
-        "object": shape.name,
+        "object": kind,
         "created": created,
         "model": model,
         "system_fingerprint": fingerprint,
-        "choices": choices,
-        "usage": usage,
-        "coe": coe,
     }

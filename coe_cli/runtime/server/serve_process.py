@@ -143,7 +143,6 @@ class _Process:
         from coe_cli.runtime.server.connections import SPARE_CONNECTIONS, bounded_protocol
 
         pool = pool_from_profile(self._profile, max_queue=self._options.max_queue)
-        device = device_of(self._profile)
         settings = CollegeSettings(
             pool,
             cost_in(self._profile, self._resolver.catalog),
@@ -158,11 +157,10 @@ class _Process:
             self._resolver,
             self._state,
             self.stop,
-            api_key=self._api_key,
-            device=device,
-            log_prompts=self._options.log_prompts,
-            allowed_hosts=self._options.allowed_hosts,
+            self._options,
+            self._api_key,
         )
+        self._server.device = device_of(self._profile)
         config = uvicorn.Config(
             self._server,
             loop="none",
@@ -240,8 +238,8 @@ class _Process:
             self._resolver.router.route("warm up")
 
     async def _end_when_idle(self) -> None:
-        wished = self._options.keep_alive
-        keep_alive_s = self._profile.keep_alive_s if wished is None else parse_duration_s(wished)
+        keep_alive = self._options.keep_alive
+        keep_alive_s = self._profile.keep_alive_s if keep_alive is None else parse_duration_s(keep_alive)
         if keep_alive_s is None:
             return
         while self._server.idle_s < keep_alive_s:

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -33,6 +33,7 @@ from coe_cli.runtime.server.discovery import CollegeState, proof
 from coe_cli.runtime.server.guard import BodyBudget, Guard, Headers, replay
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.route_messages import RouteRequest
+from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.streaming import Receive, Send, send_error, send_json, until_client_goes
 
 ACCESS_LOG = logging.getLogger("coe.access")
@@ -68,18 +69,15 @@ class Server:
         resolver: RequestResolver,
         state: CollegeState,
         stop: Callable[[bool], None],
-        *,
+        options: ServeOptions = ServeOptions(),
         api_key: str | None = None,
-        device: str | None = None,
-        log_prompts: bool = False,
-        allowed_hosts: Sequence[str] = (),
     ) -> None:
         self.college, self.resolver, self.state = college, resolver, state
         self.draining = False
-        self.device = device
+        self.device: str | None = None
         self._stop = stop
-        self._log_prompts = log_prompts
-        self._guard = Guard(state.host, state.port, api_key, state.token, allowed_hosts)
+        self._log_prompts = options.log_prompts
+        self._guard = Guard(state.host, state.port, api_key, state.token, options.allowed_hosts)
         self._begin = self._last_request_at = time.monotonic()
         self._in_flight = 0
         self._bodies = BodyBudget()

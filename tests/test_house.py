@@ -1,0 +1,41 @@
+"""The code stays small where it can be read: files, functions, and names that the project has given up."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from conftest import REPOSITORY
+
+MOST_LINES, MOST_FUNCTION_LINES = 400, 80
+FILES = sorted((REPOSITORY / "coe_cli").rglob("*.py"))
+GIVEN_UP = re.compile(
+    r"\b(\w*wish\w*|desk|stand_in|claimant|\w*setbacks?|unasked|tally|\w*meter_for|rendezvous|run_canary|resident_worker"
+    r"|spare_worker|written_whole|one_shot|answerer|consultation)\b"
+)
+"""Names of the code that have the field's word in their place."""
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_files_and_functions_can_be_read_at_a_sitting() -> None:
+    too_long: list[object] = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        too_long += [path] if text.count("\n") > MOST_LINES else []
+        for function in _functions(ast.parse(text)):  # a command's signature is the table of its options: not counted
+            if (function.end_lineno or 0) - function.body[0].lineno >= MOST_FUNCTION_LINES:
+                too_long += [(path, function.name)]
+    assert too_long == []
+
+
+def test_names_are_the_fields_words() -> None:
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [getattr(node, field, None) for field in ("id", "name", "attr", "arg")]
+            found += [f"{path.name}: {name}" for name in names if isinstance(name, str) and GIVEN_UP.fullmatch(name)]
+    assert found == []

@@ -20,6 +20,18 @@ OPERATIONS = {
     "GET /v1/models": 1,
     "GET /v1/models/{name}": 20,
     "POST /v1/embeddings": 20,
+    "POST /v1/responses": 30,
+    "GET /v1/responses/{response_id}": 10,
+    "DELETE /v1/responses/{response_id}": 10,
+    "POST /v1/messages": 30,
+    "POST /api/chat": 30,
+    "POST /api/generate": 30,
+    "GET /api/tags": 1,
+    "POST /api/show": 10,
+    "GET /api/ps": 1,
+    "POST /api/pull": 10,
+    "POST /api/embed": 10,
+    "GET /api/version": 1,
 }
 """Every endpoint of the description, with the number of examples."""
 
@@ -75,7 +87,8 @@ def test_no_failure_of_the_server(
 def _make_answerable(body: dict[str, Any]) -> None:
     """A model that is there, and a short answer."""
     body["model"] = "auto"
-    body["max_tokens"] = 2
+    body["max_tokens"] = body["max_output_tokens"] = 2
+    body["options"] = {"num_predict": 2}
     body.pop("max_completion_tokens", None)
 
 

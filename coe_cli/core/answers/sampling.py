@@ -21,13 +21,13 @@ _WORKS_ON_ANSWERS: Final = re.compile(
 )
 """Names of parameters that choose tokens, bound the answer or change the prompt, in whatever program's API."""
 _HARMLESS: Final = frozenset({"include_stop_str_in_output", "guided_decoding_backend", "encoding_format"})
-_NEUTRAL: Final[Mapping[str, float]] = {
+_NEUTRAL: Final[Mapping[str, float | str]] = {
     "typical_p": 1,
     "tfs_z": 1,
     "length_penalty": 1,
     "n_predict": -1,
     "truncate_prompt_tokens": -1,
-    "top_logprobs": 0,
+    "truncation": "disabled",
 }
 """Parameters that ask for nothing with another value than nothing or 0."""
 

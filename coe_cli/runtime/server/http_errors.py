@@ -56,11 +56,39 @@ def status_of(error: CoeError) -> int:
     return next((status for kind, status, _, _ in _KINDS if isinstance(error, kind)), 500)
 
 
+def error_body(error: CoeError, path: str) -> dict[str, Any]:
+    """The failure in the shape of the API that ``path`` belongs to."""
+    if path.startswith("/v1/messages"):
+        return anthropic_error(error)
+    return {"error": message_of(error)} if path.startswith("/api/") else error_object(error)
+
+
+def message_of(error: CoeError) -> str:
+    """What is wrong and what to do, in the words that clients look for."""
+    message = " ".join(part for part in (error.message.rstrip(".") + ".", error.hint) if part)
+    return f"{_overflow(error)} {message}" if isinstance(error, PromptTooLong) else message
+
+
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+}
+_ANTHROPIC |= {413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
+
+
+def anthropic_error(error: CoeError) -> dict[str, Any]:
+    """``{"type": "error", "error": {"type", "message"}}``; an overflow begins as Anthropic's does."""
+    status = status_of(error)
+    kind = _ANTHROPIC.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    told = f"prompt is too long: {message_of(error)}" if isinstance(error, PromptTooLong) else message_of(error)
+    return {"type": "error", "error": {"type": kind, "message": told}}
+
+
 def error_object(error: CoeError) -> dict[str, Any]:
     """``{"error": {"message", "type", "param", "code"}}`` as OpenAI has it."""
-    message = " ".join(part for part in (error.message.rstrip(".") + ".", error.hint) if part)
-    if isinstance(error, PromptTooLong):
-        message = f"{_overflow(error)} {message}"
+    message = message_of(error)
     param: str | None = next((name for known, name in _PARAMS.items() if isinstance(error, known)), None)
     kind, code = "server_error", error.code
     if isinstance(error, HttpError):

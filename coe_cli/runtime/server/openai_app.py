@@ -12,13 +12,15 @@ from starlette.responses import Response
 
 from coe_cli import __version__
 from coe_cli.errors import CoeError
+from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.embeddings import embed
-from coe_cli.runtime.server.http_errors import HttpError, error_headers, error_object, status_of
+from coe_cli.runtime.server.http_errors import HttpError, error_body, error_headers, status_of
 from coe_cli.runtime.server.openai_shapes import ChatShape, TextShape
-from coe_cli.runtime.server.streaming import HttpAnswer, encode
+from coe_cli.runtime.server.other_apis import add_other_apis
+from coe_cli.runtime.server.streaming import HttpAnswer, Shape, encode
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": api.ErrorAnswer, "description": text}
@@ -59,10 +61,13 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(CoeError, _coe_error)
 
+    async def answered(asked: list[ChatRequest], shape: Shape, stream: bool, n: int = 1) -> Response:
+        resolved = [await resolver.resolve(each, college.loaded_models) for each in asked]
+        return _Answer(HttpAnswer(college, resolved, shape, stream=stream, n=n))
+
     async def answer(request: api.ChatCompletionRequest | api.CompletionRequest, shape: type[ChatShape]) -> Response:
-        resolved = [await resolver.resolve(each, college.loaded_models) for each in request.chat_requests()]
         written = shape(include_usage=request.include_usage, echoed=request.echoed())
-        return _Answer(HttpAnswer(college, resolved, written, stream=bool(request.stream), n=request.n or 1))
+        return await answered(request.chat_requests(), written, bool(request.stream), request.n or 1)
 
     @app.post(
         "/v1/chat/completions",
@@ -106,18 +111,19 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
         )
         return Response(encode(answer), media_type="application/json")
 
+    add_other_apis(app, college, resolver, answered)
     return app
 
 
-def _response(error: CoeError) -> Response:
+def _response(error: CoeError, request: Request) -> Response:
     headers = {key.decode(): value.decode() for key, value in error_headers(error)}
-    body = encode(error_object(error))
+    body = encode(error_body(error, request.url.path))
     return Response(body, status_of(error), headers=headers, media_type="application/json")
 
 
 async def _coe_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CoeError)
-    return _response(error)
+    return _response(error, request)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -126,18 +132,20 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = api.complaint(error.errors())
     place = api.field(first["loc"])
     if first["type"] == "json_invalid":
-        return _response(HttpError(400, "the body is not JSON", code="invalid_json"))
+        return _response(HttpError(400, "the body is not JSON", code="invalid_json"), request)
     if not first["loc"][1:] and "json" not in request.headers.get("content-type", ""):
         hint = "Send it as JSON with the header Content-Type: application/json."
-        return _response(HttpError(400, "the body has no type that is read here", hint, code="invalid_json"))
+        return _response(HttpError(400, "the body has no type that is read here", hint, code="invalid_json"), request)
     param = place or None
     message = f"`{param or 'body'}`: {first['msg']}"
-    return _response(HttpError(400, message.encode("utf-8", "replace").decode(), code="invalid_value", param=param))
+    return _response(
+        HttpError(400, message.encode("utf-8", "replace").decode(), code="invalid_value", param=param), request
+    )
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code, message, hint = _HTTP_ERRORS.get(error.status_code, ("invalid_request", str(error.detail), ""))
-    response = _response(HttpError(error.status_code, message, hint, code=code))
+    response = _response(HttpError(error.status_code, message, hint, code=code), request)
     response.headers.update(error.headers or {})
     return response

@@ -45,9 +45,10 @@ _MAX_NONCE = 128
 _BEAT_S = 1.0
 _LARGE_BYTES = 262_144
 _HEALTH_PATHS = ("/healthz", "/health", "/v1/health")
+_API_PATHS = ("/v1/", "/api/", "/openapi.json")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _COUNTED_PATHS = {
-    *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings",
+    *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed",
     "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
 }  # fmt: skip
 
@@ -116,7 +117,7 @@ class Server:
                 message["body"] = b""
             await send(message)
 
-        counts = method == "POST" and path.startswith(("/v1/", "/coe/ask"))
+        counts = method == "POST" and path.startswith(("/v1/", "/api/", "/coe/ask"))
         self._in_flight += counts
         try:
             await self._guarded(scope, receive, noting)
@@ -151,7 +152,7 @@ class Server:
                 _allow(method, "GET")
                 self._guard.check_key(headers)
                 await self._metrics(send)
-            elif path.startswith("/v1/") or path == "/openapi.json":
+            elif path.startswith(_API_PATHS):
                 self._guard.check_key(headers)
                 if self.draining and method == "POST":
                     raise Draining("the college is ending", "Ask another one.")
@@ -166,7 +167,7 @@ class Server:
             else:
                 raise HttpError(404, "there is nothing here", "See /openapi.json.", code="not_found")
         except CoeError as error:
-            await send_error(send, error)
+            await send_error(send, error, path)
 
     async def openai(self) -> Any:
         """The FastAPI application, imported in a thread at its first use so that running answers go on."""

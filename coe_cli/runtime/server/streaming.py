@@ -24,7 +24,7 @@ from coe_cli.runtime.college.chat_request import Resolved
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import ResolvedRequest
 from coe_cli.runtime.server.answer_parts import Choice, Part
-from coe_cli.runtime.server.http_errors import error_headers, error_object, status_of
+from coe_cli.runtime.server.http_errors import error_body, error_headers, status_of
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -131,9 +131,9 @@ async def send_json(
     await send({"type": "http.response.body", "body": data})
 
 
-async def send_error(send: Send, error: CoeError) -> None:
-    """A whole response in OpenAI's shape."""
-    await send_json(send, status_of(error), error_object(error), error_headers(error))
+async def send_error(send: Send, error: CoeError, path: str = "") -> None:
+    """A whole response in the shape of the API that ``path`` belongs to."""
+    await send_json(send, status_of(error), error_body(error, path), error_headers(error))
 
 
 class HttpAnswer:
@@ -149,7 +149,6 @@ class HttpAnswer:
         *,
         stream: bool,
         n: int = 1,
-        error_body: Callable[[CoeError], Any] = error_object,
     ) -> None:
         self._asks = [msgspec.structs.replace(each.ask, buffered=each.ask.buffered or not stream) for each in resolved]
         self._choices = [
@@ -158,13 +157,12 @@ class HttpAnswer:
         ]
         self._college, self._shape, self._stream = college, shape, stream
         self._about = About(resolved[0].told, resolved[0].ask.model, self._choices)
-        self._error_body = error_body
         self._sent = False
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        await until_client_goes(receive, lambda: self._answer(send))
+        await until_client_goes(receive, lambda: self._answer(send, scope["path"]))
 
-    async def _answer(self, send: Send) -> None:
+    async def _answer(self, send: Send, path: str) -> None:
         try:
             await (self._answer_in_chunks(send) if self._stream else self._answer_whole(send))
         except ConnectionError:
@@ -174,7 +172,7 @@ class HttpAnswer:
             if error is not failure:
                 logging.getLogger("uvicorn.error").exception("an answer failed")
             if not self._sent:
-                await send_json(send, status_of(error), self._error_body(error), error_headers(error))
+                await send_error(send, error, path)
             else:
                 await self._send_last(send, self._shape.failed(error))
 

@@ -1,0 +1,259 @@
+"""Answers as a row of blocks, one after the other: OpenAI's responses and Anthropic's messages, whole and as events."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from coe_cli.errors import CoeError
+from coe_cli.runtime.server.answer_parts import Choice, Part
+from coe_cli.runtime.server.http_errors import anthropic_error, error_object
+from coe_cli.runtime.server.streaming import About, Shape
+
+_encode = msgspec.json.Encoder().encode
+
+
+class BlockShape(Shape):
+    """Opens a block where a part of another kind begins, and closes it before the next."""
+
+    _key: tuple[str, int] | None = None
+    _count = -1
+
+    def opened(self, part: Part) -> list[dict[str, Any]]:
+        """The events with which a block begins."""
+        raise NotImplementedError
+
+    def more(self, part: Part) -> dict[str, Any]:
+        """The event of more of the block."""
+        raise NotImplementedError
+
+    def closed(self, choice: Choice) -> list[dict[str, Any]]:
+        """The events with which the block that is open ends."""
+        raise NotImplementedError
+
+    def event(self, fields: dict[str, Any]) -> bytes:
+        name: str = fields["type"]
+        return b"event: " + name.encode() + b"\ndata: " + _encode(fields) + b"\n\n"
+
+    def parts(self, choice: Choice, parts: list[Part]) -> bytes:
+        events: list[dict[str, Any]] = []
+        for part in parts:
+            key = (part.kind, part.call)
+            if key != self._key:
+                events += self._close(choice)
+                self._key, self._count = key, self._count + 1
+                events += self.opened(part)
+            if part.text:
+                events.append(self.more(part))
+        return b"".join(self.event(fields) for fields in events)
+
+    def end_of(self, choice: Choice) -> bytes:
+        return b"".join(self.event(fields) for fields in self._close(choice))
+
+    def _close(self, choice: Choice) -> list[dict[str, Any]]:
+        if self._key is None:
+            return []
+        events = self.closed(choice)
+        self._key = None
+        return events
+
+
+class MessagesShape(BlockShape):
+    """Anthropic's."""
+
+    _DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking"), "call": ("input_json_delta", "partial_json")}  # fmt: skip # noqa: RUF012
+
+    def begin(self, about: About, choices: list[Choice]) -> bytes:
+        return self.event({"type": "message_start", "message": self._message(about, choices, [], None)})
+
+    def opened(self, part: Part) -> list[dict[str, Any]]:
+        block: dict[str, Any] = {"type": part.kind, part.kind: ""}
+        if part.kind == "call":
+            block = {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
+        return [{"type": "content_block_start", "index": self._count, "content_block": block}]
+
+    def more(self, part: Part) -> dict[str, Any]:
+        kind, field = self._DELTAS[part.kind]
+        return {"type": "content_block_delta", "index": self._count, "delta": {"type": kind, field: part.text}}
+
+    def closed(self, choice: Choice) -> list[dict[str, Any]]:
+        return [{"type": "content_block_stop", "index": self._count}]
+
+    def end(self, about: About, choices: list[Choice]) -> bytes:
+        delta = {"stop_reason": _stop_reason(choices[0]), "stop_sequence": None}
+        usage = self._usage(about, choices)
+        return self.event({"type": "message_delta", "delta": delta, "usage": usage}) + self.event(
+            {"type": "message_stop"}
+        )
+
+    def failed(self, error: CoeError) -> bytes:
+        return self.event(anthropic_error(error))
+
+    def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]:
+        (choice,) = choices
+        blocks: list[dict[str, Any]] = []
+        if choice.thoughts:
+            blocks.append({"type": "thinking", "thinking": choice.thoughts, "signature": ""})
+        if choice.text or not choice.calls:
+            blocks.append({"type": "text", "text": choice.text})
+        for call in choice.calls:
+            blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
+        return self._message(about, choices, blocks, _stop_reason(choice)) | {"coe": about.coe()}
+
+    def _message(
+        self, about: About, choices: list[Choice], blocks: list[dict[str, Any]], reason: str | None
+    ) -> dict[str, Any]:
+        return {
+            "id": f"msg_{about.id}",
+            "type": "message",
+            "role": "assistant",
+            "model": about.model,
+            "content": blocks,
+            "stop_reason": reason,
+            "stop_sequence": None,
+            "usage": self._usage(about, choices),
+        }
+
+    @staticmethod
+    def _usage(about: About, choices: list[Choice]) -> dict[str, Any]:
+        counts = about.usage(choices)
+        started = choices[0].reading
+        prompt = counts["prompt_tokens"] or (started.prompt_tokens if started else 0)
+        cached = counts["prompt_tokens_details"]["cached_tokens"]
+        return {
+            "input_tokens": prompt - cached,
+            "cache_read_input_tokens": cached,
+            "output_tokens": counts["completion_tokens"],
+        }
+
+
+def _stop_reason(choice: Choice) -> str:
+    return {"length": "max_tokens", "tool_calls": "tool_use"}.get(choice.reason, "end_turn")
+
+
+def _object(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # cut off by max_tokens
+        return {}
+
+
+class ResponsesShape(BlockShape):
+    """OpenAI's responses. ``request`` holds the fields that a response repeats."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
+        self._number = -1
+        self._items: list[dict[str, Any]] = []
+
+    def event(self, fields: dict[str, Any]) -> bytes:
+        self._number += 1
+        return super().event({**fields, "sequence_number": self._number})
+
+    def begin(self, about: About, choices: list[Choice]) -> bytes:
+        self._about = about
+        response = self._response(about, choices, [], "in_progress")
+        kinds = ("response.created", "response.in_progress")
+        return b"".join(self.event({"type": kind, "response": response}) for kind in kinds)
+
+    def opened(self, part: Part) -> list[dict[str, Any]]:
+        made = f"{self._about.id}_{self._count}"
+        self._item = _item(part.kind, made, "", part.name, part.id, "in_progress")
+        added = {"type": "response.output_item.added", "output_index": self._count, "item": self._item}
+        self._written: list[str] = []
+        if part.kind != "text":
+            return [added]
+        return [added, self._of_item("response.content_part.added", content_index=0, part=_text(""))]
+
+    def more(self, part: Part) -> dict[str, Any]:
+        self._written.append(part.text)
+        if part.kind == "call":
+            return self._of_item("response.function_call_arguments.delta", delta=part.text)
+        if part.kind == "thinking":
+            return self._of_item("response.reasoning_text.delta", content_index=0, delta=part.text)
+        return self._of_item("response.output_text.delta", content_index=0, delta=part.text, logprobs=[])
+
+    def closed(self, choice: Choice) -> list[dict[str, Any]]:
+        text, kind = "".join(self._written), (self._key or ("", 0))[0]
+        item = self._item
+        self._item = _item(
+            kind, item["id"].split("_", 1)[1], text, item.get("name"), item.get("call_id", ""), "completed"
+        )
+        self._items.append(self._item)
+        done = {"type": "response.output_item.done", "output_index": self._count, "item": self._item}
+        if kind == "call":
+            told = self._of_item("response.function_call_arguments.done", arguments=text, name=item["name"])
+            return [told, done]
+        if kind == "thinking":
+            return [self._of_item("response.reasoning_text.done", content_index=0, text=text), done]
+        return [
+            self._of_item("response.output_text.done", content_index=0, text=text, logprobs=[]),
+            self._of_item("response.content_part.done", content_index=0, part=_text(text)),
+            done,
+        ]
+
+    def end(self, about: About, choices: list[Choice]) -> bytes:
+        kind = "response.incomplete" if choices[0].reason == "length" else "response.completed"
+        return self.event({"type": kind, "response": self._response(about, choices, self._items, None)})
+
+    def failed(self, error: CoeError) -> bytes:
+        told = error_object(error)["error"]
+        return self.event({"type": "error", "code": told["code"], "message": told["message"], "param": told["param"]})
+
+    def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]:
+        (choice,) = choices
+        items = [("thinking", choice.thoughts, None, "")] if choice.thoughts else []
+        items += [("text", choice.text, None, "")] if choice.text or not choice.calls else []
+        items += [("call", call.arguments, call.name, call.id) for call in choice.calls]  # type: ignore[misc]
+        self._items = [
+            _item(kind, f"{about.id}_{number}", text, name, made, "completed")
+            for number, (kind, text, name, made) in enumerate(items)
+        ]
+        return self._response(about, choices, self._items, None)
+
+    def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"type": kind, "item_id": self._item["id"], "output_index": self._count, **fields}
+
+    def _response(
+        self, about: About, choices: list[Choice], items: list[dict[str, Any]], status: str | None
+    ) -> dict[str, Any]:
+        cut = choices[0].reason == "length"
+        counts = about.usage(choices)
+        return {
+            "id": f"resp_{about.id}",
+            "object": "response",
+            "created_at": about.created,
+            "status": status or ("incomplete" if cut else "completed"),
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut and status is None else None,
+            "model": about.model,
+            "output": items,
+            **self._request,
+            "usage": None
+            if status is not None
+            else {
+                "input_tokens": counts["prompt_tokens"],
+                "input_tokens_details": counts["prompt_tokens_details"],
+                "output_tokens": counts["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": counts["total_tokens"],
+            },
+            "coe": about.coe(),
+        }
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _item(kind: str, made: str, text: str, name: str | None, call_id: str, status: str) -> dict[str, Any]:
+    if kind == "call":
+        fields = {"type": "function_call", "call_id": call_id, "name": name, "arguments": text}
+        return {"id": f"fc_{made}", "status": status, **fields}
+    if kind == "thinking":
+        content = [{"type": "reasoning_text", "text": text}] if text else []
+        return {"id": f"rs_{made}", "type": "reasoning", "summary": [], "content": content, "status": status}
+    parts = [_text(text)] if status == "completed" else []
+    return {"id": f"msg_{made}", "type": "message", "role": "assistant", "status": status, "content": parts}

@@ -1,0 +1,302 @@
+"""OpenAI's responses, Anthropic's messages and Ollama's API: each request becomes a chat completion and is answered as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field, ValidationError
+from starlette.responses import Response
+
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.runtime.college.chat_request import ChatRequest
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.resolver import RequestResolver
+from coe_cli.runtime.server import openai_api as api
+from coe_cli.runtime.server.block_shapes import MessagesShape, ResponsesShape
+from coe_cli.runtime.server.embeddings import embed
+from coe_cli.runtime.server.http_errors import HttpError
+from coe_cli.runtime.server.ollama_shapes import OllamaShape, now
+from coe_cli.runtime.server.openai_messages import Text
+from coe_cli.runtime.server.other_requests import MessagesRequest, OllamaRequest, ResponsesRequest
+from coe_cli.runtime.server.streaming import Shape
+
+_MB = 2**20
+_OLLAMA = "0.6.4"
+"""The version whose API this is: clients ask for it."""
+_KEPT = 256
+_KEPT_BYTES = 16 * _MB
+
+Answer = Callable[[list[ChatRequest], Shape, bool], Awaitable[Response]]
+"""Answers requests in a shape, whole or in chunks."""
+
+
+class KeptResponses:
+    """The last conversations of ``/v1/responses``, in memory, as the bytes of messages and the response."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()
+
+    def keep(self, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+        """Keep one, and let go of the oldest where there are too many."""
+        encode = msgspec.json.encode
+        self._kept[response["id"]] = encode(messages), encode(response)
+        while len(self._kept) > _KEPT or sum(len(m) + len(r) for m, r in self._kept.values()) > _KEPT_BYTES:
+            self._kept.popitem(last=False)
+
+    def messages(self, name: str) -> list[dict[str, Any]]:
+        """
+        Raises:
+            HttpError: it is not kept (404).
+        """
+        return list(msgspec.json.decode(self._found(name, "previous_response_id")[0]))
+
+    def response(self, name: str) -> bytes:
+        """
+        Raises:
+            HttpError: it is not kept (404).
+        """
+        return self._found(name, "response_id")[1]
+
+    def forget(self, name: str) -> None:
+        """
+        Raises:
+            HttpError: it is not kept (404).
+        """
+        self._found(name, "response_id")
+        del self._kept[name]
+
+    def _found(self, name: str, param: str) -> tuple[bytes, bytes]:
+        kept = self._kept.get(name)
+        if kept is None:
+            raise HttpError(
+                404, f"no response `{name[:64]}` is kept", "Send the conversation.", code="not_found", param=param
+            )
+        return kept
+
+
+class _KeepingShape(ResponsesShape):
+    """Keeps the conversation when it has been answered."""
+
+    def __init__(self, request: dict[str, Any], kept: KeptResponses | None, messages: list[dict[str, Any]]) -> None:
+        super().__init__(request)
+        self._kept, self._messages = kept, messages
+
+    def _response(self, about: Any, choices: Any, items: Any, status: str | None) -> dict[str, Any]:
+        response = super()._response(about, choices, items, status)
+        if status is None and self._kept is not None:
+            choice = choices[0]
+            calls = [{"id": c.id, "function": {"name": c.name, "arguments": c.arguments}} for c in choice.calls]
+            said = {"role": "assistant", "content": choice.text or (None if calls else "")}
+            spoken = [each for each in self._messages if each.get("role") not in ("system", "developer")]
+            self._kept.keep(response, [*spoken, said | ({"tool_calls": calls} if calls else {})])
+        return response
+
+
+def chat_requests(body: dict[str, Any], renamed: dict[str, str] | None = None) -> list[ChatRequest]:
+    """The requests of a chat completion that was made of something else; ``renamed``: what its fields are called there.
+
+    Raises:
+        RequestValidationError: as for a chat completion.
+    """
+    kind = api.CompletionRequest if "prompt" in body else api.ChatCompletionRequest
+    try:
+        return kind.model_validate(body).chat_requests()
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        names = renamed or {}
+        for each in found:
+            each["loc"] = ("body", *(names.get(str(part), part) for part in each["loc"]))
+        raise RequestValidationError(found) from None
+
+
+def add_other_apis(app: FastAPI, college: College, resolver: RequestResolver, answer: Answer) -> None:
+    """Add the endpoints to the application."""
+    _add_responses(app, answer)
+
+    @app.post("/v1/messages", operation_id="messages")
+    async def messages(request: MessagesRequest) -> Response:
+        """Anthropic's messages: text, thoughts and functions, whole or as events."""
+        asked = chat_requests(request.chat(), {"stop": "stop_sequences"})
+        return await answer(asked, MessagesShape(), bool(request.stream))
+
+    _add_ollama(app, college, resolver, answer)
+
+
+def _add_responses(app: FastAPI, answer: Answer) -> None:
+    kept = KeptResponses()
+
+    @app.post("/v1/responses", operation_id="respond")
+    async def respond(request: ResponsesRequest) -> Response:
+        """OpenAI's responses. The last conversations are kept in memory for ``previous_response_id``."""
+        earlier = kept.messages(request.previous_response_id) if request.previous_response_id else []
+        body = request.chat(earlier)
+        repeated = {
+            "instructions": request.instructions,
+            "previous_response_id": request.previous_response_id,
+            "parallel_tool_calls": body.get("parallel_tool_calls", True),
+            "tools": request.tools or [],
+            "tool_choice": request.tool_choice or "auto",
+            "temperature": body.get("temperature"),
+            "top_p": body.get("top_p"),
+            "max_output_tokens": request.max_output_tokens,
+            "text": request.text or {"format": {"type": "text"}},
+            "metadata": request.metadata or {},
+        }
+        names = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text"}
+        asked = chat_requests(body, names)
+        shape = _KeepingShape(repeated, None if request.store is False else kept, body["messages"])
+        return await answer(asked, shape, bool(request.stream))
+
+    @app.get("/v1/responses/{response_id}", operation_id="response")
+    async def response(response_id: str) -> Response:
+        return Response(kept.response(response_id), media_type="application/json")
+
+    @app.delete("/v1/responses/{response_id}", operation_id="forget")
+    async def forget(response_id: str) -> dict[str, Any]:
+        kept.forget(response_id)
+        return {"id": response_id, "object": "response.deleted", "deleted": True}
+
+
+class EmbedRequest(BaseModel):
+    model: str = Field(min_length=1, max_length=256)
+    input: Text | list[Text] = Field(default="", max_length=2048 * 1024)
+
+
+class NameRequest(BaseModel):
+    model: str = Field(default="", max_length=256)
+    name: str = Field(default="", max_length=256)
+    stream: bool | None = None
+
+    @property
+    def asked(self) -> str:
+        return _plain_name(self.model or self.name)
+
+
+def _plain_name(name: str) -> str:
+    """Ollama's clients add a tag where there is none."""
+    return name.removesuffix(":latest")
+
+
+def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answer: Answer) -> None:
+    async def ask(request: OllamaRequest, *, chat: bool) -> Response:
+        if request.loads_only:
+            return await _load_or_unload(request, college, resolver, chat=chat)
+        body = request.body() | {"model": _plain_name(request.model)}
+        shape = OllamaShape(request.model, chat=chat)
+        shape.splits_thinking = not request.raw
+        return await answer(chat_requests(body), shape, request.stream is not False)
+
+    @app.post("/api/chat", operation_id="ollama_chat")
+    async def chat(request: OllamaRequest) -> Response:
+        """Ollama's chat; in chunks unless ``stream`` is false."""
+        return await ask(request, chat=True)
+
+    @app.post("/api/generate", operation_id="ollama_generate")
+    async def generate(request: OllamaRequest) -> Response:
+        """Ollama's answer to one prompt; without one the model is loaded, or with ``keep_alive`` 0 taken out."""
+        return await ask(request, chat=False)
+
+    @app.get("/api/tags", operation_id="ollama_tags")
+    async def tags() -> dict[str, Any]:
+        def read() -> list[dict[str, Any]]:
+            return [_entry(name, resolver) for name, _ in resolver.names()]
+
+        return {"models": await asyncio.to_thread(read)}
+
+    @app.post("/api/show", operation_id="ollama_show")
+    async def show(request: NameRequest) -> dict[str, Any]:
+        spec = await _spec(request.asked, resolver)
+        kind = spec.shape.model_type if hasattr(spec.shape, "model_type") else "onnx"
+        return {
+            "modelfile": "",
+            "parameters": "",
+            "template": "",
+            "details": _details(),
+            "model_info": {"general.architecture": kind, f"{kind}.context_length": spec.context_length},
+            "capabilities": ["completion", "tools"],
+        }
+
+    @app.get("/api/ps", operation_id="ollama_ps")
+    async def ps() -> dict[str, Any]:
+        pool = college.snapshot()
+        loaded = [
+            {**_entry(m.name, resolver), "size_vram": m.reserved_mb * _MB, "expires_at": now(), "state": m.state}
+            for m in pool.models
+            if m.state != "absent"
+        ]
+        figures = {"usage_mb": round(pool.usage_mb), "pool_mb": pool.pool_mb, "queue_length": pool.queue_length}
+        return {"models": loaded, "coe": {"pressure": round(pool.pressure, 4), "level": pool.level, **figures}}
+
+    @app.post("/api/pull", operation_id="ollama_pull")
+    async def pull(request: NameRequest) -> Response:
+        """Progress of a model that is there already. Nothing is downloaded because somebody asks over HTTP."""
+        await _spec(request.asked, resolver)
+        stages = ["pulling manifest", "verifying sha256 digest", "success"]
+        told = stages if request.stream is not False else stages[-1:]
+        lines = b"".join(msgspec.json.encode({"status": stage}) + b"\n" for stage in told)
+        return Response(lines, media_type="application/x-ndjson" if request.stream is not False else "application/json")
+
+    @app.post("/api/embed", operation_id="ollama_embed")
+    async def embeddings(request: EmbedRequest) -> dict[str, Any]:
+        texts = [request.input] if isinstance(request.input, str) else request.input
+        name = _plain_name(request.model)
+        found = await asyncio.to_thread(embed, name, list(texts), resolver.router, base64=False)
+        vectors = [each["embedding"] for each in found["data"]]
+        count = found["usage"]["prompt_tokens"]
+        return {"model": request.model, "embeddings": vectors, "prompt_eval_count": count}
+
+    @app.get("/api/version", operation_id="ollama_version")
+    async def version() -> dict[str, str]:
+        return {"version": _OLLAMA}
+
+
+async def _load_or_unload(
+    request: OllamaRequest, college: College, resolver: RequestResolver, *, chat: bool
+) -> Response:
+    spec = await _spec(_plain_name(request.model), resolver)
+    goes = request.keep_alive is not None and str(request.keep_alive).rstrip("smh") in ("0", "0.0")
+    if goes:
+        college.unload(spec.name)
+    else:
+        college.expect(spec)
+    said: dict[str, Any] = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
+    ended = {"done": True, "done_reason": "unload" if goes else "load"}
+    body = {"model": request.model, "created_at": now(), **said, **ended}
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+async def _spec(name: str, resolver: RequestResolver) -> ModelSpec:
+    """The model that a name stands for: its own, or the expert's.
+
+    Raises:
+        ModelMissing, ModelDamaged: there is none that answers.
+    """
+    asked = ChatRequest([], name=name, resolve_only=True)
+    resolved = await resolver.resolve(asked)
+    return resolved.ask.model
+
+
+def _entry(name: str, resolver: RequestResolver) -> dict[str, Any]:
+    folder = resolver.models_dir / name
+    try:
+        size = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+    except OSError:
+        size = 0
+    return {"name": name, "model": name, "modified_at": now(), "size": size, "digest": "", "details": _details()}
+
+
+def _details() -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "onnx",
+        "family": "",
+        "families": [],
+        "parameter_size": "",
+        "quantization_level": "",
+    }

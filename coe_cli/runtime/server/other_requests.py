@@ -1,0 +1,242 @@
+"""Requests of OpenAI's responses, Anthropic's messages and Ollama's API, as the chat completion that each one stands for.
+
+What is not named here goes on to ``ChatCompletionRequest`` as it came, which refuses what would change the answer.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from coe_cli.core.answers.tool_calls import MOST_TOOLS
+
+_Body = dict[str, Any]
+_Content = str | list[_Body]
+
+
+class _Loose(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    def rest(self) -> _Body:
+        """The fields that are named alike in a chat completion, and those that nobody named."""
+        own = {name for name, field in type(self).model_fields.items() if field.exclude}
+        given = {**{name: getattr(self, name) for name in self.model_fields_set}, **(self.model_extra or {})}
+        return {name: value for name, value in given.items() if name not in own and value is not None}
+
+
+def _own(default: Any = None, **more: Any) -> Any:
+    """A field that a chat completion has not, or not in this form."""
+    return Field(default=default, exclude=True, **more)
+
+
+def _without_empty(fields: _Body) -> _Body:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+# --- OpenAI's responses
+
+
+class ResponsesRequest(_Loose):
+    """``POST /v1/responses``."""
+
+    model: str = Field(min_length=1, max_length=256)
+    input: str | list[_Body] = _own("", max_length=8 * 2**20)
+    instructions: str | None = _own()
+    tools: Annotated[list[_Body], Field(max_length=MOST_TOOLS)] | None = _own()
+    tool_choice: str | _Body | None = _own()
+    text: _Body | None = _own()
+    max_output_tokens: int | None = _own()
+    previous_response_id: Annotated[str, Field(max_length=128)] | None = _own()
+    store: bool | None = _own()
+    stream: bool | None = _own()
+    metadata: _Body | None = _own()
+
+    def turns(self) -> list[_Body]:
+        """The input as messages of a chat."""
+        if isinstance(self.input, str):
+            return [{"role": "user", "content": self.input}]
+        turns: list[_Body] = []
+        for item in self.input:
+            kind = item.get("type", "message")
+            if kind == "function_call":
+                function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
+                call = {"id": item.get("call_id", ""), "type": "function", "function": function}
+                if turns and turns[-1].get("tool_calls"):
+                    turns[-1]["tool_calls"].append(call)
+                else:
+                    turns.append({"role": "assistant", "content": None, "tool_calls": [call]})
+            elif kind == "function_call_output":
+                turns.append({"role": "tool", "tool_call_id": item.get("call_id", ""), "content": item.get("output")})
+            elif kind != "reasoning":
+                turns.append({"role": item.get("role"), "content": item.get("content")})
+        return turns
+
+    def chat(self, earlier: list[_Body]) -> _Body:
+        """The chat completion, with the messages that came before."""
+        system = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        choice: Any = self.tool_choice
+        if isinstance(choice, dict) and "name" in choice:
+            choice = {"type": choice.get("type"), "function": {"name": choice["name"]}}
+        form: Any = (self.text or {}).get("format")
+        if isinstance(form, dict) and form.get("type") == "json_schema" and "json_schema" not in form:
+            form = {"type": "json_schema", "json_schema": {k: v for k, v in form.items() if k != "type"}}
+        return self.rest() | _without_empty(
+            {
+                "messages": [*system, *earlier, *self.turns()],
+                "tools": [_flat_tool(tool) for tool in self.tools or ()] or None,
+                "tool_choice": choice,
+                "response_format": form,
+                "max_tokens": self.max_output_tokens,
+            }
+        )
+
+
+def _flat_tool(tool: _Body) -> _Body:
+    return {"type": tool.get("type"), "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+# --- Anthropic's messages
+
+
+class MessagesTurn(BaseModel):
+    role: Literal["user", "assistant", "system"]
+    content: _Content
+
+
+class MessagesRequest(_Loose):
+    """``POST /v1/messages``."""
+
+    model: str = Field(min_length=1, max_length=256)
+    max_tokens: int
+    messages: list[MessagesTurn] = _own([], min_length=1, max_length=1024)
+    system: _Content | None = _own()
+    tools: Annotated[list[_Body], Field(max_length=MOST_TOOLS)] | None = _own()
+    tool_choice: _Body | None = _own()
+    stop_sequences: list[str] | None = _own()
+    stream: bool | None = _own()
+    metadata: _Body | None = _own()
+    thinking: _Body | None = _own()
+
+    def chat(self) -> _Body:
+        """The chat completion."""
+        turns: list[_Body] = []
+        if self.system:
+            turns.append({"role": "system", "content": _texts(self.system)})
+        for turn in self.messages:
+            turns += _turns(turn)
+        choice = self.tool_choice or {}
+        named = {"type": "function", "function": {"name": choice.get("name")}}
+        kinds: _Body = {"auto": "auto", "any": "required", "none": "none", "tool": named}
+        return self.rest() | _without_empty(
+            {
+                "messages": turns,
+                "tools": [_anthropic_tool(tool) for tool in self.tools or ()] or None,
+                "tool_choice": kinds.get(str(choice.get("type")), choice or None),
+                "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") else None,
+                "stop": self.stop_sequences or None,
+            }
+        )
+
+
+def _anthropic_tool(tool: _Body) -> _Body:
+    function = {
+        "name": tool.get("name"),
+        "description": tool.get("description"),
+        "parameters": tool.get("input_schema"),
+    }
+    return {"type": "function" if tool.get("type") in (None, "custom") else tool["type"], "function": function}
+
+
+def _texts(content: Any) -> Any:
+    """Blocks of text as parts; those of another kind go on, to be refused."""
+    if not isinstance(content, list):
+        return content
+    return [{"type": b.get("type"), "text": b.get("text")} if isinstance(b, dict) else b for b in content]
+
+
+def _turns(turn: MessagesTurn) -> list[_Body]:
+    if isinstance(turn.content, str):
+        return [{"role": turn.role, "content": turn.content}]
+    results = [
+        {"role": "tool", "tool_call_id": block.get("tool_use_id", ""), "content": _texts(block.get("content", ""))}
+        for block in turn.content
+        if block.get("type") == "tool_result"
+    ]
+    calls = [
+        {
+            "id": block.get("id", ""),
+            "function": {"name": block.get("name"), "arguments": json.dumps(block.get("input", {}))},
+        }
+        for block in turn.content
+        if block.get("type") == "tool_use"
+    ]
+    said = [
+        b for b in turn.content if b.get("type") not in ("tool_result", "tool_use", "thinking", "redacted_thinking")
+    ]
+    turns = results if turn.role == "user" else []
+    if said or calls or not turns:
+        spoken: _Body = {"role": turn.role, "content": _texts(said) if said or not calls else None}
+        turns.append(spoken | ({"tool_calls": calls} if calls else {}))
+    return turns
+
+
+# --- Ollama's
+
+
+class OllamaRequest(_Loose):
+    """``POST /api/chat`` and ``/api/generate``."""
+
+    model: str = Field(min_length=1, max_length=256)
+    messages: list[_Body] | None = _own()
+    prompt: str | None = _own()
+    system: str | None = _own()
+    raw: bool | None = _own()
+    tools: Annotated[list[_Body], Field(max_length=MOST_TOOLS)] | None = None
+    format: str | _Body | None = _own()
+    options: _Body | None = _own()
+    stream: bool | None = _own()
+    keep_alive: str | float | None = _own()
+    think: bool | str | None = _own()
+    context: list[int] | None = _own()
+
+    @property
+    def loads_only(self) -> bool:
+        """Whether nothing is asked: the model is to be loaded, or with ``keep_alive`` 0 to go."""
+        return not (self.messages or self.prompt)
+
+    def body(self) -> _Body:
+        """The chat completion, or with ``raw`` the plain one."""
+        given = self.rest()
+        options = dict(self.options or {})
+        most = options.pop("num_predict", None)
+        if isinstance(most, int) and most > 0:
+            given["max_tokens"] = most
+        given |= {name: value for name, value in options.items() if value is not None}
+        if self.format:
+            schema = isinstance(self.format, dict)
+            form = {"type": "json_object", "schema": self.format} if schema else {"type": f"{self.format}_object"}
+            given["response_format"] = form
+        if self.raw:
+            return given | {"prompt": self.prompt or ""}
+        turns = [_ollama_turn(turn) for turn in self.messages or ()]
+        if self.messages is None:
+            turns = [{"role": "user", "content": self.prompt}]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return given | {"messages": [*system, *turns]}
+
+
+def _ollama_turn(turn: _Body) -> _Body:
+    said: _Body = {"role": turn.get("role"), "content": turn.get("content", "")}
+    if turn.get("images"):
+        said["content"] = [{"type": "image"}]  # refused with a sentence
+    calls = turn.get("tool_calls")
+    if isinstance(calls, list):
+        functions = [call.get("function") if isinstance(call, dict) else None for call in calls]
+        said["tool_calls"] = [
+            {"function": {"name": f.get("name"), "arguments": json.dumps(f.get("arguments") or {})}}
+            for f in functions
+            if isinstance(f, dict)
+        ]
+    return said

@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 QUESTION ?= What is the capital of France?
 OLD_OGA := .oga-0.13.1
+WEBGPU := .webgpu
 MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py test_slots.py test_measured_answer.py \
   model_store/test_show_verify_rm.py model_store/test_optimize.py)
 
-.PHONY: demo test test-slow test-ray test-oga013 test-windows test-directml lint types imports resolve docs check clean nginx
+.PHONY: demo test test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean nginx
 
 ## install, fetch and convert the embedded model, ask a question
 demo: $(VENV)/installed
@@ -48,6 +49,11 @@ test-windows: $(VENV)/developed
 test-directml: $(VENV)/developed
 	PYTHON=$(CURDIR)/$(BIN)/python bash tests/windows/directml.sh gate
 
+## WebGPU on a software card, from Debian's packages (tests/webgpu); where that cannot be set up, it says so
+test-webgpu: $(VENV)/developed $(WEBGPU)/installed
+	PYTHONPATH=$(CURDIR)/$(WEBGPU) PYTHON=$(CURDIR)/$(BIN)/python bash tests/webgpu/webgpu.sh gate $(PYTEST_ARGS) \
+	  || { [ $$? = 77 ] && [ -z "$$CI" ]; }
+
 lint: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,6 +70,8 @@ resolve: $(VENV)/developed
 	  $(BIN)/uv pip compile -q pyproject.toml --extra directml --extra fleet --extra ray --python-platform windows --python-version $$version -o /dev/null && \
 	  $(BIN)/uv pip compile -q pyproject.toml --extra cpu --python-platform linux --python-version $$version -o /dev/null && \
 	  MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q pyproject.toml --extra cpu --python-platform macos --python-version $$version -o /dev/null && \
+	  for system in windows linux aarch64-apple-darwin; do MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q pyproject.toml --extra webgpu \
+	    --python-platform $$system --python-version $$version -o /dev/null || exit 1; done && \
 	  $(BIN)/uv pip compile -q pyproject.toml --extra cuda --extra fleet --extra ray --python-platform linux --python-version $$version -o /dev/null && \
 	  echo "resolves on Windows, Linux and macOS for Python $$version" || exit 1; \
 	done
@@ -75,7 +83,7 @@ docs: $(VENV)/developed
 check: lint types imports resolve docs
 
 clean:
-	rm -rf $(VENV) $(OLD_OGA) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(OLD_OGA) $(WEBGPU) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 
 # PyTorch only converts models here, so its CPU build is enough: a wheel that pip is configured to find on disk, else
 # PyTorch's own CPU index through uv, else whatever the package index has.
@@ -98,4 +106,8 @@ $(VENV)/developed: $(VENV)/installed
 
 $(OLD_OGA)/installed: $(VENV)/installed
 	$(PIP) install --no-deps --target $(OLD_OGA) --upgrade onnxruntime==1.24.4 onnxruntime-genai==0.13.1
+	touch $@
+
+$(WEBGPU)/installed: $(VENV)/installed
+	$(PIP) install --no-deps --target $(WEBGPU) --upgrade onnxruntime-ep-webgpu==0.4.0
 	touch $@

@@ -1,4 +1,4 @@
-"""Two decoders of two layers, made by `coe models import --provider dml`: make_models.py FOLDER.
+"""Two decoders of two layers, made by `coe models import`: make_models.py FOLDER [PROVIDER].
 
 Their weights are random, their residuals have a root mean square of several hundred, where DirectML's fp16 norms are wrong.
 """
@@ -75,13 +75,13 @@ def write_checkpoint(folder: Path, seed: int) -> None:
     _tokenizer(folder)
 
 
-def main(target: Path) -> None:
+def main(target: Path, provider: str = "dml") -> None:
     for seed, name in enumerate(NAMES):
         if (target / name).exists():
             continue
         source = target / f".source-{name}"
         write_checkpoint(source, seed)
-        command = ["models", "import", str(source), "--name", name, "--provider", "dml"]
+        command = ["models", "import", str(source), "--name", name, "--provider", provider]
         subprocess.run(
             [sys.executable, "-m", "coe_cli", *command],
             check=True,
@@ -90,4 +90,4 @@ def main(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -3,76 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 CHECKOUT = Path(__file__).parents[3]
+sys.path.insert(0, str(CHECKOUT / "tests"))
+from two_experts import Coe  # noqa: E402
+
 MODELS = CHECKOUT / "models"
-TIMEOUT_S = 240
 LONG = "tell " * 300
 """1,500 characters, which are as many tokens."""
-
-PROFILES = """
-default_profile: lab
-profiles:
-  lab: {provider: dml, vram_budget_mb: 2100, max_concurrent_slots: 1, context_length: 2048, preload_enabled: false}
-"""
-EXPERTS = """
-experts:
-  first: {model: tiny-a, system_prompt: "One.", description: "the first"}
-  second: {model: tiny-b, system_prompt: "Two.", description: "the second"}
-"""
-
-
-class Coe:
-    """`coe` with folders of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "config").mkdir()
-        (folder / "config" / "hardware_profiles.yaml").write_text(PROFILES, encoding="utf-8")
-        (folder / "config" / "experts.yaml").write_text(EXPERTS, encoding="utf-8")
-        names = {"COE_CONFIG_DIR": "config", "COE_STATE_DIR": "state", "COE_CACHE_DIR": "cache"}
-        self.environment = {**os.environ, **{key: str(folder / name) for key, name in names.items()}, "PYTHONUTF8": "1"}
-        self.environment |= {"COE_MODELS_DIR": str(MODELS), "COE_PROFILE": "lab"}
-
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        """What a command writes to stdout; it must end with ``code``."""
-        done = subprocess.run(
-            [sys.executable, "-m", "coe_cli", *arguments],
-            cwd=CHECKOUT,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TIMEOUT_S,
-        )
-        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        return done.stdout
-
-    def json(self, *arguments: str, code: int = 0) -> Any:
-        return json.loads(self(*arguments, "--format", "json", code=code))
-
-    def ask(self, question: str, *arguments: str) -> dict[str, Any]:
-        """An answer of 6 tokens, from DirectML."""
-        answer = self.json("ask", *arguments, "--temperature", "0", "--max-tokens", "6", question)
-        assert answer["provider"] == "dml"
-        assert answer["usage"]["completion_tokens"] == 6 or answer["finish_reason"] == "stop"
-        return answer
 
 
 @pytest.fixture(scope="module")
 def coe(tmp_path_factory: pytest.TempPathFactory) -> Coe:
-    return Coe(tmp_path_factory.mktemp("coe"))
+    return Coe(tmp_path_factory.mktemp("coe"), "dml", MODELS)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +39,6 @@ def test_a_model_of_the_recipe_computes_what_the_cpu_does(coe: Coe) -> None:
 
 
 def test_a_model_with_fp16_norms_is_seen_to_compute_something_else(coe: Coe) -> None:
-    sys.path.insert(0, str(CHECKOUT / "tests"))
     from model_store.tiny_dml import write_tiny_dml
 
     write_tiny_dml(MODELS / "wrong", embedding_scale=600.0)

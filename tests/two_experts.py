@@ -1,0 +1,63 @@
+"""`coe` as a user types it, with a college of two experts, each on a small model of its own (tests/windows/directml/make_models.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[1]
+TIMEOUT_S = 240
+
+PROFILES = """
+default_profile: lab
+profiles:
+  lab: {{provider: {provider}, vram_budget_mb: {budget_mb}, max_concurrent_slots: 1, context_length: 2048, preload_enabled: false}}
+"""
+EXPERTS = """
+experts:
+  first: {model: tiny-a, system_prompt: "One.", description: "the first"}
+  second: {model: tiny-b, system_prompt: "Two.", description: "the second"}
+"""
+
+
+class Coe:
+    """`coe` with folders of its own."""
+
+    def __init__(self, folder: Path, provider: str, models: Path, budget_mb: int = 2100) -> None:
+        self.folder, self.provider = folder, provider
+        profiles = PROFILES.format(provider=provider, budget_mb=budget_mb)
+        (folder / "config").mkdir()
+        (folder / "config" / "hardware_profiles.yaml").write_text(profiles, encoding="utf-8")
+        (folder / "config" / "experts.yaml").write_text(EXPERTS, encoding="utf-8")
+        names = {"COE_CONFIG_DIR": "config", "COE_STATE_DIR": "state", "COE_CACHE_DIR": "cache"}
+        self.environment = {**os.environ, **{key: str(folder / name) for key, name in names.items()}, "PYTHONUTF8": "1"}
+        self.environment |= {"COE_MODELS_DIR": str(models), "COE_PROFILE": "lab"}
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """What a command writes to stdout; it must end with ``code``."""
+        done = subprocess.run(
+            [sys.executable, "-m", "coe_cli", *arguments],
+            cwd=CHECKOUT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        return done.stdout
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        return json.loads(self(*arguments, "--format", "json", code=code))
+
+    def ask(self, question: str, *arguments: str) -> dict[str, Any]:
+        """An answer of 6 tokens, from the provider."""
+        answer = self.json("ask", *arguments, "--temperature", "0", "--max-tokens", "6", question)
+        assert answer["provider"] == self.provider
+        assert answer["usage"]["completion_tokens"] == 6 or answer["finish_reason"] == "stop"
+        return answer

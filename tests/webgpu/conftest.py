@@ -1,0 +1,5 @@
+"""These tests run on WebGPU's software card alone: `make test-webgpu`."""
+
+import os
+
+collect_ignore_glob = [] if os.environ.get("COE_WEBGPU_MODELS") else ["test_*.py"]

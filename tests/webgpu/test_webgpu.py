@@ -1,0 +1,118 @@
+"""coe on WebGPU, as a user types it: two small models of its own recipe, on a college's two experts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from two_experts import CHECKOUT, TIMEOUT_S, Coe
+
+MODELS = Path(os.environ["COE_WEBGPU_MODELS"])
+LONG = "tell " * 300
+"""1,500 characters, which are as many tokens: three pieces."""
+
+
+@pytest.fixture(scope="module")
+def coe(tmp_path_factory: pytest.TempPathFactory) -> Coe:
+    return Coe(tmp_path_factory.mktemp("coe"), "webgpu", MODELS, budget_mb=2130)
+
+
+@pytest.fixture(scope="module")
+def served(coe: Coe) -> Iterator[Coe]:
+    coe("serve", "--keep-alive", "20m")
+    yield coe
+    coe("stop")
+
+
+def greedy(provider: str, **environment: str) -> dict[str, list[tuple[int, float]]]:
+    done = subprocess.run(
+        [sys.executable, "tests/webgpu/greedy.py", str(MODELS / "tiny-a"), provider],
+        cwd=CHECKOUT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
+    found: dict[str, list[tuple[int, float]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_its_tokens_are_the_cpus_until_two_choices_are_as_good_as_each_other() -> None:
+    expected = greedy("cpu")
+    for found in (greedy("webgpu"), greedy("webgpu", COE_GRAPH_CAPTURE="0")):
+        same = 0
+        for prompt, tokens in expected.items():
+            parts = next((n for n, (a, b) in enumerate(zip(tokens, found[prompt], strict=True)) if a[0] != b[0]), None)
+            same += parts is None
+            assert parts is None or tokens[parts][1] < 0.02, (prompt, parts, tokens[parts], found[prompt][parts])
+        assert same >= len(expected) - 1
+
+
+def test_doctor_lists_what_a_worker_can_be_pointed_at(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = [item for item in coe.json("doctor")["findings"] if item["check"] == "webgpu"]
+    assert found["level"] == "ok" and "llvmpipe" in found["message"] and "COE_DEVICE=pci:10005:0000" in found["message"]
+    monkeypatch.setitem(coe.environment, "COE_DEVICE", "pci:10005:0000")
+    coe.ask("hi", "--no-serve", "-e", "first")
+
+
+def test_without_an_adapter_it_says_so(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(coe.environment, "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER", "0")
+    (found,) = [item for item in coe.json("doctor", code=1)["findings"] if item["check"] == "webgpu"]
+    assert found["level"] == "error"
+    coe("ask", "--no-serve", "-e", "first", "hi", code=7)
+
+
+def test_planned(coe: Coe) -> None:
+    plan = coe.json("vram", "plan", "--experts", "first", "--provider", "webgpu")
+    assert plan["provider"] == "webgpu" and plan["fits"]
+
+
+def test_a_college_answers_again_and_again(served: Coe) -> None:
+    short = [served.ask("hi", "-e", "first")["answer"] for _ in range(2)]
+    assert short[0] == short[1], "the second answer on one slot is the first one's"
+    long = served.ask(LONG, "-e", "first")
+    assert long["usage"]["prompt_tokens"] > 1500
+    assert served.ask("hi", "-e", "first")["answer"] == short[0]
+
+
+def test_a_conversation_goes_on(served: Coe) -> None:
+    first = served.ask("hi", "-e", "first")
+    second = served.ask("and now", "-c")
+    assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
+
+
+def test_an_expert_makes_room_for_the_other(served: Coe) -> None:
+    for expert, model in (("second", "tiny-b"), ("first", "tiny-a")):
+        assert served.ask("hi", "-e", expert)["model"] == model
+        assert [item["name"] for item in served.json("ps")["models"]] == [model]
+
+
+def test_a_killed_worker_is_replaced(served: Coe) -> None:
+    served.ask("hi", "-e", "first")
+    (worker,) = served.json("ps")["models"]
+    psutil.Process(worker["pid"]).kill()
+    served.ask("hi", "-e", "first")
+
+
+def test_batch(coe: Coe, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hi", "expert": "first"},
+        {"prompt": LONG, "expert": "first"},
+        {"prompt": "ho", "expert": "first"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    coe("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--max-tokens", "4")
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [answer.get("error") for answer in answers] == [None] * 3
+
+
+def test_bench(coe: Coe) -> None:
+    options = ["--prompt-tokens", "16,600", "--gen-tokens", "4", "-r", "1", "--warm-up", "0", "--max-length", "1024"]
+    rows = coe.json("bench", "tiny-a", *options)["rows"]
+    assert [row["prompt_tokens"] for row in rows] == [16, 600]

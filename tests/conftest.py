@@ -224,11 +224,11 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    """Its children that have a model or are to have one: not the one that makes the prompts."""
+    """Its children that have a model or are to have one: not the one that makes the prompts, nor Windows' console."""
     found = []
     for child in process.children():
-        with contextlib.suppress(psutil.Error):
-            if "prompt_process" not in " ".join(child.cmdline()):
+        with contextlib.suppress(psutil.Error, OSError):  # OSError: on Windows, of one that begins or ends
+            if "prompt_process" not in " ".join(child.cmdline()) and child.name() != "conhost.exe":
                 found.append(child)
     return found
 

@@ -9,7 +9,7 @@ import textwrap
 
 import psutil
 import pytest
-from conftest import ENDLESS, MODEL, REPOSITORY, Coe, eventually, is_gone, one_line, read_some, worker_of
+from conftest import ENDLESS, MODEL, REPOSITORY, Coe, eventually, is_gone, one_line, read_some, worker_of, workers_of
 from operating_system import SYSTEM_ENDED_IT, WINDOWS, interrupt, kill
 
 of_a_shell = pytest.mark.skipif(WINDOWS, reason="typed into a POSIX shell")
@@ -27,7 +27,7 @@ def _interrupt(process: subprocess.Popen[bytes]) -> str:
     children = _children(process)
     interrupt(process)
     _, errors = process.communicate(timeout=15)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     eventually(lambda: all(is_gone(child) for child in children), within_s=5)
     assert b"Traceback" not in errors
     return errors.decode()
@@ -116,8 +116,11 @@ def test_ctrl_c_while_a_fleet_is_simulated(coe: Coe) -> None:
         "simulation: {requests: 3000000}\n"
     )
     process = coe.start("vram", "plan", "--fleet", str(file))
-    eventually(lambda: len(_children(process)) >= 2 or process.poll() is not None)
-    assert "simulating" in _interrupt(process)
+    said = b""
+    while b"simulating" not in said:
+        said += read_some(process.stderr)
+    eventually(lambda: len(workers_of(psutil.Process(process.pid))) >= 2 or process.poll() is not None)
+    _interrupt(process)
 
 
 def test_ctrl_c_while_onnxruntime_is_imported() -> None:
@@ -138,7 +141,7 @@ def test_ctrl_c_while_onnxruntime_is_imported() -> None:
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=REPOSITORY
     )
-    assert (result.stdout, result.stderr) == ("True 1\n", "")
+    assert result.stdout == "True 1\n" and "Traceback" not in result.stderr
 
 
 def test_ctrl_c_while_coe_imports_a_module_that_calls_exec(coe: Coe) -> None:

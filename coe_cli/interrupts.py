@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -69,3 +70,24 @@ def interrupt_put_off() -> Iterator[None]:
         on_interrupt(before)
         if came:
             before(*came[0])
+
+
+@contextlib.contextmanager
+def children_without_interrupt() -> Iterator[None]:
+    """What is started while it lasts is not ended by Ctrl-C before it can ignore it itself.
+
+    Elsewhere a process inherits that Ctrl-C is put off. On Windows it inherits that Ctrl-C is ignored; one that is pressed
+    in these milliseconds is lost.
+    """
+    if sys.platform != "win32":
+        with interrupt_put_off():
+            yield
+        return
+    import ctypes
+
+    set_handler = ctypes.WinDLL("kernel32").SetConsoleCtrlHandler
+    set_handler(None, True)
+    try:
+        yield
+    finally:
+        set_handler(None, False)

@@ -16,7 +16,7 @@ from msgspec import Struct
 from coe_cli.core.fleet.fleet import Simulation
 from coe_cli.core.fleet.fleet_problem import Group, Problem
 from coe_cli.core.fleet.fleet_simulation import SimulatedNode, Stream, jobs, simulate
-from coe_cli.interrupts import interrupt_put_off, on_interrupt
+from coe_cli.interrupts import children_without_interrupt, on_interrupt
 
 LEAST_PER_NODE = 500
 """With fewer requests a node than this, fewer nodes of a group are simulated, for longer."""
@@ -94,7 +94,7 @@ def simulate_fleet(
         ignore = (signal.SIG_IGN,)  # a terminal's Ctrl-C reaches them too, and could leave a lock held
         with ProcessPoolExecutor(max_workers=cores, initializer=on_interrupt, initargs=ignore) as pool:
             try:
-                with interrupt_put_off():  # which the new processes inherit until they ignore it
+                with children_without_interrupt():
                     futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
                 for future in as_completed(futures):
                     index = futures[future]

@@ -107,6 +107,9 @@ def ask(
         bool,
         typer.Option("--no-route", envvar="COE_NO_ROUTE", help="Without -e and -m the general reasoner answers."),
     ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The answer's own characters on a terminal too: no Markdown, no live view.")
+    ] = False,
     no_live: Annotated[bool, typer.Option("--no-live", help="No live view on a terminal.")] = False,
     fallback: Annotated[
         bool,
@@ -188,7 +191,7 @@ def ask(
             read_catalog(catalog_file),
             read_profiles(profiles_file),
             output,
-            View(output_format, extract, show_thinking, live=not no_live),
+            View(output_format, extract, show_thinking, live=not no_live and not raw),
         )
 
 

@@ -152,6 +152,8 @@ def bench(
         save_report(report, save)
     if plot is not None:
         draw(report, plot)
+    if written := [str(path) for path in (save, plot) if path is not None]:
+        output.note(f"written: {', '.join(written)}")
     if job.errors and all(row.error is not None for row in report.rows):
         raise job.errors[0]
     if comparison is not None and fail_below:

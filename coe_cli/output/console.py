@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
 
-from coe_cli.output.terminal import guarded, raw
+from coe_cli.output.terminal import guarded, raw, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -93,8 +93,8 @@ class Output:
         return self.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
 
     def note(self, message: str) -> None:
-        """One line on stderr."""
-        self.stderr.write(f"coe: {message}\n")
+        """One line on stderr, on a terminal as many as its words need."""
+        self.stderr.write(wrapped(f"coe: {message}", self.stderr) + "\n")
         self.stderr.flush()
 
     def notes(self, messages: Iterable[str]) -> None:

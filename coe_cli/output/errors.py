@@ -6,7 +6,7 @@ import json
 from typing import TextIO
 
 from coe_cli.errors import CoeError
-from coe_cli.output.terminal import guarded
+from coe_cli.output.terminal import guarded, wrapped
 
 
 def write_error(stream: TextIO, error: CoeError, *, as_json: bool) -> None:
@@ -15,5 +15,5 @@ def write_error(stream: TextIO, error: CoeError, *, as_json: bool) -> None:
         guarded(stream).write(json.dumps(error.as_dict(), ensure_ascii=False) + "\n")
     else:
         message = error.message if error.message.endswith((".", "!", "?")) else error.message + "."
-        guarded(stream).write(f"coe: {message}{' ' + error.hint if error.hint else ''}\n")
+        guarded(stream).write(wrapped(f"coe: {message}{' ' + error.hint if error.hint else ''}", stream) + "\n")
     stream.flush()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 import time
 from collections.abc import Callable
 
-from rich.cells import chop_cells
 from rich.console import Group
 from rich.spinner import Spinner
 from rich.table import Table
@@ -14,7 +15,8 @@ from rich.text import Text
 from coe_cli.core.answers.answer import Answer
 from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
-from coe_cli.output.display import Display
+from coe_cli.output.display import Display, view_width
+from coe_cli.output.markdown_stream import MarkdownStream
 from coe_cli.output.tables import LEVEL_STYLE
 from coe_cli.output.terminal import for_terminal
 
@@ -33,10 +35,16 @@ class LiveAnswerSink(AnswerSink):
         self._phase, self._pid = "starting", 0
         self._tokens = 0
         self._begin = self._first_at = time.monotonic()
-        self._line, self._style = "", ""
+        self._thought, self._thinks = "", False
         self._to_stdout = output.stdout.isatty()
         self._console = output.console(on_stderr=True)
         self._spinner = Spinner("dots")
+        self._room = max(3, self._console.height // 2)
+        self._answer = MarkdownStream(
+            self._console, view_width(self._console), self._room, lambda row: self._display.print(row)
+        )
+        # While the model loads: a tenth of a second that the first word need not wait for.
+        threading.Thread(target=importlib.import_module, args=("rich.markdown",), daemon=True).start()
         self._display = Display(self._console, self._view, _FRAMES_PER_S)
 
     def phase(self, name: str, worker_pid: int) -> None:
@@ -51,10 +59,10 @@ class LiveAnswerSink(AnswerSink):
         self._phase = "thinking" if is_thinking else "answering"
         if is_thinking:
             if self._show_thinking:
-                self._append(text, style="dim")
+                self._append(text, is_thinking=True)
         elif self._to_stdout:
             self._wrote = True
-            self._append(text)
+            self._append(text, is_thinking=False)
         else:
             super().piece(text, is_thinking=False)
 
@@ -65,29 +73,30 @@ class LiveAnswerSink(AnswerSink):
 
     def close(self) -> None:
         if self._display.is_shown:
+            self._end_text()
             self._display.stop()
-            if self._line:
-                self._console.print(Text(self._line, style=self._style), soft_wrap=True)
-                self._line = ""
 
-    def _append(self, text: str, style: str = "") -> None:
-        if style != self._style and self._line:
-            self._display.print(Text(self._line, style=self._style))
-            self._line = ""
-        self._style = style
-        *complete, self._line = (self._line + for_terminal(text)).split("\n")
+    def _append(self, text: str, *, is_thinking: bool) -> None:
+        if is_thinking != self._thinks:
+            self._end_text()
+        self._thinks = is_thinking
+        text = for_terminal(text)
+        if not is_thinking:
+            self._answer.feed(text)
+            return
+        *complete, self._thought = (self._thought + text).split("\n")
         for line in complete:
-            self._display.print(Text(line, style=style))
-        rows = chop_cells(self._line, self._console.width)
-        room = max(3, self._console.height // 2)
-        if len(rows) > room:
-            self._display.print(Text("".join(rows[:-1]), style=style))
-            self._line = rows[-1]
+            self._display.print(Text(line, style="dim"))
+
+    def _end_text(self) -> None:
+        self._answer.end()
+        if self._thought:
+            self._display.print(Text(self._thought, style="dim"))
+            self._thought = ""
 
     def _view(self) -> Group:
-        rows = chop_cells(self._line, self._console.width) if self._line else []
-        # as wide as the terminal, where the line will be whole
-        return Group(*(Text(row, self._style, no_wrap=True, overflow="ignore") for row in rows), self._status())
+        rows = [Text(self._thought, style="dim")] if self._thought else self._answer.rows()[-self._room :]
+        return Group(*rows, self._status())
 
     def _status(self) -> Table:
         now = time.monotonic()

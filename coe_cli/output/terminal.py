@@ -8,6 +8,8 @@ a file nothing is touched.
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from collections.abc import Iterable
 from typing import Any, TextIO
 
@@ -17,6 +19,15 @@ _DRIVING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def for_terminal(text: str) -> str:
     """``text`` without the characters that a terminal would act on."""
     return _DRIVING.sub("", text)
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """``text`` with its words kept whole on a terminal; in a pipe as it is. A word longer than a line is the terminal's to break."""
+    if not stream.isatty():
+        return text
+    width = max(20, shutil.get_terminal_size().columns - 1)
+    lines = (textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines())
+    return "\n".join("\n".join(parts) for parts in lines)
 
 
 class TerminalText:

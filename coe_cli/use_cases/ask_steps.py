@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -137,7 +138,7 @@ def sink_for(output: Output, told: Resolved, profiles: ProfileSet, view: View, *
     human = view.output_format is AnswerFormat.HUMAN
     if view.extract:
         return CodeBlockSink(output, show_thinking=view.show_thinking, says_waiting=human)
-    if view.live and human and output.stderr.isatty():
+    if view.live and human and output.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from coe_cli.output.live_answer import LiveAnswerSink
         from coe_cli.runtime.college.usage_sample import usage_sampler
 

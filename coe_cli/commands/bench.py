@@ -21,10 +21,13 @@ from coe_cli.commands.options import (
 from coe_cli.core.answers.limits import MAX_TOKENS, SECONDS_MOST
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.bench_view import BenchFormat
+from coe_cli.output.console import Output
 
 if TYPE_CHECKING:
     from coe_cli.output.bench_view import Comparison
-    from coe_cli.output.console import Output
+
+if TYPE_CHECKING:
+    from coe_cli.core.bench.bench_rows import BenchReport
 
 EXAMPLES = "Examples:  coe bench  ·  coe bench smollm2-135m --depth 0,1024 --save before.json  ·  coe bench --against before.json"
 
@@ -90,11 +93,11 @@ def bench(
     """
     from coe_cli.core.bench.bench_compare import compare, differences
     from coe_cli.core.bench.bench_grid import Grid
-    from coe_cli.output.bench_plot import check_plot, draw
+    from coe_cli.output.bench_plot import check_plot
     from coe_cli.output.bench_view import BenchLines, Comparison, notes_of, write_report
     from coe_cli.output.console import Output
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.bench.bench_job import BenchJob, BenchRequest, check_writable, read_report, save_report
+    from coe_cli.runtime.bench.bench_job import BenchJob, BenchRequest, check_writable, read_report
     from coe_cli.runtime.folders import folders
     from coe_cli.runtime.progress import ignore
 
@@ -148,12 +151,7 @@ def bench(
         if save is not None or plot is not None:
             output.note("interrupted: nothing was written to the files named")
         raise typer.Exit(ExitCode.INTERRUPTED)
-    if save is not None:
-        save_report(report, save)
-    if plot is not None:
-        draw(report, plot)
-    if written := [str(path) for path in (save, plot) if path is not None]:
-        output.note(f"written: {', '.join(written)}")
+    _write_files(report, save, plot, output)
     if job.errors and all(row.error is not None for row in report.rows):
         raise job.errors[0]
     if comparison is not None and fail_below:
@@ -165,6 +163,18 @@ def _fail_if_slower(comparison: Comparison, fail_below: float, output: Output) -
     output.notes(worse)
     if worse:
         raise typer.Exit(ExitCode.UNEXPECTED)
+
+
+def _write_files(report: BenchReport, save: Path | None, plot: Path | None, output: Output) -> None:
+    from coe_cli.output.bench_plot import draw
+    from coe_cli.runtime.bench.bench_job import save_report
+
+    if save is not None:
+        save_report(report, save)
+    if plot is not None:
+        draw(report, plot)
+    if written := [str(path) for path in (save, plot) if path is not None]:
+        output.note(f"written: {', '.join(written)}")
 
 
 def _numbers(option: str, text: str, least: int) -> tuple[int, ...]:

@@ -273,7 +273,11 @@ def _with_percent(value: float | None, spread: Range | None) -> str:
     if value is None:
         return "unknown"
     number = f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
-    return number if spread is None or not value or spread.max == spread.min else f"{number} ±{(spread.max - spread.min) / 2 / value:.0%}"
+    return (
+        number
+        if spread is None or not value or spread.max == spread.min
+        else f"{number} ±{(spread.max - spread.min) / 2 / value:.0%}"
+    )
 
 
 def _time(seconds: float, spread: Range | None) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import msgspec
+import psutil
 from msgspec import Struct, structs
 
 from coe_cli.core.bench.bench_compare import compare
@@ -27,6 +28,8 @@ from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.model_store import folder_of, open_model
 
+_BUSY = 0.5
+"""Share of the cores that others keep busy, from which on figures are doubtful."""
 _UNKNOWN_CONTEXT = 2**30
 _MAX_REPORT_BYTES = 64 * 2**20
 
@@ -54,7 +57,7 @@ class BenchJob:
         if not names:
             raise ModelMissing("no model is on disk", f"Fetch one: coe models pull {catalog.default_model}")
         self._request = request
-        self.notes = _college_notes()
+        self.notes = _machine_notes()
         self.errors: list[CoeError] = []
         self.models = [_open(name, request, profile, catalog, models_dir) for name in dict.fromkeys(names)]
 
@@ -169,15 +172,19 @@ def _open(name: str, request: BenchRequest, profile: HardwareProfile, catalog: C
     return bench_model(name, request.grid, spec, memory, slot_context(spec, profile))
 
 
-def _college_notes() -> list[str]:
-    """What a running college may do to the figures."""
+def _machine_notes() -> list[str]:
+    """What a running college and other programs may do to the figures."""
     from coe_cli.runtime.server.running_college import college_on, kept
 
     status = college_on()
-    if status.pid is None:
-        return []
-    keeps = kept(status) or "a college is running"
-    return [f"{keeps}: its memory counts as another program's, and its work slows this; `coe stop` ends it"]
+    notes = []
+    if status.pid is not None:
+        keeps = kept(status) or "a college is running"
+        notes.append(f"{keeps}: its memory counts as another program's, and its work slows this; `coe stop` ends it")
+    load, cores = psutil.getloadavg()[0], psutil.cpu_count() or 1
+    if load > _BUSY * cores:
+        notes.append(f"the machine is busy (load {load:.1f} on {cores} cores): rates are lower than they would be")
+    return notes
 
 
 def _now() -> str:

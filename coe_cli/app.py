@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "batch": "Answer many prompts from a file, each model loaded once.",
     "logs": "What was asked and answered: list, show, search, remove.",
     "models": "Models: list, fetch, look into, check, remove.",
+    "experts": "Experts: list, add, change, try, remove; a model on disk is enough.",
     "profile": "Hardware profiles: list them, read them, check them.",
     "fit": "What a card holds: which experts together, in turns, or not at all.",
     "vram": "Memory, planned before anything is loaded.",

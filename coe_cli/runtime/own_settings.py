@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import yaml
 
@@ -27,6 +27,10 @@ _OF_THE_CATALOG = ("default_model", "models", "experts")
 _SHORT = {"profile": "default_profile", "model": "default_model"}
 _OF_THE_PROFILE = ("fallback", "max_answer_tokens", "context_length", "keep_alive")
 """Short keys of the profile that is in force."""
+
+
+SHIPPED: Final = object()
+"""In place of a value: whatever is shipped."""
 
 
 class Changed(NamedTuple):
@@ -72,15 +76,25 @@ def set_setting(key: str, value: str) -> Changed:
         UsageError: the value is no YAML.
         ProfileInvalid: the file would not be valid, and is as it was.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedMap
-
     path = _path_of(key)
-    file = own_catalog() if path[0] in _OF_THE_CATALOG else own_profiles()
     try:
         given = yaml.safe_load(value)
     except yaml.YAMLError:
         raise UsageError(f"`{value}` is not a value of YAML", "Put quotes around it.") from None
+    file = write_setting(path, SHIPPED if given is None else given)
+    return Changed(".".join(path), "the shipped value" if given is None else value, file)
+
+
+def write_setting(path: list[str], given: Any) -> Path:
+    """Write ``given`` at the keys of ``path`` in the user's file, or take out what is there (``SHIPPED``); returns the file.
+
+    Raises:
+        ProfileInvalid: the file would not be valid, and is as it was.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+
+    file = own_catalog() if path[0] in _OF_THE_CATALOG else own_profiles()
     editor = YAML()
     editor.preserve_quotes, editor.width = True, 4096
     if file.exists():
@@ -92,7 +106,7 @@ def set_setting(key: str, value: str) -> Changed:
         if not isinstance(section.get(step), dict):
             section[step] = CommentedMap()
         section = section[step]
-    if given is None:
+    if given is SHIPPED:
         section.pop(path[-1], None)
     else:
         section[path[-1]] = given
@@ -103,7 +117,7 @@ def set_setting(key: str, value: str) -> Changed:
     with atomic_write(file) as scratch:
         scratch.write_text(text.getvalue() or "{}\n", encoding="utf-8", newline="\n")
         _check(scratch, is_catalog=path[0] in _OF_THE_CATALOG, shown=file)
-    return Changed(".".join(path), "the shipped value" if given is None else value, file)
+    return file
 
 
 def edit_settings(*, experts: bool) -> Path:

@@ -63,7 +63,7 @@ def test_a_coder_is_imported_and_answers_with_code(coe: Coe, gguf: Path, monkeyp
 
     (coe.folder / "config").mkdir()
     (coe.folder / "config" / "hardware_profiles.yaml").write_text("profiles: {embedded: {vram_budget_mb: 8000}}\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     question = "Write a Python function is_prime(n). Code only."
     answer = coe("ask", "--model", "coder", "--profile", "embedded", "--temperature", "0", question)
     assert answer.code == 0, answer.stderr

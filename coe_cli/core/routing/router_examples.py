@@ -14,6 +14,9 @@ from coe_cli.core.regular_file import read_regular
 FILE_NAME = "routing_examples.yaml"
 _MAX_BYTES = 8 * 2**20
 
+_OWN_COUNT = 6
+"""An example in the catalog, of which a role has a few, counts as so many of the shipped ones, of which it has a hundred."""
+
 _TERM_QUESTIONS = (
     "{}",
     "What is {}?",
@@ -60,7 +63,7 @@ def training_set(catalog: Catalog, shipped: Path | None = None) -> TrainingSet:
     file = Document(path).convert(_ExamplesFile) if path.is_file() else _ExamplesFile("", "", {}, {}, {})
     single: list[tuple[str, int]] = []
     for role, expert in catalog.experts.items():
-        own = [*expert.examples, *file.single.get(role, [])]
+        own = [*expert.examples * _OWN_COUNT, *file.single.get(role, [])]
         single += [(text, position[role]) for text in own or [expert.description or role, role.replace("_", " ")]]
     terms = [
         (_TERM_QUESTIONS[count % len(_TERM_QUESTIONS)].format(term), position[role])

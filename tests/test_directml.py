@@ -52,6 +52,15 @@ def test_a_long_prompt_is_read_in_one_piece_and_answers_as_on_the_cpu(dml: Coe) 
     assert ask(dml, "host", LONG)["answer"] == answer["answer"]
 
 
+def test_a_models_own_pieces_are_not_used(dml: Coe) -> None:
+    path = dml.folder / "models" / "gpu" / "genai_config.json"
+    content = json.loads(path.read_text())
+    content["search"]["chunk_size"] = 64
+    path.write_text(json.dumps(content))
+    answer = ask(dml, "gpu", LONG)
+    assert logged(dml)[-1] == f"prompt {answer['usage']['prompt_tokens']}", "in one piece"
+
+
 def test_every_question_of_a_college_answers_also_after_a_warm_up_and_in_parallel(dml: Coe) -> None:
     with serving(dml) as served:
         first = served.chat("Hello", model="gpu", max_tokens=8)

@@ -71,11 +71,11 @@ def test_guide_scenarios(experts: tuple[str, ...], total_mb: int) -> None:
 
 
 def test_weights_count_once_and_the_cache_once_a_slot() -> None:
-    one, two = made("standard", DEEPSEEK), made("standard", DEEPSEEK, "security_architect")
+    one, two = (made("standard", *experts, context=2048) for experts in ((DEEPSEEK,), (DEEPSEEK, "security_architect")))
     assert len(two.models) == 1
     assert two.models[0].experts == [DEEPSEEK, "security_architect"]
-    assert two.total_mb - one.total_mb == pytest.approx(one.slots[0].total_mb, abs=0.1)
-    assert one.slots[0].kv_mb == 448
+    assert two.total_mb - one.total_mb == pytest.approx(one.slots[0].kv_mb, abs=0.1), "its buffers serve the second"
+    assert one.slots[0].kv_mb == 112
 
 
 def test_slots_go_round_the_experts() -> None:
@@ -84,15 +84,16 @@ def test_slots_go_round_the_experts() -> None:
 
 
 def test_a_plan_that_does_not_fit_names_changes_that_do() -> None:
-    profile = PROFILES.select("minimal")
-    result = made("minimal", CODER)
+    profile, context = PROFILES.select("compact"), 8192
+    result = made("compact", CODER, context=context)
     assert not result.fits
     change = next(warning.message for warning in result.warnings if warning.code == "does_not_fit")
     assert f"--context {result.max_context}" in change
     smaller = scenario(CODER, profile=profile, context=result.max_context)
     assert plan(profile, smaller, known()).fits
     assert "--chunk-size" not in change, "DirectML reads a prompt whole"
-    richer = structs.replace(scenario(CODER, profile=profile), budget_mb=int(change.rsplit(" ", 1)[1]))
+    wanted = scenario(CODER, profile=profile, context=context)
+    richer = structs.replace(wanted, budget_mb=int(change.rsplit(" ", 1)[1]))
     assert plan(profile, richer, known()).fits
 
 
@@ -209,7 +210,7 @@ def test_without_a_pool_pressure_is_critical_and_has_no_ratio() -> None:
 def test_preload_takes_the_most_useful_model_that_leaves_pressure_normal() -> None:
     profile = PROFILES.select("unlimited")
     facts = known(candidates=roles(SQL, CODER, "html_css_specialist"))
-    result = plan(profile, scenario(MEDICAL, profile=profile), facts)
+    result = plan(profile, scenario(MEDICAL, profile=profile, context=2048), facts)
     assert result.preload is not None
     assert (result.preload.model, result.preload.experts) == (
         CATALOG.experts[CODER].model,
@@ -223,9 +224,9 @@ def test_preload_takes_the_most_useful_model_that_leaves_pressure_normal() -> No
 
 
 def test_warning_codes() -> None:
-    assert "context_above_model_limit" in codes(made("standard", MATH))
-    assert "cache_above_guide" in codes(made("standard", SQL))
-    assert "cache_above_guide" not in codes(made("standard", CODER))
+    assert "context_above_model_limit" in codes(made("standard", MATH, context=8192))
+    assert "cache_above_guide" in codes(made("standard", SQL, context=8192))
+    assert "cache_above_guide" not in codes(made("standard", CODER, context=8192))
     assert "context_not_power_of_two" in codes(made("standard", CODER, context=5000))
     assert "context_not_power_of_two" not in codes(made("standard", CODER, context=7500))
     assert "context_not_power_of_two" not in codes(made("standard", CODER, context=8192))
@@ -244,8 +245,12 @@ def test_what_fits_and_is_not_warned_of_is_admitted_by_the_college(
     base = structs.replace(scenario(*experts, profile=profile), slots=slots, budget_mb=budget_mb)
     result = plan(profile, base, facts)
     assume(result.fits)
-    weights = {model.name: math.ceil(model.weights_mb) for model in result.models}
     sizes = {slot.model: slot for slot in result.slots}
+    first = {slot.model: slot.activation_mb for slot in reversed(result.slots)}
+    weights = {
+        model.name: math.ceil(model.weights_mb + first[model.name] - sizes[model.name].activation_mb)
+        for model in result.models
+    }
     costs = {
         name: ModelCost(weights[name], slot.kv_mb, slot.activation_mb, max_slots=slots) for name, slot in sizes.items()
     }

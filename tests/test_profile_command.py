@@ -90,10 +90,10 @@ def test_findings_about_the_machine(machine: Machine, topic: str, level: str) ->
 
 def test_a_budget_in_which_the_slots_would_take_turns_is_warned_of(tmp_path: Path) -> None:
     file = tmp_path / "tight.yaml"
-    file.write_text("profiles: {tight: {vram_budget_mb: 20400, max_concurrent_slots: 2, context_length: 8192}}\n")
+    file.write_text("profiles: {tight: {vram_budget_mb: 17200, max_concurrent_slots: 2, context_length: 1024}}\n")
     document = json.loads(run("check", "tight", "--profiles", str(file), "--format", "json").stdout)
     (plan,) = [finding for finding in document["findings"] if finding["topic"] == "plan"]
-    assert plan["level"] == "warning" and "20078 MB for 2 slots" in plan["message"]
+    assert plan["level"] == "warning" and "16155 MB for 2 slots" in plan["message"]
     assert "take turns" in plan["action"] and "--vram-mb" in plan["action"]
 
 

@@ -16,6 +16,7 @@ PROFILES = """
 default_profile: lab
 profiles:
   lab: {{provider: {provider}, vram_budget_mb: {budget_mb}, max_concurrent_slots: 1, context_length: 2048, preload_enabled: false}}
+eviction_policy: {{min_resident_seconds: 0, retry_delay_seconds: 1}}
 """
 EXPERTS = """
 experts:
@@ -39,8 +40,12 @@ class Coe:
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         """What a command writes to stdout; it must end with ``code``."""
+        return self.python("-m", "coe_cli", *arguments, code=code)
+
+    def python(self, *arguments: str, code: int = 0) -> str:
+        """What Python writes to stdout; it must end with ``code``."""
         done = subprocess.run(
-            [sys.executable, "-m", "coe_cli", *arguments],
+            [sys.executable, *arguments],
             cwd=CHECKOUT,
             env=self.environment,
             stdin=subprocess.DEVNULL,

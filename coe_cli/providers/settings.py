@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from coe_cli.core.providers import spec_of
 from coe_cli.errors import UsageError
 from coe_cli.providers import runtime_of
 from coe_cli.providers.base import DeviceSettings
@@ -87,13 +88,16 @@ def configure(
 ) -> None:
     """Point an OGA ``Config`` at ``provider``; the model's own provider section is replaced.
 
-    ``of_model`` are the options of that section: those count that depend on the graph.
+    ``of_model`` are the options of that section: those count that depend on the graph. The model's ``search.chunk_size`` is
+    taken out where attention over a later piece does not see the earlier ones.
 
     Raises:
         RuntimeError: OGA does not know the provider or an option.
     """
     if session_options:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": dict(session_options)}}}))
+    if not spec_of(provider).capabilities.prompt_pieces:
+        config.overlay(json.dumps({"search": {"chunk_size": 0}}))
     config.clear_providers()
     runtime = runtime_of(provider)
     of_graph = {key: of_model[key] for key in runtime.graph_options if key in of_model}

@@ -20,8 +20,8 @@ LEAST_PIECE: Final = 2
 def tokens_at_once(capabilities: Capabilities, chunk_size: int | None = None) -> int | None:
     """The most prompt tokens that one run of the graph sees, None: the whole prompt.
 
-    ``chunk_size`` is the model's own bound, if it has one. Whether OGA's splitting by it works where a generator takes tokens
-    once is not known: there it bounds nothing.
+    ``chunk_size`` is the model's own bound, if it has one. OGA splits by it where a generator takes tokens once, too, and
+    DirectML then answers wrongly (docs/memory.md): there it is taken out (``providers.settings.configure``).
     """
     if not capabilities.prompt_pieces:
         return None

@@ -155,6 +155,8 @@ class ProviderSpec(ABC):
     """Platforms whose installation should have it."""
     makers: tuple[str, ...] = ()
     """Makers of the cards that it drives, in lower case; empty: all."""
+    slots_share_buffers: bool = False
+    """Whether the buffers of a model's first slot serve its others, which then add a fixed amount each."""
     on_card: bool = True
     """Whether models are in a graphics adapter's memory; else in the system's."""
     capabilities: Capabilities = Capabilities()

@@ -52,6 +52,7 @@ class Cpu(ProviderSpec):
     ort_packages = ("onnxruntime",)
     extra = "cpu"
     on_card = False
+    slots_share_buffers = True
     capabilities = Capabilities()
     graph = GraphRules(
         "fp32", ("int4", "int8"), packs_weights=True, block_offsets=True, table_bits=(8,), accuracy_level=4

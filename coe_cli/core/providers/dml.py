@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
+
 from coe_cli.core.providers._dml_operators import operators
 from coe_cli.core.providers.base import FLAG, Capabilities, ErrorMeaning, GraphRules, ProviderSpec
 from coe_cli.core.units import power_of_two
@@ -21,6 +23,7 @@ _START = "Update the graphics driver, or answer on the CPU: -p embedded."
 
 class DirectML(ProviderSpec):
     name = "dml"
+    slots_share_buffers = True
     label = "DirectML"
     rank = 10
     ort_name = "DmlExecutionProvider"
@@ -92,16 +95,56 @@ class DirectML(ProviderSpec):
         return 2 * shape.num_hidden_layers * rounded(tensor)
 
     def slot_activation_bytes(self, model: ModelMemory, context_length: int, before: int) -> int:
-        """Each slot is counted alone, with pools for prompts of every length, which is an upper bound.
+        """The first slot's buffers serve the others, since a worker runs one prompt or step at a time.
 
         A pool serves allocations of its own power of two alone (onnxruntime's BucketizedBufferAllocator), so what a prompt
-        of half the length takes is no part of what the longest took.
+        of half the length takes is no part of what the longest took, unless both round to the same.
         """
-        return _pools_bytes(*_widths(model), model.run_tokens(context_length))
+        return 0 if before else _pools_bytes(_Run.of(model, context_length), model.run_tokens(context_length))
 
     def activation_bytes(self, model: ModelMemory, context_length: int, prompt_tokens: int) -> int:
-        """fp16: the tensors that are alive at once in the MLP and the logits, each rounded."""
-        return _run_bytes(*_widths(model), model.run_tokens(prompt_tokens))
+        """The temporary of the compiled graph and the logits, each rounded."""
+        return sum(_Run.of(model, context_length).buffers(model.run_tokens(prompt_tokens)))
+
+
+SCORE_BYTES: Final = 12
+"""Bytes of the temporary for each attention score, of which each head has one for each prompt token and place of the cache:
+three copies in fp32."""
+
+MASK_BYTES: Final = 4
+"""Bytes for each prompt token and place of the cache, whatever the number of heads."""
+
+
+class _Run(Struct, frozen=True):
+    """One run of a graph, which DirectML compiles into one operator with one temporary (docs/memory.md).
+
+    ``fixed_bytes`` of it are there at any prompt: the matrices of one layer and of the head in fp16, and the keys or values
+    of one layer for all heads in fp32. ``logits_bytes`` are of one token, in fp16.
+    """
+
+    fixed_bytes: int
+    token_bytes: int
+    logits_bytes: int
+    every_token: bool
+
+    @classmethod
+    def of(cls, model: ModelMemory, context_length: int) -> _Run:
+        shape = model.spec.shape
+        heads, hidden, mlp = shape.num_attention_heads, shape.hidden_size, 3 * model.intermediate_size
+        attention = heads * shape.head_size
+        matrices = hidden * (mlp + model.qkv_size + attention + shape.vocab_size)
+        quantized = model.graph is None or model.graph.quantized_bytes > 0
+        return cls(
+            fixed_bytes=2 * matrices * quantized + 4 * attention * context_length,
+            token_bytes=2 * (mlp + 2 * hidden + model.qkv_size) + (SCORE_BYTES * heads + MASK_BYTES) * context_length,
+            logits_bytes=2 * shape.vocab_size,
+            every_token=model.logits_for_every_token,
+        )
+
+    def buffers(self, tokens: int) -> tuple[int, int, int]:
+        """The temporary and the logits, in fp16 and in fp32, of a run of ``tokens``."""
+        logits = self.logits_bytes * (tokens if self.every_token else 1)
+        return rounded(self.fixed_bytes + tokens * self.token_bytes), rounded(logits), rounded(2 * logits)
 
 
 def rounded(size: int) -> int:
@@ -109,22 +152,11 @@ def rounded(size: int) -> int:
     return max(SMALLEST_BYTES, power_of_two(size)) if size > 0 else 0
 
 
-def _widths(model: ModelMemory) -> tuple[tuple[int, ...], int, bool]:
-    """Elements a token of the tensors that are alive at once, of the logits, and whether each token has logits."""
-    shape = model.spec.shape
-    widths = (*[model.intermediate_size] * 3, *[shape.hidden_size] * 2, model.qkv_size)
-    return widths, shape.vocab_size, model.logits_for_every_token
-
-
-def _run_bytes(widths: tuple[int, ...], vocab_size: int, every_token: bool, tokens: int) -> int:
-    logits = rounded(2 * (tokens if every_token else 1) * vocab_size)
-    return sum(rounded(2 * tokens * width) for width in widths) + logits
-
-
 @lru_cache(maxsize=256)
-def _pools_bytes(widths: tuple[int, ...], vocab_size: int, every_token: bool, tokens: int) -> int:
+def _pools_bytes(run: _Run, tokens: int) -> int:
     """Kept, since solving for slots or a context asks for the same models a thousand times."""
-    return sum(_run_bytes(widths, vocab_size, every_token, tokens >> halved) for halved in range(tokens.bit_length()))
+    lengths = [run.buffers(tokens >> halved) for halved in range(tokens.bit_length())]
+    return sum(sum(set(sizes)) for sizes in zip(*lengths, strict=True))
 
 
 PROVIDER = DirectML()

@@ -8,46 +8,38 @@ from functools import lru_cache
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.calibration import apply
 from coe_cli.core.memory.footprint import ExactAccounting
+from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.core.providers import on_host, spec_of
+from coe_cli.core.providers import spec_of
 from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
 
 _LOAD_MB_PER_S = 1000.0
-_LEAST_CONTEXT = 512
-"""Tokens: with less a model is refused, for no question with its system prompt and answer would fit."""
 
 
 def slot_context(spec: ModelSpec, profile: HardwareProfile) -> int:
     """The fixed context length of a slot: what profile and model allow, as a power of two (DESIGN §6).
 
-    Where a prompt is one run of the graph (``Capabilities.prompt_pieces``), what that takes grows with the context: it is as
-    much of it as one slot of the model can have alone under the profile, and never below ``_LEAST_CONTEXT``.
+    Where a prompt is one run of the graph it is as much of that as fits (``core.memory.slot_context``).
     """
     context = int(2 ** (min(profile.context_length, spec.context_length).bit_length() - 1))
-    if spec_of(spec.provider).capabilities.prompt_pieces:
-        return context
-    pool_mb = profile.vram_budget_mb - profile.fixed_mb
-    return _context_alone(spec, context, int(profile.pressure_thresholds.critical * pool_mb * BYTES_PER_MB))
+    return context if spec_of(spec.provider).capabilities.prompt_pieces else _fitting(spec, profile, context)
 
 
 @lru_cache(maxsize=64)
-def _context_alone(spec: ModelSpec, context_length: int, most_bytes: int) -> int:
-    memory, counting = memory_of(spec), ExactAccounting()
-    left_bytes = most_bytes - counting.weights_bytes(memory)
-    while context_length > _LEAST_CONTEXT and counting.slot(memory, context_length).total_bytes > left_bytes:
-        context_length //= 2
-    return context_length
+def _fitting(spec: ModelSpec, profile: HardwareProfile, context_length: int) -> int:
+    return fitting_context(profile, [memory_of(spec)], context_length)
 
 
 def cost_in(profile: HardwareProfile, catalog: Catalog | None = None) -> Callable[[ModelSpec], tuple[ModelCost, int]]:
     """A function from a model to its cost under ``profile`` and the context length of its slots.
 
     The figures are those of ``coe vram plan``: computed from the graph on disk, or measured where a real run was recorded.
-    What the slots of a worker on the CPU share is counted with its weights: it stays until the process ends, as they do.
+    What the slots of a worker share is counted with its weights where the second slot is known to use it again: it stays
+    until the process ends, as they do.
     """
 
     def cost_of(spec: ModelSpec) -> tuple[ModelCost, int]:
@@ -56,7 +48,7 @@ def cost_in(profile: HardwareProfile, catalog: Catalog | None = None) -> Callabl
         memory = apply(memory, calibration_of(memory, CalibrationStore(folders().state).read()))
         counting = ExactAccounting()
         slot, shared_bytes = counting.slot(memory, context_length), 0
-        if on_host(memory.provider):
+        if memory.on.slots_share_buffers:
             another = counting.slot(memory, context_length, before=1)
             slot, shared_bytes = another, slot.total_bytes - another.total_bytes
         cost = ModelCost(

@@ -13,13 +13,17 @@ from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet, Provider
 from coe_cli.core.memory.fit import Fit, FitReport, Memory, fit, nearest_profile, uses_the_device
 from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.memory.scenario import Known, Role, role_of
+from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import find_spec, models_on_disk
-from coe_cli.core.providers import for_card, home, host, on_host
+from coe_cli.core.providers import for_card, home, host, on_host, spec_of
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import Folders, own_profiles
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, answering_models, memory_of
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
+
+_WHOLE_PROMPT_CONTEXT = 2048
+"""Tokens a slot where memory grows with their square: a larger device holds more experts rather than longer contexts."""
 
 
 def devices_from(text: str | None, igpu: str | None) -> list[tuple[Memory, str]]:
@@ -99,9 +103,12 @@ def fit_report(
     for device, vendor in devices:
         chosen = request.provider or _provider_for(vendor)
         profile, named, budget_mb = _profile_for(device, chosen, profiles, where)
-        if request.context_length is not None:
-            profile = structs.replace(profile, context_length=request.context_length)
         roles, known = _roles(models, chosen, catalog, where)
+        offered = structs.replace(profile, vram_budget_mb=budget_mb)
+        whole_prompts = not spec_of(chosen).capabilities.prompt_pieces
+        most = min(profile.context_length, _WHOLE_PROMPT_CONTEXT) if whole_prompts else profile.context_length
+        context = request.context_length or fitting_context(offered, known.models.values(), most)
+        profile = structs.replace(profile, context_length=context)
         result = fit(device, profile, named, budget_mb, [r for r in roles if left is None or r in left], known)
         fits.append(result)
         held = {expert.expert for expert in result.experts if expert.how == "together"}

@@ -12,6 +12,7 @@ from coe_cli.core.memory.calibration import Calibration, apply, find
 from coe_cli.core.memory.footprint import AccountingName, ModelMemory
 from coe_cli.core.memory.prefill import tokens_at_once
 from coe_cli.core.memory.scenario import Known, Scenario, role_of, working_set
+from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.model_spec import (
@@ -81,13 +82,6 @@ def gather(
     else:
         roles = working_set(catalog, answering, request.slots or profile.max_concurrent_slots)
     default_slots = len(roles) if request.experts is not None else profile.max_concurrent_slots
-    scenario = Scenario(
-        roles=roles,
-        slots=request.slots or default_slots,
-        context_length=request.context_length or profile.context_length,
-        budget_mb=request.vram_mb or profile.vram_budget_mb,
-        provider=provider,
-    )
     wanted = dict.fromkeys(role.model for role in roles)
     candidates = tuple(role_of(catalog, expert, model) for expert, model in answering.items() if model not in wanted)
     computed: dict[str, ModelMemory] = {}
@@ -97,6 +91,13 @@ def gather(
         except CoeError:
             if model in wanted:
                 raise
+    scenario = Scenario(
+        roles=roles,
+        slots=request.slots or default_slots,
+        context_length=request.context_length or fitting_context(profile, [computed[model] for model in wanted]),
+        budget_mb=request.vram_mb or profile.vram_budget_mb,
+        provider=provider,
+    )
     measurements = CalibrationStore(where.state).read()
     calibrations = _calibrations(computed, measurements)
     duplicates = _duplicates({model: on_disk[model] for model in wanted if model in on_disk})

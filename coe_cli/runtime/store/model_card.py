@@ -10,6 +10,7 @@ from msgspec import Struct
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.memory.calibration import Calibration, apply
 from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
+from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog, ModelShape
 from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec
 from coe_cli.core.models.onnx_graph import graph_of
@@ -146,7 +147,7 @@ def _cache(memory: ModelMemory, profile: HardwareProfile) -> CacheFigures:
 
 
 def _plan(memory: ModelMemory, profile: HardwareProfile) -> PlanFigures:
-    context = min(profile.context_length, memory.spec.context_length)
+    context = min(fitting_context(profile, [memory]), memory.spec.context_length)
     counting = ExactAccounting()
     slot = counting.slot(memory, context)
     sizes = (counting.weights_bytes(memory), slot.kv_bytes, slot.activation_bytes)

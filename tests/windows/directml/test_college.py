@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,13 @@ from two_experts import Coe  # noqa: E402
 MODELS = CHECKOUT / "models"
 LONG = "tell " * 300
 """1,500 characters, which are as many tokens."""
+BUDGET_MB = 2800
+"""800 beside the fixed part: room for one of the two models with a slot of 2048 tokens, which takes some 520 MB."""
 
 
 @pytest.fixture(scope="module")
 def coe(tmp_path_factory: pytest.TempPathFactory) -> Coe:
-    return Coe(tmp_path_factory.mktemp("coe"), "dml", MODELS)
+    return Coe(tmp_path_factory.mktemp("coe"), "dml", MODELS, BUDGET_MB)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,17 @@ def test_a_model_with_fp16_norms_is_seen_to_compute_something_else(coe: Coe) -> 
     write_tiny_dml(MODELS / "wrong", embedding_scale=600.0)
     found = {item["check"]: item for item in coe.json("models", "verify", "wrong", code=4)["findings"]}
     assert (found["operators"]["level"], found["agreement"]["level"]) == ("warning", "error")
+
+
+def test_the_plan_is_what_directml_asks_for(coe: Coe) -> None:
+    """Within 5 %, and half a megabyte for what is rounded up to 64 KiB."""
+    module = "tests.windows.directml.measure_memory"
+    said = coe.python("-m", module, str(MODELS / "tiny-a"), "2048:128", "2048:512").splitlines()
+    rows = [json.loads(line) for line in said if line.startswith("{")]
+    assert len(rows) == 5
+    del rows[3]  # the second generator's cache comes from the pool
+    for row in rows:
+        assert row["asked_mb"] == pytest.approx(row["planned_mb"], rel=0.05, abs=0.5), row
 
 
 def test_doctor_and_the_probe_see_the_card(coe: Coe) -> None:
@@ -76,13 +90,22 @@ def test_a_conversation_goes_on(served: Coe) -> None:
     assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
 
 
-def test_experts_take_turns_and_one_is_taken_out(served: Coe) -> None:
+def test_a_budget_for_one_model_evicts_the_other(served: Coe) -> None:
     for expert, model in (("second", "tiny-b"), ("first", "tiny-a")):
         assert served.ask("hi", "-e", expert)["model"] == model
-    served("stop", "tiny-b")
-    assert [item["name"] for item in served.json("ps")["models"]] == ["tiny-a"]
-    assert served.ask("hi", "-e", "second")["model"] == "tiny-b"
-    served("stop", "tiny-b")
+        assert [item["name"] for item in served.json("ps")["models"]] == [model]
+
+
+def test_a_models_own_pieces_would_be_answered_wrongly_and_are_not_used(served: Coe) -> None:
+    """OGA splits a prompt by search.chunk_size there, and attention over a later piece does not see the earlier ones."""
+    shutil.copytree(MODELS / "tiny-a", MODELS / "pieces")
+    (MODELS / "pieces" / "coe_manifest.json").unlink()
+    path = MODELS / "pieces" / "genai_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["search"]["chunk_size"] = 64
+    path.write_text(json.dumps(content), encoding="utf-8")
+    question = "tell " * 40
+    assert served.ask(question, "-m", "pieces")["answer"] == served.ask(question, "-m", "tiny-a")["answer"]
 
 
 def test_a_killed_worker_is_replaced(served: Coe) -> None:

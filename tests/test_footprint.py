@@ -138,6 +138,40 @@ def test_cuda_peaks_measured_on_a_gpu(file: str, rows: int, within: float) -> No
         assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=within), row
 
 
+def on_webgpu(name: str, chunk_size: int | None) -> ModelMemory:
+    """A shape of ``webgpu_shapes.json``, with its graph's tensors."""
+    facts = json.loads((Path(__file__).parent / "fixtures" / "plan_accuracy" / "webgpu_shapes.json").read_text())[name]
+    sizes = tuple(size for size, count in facts["tensors"] for _ in range(count))
+    graph = GraphFacts(2, True, facts["intermediate_size"], facts["qkv_size"], initializer_bytes=sizes)
+    return made(ModelShape(*facts["shape"]), sum(sizes) / BYTES_PER_MB, "webgpu", graph=graph, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize(("file", "rows"), [("webgpu_fitted.jsonl", 29), ("webgpu_predicted.jsonl", 18)])
+def test_webgpu_peaks_measured_on_two_cards(file: str, rows: int) -> None:
+    """The rows that the model was made with, on one card, and those predicted before they were measured, on another."""
+    found = measured_rows(file)
+    assert len(found) == rows
+    for row in found:
+        model, context = on_webgpu(row["model"], row["chunk_size"]), row["context_length"]
+        peak = (
+            load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, row["prompt_tokens"])
+        )
+        assert peak / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=0.05), row
+        assert load_bytes(model) / BYTES_PER_MB == pytest.approx(row["measured_load_mb"], rel=0.012)
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "measured_mb"),
+    [("7b", 4096, 6010), ("7b", 2048, 5878), ("small", 4096, 592), ("mid", 4096, 1113)],
+)
+def test_webgpu_workers_measured_after_prompts_of_many_lengths(name: str, context: int, measured_mb: float) -> None:
+    model = on_webgpu(name, 512)
+    slot = ExactAccounting().slot(model, context, 1)
+    planned_mb = (load_bytes(model) + slot.total_bytes) / BYTES_PER_MB
+    assert measured_mb <= planned_mb <= measured_mb * 1.05
+    assert ExactAccounting().slot(model, context, 1, before=1).total_bytes == kv_cache_bytes(model, context)
+
+
 def test_cpu_peaks_of_the_embedded_model_measured_in_real_processes() -> None:
     facts = (Path(__file__).parent / "fixtures" / "plan_accuracy" / "cpu_smollm2_graph.json").read_bytes()
     graph = msgspec.json.decode(facts, type=GraphFacts)

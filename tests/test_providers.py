@@ -168,7 +168,7 @@ def _version_in(packages: set[str]) -> Callable[[str], str]:
     return version
 
 
-def test_webgpu_records_runs_of_graphs_that_are_made_for_it_and_is_pointed_at_an_adapter(
+def test_webgpu_records_runs_where_that_is_wanted_and_is_pointed_at_an_adapter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", SimpleNamespace(get_library_path=lambda: "plugin.so"))
@@ -179,8 +179,8 @@ def test_webgpu_records_runs_of_graphs_that_are_made_for_it_and_is_pointed_at_an
     model = {"enableGraphCapture": "1", "enableInt64": "1", "validationMode": "full"}
     runtime = providers.runtime_of("webgpu")
     for environment, expected in (
-        ({"COE_DEVICE": "pci:1002:744C"}, {"enableGraphCapture": "1", "enableInt64": "1"}),
-        ({"COE_GRAPH_CAPTURE": "0"}, {"enableGraphCapture": "0", "enableInt64": "1"}),
+        ({"COE_DEVICE": "pci:1002:744C"}, {"enableGraphCapture": "0", "enableInt64": "1"}),
+        ({"COE_GRAPH_CAPTURE": "1"}, {"enableGraphCapture": "1", "enableInt64": "1"}),
     ):
         config = FakeConfig()
         configure(oga, config, "webgpu", runtime.provider_options(settings_from(environment)), {}, model)

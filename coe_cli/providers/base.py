@@ -15,14 +15,15 @@ class DeviceSettings(Struct, frozen=True):
     """Which device, and how it is driven; None leaves the choice to ONNX Runtime GenAI.
 
     ``luid`` is an adapter's (high, low) part as DXGI tells it, the same after adapters are listed in another order;
-    ``index`` counts adapters (DirectML) or CUDA devices; ``pci`` is "VENDOR:DEVICE" in hexadecimal digits (WebGPU). ``graph_capture`` is DirectML's recorded command list, which
+    ``index`` counts adapters (DirectML) or CUDA devices; ``pci`` is "VENDOR:DEVICE" in hexadecimal digits (WebGPU).
+    ``graph_capture`` is None where nobody said: a recorded command list, DirectML's habit, which
     newer releases than 0.13.1 can leave out. ``arena_as_requested`` keeps CUDA's pool from growing by powers of two.
     """
 
     luid: tuple[int, int] | None = None
     index: int | None = None
     pci: str | None = None
-    graph_capture: bool = True
+    graph_capture: bool | None = None
     arena_as_requested: bool = False
     threads: int | None = None
 

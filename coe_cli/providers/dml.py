@@ -47,7 +47,7 @@ class DirectMLRuntime(ProviderRuntime):
             options["luid"] = f"{settings.luid[0]}:{settings.luid[1]}"
         elif settings.index is not None:
             options["device_index"] = str(settings.index)
-        if not settings.graph_capture:
+        if settings.graph_capture is False:
             options["enable_graph_capture"] = "0"
         return options
 

@@ -34,6 +34,7 @@ def settings_from(environment: Mapping[str, str] = os.environ) -> DeviceSettings
     arena = environment.get("COE_CUDA_ARENA", "powers_of_two")
     if arena not in ("powers_of_two", "as_requested"):
         raise UsageError(f"COE_CUDA_ARENA is `{arena}`", "Write powers_of_two or as_requested.")
+    capture = environment.get("COE_GRAPH_CAPTURE", "").strip()
     threads = environment.get("COE_THREADS", "").strip()
     if threads and (not threads.isdecimal() or int(threads) < 1):
         raise UsageError(f"COE_THREADS is `{threads}`", "Write a number of threads, 1 or more.")
@@ -41,7 +42,7 @@ def settings_from(environment: Mapping[str, str] = os.environ) -> DeviceSettings
         luid=(int(luid[1]), int(luid[2])) if luid else None,
         index=int(device) if device.isdecimal() else None,
         pci=pci[1].lower() if pci else None,
-        graph_capture=environment.get("COE_GRAPH_CAPTURE", "1").lower() not in ("0", "no", "off", "false"),
+        graph_capture=capture.lower() not in ("0", "no", "off", "false") if capture else None,
         arena_as_requested=arena == "as_requested",
         threads=int(threads) if threads else None,
     )

@@ -50,6 +50,9 @@ class WebGpuRuntime(ProviderRuntime):
         return [ok("webgpu", details.get("adapters") or "a graphics adapter was found")]
 
     def provider_options(self, settings: DeviceSettings) -> dict[str, str]:
+        """Runs are recorded where the user wants it and the graph is made for it: that is faster, and every generator more takes
+        memory that no later one uses (docs/memory.md).
+        """
         options: dict[str, str] = {}
         if settings.pci is not None:
             options[_ADAPTER] = settings.pci

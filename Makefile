@@ -47,7 +47,7 @@ test-windows: $(VENV)/developed
 
 ## DirectML itself on a software card, in a Windows on Linux (tests/windows); where that cannot be set up, it says so
 test-directml: $(VENV)/developed
-	PYTHON=$(CURDIR)/$(BIN)/python bash tests/windows/directml.sh gate
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/windows/directml.sh gate $(PYTEST_ARGS)
 
 ## WebGPU on a software card, from Debian's packages (tests/webgpu); where that cannot be set up, it says so
 test-webgpu: $(VENV)/developed $(WEBGPU)/installed

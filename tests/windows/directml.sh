@@ -55,19 +55,19 @@ make_directml_prefix() {
 
 gate() {
     local models
-    if ! bash "$0" setup; then
+    if ! timeout 1500 bash "$0" setup </dev/null; then
         echo "DirectML is not tested here"
         [ "${CI:-}" != true ]
         return
     fi
     models=$lab/directml-models/$(cd "$checkout" && cat "$here/directml/make_models.py" coe_cli/core/providers/*.py $(git ls-files '*importing*.py') | sha256sum | cut -c1-16)
-    [ -e "$models/tiny-b" ] || { rm -rf "$lab/directml-models"; mkdir -p "$models"; "$python" "$here/directml/make_models.py" "$models"; }
-    COE_MODELS_DIR=$models bash "$0" run timeout 900 python -m pytest -c tests/windows/directml/pytest.ini tests/windows/directml
+    [ -e "$models/tiny-b" ] || { rm -rf "$lab/directml-models"; mkdir -p "$models"; timeout 600 "$python" "$here/directml/make_models.py" "$models" </dev/null; }
+    COE_MODELS_DIR=$models bash "$0" run timeout 1800 python -m pytest -c tests/windows/directml/pytest.ini tests/windows/directml "$@" </dev/null
 }
 
 case ${1:-} in
     setup) setup_directml ;;
-    gate) gate ;;
+    gate) shift; gate "$@" ;;
     run)
         [ -e "$lab/directml-prefix.done" ] || fail "run: $0 setup"
         shift

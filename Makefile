@@ -85,22 +85,22 @@ check: lint types imports resolve docs
 clean:
 	rm -rf $(VENV) $(OLD_OGA) $(WEBGPU) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 
-# PyTorch only converts models here, so its CPU build is enough: a wheel that pip is configured to find on disk, else
-# PyTorch's own CPU index through uv, else whatever the package index has.
-$(VENV)/torch: constraints.txt
+$(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e ".[cpu]"
+	$(BIN)/python -m compileall -q coe_cli  # pip does so for a wheel, not for a checkout
+	touch $@
+
+# The tests compare with PyTorch. Its CPU build is enough: a wheel that pip is configured to find on disk, else PyTorch's
+# own CPU index through uv, else whatever the package index has.
+$(VENV)/torch: $(VENV)/installed
 	$(PIP) install uv
 	$(PIP) install --no-index --no-deps -c constraints.txt torch 2>/dev/null \
 	  || $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu -c constraints.txt torch \
 	  || $(PIP) install -c constraints.txt torch
 	touch $@
 
-$(VENV)/installed: $(VENV)/torch pyproject.toml
-	$(PIP) install -c constraints.txt -e ".[cpu]"
-	$(BIN)/python -m compileall -q coe_cli  # pip does so for a wheel, not for a checkout
-	touch $@
-
-$(VENV)/developed: $(VENV)/installed
+$(VENV)/developed: $(VENV)/torch
 	$(PIP) install -c constraints.txt -e ".[dev]"
 	touch $@
 

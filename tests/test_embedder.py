@@ -22,7 +22,7 @@ from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.profile_report import check
-from coe_cli.runtime.routing import embedder_export
+from coe_cli.runtime.routing import embedder_torch
 from coe_cli.runtime.routing.embedder import Embedder, embedder_folder, read_info
 from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts, export_embedder, prepare_embedder
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
@@ -66,47 +66,39 @@ def folders_in(path: Path) -> Folders:
     return Folders(models=path / "models", config=path / "config", state=path / "state", cache=path / "cache")
 
 
-def test_the_export_gives_the_originals_vectors(source: Path, exported: Path) -> None:
+@pytest.mark.parametrize(
+    ("dimension", "pooling", "dense"),
+    [(32, "mean", False), (48, "cls", False), (64, "max", False), (32, "mean", True)],
+    ids=["mean", "cls", "max", "by PyTorch"],
+)
+def test_a_graph_gives_the_originals_vectors(tmp_path: Path, dimension: int, pooling: str, dense: bool) -> None:
+    """Plain BERTs are written without PyTorch; one that has a further module is exported by it, and compared there."""
     from sentence_transformers import SentenceTransformer
 
+    source = build_sentence_transformer(tmp_path, dimension=dimension, pooling=pooling, dense=dense)
+    info = export_embedder(source, tmp_path / "export", "tiny")
+    assert (info.dimension, info.max_tokens, info.pad_id) == (dimension, 64, 0)
+    assert (info.worst_cosine >= MIN_COSINE) == dense
     texts = ["how do i join tables", "a", "", "bake bread " * 100, "Ärger 你好 🎉", *comparison_texts()]
     original = SentenceTransformer(str(source), device="cpu").encode(texts, normalize_embeddings=True)
-    vectors = Embedder(exported).embed(texts)
+    vectors = Embedder(tmp_path / "export").embed(texts)
     assert vectors.shape == original.shape
     assert vectors.dtype == np.float32
-    assert float((vectors * original).sum(axis=1).min()) >= MIN_COSINE
+    assert float((vectors * original).sum(axis=1).min()) >= 0.99999
 
 
-@pytest.mark.parametrize(("dimension", "pooling"), [(48, "cls"), pytest.param(64, "max", marks=pytest.mark.slow)])
-def test_other_dimensions_and_poolings_come_from_a_local_folder(tmp_path: Path, dimension: int, pooling: str) -> None:
-    """BGE-M3 pools the first token and has another dimension: the way there is the same from a folder as from the hub."""
-    from sentence_transformers import SentenceTransformer
-
-    model = build_sentence_transformer(tmp_path / "source", dimension=dimension, pooling=pooling)
+def test_a_router_is_trained_on_a_folder_of_the_users_own(tmp_path: Path) -> None:
+    model = build_sentence_transformer(tmp_path / "source", dimension=48, pooling="cls")
     where = folders_in(tmp_path)
-    info = prepare_embedder(str(model), where, lambda _: None)
-    assert (info.dimension, info.name) == (dimension, str(model))
-    assert info.worst_cosine >= MIN_COSINE
-    texts = ["how do i join tables", "bread", ""]
-    original = SentenceTransformer(str(model), device="cpu").encode(texts, normalize_embeddings=True)
-    vectors = Embedder(embedder_folder(str(model), where)).embed(texts)
-    assert float((vectors * original).sum(axis=1).min()) >= MIN_COSINE
     catalog = load_catalog([write_catalog(tmp_path / "experts.yaml", EXAMPLES)])
     router = open_router(catalog, where, lambda _: None, embedder=str(model))
-    assert router.router.weights.dense.shape[0] == dimension
+    assert router.router.weights.dense.shape[0] == 48
     assert router.route("bake a cake in the oven").experts[0].name == "general_reasoner"
 
 
-def test_weights_that_differ_make_another_embedder(tmp_path: Path, source: Path, exported: Path) -> None:
+def test_weights_that_differ_make_another_embedder(tmp_path: Path, exported: Path) -> None:
     """The graph is the same file: the digest, by which routers are kept, must look at the weights."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(source), device="cpu")
-    with torch.no_grad():
-        next(model.parameters()).mul_(1.5)
-    model.save(str(tmp_path / "changed"))
-    other = export_embedder(tmp_path / "changed", tmp_path / "export", "tiny")
+    other = export_embedder(build_sentence_transformer(tmp_path, seed=1), tmp_path / "export", "tiny")
     assert other.sha256 != read_info(exported).sha256
 
 
@@ -132,7 +124,6 @@ def test_the_measured_memory_is_in_the_plans_fixed_part(exported: Path, tmp_path
 def test_what_was_measured_is_recorded(exported: Path) -> None:
     info = read_info(exported)
     assert len(comparison_texts()) >= 50
-    assert info.worst_cosine >= MIN_COSINE
     assert (info.dimension, info.max_tokens) == (32, 64)
     assert info.resident_mb >= info.size_mb > 0
 
@@ -156,10 +147,9 @@ def test_lone_surrogates_are_survived(exported: Path) -> None:
     assert np.isfinite(Embedder(exported).embed(["bad \ud800 text"])).all()
 
 
-def test_an_export_that_differs_is_refused_and_nothing_is_left(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = embedder_export._export_graph
+def test_an_export_that_differs_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = build_sentence_transformer(tmp_path / "source", dense=True)
+    right = embedder_torch._export_graph
 
     def other_weights(model: object, target: Path) -> None:
         import torch
@@ -169,7 +159,7 @@ def test_an_export_that_differs_is_refused_and_nothing_is_left(
             for parameter in model.parameters():  # type: ignore[attr-defined]
                 parameter.add_(torch.randn_like(parameter))
 
-    monkeypatch.setattr(embedder_export, "_export_graph", other_weights)
+    monkeypatch.setattr(embedder_torch, "_export_graph", other_weights)
     where = folders_in(tmp_path)
     with pytest.raises(ModelDamaged, match="not the original"):
         prepare_embedder(str(source), where, lambda _: None)
@@ -270,12 +260,3 @@ def test_every_catalogued_source_is_pinned() -> None:
             scheme, _, rest = source.uri.partition(":")
             assert scheme == "pypi" or len(rest.partition("@")[2]) == 40
             assert scheme == "hf" or (source.sha256 and "==" in rest)
-
-
-@pytest.mark.slow
-def test_the_embedded_default_is_exported_from_its_wheel(tmp_path: Path) -> None:
-    info = prepare_embedder(EMBEDDED, folders_in(tmp_path), lambda _: None)
-    assert info.dimension == 384
-    assert info.worst_cosine >= MIN_COSINE
-    vectors = Embedder(embedder_folder(EMBEDDED, folders_in(tmp_path))).embed(["a cat", "a kitten", "tax law"])
-    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3

@@ -156,7 +156,7 @@ class Preparing:
         if self._view is None:
             from coe_cli.output.progress_view import ProgressView
 
-            title = "preparing to route questions, once: this takes a minute or two"
+            title = "preparing to route questions, once"
             if self._output.stderr.isatty():  # elsewhere the view says it
                 self._output.note(title)
             self._view = ProgressView(self._output, title)

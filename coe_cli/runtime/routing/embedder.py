@@ -31,7 +31,8 @@ _CHARS_PER_TOKEN = 12
 class EmbedderInfo(msgspec.Struct, frozen=True):
     """What an exported embedder is; ``embedder.json`` beside its graph.
 
-    ``sha256`` is of graph and weights, ``worst_cosine`` the least agreement with the original on the comparison texts,
+    ``sha256`` is of what its vectors depend on, ``worst_cosine`` the least agreement with the original on the comparison
+    texts, or 0 where it was not compared,
     ``resident_mb`` the memory that it takes: what a process gained by loading and running it on the CPU, or its files'
     size where the system had paged out more than that.
     """

@@ -1,18 +1,14 @@
-"""A sentence-transformers model made into ONNX once, and proved equal to the original before it is used."""
+"""A sentence-transformers model written as ONNX once, and compared with the original before it is used."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,15 +17,16 @@ from coe_cli.errors import CoeError, DiskFull, ModelDamaged
 from coe_cli.package import python_environment, python_path
 from coe_cli.replacing import move
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, Embedder, EmbedderInfo, embedder_folder
+from coe_cli.runtime.routing.bert_graph import GRAPH, WEIGHTS, read_bert, write_bert
+from coe_cli.runtime.routing.embedder import Embedder, EmbedderInfo, embedder_folder
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder, file_sha256
+from coe_cli.runtime.routing.shipped_router import shipped_vectors
 from coe_cli.runtime.store.source_errors import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MIN_COSINE = 0.9999
-_WEIGHTS = "model.onnx.data"
 
 
 def prepare_embedder(name: str, where: Folders, note: Callable[[Note], None]) -> EmbedderInfo:
@@ -48,7 +45,7 @@ def prepare_embedder(name: str, where: Folders, note: Callable[[Note], None]) ->
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-", ignore_cleanup_errors=True) as scratch:
             work = Path(scratch)
             source = fetch_embedder(name, work, note)
-            note(Note("progress", "exporting the embedder to ONNX and comparing the two, once"))
+            note(Note("progress", "writing the embedder as an ONNX graph and comparing it with the original, once"))
             built = work / "export"
             info = export_embedder(source, built, name)
             if target.exists():
@@ -64,48 +61,38 @@ def prepare_embedder(name: str, where: Folders, note: Callable[[Note], None]) ->
 
 
 def export_embedder(source: Path | str, target: Path, name: str) -> EmbedderInfo:
-    """Export the sentence-transformers model ``source`` (folder or hub id) into the folder ``target``.
+    """Write the sentence-transformers model ``source`` (folder or hub id) as a graph into the folder ``target``.
 
     The graph takes ``input_ids`` and ``attention_mask`` [batch, tokens] and gives ``embedding`` [batch, dimension] of
-    length 1: transformer, pooling and any further modules in one.
+    length 1. A plain BERT is written by coe itself; anything else by PyTorch, and is compared with the original.
 
     Raises:
+        ModelMissing: sentence-transformers would be needed and is not installed.
         ModelDamaged: the model cannot be loaded, or the cosine of a vector with the original's is below 0.9999.
     """
     target.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        model = _load(source)
-        _export_graph(model, target)
-        tokenizer = model.tokenizer.backend_tokenizer
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        (target / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-        prompts = getattr(model, "prompts", None) or {}
-        prompt = prompts.get(getattr(model, "default_prompt_name", None) or "", "")
-        info = EmbedderInfo(
-            format=EMBEDDER_FORMAT,
-            name=name,
-            dimension=int(_dimension(model)),
-            max_tokens=int(min(model.max_seq_length or 512, 8192)),
-            pad_id=int(model.tokenizer.pad_token_id or 0),
-            prompt=prompt,
-            sha256=_sha256(target),
-            size_mb=round(sum(f.stat().st_size for f in target.iterdir()) / 2**20, 1),
-        )
-        _write_info(target, info)
-        texts = comparison_texts()
-        original = model.encode(texts, normalize_embeddings=True, show_progress_bar=False, batch_size=8)
-    embedder = Embedder(target)
-    exported = embedder.embed(texts)
-    worst = float((exported * original).sum(axis=1).min())
-    if not worst >= MIN_COSINE:
-        raise ModelDamaged(
-            f"the ONNX export of `{name}` is not the original: cosine {worst:.5f} on {len(texts)} texts",
-            "Use another embedder, or other versions of torch and transformers.",
-        )
-    info = msgspec.structs.replace(
-        info, worst_cosine=round(worst, 7), resident_mb=max(info.size_mb, _measure_resident_mb(target, texts))
-    )
+    texts = comparison_texts()
+    bert = read_bert(Path(source))
+    if bert is not None:
+        info, original = write_bert(bert, target, name), shipped_vectors(name)
+    else:
+        from coe_cli.runtime.routing.embedder_torch import export_by_torch
+
+        info, original = export_by_torch(source, target, name, texts)
+        info = msgspec.structs.replace(info, sha256=_sha256(target))
+    size_mb = round(sum(file.stat().st_size for file in target.iterdir()) / 2**20, 1)
+    info = msgspec.structs.replace(info, size_mb=size_mb)
+    _write_info(target, info)
+    if original is not None:
+        texts = texts[: len(original)]
+        worst = float((Embedder(target).embed(texts) * original).sum(axis=1).min())
+        if not worst >= MIN_COSINE:
+            raise ModelDamaged(
+                f"the ONNX graph of `{name}` is not the original: cosine {worst:.5f} on {len(texts)} texts",
+                "Use another embedder, or other versions of onnxruntime, torch and transformers.",
+            )
+        info = msgspec.structs.replace(info, worst_cosine=round(worst, 7))
+    info = msgspec.structs.replace(info, resident_mb=max(size_mb, _measure_resident_mb(target, texts)))
     _write_info(target, info)
     return info
 
@@ -138,75 +125,9 @@ def comparison_texts() -> list[str]:
     ]
 
 
-def _load(source: Path | str) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        return SentenceTransformer(str(source), device="cpu").eval()
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelDamaged(
-            f"{source} is no sentence-transformers model: {reason[0][:200]}", "Name another embedder."
-        ) from error
-
-
-def _dimension(model: Any) -> int:
-    ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
-    return int(ask())
-
-
-def _export_graph(model: Any, target: Path) -> None:
-    import torch
-
-    class Graph(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            features = self.model({"input_ids": input_ids, "attention_mask": attention_mask})
-            return torch.nn.functional.normalize(features["sentence_embedding"].float(), dim=-1)
-
-    sample = model.tokenizer(["one text", "another text, which is longer"], padding=True, return_tensors="pt")
-    dynamic = {0: "batch", 1: "tokens"}
-    # The TorchScript exporter: torch.export's (dynamo=True) gave wrong vectors here without an error.
-    with torch.no_grad():
-        torch.onnx.export(
-            Graph(),
-            (sample["input_ids"], sample["attention_mask"]),
-            str(target / "model.onnx"),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["embedding"],
-            dynamic_axes={"input_ids": dynamic, "attention_mask": dynamic, "embedding": {0: "batch"}},
-            opset_version=17,
-            dynamo=False,
-        )
-    _move_weights_out(target)
-
-
-def _move_weights_out(target: Path) -> None:
-    """The weights into one file beside the graph: it is mapped into memory, which loads the model twice as fast.
-
-    Models beyond protobuf's 2 GB are exported as one file a tensor: these are brought into one as well.
-    """
-    import onnx
-
-    graph = onnx.load(str(target / "model.onnx"))
-    for path in list(target.iterdir()):
-        path.unlink()
-    onnx.save(
-        graph,
-        str(target / "model.onnx"),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=_WEIGHTS,
-        size_threshold=1024,
-    )
-
-
 def _sha256(folder: Path) -> str:
     """SHA-256 of the digests of graph and weights."""
-    parts = [file_sha256(folder / name) for name in ("model.onnx", _WEIGHTS) if (folder / name).is_file()]
+    parts = [file_sha256(folder / name) for name in (GRAPH, WEIGHTS) if (folder / name).is_file()]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -242,21 +163,3 @@ def _measure_resident_mb(folder: Path, texts: Sequence[str]) -> float:
 
 def _write_info(folder: Path, info: EmbedderInfo) -> None:
     (folder / "embedder.json").write_bytes(msgspec.json.format(msgspec.json.encode(info)))
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """PyTorch's and transformers' warnings about tracing and unused weights say nothing that the comparison does not."""
-    import logging
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -27,14 +28,14 @@ from coe_cli.runtime.routing.embedder import (
     embedder_folder,
 )
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
+from coe_cli.runtime.routing.shipped_router import SCALARS, SHIPPED, shipped_examples, shipped_weights
 
-ROUTER_VERSION = 4
+ROUTER_VERSION = 5
 
 _ARRAYS = (
     *("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale"),
     *("known", "known_roles", "known_weights"),
 )
-_SCALARS = ("temperature", "neighbour_weight", "pair_bias", "pair_gate")
 
 
 class QuestionRouter:
@@ -74,9 +75,15 @@ class QuestionRouter:
         return decisions
 
 
-def default_embedder(provider: str | None) -> str:
-    """The embedder for a profile's provider: BGE-M3 where its GPU can be used, the embedded one everywhere else."""
-    return os.environ.get("COE_EMBEDDER") or (EMBEDDED if on_host(available_provider(provider)) else GPU_DEFAULT)
+def default_embedder(provider: str | None, where: Folders) -> str:
+    """The embedder for a profile's provider: BGE-M3 where its GPU can be used and it is prepared or can be exported
+    (extra ``embedders``), the embedded one everywhere else."""
+    if name := os.environ.get("COE_EMBEDDER"):
+        return name
+    if on_host(available_provider(provider)):
+        return EMBEDDED
+    exports = importlib.util.find_spec("sentence_transformers") is not None
+    return GPU_DEFAULT if exports or embedder_folder(GPU_DEFAULT, where).is_dir() else EMBEDDED
 
 
 class Allowed(NamedTuple):
@@ -105,7 +112,7 @@ def open_router(
         ModelDamaged: the embedder is damaged.
         ProfileInvalid: the examples file is not valid.
     """
-    name = embedder or default_embedder(provider)
+    name = embedder or default_embedder(provider, where)
     try:
         loaded = _open_embedder(name, where, note, provider, may)
     except ModelMissing as error:
@@ -113,8 +120,11 @@ def open_router(
             raise
         note(Note("fallback", f"{error.message}; using {EMBEDDED} instead"))
         loaded = _open_embedder(EMBEDDED, where, note, provider, may)
-    path, digest = _cache_path(loaded.info, where), _digest(catalog, loaded.info)
-    weights = None if may.rebuild else _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
+    path, digest, weights = _cache_path(loaded.info, where), router_digest(catalog, loaded.info), None
+    if not may.rebuild:
+        weights = _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
+        if weights is None and (weights := shipped_weights(digest, tuple(catalog.experts))) is not None:
+            path = SHIPPED
     if weights is None:
         if not may.train:
             raise ModelMissing("the router is not trained on these examples", "Prepare it: coe route --rebuild.")
@@ -122,8 +132,10 @@ def open_router(
         from coe_cli.runtime.routing.vector_cache import VectorCache
 
         note(Note("progress", "training the router on its examples, once"))
+        stamp = vector_stamp(loaded.info)
+        there = {} if may.rebuild else shipped_examples(stamp)
         vectors = VectorCache(
-            where.cache / "vectors" / path.name, _stamp(loaded.info), loaded.embed, note, anew=may.rebuild
+            where.cache / "vectors" / path.name, stamp, loaded.embed, note, anew=may.rebuild, shipped=there
         )
         weights = train_router(training_set(catalog), vectors.embed)
         _write(path, digest, weights, note)
@@ -155,13 +167,13 @@ def _cache_path(info: EmbedderInfo, where: Folders) -> Path:
     return where.cache / "router" / f"{embedder_folder(info.name, where).name}.npz"
 
 
-def _stamp(info: EmbedderInfo) -> str:
+def vector_stamp(info: EmbedderInfo) -> str:
     """A digest of what the vector of a text depends on."""
     return _sha256(info.sha256, str(info.max_tokens), info.prompt)
 
 
-def _digest(catalog: Catalog, info: EmbedderInfo) -> str:
-    return _sha256(str(ROUTER_VERSION), _stamp(info), examples_digest(catalog))
+def router_digest(catalog: Catalog, info: EmbedderInfo) -> str:
+    return _sha256(str(ROUTER_VERSION), vector_stamp(info), examples_digest(catalog))
 
 
 def _sha256(*parts: str) -> str:
@@ -178,7 +190,7 @@ def _read(
             if str(stored["digest"]) != digest:
                 return None
             arrays: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
-            arrays |= zip(_SCALARS, map(float, stored["scalars"]), strict=True)
+            arrays |= zip(SCALARS, map(float, stored["scalars"]), strict=True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -205,7 +217,7 @@ def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[Note
             np.savez(
                 scratch,
                 digest=np.array(digest),
-                scalars=np.array([getattr(weights, name) for name in _SCALARS]),
+                scalars=np.array([getattr(weights, name) for name in SCALARS]),
                 **arrays,
             )
     except OSError as error:

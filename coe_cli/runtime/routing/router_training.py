@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coe_cli.core.models.catalog import GENERAL_EXPERT
+from coe_cli.core.routing.logistic import Matrix, fit_logistic, minimise
 from coe_cli.core.routing.router import RouterWeights
 from coe_cli.core.routing.router_examples import TrainingSet
 from coe_cli.core.routing.router_features import (
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Vectors = npt.NDArray[np.float32]
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
 
 _TERM_WEIGHT = 0.4
 _TERM_VOTE = 0.3
 _NEIGHBOUR_WEIGHT = 0.75
-_C = 5.0
+_C = 3.0
+_PAIR_C, _PAIR_WEIGHT = 10.0, 5.0
 _MAX_BALANCE = 5.0
 _BALANCE_POWER = 0.75
 _FOLDS = 4
@@ -42,7 +46,7 @@ def train_router(examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors
     nearest examples (Router.route adds both up in the same way). What both say of questions that they were not fitted on
     (cross-fitting) sets the weight of the votes and the temperature, and trains the two-domain detector.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     if len(examples.roles) == 1:
         return _untrained(examples.roles, embed(["text"]).shape[1])
@@ -52,38 +56,44 @@ def train_router(examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors
         return _train(examples, data)
 
 
+class _Fitted(NamedTuple):
+    """``coefficients`` [columns, roles] and ``bias`` [roles] of the role model, ``pair`` [columns] of the detector."""
+
+    coefficients: Vectors
+    bias: Vectors
+    pair: Vectors
+    pair_bias: float
+
+
 def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
     import numpy as np
 
     general = examples.roles.index(GENERAL_EXPERT) if GENERAL_EXPERT in examples.roles else None
+    if len(data.texts) < 4 * _FOLDS:
+        return data.finish(np.zeros((len(data.texts), 0)), 1.0, _NEIGHBOUR_WEIGHT)
     logits, votes = np.zeros((2, len(data.texts), len(examples.roles)))
-    features = np.zeros((len(data.texts), 0))
-    if len(data.texts) >= 4 * _FOLDS:
-        fold = np.random.default_rng(_SEED).permutation(len(data.texts)) % _FOLDS
-        rows: list[Any] = []
-        for held in range(_FOLDS):
-            test, train = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
-            roles, pair = data.fit(train)
-            logits[test], votes[test] = data.judge(roles, data.rows[test], data.vectors[test], train)
-            rows += zip(test, data.judge_clauses(roles, test, train), pair(data.rows[test]), strict=True)
-        single = np.flatnonzero(data.second < 0)
-        temperature, weight = _calibration(logits[single], votes[single], data.first[single])
-        rows.sort(key=lambda row: row[0])
-        features = np.array(
-            [
-                pair_features(
-                    _softmax((logits[index] + weight * votes[index]) / temperature),
-                    None if parts is None else _softmax((parts[0] + weight * parts[1]) / temperature),
-                    float(logit),
-                    len(data.texts[index].split()),
-                    general,
-                )
-                for index, parts, logit in rows
-            ]
-        )
-    else:
-        temperature, weight = 1.0, _NEIGHBOUR_WEIGHT
-    return data.finish(features, temperature, weight)
+    pair_logits = np.zeros(len(data.texts))
+    of_clauses: dict[int, tuple[Vectors, Floats] | None] = {}
+    fold = np.random.default_rng(_SEED).permutation(len(data.texts)) % _FOLDS
+    for held in range(_FOLDS):
+        test, train = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
+        fitted = data.fit(train)
+        logits[test], votes[test] = data.judge(fitted, test, train)
+        pair_logits[test] = data.pair_logits(fitted, test)
+        of_clauses |= zip(test.tolist(), data.judge_clauses(fitted, test, train), strict=True)
+    single = np.flatnonzero(data.second < 0)
+    temperature, weight = _calibration(logits[single], votes[single], data.first[single])
+
+    def likely(some_logits: Any, some_votes: Floats) -> Floats:
+        shares: Floats = _softmax((some_logits + weight * some_votes) / temperature)
+        return shares
+
+    features = []
+    for index, text in enumerate(data.texts):
+        parts = of_clauses[index]
+        whole, split = likely(logits[index], votes[index]), None if parts is None else likely(*parts)
+        features.append(pair_features(whole, split, float(pair_logits[index]), len(text.split()), general))
+    return data.finish(np.array(features), temperature, weight)
 
 
 class _Data:
@@ -106,25 +116,18 @@ class _Data:
         self.idf = inverse_document_frequency(counts)
         vectors = embed([*self.texts, *terms, *flat])
         self.dimension = vectors.shape[1]
-        self.vectors = vectors[: len(self.texts)]
-        self._term_vectors = vectors[len(self.texts) : len(self.texts) + len(terms)]
-        self._flat_vectors = vectors[len(self.texts) + len(terms) :]
         # Buckets that no two texts share weigh nothing: without them the fit is several times faster.
         self.active = np.flatnonzero(self.idf)
-        rows = _matrix(vectors, [*counts, *(lexical_counts(text) for text in flat)], self.idf, self.active)
-        self.rows = rows[: len(self.texts)]
-        self._terms = rows[len(self.texts) : len(self.texts) + len(terms)]
-        self._flat = rows[len(self.texts) + len(terms) :]
+        counts += [lexical_counts(text) for text in flat]
+        self._rows = _matrix(vectors, counts, self.idf, self.active)  # of questions, terms and clauses
 
-    def fit(self, train: Any) -> tuple[Any, Callable[[Any], Any]]:
-        """The role model and the linear two-domain detector, fitted on the rows ``train``."""
+    def fit(self, train: Ints) -> _Fitted:
+        """The role model and the linear two-domain detector, fitted on the questions ``train`` and the terms."""
         import numpy as np
-        from scipy.sparse import vstack  # type: ignore[import-untyped]
-        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
-        double = train[self.second[train] >= 0]
-        single = train[self.second[train] < 0]
-        rows = vstack([self.rows[single], self.rows[double], self.rows[double], self._terms]).tocsr()
+        double, single = train[self.second[train] >= 0], train[self.second[train] < 0]
+        terms = len(self.texts) + np.arange(len(self._term_role))
+        rows = self._rows.take(np.concatenate([single, double, double, terms]))
         labels = np.concatenate([self.first[single], self.first[double], self.second[double], self._term_role])
         weight = np.concatenate(
             [np.ones(len(single)), np.full(2 * len(double), 0.5), np.full(len(self._term_role), _TERM_WEIGHT)]
@@ -132,28 +135,25 @@ class _Data:
         total = np.bincount(labels, weight, len(self.roles))
         balance = weight.sum() / len(self.roles) / np.maximum(total, 1e-9)
         weight *= np.minimum(balance, _MAX_BALANCE)[labels] ** _BALANCE_POWER
-        roles = LogisticRegression(C=_C, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weight)
+        coefficients, bias = fit_logistic(rows, labels, weight, len(self.roles), _C)
         if not len(double):
-            return roles, lambda some: np.zeros(some.shape[0])
-        pair = LogisticRegression(C=10, max_iter=300, tol=1e-3, class_weight={0: 1, 1: 5})
-        pair.fit(self.rows[train], self.second[train] >= 0)
-        return roles, pair.decision_function
+            return _Fitted(coefficients, bias, np.zeros(len(coefficients), np.float32), 0.0)
+        pair, offset = _fit_yes_or_no(self._rows.take(train), self.second[train] >= 0, _PAIR_C, _PAIR_WEIGHT, 1e-3)
+        return _Fitted(coefficients, bias, pair, offset)
 
-    def judge(self, model: Any, rows: Any, vectors: Any, train: Any) -> tuple[Any, Any]:
-        """Logits of the linear model and votes of the neighbours among the questions ``train``, each [rows, roles].
+    def judge(self, fitted: _Fitted, places: Ints, train: Ints) -> tuple[Vectors, Floats]:
+        """Logits of the role model and votes of the neighbours among the questions ``train``, each [places, roles].
 
-        A role that was not in the training rows is impossible.
+        ``places`` are rows of questions, terms and clauses. A role that was not in the training rows is impossible.
         """
-        import numpy as np
+        logits = self._rows.take(places).product(fitted.coefficients) + fitted.bias
+        return logits, neighbour_votes(self._rows.dense[places], *self.known(train), len(self.roles))
 
-        scores = model.decision_function(rows)
-        if scores.ndim == 1:
-            scores = np.stack([-scores / 2, scores / 2], axis=1)
-        full = np.full((rows.shape[0], len(self.roles)), -30.0)
-        full[:, model.classes_] = scores
-        return full, neighbour_votes(vectors, *self.known(train), len(self.roles))
+    def pair_logits(self, fitted: _Fitted, places: Ints) -> Vectors:
+        """What the linear two-domain detector says of the questions ``places``."""
+        return self._rows.take(places).product(fitted.pair[:, None])[:, 0] + fitted.pair_bias
 
-    def judge_clauses(self, model: Any, some: Any, train: Any) -> list[tuple[Any, Any] | None]:
+    def judge_clauses(self, fitted: _Fitted, some: Ints, train: Ints) -> list[tuple[Vectors, Floats] | None]:
         """``judge`` of the clauses of each question in ``some``; None where it does not split."""
         import numpy as np
 
@@ -161,53 +161,43 @@ class _Data:
         flat = np.concatenate(spans)
         if not len(flat):
             return [None] * len(spans)
-        logits, votes = self.judge(model, self._flat[flat], self._flat_vectors[flat], train)
+        logits, votes = self.judge(fitted, len(self.texts) + len(self._term_role) + flat, train)
         cuts = np.cumsum([len(span) for span in spans])[:-1]
         parts = zip(spans, np.split(logits, cuts), np.split(votes, cuts), strict=True)
         return [(logit, vote) if len(span) else None for span, logit, vote in parts]
 
-    def known(self, train: Any) -> tuple[Any, Any, Any]:
+    def known(self, train: Ints) -> tuple[Vectors, Ints, Vectors]:
         """Vectors, roles and weights of those that vote: the questions of one role among ``train``, and the terms."""
         import numpy as np
 
         single = train[self.second[train] < 0]
-        vectors = np.concatenate([self.vectors[single], self._term_vectors])
-        weights = np.concatenate([np.ones(len(single)), np.full(len(self._term_role), _TERM_VOTE)])
-        return vectors, np.concatenate([self.first[single], self._term_role]), weights.astype(np.float32)
+        terms = len(self.texts) + np.arange(len(self._term_role))
+        weights = np.concatenate([np.ones(len(single)), np.full(len(terms), _TERM_VOTE)])
+        roles = np.concatenate([self.first[single], self._term_role])
+        return self._rows.dense[np.concatenate([single, terms])], roles, weights.astype(np.float32)
 
-    def finish(self, features: Any, temperature: float, neighbour_weight: float) -> RouterWeights:
+    def finish(self, features: Floats, temperature: float, neighbour_weight: float) -> RouterWeights:
         import numpy as np
-        from sklearn.linear_model import LogisticRegression
 
-        everything = np.arange(len(self.texts))
-        roles, pair = self.fit(everything)
-        size = len(self.roles)
-        coefficients = np.zeros((size + 1, self.dimension + len(self.active)))
-        bias = np.full(size + 1, -30.0)
-        if len(roles.classes_) == 2:
-            coefficients[roles.classes_] = np.stack([-roles.coef_[0] / 2, roles.coef_[0] / 2])
-            bias[roles.classes_] = [-roles.intercept_[0] / 2, roles.intercept_[0] / 2]
-        else:
-            coefficients[roles.classes_], bias[roles.classes_] = roles.coef_, roles.intercept_
-        bias[size] = 0.0
+        fitted = self.fit(np.arange(len(self.texts)))
         doubles = self.second >= 0
         mean = scale = weights = np.zeros(0)
         offset = gate = 0.0
         if features.shape[1] and doubles.sum() >= _FOLDS:
-            linear = pair.__self__  # type: ignore[attr-defined]
-            coefficients[size], bias[size] = linear.coef_[0], linear.intercept_[0]
             mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
-            detector = LogisticRegression(C=1, max_iter=2000).fit((features - mean) / scale, doubles)
+            seen = _dense(((features - mean) / scale).astype(np.float32))
+            found, offset = _fit_yes_or_no(seen, doubles, 1.0, 1.0, 1e-5)
+            weights = found.astype(np.float64)
             gate = float(np.quantile(features[doubles, 0], _MISSED_DOUBLES))
-            weights, offset = detector.coef_[0], float(detector.intercept_[0])
-        known, known_roles, known_weights = self.known(everything)
-        lexical = np.zeros((len(self.idf), size + 1), dtype=np.float32)
-        lexical[self.active] = coefficients[:, self.dimension :].T
+        known, known_roles, known_weights = self.known(np.arange(len(self.texts)))
+        coefficients = np.concatenate([fitted.coefficients, fitted.pair[:, None]], axis=1)
+        lexical = np.zeros((len(self.idf), len(self.roles) + 1), dtype=np.float32)
+        lexical[self.active] = coefficients[self.dimension :]
         return RouterWeights(
             roles=self.roles,
-            dense=np.ascontiguousarray(coefficients[:, : self.dimension].T, dtype=np.float32),
+            dense=coefficients[: self.dimension],
             lexical=lexical,
-            bias=bias.astype(np.float32),
+            bias=np.append(fitted.bias, np.float32(fitted.pair_bias)),
             idf=self.idf,
             temperature=temperature,
             neighbour_weight=neighbour_weight,
@@ -222,34 +212,56 @@ class _Data:
         )
 
 
-def _matrix(vectors: Vectors, counts: Sequence[Any], idf: Any, active: Any) -> Any:
+def _matrix(vectors: Vectors, counts: Sequence[Any], idf: Floats, active: Ints) -> Matrix:
+    """Vectors beside the buckets that are ``active``."""
     import numpy as np
-    from scipy.sparse import csr_matrix, hstack
 
+    column = np.full(len(idf), -1)
+    column[active] = np.arange(len(active))
     rows = [lexical_row(count, idf) for count in counts]
-    starts = np.cumsum([0, *(len(keys) for keys, _ in rows)])
-    keys = np.concatenate([keys for keys, _ in rows])
-    values = np.concatenate([values for _, values in rows])
-    lexical = csr_matrix((values, keys, starts), shape=(len(rows), len(idf)), dtype=np.float32)[:, active]
-    return hstack([csr_matrix(vectors), lexical]).tocsr()
+    keys = column[np.concatenate([keys for keys, _ in rows])]
+    values = np.concatenate([values for _, values in rows]).astype(np.float32)
+    ends = np.cumsum([len(keys) for keys, _ in rows])
+    starts = np.concatenate([[0], np.cumsum(keys >= 0)[ends - 1]])
+    return Matrix(vectors, keys[keys >= 0], values[keys >= 0], starts, len(active))
 
 
-def _calibration(logits: Any, votes: Any, labels: Any) -> tuple[float, float]:
+def _dense(rows: Vectors) -> Matrix:
+    import numpy as np
+
+    nothing = np.zeros(0, np.int64)
+    return Matrix(rows, nothing, np.zeros(0, np.float32), np.zeros(len(rows) + 1, np.int64), 0)
+
+
+def _fit_yes_or_no(rows: Matrix, yes: Any, c: float, weight_of_yes: float, tolerance: float) -> tuple[Vectors, float]:
+    """Coefficients [columns] and bias of a logistic regression with two answers."""
+    import numpy as np
+
+    # Both answers have coefficients, which are each other's opposite: half of ``c`` is the usual penalty on the difference.
+    weight = np.where(yes, weight_of_yes, 1.0).astype(np.float32)
+    both, bias = fit_logistic(rows, yes.astype(np.int64), weight, 2, c / 2, tolerance)
+    return both[:, 1] - both[:, 0], float(bias[1] - bias[0])
+
+
+def _calibration(logits: Floats, votes: Floats, labels: Ints) -> tuple[float, float]:
     """The temperature and the weight of the votes that make held-out answers most likely.
 
-    Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks") with a second term.
+    Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks") with a second term. In the factors of
+    logits and votes the loss is convex.
     """
     import numpy as np
-    from scipy.optimize import minimize  # type: ignore[import-untyped]
 
-    def loss(parameters: Any) -> float:
-        temperature, weight = np.exp(parameters[0]), parameters[1]
-        likely = _softmax((logits + weight * votes) / temperature)[np.arange(len(labels)), labels]
-        return float(-np.log(np.maximum(likely, 1e-12)).mean())
+    right = np.arange(len(labels)), labels
 
-    start = (0.0, _NEIGHBOUR_WEIGHT)
-    found = minimize(loss, start, method="L-BFGS-B", bounds=((-2.0, 2.0), (0.0, 3.0))).x
-    return float(np.exp(found[0])), float(found[1])
+    def loss(factors: Any) -> tuple[float, Any]:
+        likely = _softmax(factors[0] * logits + factors[1] * votes)
+        value = float(-np.log(np.maximum(likely[right], 1e-12)).mean())
+        likely[right] -= 1.0
+        return value, np.array([np.vdot(likely, logits), np.vdot(likely, votes)]) / len(labels)
+
+    of_logits, of_votes = minimise(loss, np.array([1.0, _NEIGHBOUR_WEIGHT]), 1e-6)
+    temperature = 1.0 / np.clip(of_logits, np.exp(-2.0), np.exp(2.0))
+    return float(temperature), float(np.clip(of_votes * temperature, 0.0, 3.0))
 
 
 def _softmax(logits: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,7 @@ class VectorCache:
     """An ``embed`` function with the vectors of its last call on disk. ``stamp`` names the embedder: another's are not used.
 
     ``note`` is told of a file that cannot be read or written; the vectors are computed then. ``anew`` computes all of them.
+    ``shipped`` are vectors of that embedder by key which need no file.
     """
 
     def __init__(
@@ -34,22 +35,24 @@ class VectorCache:
         note: Callable[[Note], None],
         *,
         anew: bool = False,
+        shipped: Mapping[bytes, Any] | None = None,
     ) -> None:
         self._path, self._stamp, self._embed, self._note = path, stamp, embed, note
         self._anew = anew
+        self._shipped = shipped or {}
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors [texts, dimension] of ``texts``, which are kept in place of those of the call before."""
         import numpy as np
 
-        keys = [_key(text) for text in texts]
+        keys = [text_key(text) for text in texts]
         of_key = dict(zip(keys, texts, strict=True))
-        kept = {} if self._anew else self._read()
+        kept = {**self._shipped, **({} if self._anew else self._read())}
         missing = [key for key in of_key if key not in kept]
         if missing:
             computed = self._embed([of_key[key] for key in missing])
             kept |= zip(missing, computed, strict=True)
-            self._write({key: kept[key] for key in of_key})
+            self._write({key: kept[key] for key in of_key if key not in self._shipped})
         return np.stack([kept[key] for key in keys])
 
     def _read(self) -> dict[bytes, Any]:
@@ -82,5 +85,5 @@ class VectorCache:
             self._note(Note("warning", f"the vectors cannot be kept in {self._path.parent}: {error.strerror or error}"))
 
 
-def _key(text: str) -> bytes:
+def text_key(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest()

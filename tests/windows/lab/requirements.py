@@ -1,4 +1,4 @@
-"""Print what the lab installs: coe's own requirements without those that need PyTorch, and what its tests need."""
+"""Print what the lab installs: coe's own requirements, and what its tests need."""
 
 import sys
 import tomllib
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-NEED_TORCH = {"sentence-transformers", "transformers"}
 TEST_TOOLS = {
+    "gguf",
     "hypothesis",
     "jsonschema",
     "openai",
@@ -17,13 +17,13 @@ TEST_TOOLS = {
     "pytest-timeout",
     "schemathesis",
 }
-OF_THE_LAB = ["pip", "hatchling", "editables", "msvc-runtime", "pytest-xdist"]
+OF_THE_LAB = ["hatchling", "editables", "msvc-runtime", "pytest-xdist"]
 """What `pip install -e .` needs there, the C++ runtime, which a Windows machine has, and tests on both cores."""
 
 project = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
 wanted = [
-    *(line for line in project["dependencies"] if Requirement(line).name not in NEED_TORCH),
+    *project["dependencies"],
     *(line for line in extras["dev"] if Requirement(line).name in TEST_TOOLS),
     *extras["directml"],
     *extras["fleet"],

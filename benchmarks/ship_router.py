@@ -1,0 +1,69 @@
+"""Write coe_cli/data/router.npz, the router that comes with coe: `python benchmarks/ship_router.py`, about a minute.
+
+To be run when the shipped examples, the catalog or the training change (a test says so). It needs the default embedder
+and, for the vectors of the original that a graph is compared with, sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.routing.router_examples import training_set
+from coe_cli.runtime.folders import folders
+from coe_cli.runtime.routing.embedder import EMBEDDED, Embedder, embedder_folder
+from coe_cli.runtime.routing.embedder_export import comparison_texts, prepare_embedder
+from coe_cli.runtime.routing.embedder_sources import fetch_embedder
+from coe_cli.runtime.routing.router_cache import router_digest, vector_stamp
+from coe_cli.runtime.routing.router_training import train_router
+from coe_cli.runtime.routing.shipped_router import SHIPPED, rounded, ship, shipped_examples
+from coe_cli.runtime.routing.vector_cache import text_key
+
+CATALOG = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
+
+
+def main() -> None:
+    where = folders()
+    folder = embedder_folder(EMBEDDED, where)
+    if not (folder / "embedder.json").is_file():
+        prepare_embedder(EMBEDDED, where, print)
+    embedder = Embedder(folder)
+    catalog = load_catalog([CATALOG])
+    stamp = vector_stamp(embedder.info)
+    kept = shipped_examples(stamp)
+    used: dict[bytes, Any] = {}
+
+    def embed(texts: Any) -> Any:
+        import numpy as np
+
+        keys = [text_key(text) for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
+        print(f"{len(missing)} of {len(set(keys))} texts are new")
+        if missing:
+            kept.update(zip(missing, rounded(embedder.embed(list(missing.values()))), strict=True))
+        used.update((key, kept[key]) for key in keys)
+        return np.stack([kept[key] for key in keys])
+
+    begin = time.process_time()
+    weights = train_router(training_set(catalog), embed)
+    print(f"trained in {time.process_time() - begin:.1f} s of CPU time")
+    ship(SHIPPED, router_digest(catalog, embedder.info), stamp, weights, used, originals())
+    print(f"{SHIPPED}: {SHIPPED.stat().st_size / 1e6:.1f} MB")
+
+
+def originals() -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        model = SentenceTransformer(str(fetch_embedder(EMBEDDED, Path(scratch), print)), device="cpu")
+        return model.encode(comparison_texts(), normalize_embeddings=True)
+
+
+if __name__ == "__main__":
+    main()

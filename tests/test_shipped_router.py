@@ -1,0 +1,94 @@
+"""The router that comes with coe fits the examples, the catalog and the default embedder that come with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.routing.router import Router
+from coe_cli.core.routing.router_examples import training_set
+from coe_cli.core.routing.router_features import bounded
+from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.routing.bert_graph import written_digest
+from coe_cli.runtime.routing.embedder import EMBEDDED, EMBEDDER_FORMAT, EmbedderInfo
+from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts
+from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
+from coe_cli.runtime.routing.router_cache import open_router, router_digest, vector_stamp
+from coe_cli.runtime.routing.shipped_router import (
+    SHIPPED,
+    rounded,
+    shipped_examples,
+    shipped_vectors,
+    shipped_weights,
+)
+from coe_cli.runtime.routing.vector_cache import VectorCache, text_key
+
+CATALOG = load_catalog([Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"])
+PINNED = {source.sha256["model.safetensors"] for source in EMBEDDERS[EMBEDDED]}
+
+
+def written_info() -> EmbedderInfo:
+    """What the graph is that coe writes of the pinned files."""
+    (weights,) = PINNED
+    return EmbedderInfo(EMBEDDER_FORMAT, EMBEDDED, 384, 256, 0, "", written_digest(weights, "mean"), 87.0)
+
+
+def test_the_shipped_router_was_trained_on_the_shipped_examples() -> None:
+    weights = shipped_weights(router_digest(CATALOG, written_info()), tuple(CATALOG.experts))
+    assert weights is not None, "examples, catalog or training changed: python benchmarks/ship_router.py"
+    assert SHIPPED.stat().st_size < 9e6
+    assert weights.dense.shape == (384, len(CATALOG.experts) + 1)
+    examples = training_set(CATALOG)
+    vectors = shipped_examples(vector_stamp(written_info()))
+    router = Router(weights)
+    some = examples.single[::40]
+    decided = [router.route([bounded(text)], vectors[text_key(bounded(text))][None]) for text, _ in some]
+    right = [
+        decision.ranking[0].name == examples.roles[role] for decision, (_, role) in zip(decided, some, strict=True)
+    ]
+    assert np.mean(right) > 0.95
+
+
+def test_another_embedder_or_catalog_has_no_shipped_router() -> None:
+    assert shipped_weights("x", tuple(CATALOG.experts)) is None
+    assert shipped_examples("x") == {}
+    assert shipped_vectors("bge-m3") is None
+
+
+def test_shipped_vectors_spare_embedding(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Any:
+        seen.extend(texts)
+        return np.ones((len(texts), 2), np.float32)
+
+    shipped = {text_key("known"): np.zeros(2, np.float32)}
+    for _ in range(2):
+        cache = VectorCache(tmp_path / "v.npz", "one", embed, lambda note: None, shipped=shipped)
+        assert cache.embed(["new", "known"]).tolist() == [[1, 1], [0, 0]]
+    assert seen == ["new"]
+
+
+def test_rounded_vectors_are_near_the_exact_ones() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 384)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert float((rounded(rows) * rows).sum(axis=1).min()) > MIN_COSINE
+    assert np.array_equal(rounded(rounded(rows)), rounded(rows))
+
+
+@pytest.mark.slow
+def test_the_default_embedder_is_written_from_its_wheel_and_needs_no_training(tmp_path: Path) -> None:
+    """The vectors of the original, which come with coe, are compared while it is prepared."""
+    where = Folders(models=tmp_path, config=tmp_path, state=tmp_path, cache=tmp_path)
+    router = open_router(CATALOG, where, lambda note: None, embedder=EMBEDDED, train=False)
+    info = router.embedder.info
+    assert (info.sha256, info.max_tokens, info.prompt) == (written_info().sha256, 256, "")
+    assert info.worst_cosine > 0.99999
+    original = shipped_vectors(EMBEDDED)
+    assert original is not None and len(original) == len(comparison_texts())
+    assert router.route("Which customers ordered twice?").experts[0].name == "sql_query"

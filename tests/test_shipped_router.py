@@ -18,7 +18,7 @@ from coe_cli.runtime.routing.bert_graph import written_digest
 from coe_cli.runtime.routing.embedder import EMBEDDED, EMBEDDER_FORMAT, EmbedderInfo
 from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
-from coe_cli.runtime.routing.router_cache import open_router, router_digest, vector_stamp
+from coe_cli.runtime.routing.router_cache import Allowed, open_router, router_digest, vector_stamp
 from coe_cli.runtime.routing.shipped_router import (
     SHIPPED,
     rounded,
@@ -85,7 +85,7 @@ def test_rounded_vectors_are_near_the_exact_ones() -> None:
 def test_the_default_embedder_is_written_from_its_wheel_and_needs_no_training(tmp_path: Path) -> None:
     """The vectors of the original, which come with coe, are compared while it is prepared."""
     where = Folders(models=tmp_path, config=tmp_path, state=tmp_path, cache=tmp_path)
-    router = open_router(CATALOG, where, lambda note: None, embedder=EMBEDDED, train=False)
+    router = open_router(CATALOG, where, lambda note: None, embedder=EMBEDDED, may=Allowed(train=False))
     info = router.embedder.info
     assert (info.sha256, info.max_tokens, info.prompt) == (written_info().sha256, 256, "")
     assert info.worst_cosine > 0.99999

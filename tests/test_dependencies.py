@@ -16,7 +16,13 @@ from coe_cli.package import python_environment
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HEAVY = ("torch", "transformers", "sentence_transformers", "accelerate", "sklearn", "scipy")
-DISTRIBUTIONS = {"pydantic_core": "pydantic", "yaml": "pyyaml", "ruamel": "ruamel.yaml", "pynvml": "nvidia-ml-py"}
+DISTRIBUTIONS = {
+    "markdown_it": "markdown-it-py",
+    "pydantic_core": "pydantic",
+    "yaml": "pyyaml",
+    "ruamel": "ruamel.yaml",
+    "pynvml": "nvidia-ml-py",
+}
 """Modules that are called otherwise than the distribution which brings them."""
 
 

@@ -24,7 +24,6 @@ from pairs import COE, COLUMNS, ROOT, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
 
-from coe_cli.core.batch.batch_order import fewest_loads
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.providers.settings import usable_cores
@@ -125,7 +124,7 @@ def loads(folder: Path, rows: int) -> tuple[int, int]:
     if result.returncode or found is None:
         raise RuntimeError(result.stderr)
     answers = [json.loads(line)["model"] for line in out.read_text(encoding="utf-8").splitlines()]
-    return int(found[1]), fewest_loads({name: answers.count(name) for name in names})
+    return int(found[1]), len({name for name in names if name in answers})
 
 
 def main() -> None:

@@ -82,7 +82,6 @@ def test_keys_are_kept_apart() -> None:
     assert len(merged) == 4
     newest = find(merged, "d", "cuda")
     assert newest is not None and newest.key == CalibrationKey("d", "cuda", "0.13.1", "card")
-    assert find(merged, "d", "cuda", adapter="other") is not None
     assert find(merged, "d", "cuda", runtime_version="9") is None
     assert find(merged, "e", "cuda") is None
 

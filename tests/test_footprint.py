@@ -246,18 +246,12 @@ def test_three_cuda_slots_measured_on_a_gpu(name: str, measured_mb: float) -> No
 
 
 SMOL_SHAPE = ModelShape(30, 576, 9, 3, 64, 49152)
-SMOL = GraphFacts(4, False, 1536, 960, 91_459_584, 16_809_984, 28_311_552, 28_311_552, 0, 0, 28_311_552, 21_905_792)
-SMOL_PRUNED = GraphFacts(
-    4, True, 1536, 960, 91_459_584, 16_809_984, 28_311_552, 28_311_552, 0, 0, 28_311_552, 21_905_792
-)
+SMOL = GraphFacts(4, False, 1536, 960, 91_459_584, 16_809_984, 28_311_552, 0, 0, 28_311_552, 21_905_792)
+SMOL_PRUNED = GraphFacts(4, True, 1536, 960, 91_459_584, 16_809_984, 28_311_552, 0, 0, 28_311_552, 21_905_792)
 GQA_SHAPE = ModelShape(12, 1024, 16, 2, 64, 65536)
-GQA_PRUNED = GraphFacts(
-    4, True, 4864, 1280, 137_363_456, 34_340_864, 33_554_432, 67_108_864, 4096, 268_435_456, 0, 36_540_416
-)
+GQA_PRUNED = GraphFacts(4, True, 4864, 1280, 137_363_456, 34_340_864, 33_554_432, 4096, 268_435_456, 0, 36_540_416)
 NO_GQA_SHAPE = ModelShape(16, 768, 12, 12, 64, 32000)
-NO_GQA = GraphFacts(
-    4, True, 2048, 2304, 68_911_104, 17_227_776, 12_288_000, 24_576_000, 3072, 98_304_000, 0, 19_426_304
-)
+NO_GQA = GraphFacts(4, True, 2048, 2304, 68_911_104, 17_227_776, 12_288_000, 3072, 98_304_000, 0, 19_426_304)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +365,6 @@ def test_a_graph_is_read_without_onnx(tmp_path: Path, pruned: bool, cache_type: 
         quantized_bytes=64 * 96 // 2 + 160 * 64,
         block_bytes=4 * (96 * 2 + 64 * 5),
         largest_quantized_bytes=160 * 64,
-        largest_matrix_elements=160 * 64,
         embedding_row_bytes=256,
         embedding_bytes=8192 * 256,
         folded_bytes=0,

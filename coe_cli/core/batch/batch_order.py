@@ -8,7 +8,7 @@ turn does a place take a second worker of a model that still has many rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 WORTH_A_COPY = 6
 """So many rows must be left for each worker of a model before another is loaded for them (docs/performance.md)..."""
@@ -16,18 +16,15 @@ COPY_SHARE = 8
 """...and the model must have more than this part of what the batch had to run."""
 
 
-def order_models(
-    rows: Mapping[str, int], need_mb: Mapping[str, float], pool_mb: float, resident: Collection[str] = ()
-) -> list[str]:
+def order_models(rows: Mapping[str, int], need_mb: Mapping[str, float], pool_mb: float) -> list[str]:
     """The models of ``rows`` (model → rows to run) in the order to run them.
 
-    ``need_mb``: weights and one slot of each; a model without a figure counts as filling the pool. ``resident`` are
-    loaded already and come first, in their order, before anything is loaded in their place. Then the model with the
-    most rows, and after it what fits beside it: it can be loaded while the last rows of the one before are written.
+    ``need_mb``: weights and one slot of each; a model without a figure counts as filling the pool. First the model with
+    the most rows, and after it what fits beside it: it can be loaded while the last rows of the one before are written.
     """
-    order = [name for name in resident if rows.get(name)]
-    waiting = sorted((name for name in rows if rows[name] and name not in order), key=lambda name: (-rows[name], name))
-    held_mb = sum(need_mb.get(name, pool_mb) for name in resident)
+    order: list[str] = []
+    waiting = sorted((name for name in rows if rows[name]), key=lambda name: (-rows[name], name))
+    held_mb = 0.0
     while waiting:
         chosen = next((name for name in waiting if held_mb + need_mb.get(name, pool_mb) <= pool_mb), None)
         if chosen is None:
@@ -84,8 +81,3 @@ def places(rows: Mapping[str, int], need_mb: Mapping[str, float], pool_mb: float
     while count < min(most, len(needs)) and sum(needs[: count + 1]) <= pool_mb:
         count += 1
     return count
-
-
-def fewest_loads(rows: Mapping[str, int], resident: Collection[str] = ()) -> int:
-    """The fewest loads with which every row of ``rows`` can be run, whatever the budget."""
-    return sum(1 for name, count in rows.items() if count and name not in resident)

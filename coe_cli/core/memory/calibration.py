@@ -77,16 +77,14 @@ def find(
     model_digest: str,
     provider: str,
     runtime_version: str | None = None,
-    adapter: str | None = None,
 ) -> Calibration | None:
-    """The newest calibration of a model on a provider; version and adapter must agree where they are known."""
+    """The newest calibration of a model on a provider; the version must agree where it is known."""
     fitting = [
         item
         for key, item in calibrations.items()
         if key.model_digest == model_digest
         and key.provider == provider
         and runtime_version in (None, key.runtime_version)
-        and adapter in (None, key.adapter)
     ]
     return max(fitting, key=lambda item: item.newest_at_s, default=None)
 

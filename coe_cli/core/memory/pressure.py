@@ -36,11 +36,9 @@ def pressure_level(
     return LEVELS[level]
 
 
-def pressure(
-    used_mb: float, pool_mb: float, thresholds: PressureThresholds, previous: PressureLevel | None = None
-) -> Pressure:
+def pressure(used_mb: float, pool_mb: float, thresholds: PressureThresholds) -> Pressure:
     """Pressure of ``used_mb`` in a pool; without a pool anything is critical."""
     if pool_mb <= 0:
         return Pressure(None, "critical")
     ratio = used_mb / pool_mb
-    return Pressure(round(ratio, 4), pressure_level(ratio, thresholds, previous))
+    return Pressure(round(ratio, 4), pressure_level(ratio, thresholds))

@@ -54,7 +54,6 @@ class GraphFacts(Struct, frozen=True):
     quantized_bytes: int = 0
     block_bytes: int = 0
     largest_quantized_bytes: int = 0
-    largest_matrix_elements: int = 0
     embedding_row_bytes: int = 0
     embedding_bytes: int = 0
     folded_bytes: int = 0
@@ -166,7 +165,6 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
         quantized_bytes=sum(quantized_sizes),
         block_bytes=sum(4 * n * -(-k // block) for k, n, _, block in matrices),
         largest_quantized_bytes=max(quantized_sizes, default=0),
-        largest_matrix_elements=max((k * n for k, n, _, _ in matrices), default=0),
         embedding_row_bytes=max((rows[name] for name in tables), default=0),
         embedding_bytes=round(sum(sizes[name] for name in tables)),
         folded_bytes=round(sum(sizes.get(name, 0) for name in reshaped & quantized)),

@@ -27,14 +27,12 @@ class Capabilities(Struct, frozen=True):
 
     ``can_continue``: tokens may be appended to a generator that has taken some. ``can_rewind``: its cache may be cut back
     to an earlier length. ``batches``: several sequences in one generator. ``graph_capture``: a run may be recorded.
-    ``memory_returned_by``: what must end before memory comes back: the model's object, or the whole process.
     """
 
     can_continue: bool = True
     can_rewind: bool = True
     batches: bool = True
     graph_capture: bool = False
-    memory_returned_by: Literal["model", "process"] = "process"
 
     @property
     def prompt_pieces(self) -> bool:
@@ -63,8 +61,7 @@ class GraphRules(Struct, frozen=True):
     """What a graph must keep to on a provider: for whoever writes or checks one; ``core.models.graph_check`` checks.
 
     ``operators`` by domain (empty for ONNX's own) and name; None: all that ONNX Runtime has. ``matrix_bits``: what
-    MatMulNBits may have, empty where nothing is known. ``shares_cache``: attention needs one buffer for the old and the new
-    cache (``past_present_share_buffer``). ``lengths_on_device``: what attention reads of the mask is calculated without Shape,
+    MatMulNBits may have, empty where nothing is known. ``lengths_on_device``: what attention reads of the mask is calculated without Shape,
     which is the CPU's, so that a run can be recorded. ``packs_weights``: the provider lays quantised weights out anew, so a graph built
     for it runs nowhere else. ``block_offsets``: MatMulNBits is fed with block sums, which keep each block's real offset
     (docs/conversion.md). ``table_bits``: what embeddings written here may have for GatherBlockQuantized. ``accuracy_level``:
@@ -80,7 +77,6 @@ class GraphRules(Struct, frozen=True):
     norms_in_fp32: bool = False
     rotation_in_attention: bool = True
     quantized_embedding: bool = True
-    shares_cache: bool = False
     lengths_on_device: bool = False
     matrix_bits: tuple[int, ...] = ()
     operators: Mapping[tuple[str, str], OperatorSupport] | None = None

@@ -32,14 +32,13 @@ class DirectML(ProviderSpec):
     extra = "directml"
     platforms = ("win32",)
     expected_on = ("win32",)
-    capabilities = Capabilities(can_continue=False, can_rewind=False, graph_capture=True, memory_returned_by="model")
+    capabilities = Capabilities(can_continue=False, can_rewind=False, graph_capture=True)
     graph = GraphRules(
         "fp16",
         ("int4", "fp16"),
         norms_in_fp32=True,
         rotation_in_attention=False,
         quantized_embedding=False,
-        shares_cache=True,
         matrix_bits=(4, 8),
         operators=operators(),
     )

@@ -64,11 +64,6 @@ class Scheduler(Admission):
             model.set_cost(cost)
         return True
 
-    @property
-    def drained(self) -> bool:
-        """Nothing is admitted any more and nothing is left."""
-        return self._draining and not self._requests
-
     def handle(self, event: Event, now_s: float) -> list[Decision]:
         """Take one event at ``now_s`` (seconds, never falling) and decide what follows.
 

@@ -60,7 +60,6 @@ class College:
         self._timer: asyncio.TimerHandle | None = None
         self._housekeeper: asyncio.Task[None] | None = None
         self.notices: deque[str] = deque(maxlen=50)
-        self.active_at = clock()
         self.counters = Counters()
 
     # --- what one asks of it
@@ -80,7 +79,6 @@ class College:
         request_id, request = next(self._ids), OpenRequest(ask, ask.prompt)
         request.load_s = self._expected_load_s.pop(ask.model.name, None)
         self._requests[request_id] = request
-        self.active_at = self._clock()
         try:
             if request.prompt is None:
                 self._tell(ev.Expected(ask.model.name))
@@ -98,7 +96,6 @@ class College:
                 if isinstance(event, ce.Finished):
                     return
         finally:
-            self.active_at = self._clock()
             if self._requests.pop(request_id, None) is not None:
                 self._tell(ev.Cancelled(request_id))
             if (

@@ -69,13 +69,6 @@ def special_tokens(folder: Path) -> dict[str, Any]:
     return found
 
 
-def bos_token_id(folder: Path) -> int | None:
-    """The id that the runtime knows as the beginning of a text."""
-    model = _json(folder / _GENAI_CONFIG).get("model")
-    found = model.get("bos_token_id") if isinstance(model, dict) else None
-    return found if isinstance(found, int) else None
-
-
 def adds_bos(folder: Path) -> bool | None:
     """``add_bos_token`` of the tokenizer's configuration; None where it says nothing."""
     found = _json(folder / _CONFIG).get("add_bos_token")

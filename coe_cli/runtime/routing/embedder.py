@@ -81,7 +81,7 @@ class Embedder:
         ModelDamaged: the graph or the tokenizer cannot be loaded.
     """
 
-    def __init__(self, folder: Path, provider: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, provider: str | None = None) -> None:
         self.info = read_info(folder)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from tokenizers import Tokenizer
@@ -91,7 +91,7 @@ class Embedder:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads or _usable_cores()
+        options.intra_op_num_threads = _usable_cores()
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The batch's shape changes from call to call: DirectML wants no memory pattern then, and the CPU gains nothing.

@@ -186,16 +186,6 @@ def frame_length(head: bytes) -> int:
     return int(length)
 
 
-def decode_from_worker(body: bytes) -> FromWorker:
-    """The message in a frame's body.
-
-    Raises:
-        msgspec.MsgspecError: the bytes are not a message.
-    """
-    message: FromWorker = _from_worker.decode(body)
-    return message
-
-
 def write(stream: BinaryIO, message: Message) -> None:
     """Write one frame and flush it."""
     stream.write(frame(message))

@@ -22,6 +22,7 @@ from coe_cli.runtime.folders import folders
 app = typer.Typer(help="Experts: list, add, change, try, remove; a model on disk is enough.", no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the expert.", autocompletion=complete_experts)]
+FormatOption = Annotated[ReportFormat, typer.Option("--format", help="How the result is written.")]
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="The model that answers.", autocompletion=complete_models)
 ]
@@ -59,9 +60,7 @@ def list_experts(
 
 
 @app.command("show")
-def show(
-    name: NameArgument, report_format: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.HUMAN
-) -> None:
+def show(name: NameArgument, report_format: FormatOption = ReportFormat.HUMAN) -> None:
     """One expert in full, with its prompt and its examples.
 
     Example: coe experts show sql_query
@@ -152,7 +151,7 @@ def test(
     questions: Annotated[
         list[str] | None, typer.Argument(metavar="[QUESTION]...", help="Each in quotes; else its own examples.")
     ] = None,
-    report_format: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.HUMAN,
+    report_format: FormatOption = ReportFormat.HUMAN,
     profile: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,
 ) -> None:

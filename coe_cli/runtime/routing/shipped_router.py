@@ -57,7 +57,7 @@ def shipped_examples(stamp: str) -> dict[bytes, Any]:
 
 
 def shipped_vectors(name: str) -> Vectors | None:
-    """The original's vectors of the comparison texts, [texts, dimension], where ``name`` is the default embedder."""
+    """The original's vectors of the first comparison texts, [texts, dimension], where ``name`` is the default embedder."""
     import numpy as np
 
     if name != EMBEDDED or not SHIPPED.is_file():

@@ -18,6 +18,7 @@ from coe_cli.commands.options import (
     read_profiles,
 )
 from coe_cli.core.answers.limits import COUNT
+from coe_cli.core.hardware.cards import HOW_TO_WRITE_MEMORY, parse_memory_mb
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, TableFormat
 
@@ -56,7 +57,9 @@ def plan(
     ] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, max=2**24, help="Tokens a slot.")] = None,
     slots: Annotated[int | None, typer.Option("--slots", min=1, max=1024, help="Generations at once.")] = None,
-    vram_mb: Annotated[int | None, typer.Option("--vram-mb", min=1, max=2**30, help="Budget in MB.")] = None,
+    vram: Annotated[
+        str | None, typer.Option("--vram-mb", "--vram", metavar="MEMORY", help="Budget: 16G, or a number of MB.")
+    ] = None,
     provider: Annotated[ProviderName | None, typer.Option("--provider", help="Plan for another provider.")] = None,
     chunk_size: Annotated[
         int | None,
@@ -89,7 +92,7 @@ def plan(
             "--expert": experts or None,
             "--context": context,
             "--slots": slots,
-            "--vram-mb": vram_mb,
+            "--vram-mb": vram,
             "--provider": provider,
             "--chunk-size": chunk_size,
             "--solve": solve,
@@ -112,7 +115,7 @@ def plan(
         experts=tuple(name.strip() for name in ",".join(experts).split(",") if name.strip()) if experts else None,
         slots=slots,
         context_length=context,
-        vram_mb=vram_mb,
+        vram_mb=_megabytes(vram) if vram is not None else None,
         provider=provider.value if provider is not None else None,
         chunk_size=chunk_size,
         accounting=accounting.value,
@@ -130,8 +133,17 @@ def plan(
     for note in result.notes:
         output.note(note)
     write_plan(output, result.plan, table_format, result.compare)
+    if request.experts is not None and result.how is not None and table_format is TableFormat.HUMAN:
+        output.note(result.how)
     if not result.plan.fits:
         raise typer.Exit(ExitCode.DOES_NOT_FIT)
+
+
+def _megabytes(text: str) -> int:
+    try:
+        return parse_memory_mb(text)
+    except ValueError as error:
+        raise UsageError(f"--vram-mb: {error}", HOW_TO_WRITE_MEMORY) from None
 
 
 def _plan_fleet(

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct, field, structs
 
 from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
+from coe_cli.core.hardware.cards import HOW_TO_WRITE_MEMORY, parse_memory_mb
 from coe_cli.core.names import nearest
 from coe_cli.core.problem import Problem
 from coe_cli.core.providers import home, on_host, spec_of
@@ -95,7 +96,7 @@ class RoutingSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    vram_budget_mb: _PositiveInt
+    vram_budget_mb: _PositiveInt | str
     max_concurrent_slots: Annotated[int, Meta(ge=1, le=1024)]
     context_length: Annotated[int, Meta(ge=16, le=2**24)]
     provider: Provider = field(default_factory=lambda: home().name)
@@ -235,8 +236,9 @@ def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
                 **{
                     field: getattr(entry, field)
                     for field in _ProfileEntry.__struct_fields__
-                    if field not in ("keep_alive", "model_keep_alive", "fallback")
+                    if field not in ("vram_budget_mb", "keep_alive", "model_keep_alive", "fallback")
                 },
+                vram_budget_mb=_megabytes(layers, name, entry.vram_budget_mb),
                 fallback=on_host(entry.provider) if entry.fallback is None else entry.fallback,
             )
         return ProfileSet(
@@ -249,6 +251,13 @@ def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
 
     profiles, problems = load_layers(paths, own, build)
     return structs.replace(profiles, problems=problems)
+
+
+def _megabytes(document: Document, profile: str, value: int | str) -> int:
+    try:
+        return value if isinstance(value, int) else parse_memory_mb(value)
+    except ValueError as error:
+        raise document.error(["profiles", profile, "vram_budget_mb"], str(error), HOW_TO_WRITE_MEMORY) from None
 
 
 def _seconds(document: Document, key_path: list[str | int], value: _Duration) -> float | None:

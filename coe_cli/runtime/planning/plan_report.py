@@ -21,6 +21,8 @@ class Report(Struct, frozen=True):
     plan: Plan
     compare: list[ComparisonRow] | None
     notes: list[str]
+    how: str | None = None
+    """Whether several models stay loaded together or take turns; None for one model."""
 
 
 def report(
@@ -48,7 +50,24 @@ def report(
     else:
         result = _solved(counted, inputs, accounting, solve)
     rows = _comparison(profile, measured, inputs) if compare else None
-    return Report(result, rows, inputs.notes)
+    return Report(result, rows, inputs.notes, _how(counted, inputs, result))
+
+
+def _how(profile: HardwareProfile, inputs: PlanInputs, planned: Plan) -> str | None:
+    """A plan is of answers at the same time; whoever names experts may only want to ask them one after the other."""
+    scenario = inputs.scenario
+    of_model = {role.model: role for role in scenario.roles}
+    if len(of_model) < 2:
+        return None
+    if planned.fits and not any(warning.code == "above_admission" for warning in planned.warnings):
+        return "together: all of them stay loaded and answer at the same time"
+    alone = {
+        model: plan(profile, structs.replace(scenario, roles=(role,), slots=1), inputs.known).fits
+        for model, role in of_model.items()
+    }
+    if all(alone.values()):
+        return "in turns: each fits alone, and coe swaps them between questions; not all at the same time"
+    return f"not even in turns: {', '.join(model for model, fits in alone.items() if not fits)} does not fit alone"
 
 
 def _solved(

@@ -100,6 +100,7 @@ def test_shipped_models() -> None:
     }
     assert shapes == {
         "smollm2-135m": ("cpu", 8192, 30, 576, 9, 3, 64, 49152),
+        "qwen2.5-1.5b-instruct": ("cpu", 32768, 28, 1536, 12, 2, 128, 151936),
         "DeepSeek-R1-Distill-Qwen-7B-DML": ("dml", 131072, 28, 3584, 28, 4, 128, 152064),
         "Qwen2.5-Coder-7B-DML": ("dml", 32768, 28, 3584, 28, 4, 128, 152064),
         "Qwen2.5-Math-7B-DML": ("dml", 4096, 28, 3584, 28, 4, 128, 152064),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).parents[1]
-TIMEOUT_S = 240
+TIMEOUT_S = 600
+"""Seconds that a command may take before it counts as hanging: with a software card on a busy machine it takes minutes."""
 
 PROFILES = """
 default_profile: lab

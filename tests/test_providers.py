@@ -36,7 +36,7 @@ from coe_cli.runtime.worker.oga_errors import from_oga
 ROOT = Path(coe_cli.__file__).parent
 NO_PROVIDER = {
     ("core/bench/bench_compare.py", "cpu"),
-    ("runtime/routing/embedder_export.py", "cpu"),
+    ("runtime/routing/embedder_torch.py", "cpu"),
 }
 """The processor's name in a report, and PyTorch's device."""
 INSIDE = {ROOT / "core" / "providers", ROOT / "providers"}

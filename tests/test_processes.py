@@ -37,6 +37,14 @@ def _loading(worker: psutil.Process) -> bool:
     return any("onnxruntime" in item.path for item in worker.memory_maps())
 
 
+def _prefilling(coe: Coe) -> subprocess.Popen[bytes]:
+    """An answer whose prompt is read for seconds; it comes from a file, since a command line of Windows holds less."""
+    question = coe.folder / "question.txt"
+    question.write_text("one two three four five six seven " * 1000)
+    with question.open("rb") as file:
+        return coe.start("ask", "-m", MODEL, "-p", "standard", stdin=file)
+
+
 def _has_lost_gil_to_prefill(worker: psutil.Process) -> bool:
     return worker.cpu_times().user > 2.5
 
@@ -61,7 +69,7 @@ def test_ctrl_c_while_the_model_loads(coe: Coe) -> None:
 
 
 def test_ctrl_c_during_a_long_prefill(coe: Coe) -> None:
-    process = coe.start("ask", "-m", MODEL, "-p", "standard", "one two three four five six seven " * 1000)
+    process = _prefilling(coe)
     worker = worker_of(process)
     eventually(lambda: _has_lost_gil_to_prefill(worker))
     assert _interrupt(process) == ""
@@ -200,7 +208,7 @@ def test_the_worker_ends_with_coe(coe: Coe, deadly: str) -> None:
 
 
 def test_the_worker_ends_with_coe_even_in_a_prefill(coe: Coe) -> None:
-    process = coe.start("ask", "-m", MODEL, "-p", "standard", "one two three four five six seven " * 1000)
+    process = _prefilling(coe)
     worker = worker_of(process)
     eventually(lambda: _has_lost_gil_to_prefill(worker))
     process.kill()
@@ -274,7 +282,8 @@ def test_a_worker_that_cannot_import_oga_says_so(coe: Coe) -> None:
 
 
 def test_nothing_for_too_long_is_a_time_out(coe: Coe) -> None:
-    result = coe.run("ask", "-m", MODEL, "-p", "standard", "--timeout", "0.1", "one two three four five " * 1200)
+    question = "one two three four five " * 1200
+    result = coe.run("ask", "-m", MODEL, "-p", "standard", "--timeout", "0.1", stdin=question)
     assert result.code == 8
     assert "--timeout" in one_line(result.stderr)
 

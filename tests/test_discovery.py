@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from conftest import Coe, eventually, is_gone
+from conftest import Coe, eventually, is_gone, workers_of
 from serving import Served, end, serving
 
 from coe_cli import __version__
@@ -181,9 +181,9 @@ def test_sigkill_of_the_college_leaves_no_worker_and_no_obstacle(coe: Coe) -> No
     with serving(coe) as served:
         assert served.chat(max_tokens=2).status == 200
         process = served.process
-        children = process.children()
+        children = workers_of(process)
         psutil.Process(process.pid).kill()
-        eventually(lambda: all(is_gone(p) for p in [process, *children]), 10)
+        eventually(lambda: all(is_gone(p) for p in [process, *children]), 20)
         assert "no college is running" in coe.run("ps").check().stderr
         with serving(coe) as again:
             assert again.chat(max_tokens=2).status == 200

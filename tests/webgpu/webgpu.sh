@@ -49,7 +49,7 @@ run() {
     local libraries
     libraries=$(dirname "$(find "$lab/root/usr/lib" -name 'libdrm.so.2' | head -1)" 2>/dev/null)
     env VK_DRIVER_FILES="$lab/icd.json" VK_ICD_FILENAMES="$lab/icd.json" LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
-        MESA_SHADER_CACHE_DIR="$lab/shaders" ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1 LP_NUM_THREADS=0 "$@"
+        MESA_SHADER_CACHE_DIR="$lab/shaders" ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1 LP_NUM_THREADS=0 LP_NATIVE_VECTOR_WIDTH=256 "$@"
 }
 
 gate() {

@@ -49,7 +49,7 @@ def test_several_at_once_on_one_worker(tmp_path: Path) -> None:
 
 def _load_timeout_s(fault: dict[str, Any]) -> float:
     """Long enough for a process to start on a busy machine; only what hangs is waited for so long."""
-    return (10.0 if WINDOWS else 3.0) if fault.get("load") == "hang" else 30.0
+    return (20.0 if WINDOWS else 3.0) if fault.get("load") == "hang" else 30.0
 
 
 @pytest.mark.parametrize("fault", [{"load": "crash"}, {"load": "hang"}, {"before": "Welcome to the driver!\n"}])

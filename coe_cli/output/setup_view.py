@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coe_cli.core.names import size_words
+from coe_cli.core.names import counted, size_words
 from coe_cli.output.console import Output
-from coe_cli.output.tables import folded, left, right, write_line, write_table
+from coe_cli.output.tables import folded, is_narrow, left, right, write_line, write_table
 
 if TYPE_CHECKING:
     from coe_cli.runtime.planning.setup_plan import SetupPlan
@@ -18,11 +18,12 @@ def write_setup(output: Output, plan: SetupPlan) -> None:
         output, (plan.device, "bold"), f" · {size_words(plan.memory_mb)} · profile {plan.profile} · {plan.provider}"
     )
     columns = (left("model"), folded("for"), left("licence"), right("fetched"), right("disk"))
+    narrow = is_narrow(output)
     special = any(model.experts for model in plan.models)
     rows = [
         [
             model.name,
-            ", ".join(model.experts)
+            (counted(len(model.experts), "expert") if narrow and model.experts else ", ".join(model.experts))
             or ("every expert" if model.name == plan.default_model and not special else "where no other can"),
             model.licence,
             "is here" if model.installed else size_words(model.download_mb),

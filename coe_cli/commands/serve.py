@@ -40,6 +40,11 @@ def serve(
         list[str] | None,
         typer.Option(help="A name that a balancer puts into the Host header; may be given several times."),
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web page that may ask, as http://HOST:PORT; may be given several times. None by default."),
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a page at /.")] = True,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write requests in full to the log.")] = False,
     profile: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,
@@ -75,6 +80,8 @@ def serve(
         prepare_api=True,
         max_queue=max_queue,
         allowed_hosts=allowed_host or [],
+        cors_origins=cors_origin or [],
+        page=page,
     )
     if not foreground:
         output.stdout.write(find_or_start(options).state.url + "\n")

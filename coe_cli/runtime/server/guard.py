@@ -34,11 +34,19 @@ class Guard:
     """Checks requests to a server bound to ``host`` and ``port``.
 
     ``allowed_hosts`` are further names of it, with whatever port: what a balancer in front of it puts into Host.
+    ``origins`` are those of web pages that may ask, as browsers send them; ``*`` is every one.
     """
 
     def __init__(
-        self, host: str, port: int, api_key: str | None, token: str, allowed_hosts: Sequence[str] = ()
+        self,
+        host: str,
+        port: int,
+        api_key: str | None,
+        token: str,
+        allowed_hosts: Sequence[str] = (),
+        origins: Sequence[str] = (),
     ) -> None:
+        self._origins = {origin.lower().rstrip("/").encode("latin-1", "replace") for origin in origins}
         self._port = port
         self._key = api_key.encode() if api_key else None
         self._token = token.encode()
@@ -48,7 +56,7 @@ class Guard:
         self._only_loopback = is_loopback(host)
 
     def check_origin(self, headers: Headers) -> None:
-        """Refuse what a web page can send: a name that is not ours in Host, or any Origin.
+        """Refuse what a web page can send: a name that is not ours in Host, or another page's Origin.
 
         An IP address in Host cannot come from DNS rebinding, which needs a name of the attacker's.
 
@@ -61,8 +69,33 @@ class Guard:
             raise HttpError(
                 403, "the Host header does not name this server", "Use its address as the URL.", code="wrong_host"
             )
-        if b"origin" in headers:
-            raise HttpError(403, "requests from web pages are refused", code="wrong_origin")
+        origin = headers.get(b"origin")
+        if origin is not None and not (self._is_same(origin, headers) or self.cors_headers(headers)):
+            raise HttpError(403, "requests from other web pages are refused", "See --cors-origin.", code="wrong_origin")
+
+    def cors_headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """What lets the page that asks read the answer; nothing where its origin was not allowed."""
+        origin = headers.get(b"origin", b"").lower()
+        if not origin or not ({origin, b"*"} & self._origins):
+            return []
+        return [
+            (b"access-control-allow-origin", headers[b"origin"]),
+            (b"access-control-expose-headers", b"x-request-id, x-coe-note, retry-after"),
+            (b"vary", b"Origin"),
+        ]
+
+    def preflight(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """The answer to a browser that asks what it may send."""
+        wanted = headers.get(b"access-control-request-headers", b"authorization, content-type")
+        return [
+            (b"access-control-allow-methods", b"GET, POST, DELETE"),
+            (b"access-control-allow-headers", wanted[:1024]),
+            (b"access-control-max-age", b"600"),
+        ]
+
+    def _is_same(self, origin: bytes, headers: Headers) -> bool:
+        """Whether the page came from this server, whose name Host was found to be."""
+        return origin.lower() == b"http://" + headers.get(b"host", b"").lower()
 
     def check_key(self, headers: Headers) -> None:
         """Refuse a request without the API key, where there is one; the college's own token will do as well.

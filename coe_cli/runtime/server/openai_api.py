@@ -202,6 +202,11 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class RankedExpert(BaseModel):
+    expert: str
+    score: float
+
+
 class Coe(BaseModel):
     """Who answered. ``load_s`` is null when the model was resident; ``reused_tokens`` came from its cache."""
 
@@ -210,6 +215,7 @@ class Coe(BaseModel):
     load_s: float | None
     reused_tokens: int
     notes: list[str]
+    routing: list[RankedExpert] | None = None
 
 
 class ChatAnswer(BaseModel):

@@ -11,6 +11,7 @@ class ServeOptions(Struct, frozen=True):
     ``keep_alive`` is a time as in ``core.duration``; None leaves it to the profile, as ``profile`` None leaves the profile to
     the college. ``prepare_api`` imports the HTTP API at the start instead of at its first use. ``max_queue`` requests may
     wait, more are refused. ``allowed_hosts`` are names in the Host header that a balancer uses for this server.
+    ``cors_origins``: web pages that may ask; ``page``: whether there is one at `/`.
     ``open_router``: a question that names nobody is about to come.
     ``slots`` stands in place of the profile's ``max_concurrent_slots``; ``replicas`` as in ``CollegeSettings``. The college
     ends when the process ``owner_pid`` has gone, however that ended.
@@ -26,6 +27,8 @@ class ServeOptions(Struct, frozen=True):
     prepare_api: bool = False
     max_queue: int = 256
     allowed_hosts: list[str] = []
+    cors_origins: list[str] = []
+    page: bool = True
     open_router: bool = False
     slots: int | None = None
     replicas: int | None = None

@@ -78,6 +78,11 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
             f"{options.host} can be reached from other machines, so it needs an API key",
             f"Set {API_KEY_VARIABLE}, or give --api-key, or stay on 127.0.0.1.",
         )
+    if "*" in options.cors_origins and api_key is None:
+        raise UsageError(
+            "--cors-origin '*' lets every web page ask, so it needs an API key",
+            f"Set {API_KEY_VARIABLE}, or name pages.",
+        )
     files = _path(options.profiles_file), _path(options.catalog_file)
     settings = settings_digest(*files)
     profiles, catalog = read_profiles(files[0]), read_catalog(files[1])

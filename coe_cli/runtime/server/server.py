@@ -32,6 +32,7 @@ from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server.discovery import CollegeState, proof
 from coe_cli.runtime.server.guard import BodyBudget, Guard, Headers, replay
 from coe_cli.runtime.server.http_errors import HttpError
+from coe_cli.runtime.server.page import page
 from coe_cli.runtime.server.route_messages import RouteRequest
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.streaming import Receive, Send, send_error, send_json, until_client_goes
@@ -48,7 +49,7 @@ _HEALTH_PATHS = ("/healthz", "/health", "/v1/health")
 _API_PATHS = ("/v1/", "/api/", "/openapi.json")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _COUNTED_PATHS = {
-    *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed",
+    "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed",
     "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
 }  # fmt: skip
 
@@ -78,7 +79,8 @@ class Server:
         self.device: str | None = None
         self._stop = stop
         self._log_prompts = options.log_prompts
-        self._guard = Guard(state.host, state.port, api_key, state.token, options.allowed_hosts)
+        self._guard = Guard(state.host, state.port, api_key, state.token, options.allowed_hosts, options.cors_origins)
+        self._page = options.page
         self._begin = self._last_request_at = time.monotonic()
         self._in_flight = 0
         self._bodies = BodyBudget()
@@ -112,7 +114,9 @@ class Server:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                told = (b"x-request-id", request_id)
+                cors = self._guard.cors_headers(dict(scope["headers"]))
+                message["headers"] = [*message.get("headers", ()), told, *cors]
             elif method == "HEAD":
                 message["body"] = b""
             await send(message)
@@ -142,9 +146,18 @@ class Server:
         headers: Headers = dict(scope["headers"])
         try:
             self._guard.check_origin(headers)
+            if method == "OPTIONS" and b"access-control-request-method" in headers and not path.startswith("/coe/"):
+                await send({"type": "http.response.start", "status": 204, "headers": self._guard.preflight(headers)})
+                await send({"type": "http.response.body", "body": b""})
+                return
             if path in _HEALTH_PATHS:
                 _allow(method, "GET")
                 await self._health(scope, send)
+            elif path == "/" and self._page:
+                _allow(method, "GET")
+                body, told = page()
+                await send({"type": "http.response.start", "status": 200, "headers": told})
+                await send({"type": "http.response.body", "body": body})
             elif path.startswith("/coe/"):
                 self._guard.check_token(headers)
                 await self._own(path, method, headers, receive, send)

@@ -61,7 +61,14 @@ class About:
             "load_s": reading.load_s if reading else None,
             "reused_tokens": reading.reused_tokens if reading else 0,
             "notes": self.notes,
+            **({"routing": ranking} if (ranking := self._ranking()) else {}),
         }
+
+    def _ranking(self) -> list[dict[str, Any]]:
+        """The experts that the router found likeliest, where it was asked."""
+        decision = self._told.routing.decision if self._told.routing is not None else None
+        best = decision.ranking[:3] if decision is not None else []
+        return [{"expert": each.name, "score": round(each.probability, 3)} for each in best]
 
     def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """OpenAI's count of the tokens; a prompt counts once however many answers it has."""

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "vram": "Memory, planned before anything is loaded.",
     "bench": "Measure models on this machine: load, first token, prefill, decode, memory, swap.",
     "serve": "Keep models resident between questions and serve them over HTTP.",
+    "mcp": "Hand the college's work to agents: ask, route and plan as tools, over stdin and stdout.",
     "ps": "What is resident: models, memory, slots, pressure.",
     "stop": "Stop the college, or take one model out of it.",
     "node": "This machine as a node of a Ray cluster: the exact `ray start` line, or run it.",

@@ -13,7 +13,7 @@ from coe_cli.core.answers.answer import Answer
 from coe_cli.core.answers.sampling import Sampling
 from coe_cli.errors import UsageError
 from coe_cli.runtime import settings
-from coe_cli.runtime.college.chat_request import ChatRequest, json_guidance
+from coe_cli.runtime.college.chat_request import ChatRequest, Resolved, json_guidance
 from coe_cli.runtime.college.collecting import Collector, broken_off
 from coe_cli.use_cases.clients import CollegePlace, client_for
 
@@ -92,6 +92,19 @@ class Client:
             CoeError: as ``ask``.
         """
         return self._stream(_request(question, options, streamed=True))
+
+    def route(self, question: str) -> Resolved:
+        """Who would answer a question, with which model, and why; nothing is loaded.
+
+        Raises:
+            CoeError: nobody could answer.
+        """
+        request = msgspec.structs.replace(_request(question, {}, streamed=False), resolve_only=True)
+        with contextlib.closing(self._client.ask(request)) as events:
+            for event in events:
+                if isinstance(event, Resolved):
+                    return event
+        raise broken_off()
 
     def plan(
         self,

@@ -363,7 +363,6 @@ def test_a_body_that_is_too_large(served: Served) -> None:
 
 def test_paths_and_methods_that_are_not_there(served: Served) -> None:
     for method, path, status in [
-        ("GET", "/", 404),
         ("GET", "/v1/nothing", 404),
         ("GET", CHAT, 405),
         ("POST", "/healthz", 405),

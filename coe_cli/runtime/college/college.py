@@ -79,6 +79,7 @@ class College:
         request_id, request = next(self._ids), OpenRequest(ask, ask.prompt)
         request.load_s = self._expected_load_s.pop(ask.model.name, None)
         self._requests[request_id] = request
+        stopwatch = self.counters.stopwatch(ask.model.name, ask.expert, self._clock())
         try:
             if request.prompt is None:
                 self._tell(ev.Expected(ask.model.name))
@@ -90,6 +91,7 @@ class College:
             while True:
                 event = await request.events.get()
                 self.counters.count(event)
+                stopwatch.hear(event, self._clock())
                 if isinstance(event, CoeError):
                     raise event
                 yield event

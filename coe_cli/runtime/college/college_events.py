@@ -37,6 +37,7 @@ class Ask(Struct, frozen=True):
     buffered: bool = False
     flush_s: float = FLUSH_S
     allow_special_tokens: bool = False
+    expert: str | None = None
     prompt: Prompt | None = None
     """The prompt, where it has been made already."""
 

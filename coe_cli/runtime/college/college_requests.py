@@ -12,6 +12,7 @@ from msgspec import structs
 from coe_cli.core.scheduling.scheduler_events import RequestId
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
+from coe_cli.runtime.college.timings import Stopwatch, Timings
 from coe_cli.runtime.prompts.prompt_messages import Prompt
 
 _FULL = 2
@@ -89,6 +90,12 @@ class Counters:
     prompt_tokens: int = 0
     reused_prompt_tokens: int = 0
     completion_tokens: int = 0
+    timings: dict[tuple[str, str], Timings] = field(default_factory=dict)
+    """By model and expert."""
+
+    def stopwatch(self, model: str, expert: str | None, now_s: float) -> Stopwatch:
+        """One for an answer that begins now."""
+        return Stopwatch(self.timings.setdefault((model, expert or ""), Timings()), now_s)
 
     def count(self, event: ce.CollegeEvent | CoeError) -> None:
         """Take in an event that was handed to an asker."""

@@ -195,6 +195,7 @@ class RequestResolver:
             stop=request.stop,
             guidance=request.guidance,
             tools=request.tools,
+            expert=choice.expert,
             priority=request.priority,
             retries=request.retries,
             buffered=request.buffered,

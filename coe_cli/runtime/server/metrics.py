@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
 from coe_cli.core.scheduling.college_status import CollegeStatus
 from coe_cli.core.scheduling.scheduler_state import Snapshot
 from coe_cli.runtime.college.college_requests import Counters
+from coe_cli.runtime.college.timings import BOUNDS_S
 
 _MB = 2**20
 
@@ -69,7 +71,51 @@ def prometheus_text(
             for (path, code), count in sorted(responses.items()):
                 family.add_metric([path, str(code)], count)
             yield family
+            yield from _as_vllm(snapshot, counters)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector())
     return generate_latest(registry)
+
+
+_LABELS = ["model_name", "expert"]
+_TIMES = {
+    "time_to_first_token_seconds": ("first_token", "From the request to the first token"),
+    "inter_token_latency_seconds": ("between_tokens", "Between two tokens, the mean of an answer"),
+    "request_queue_time_seconds": ("queue", "From the request to the beginning of its prompt"),
+    "e2e_request_latency_seconds": ("whole", "From the request to its end"),
+}
+_COUNTS = {
+    "prompt_tokens": ("prompt_tokens", "Tokens of prompts"),
+    "generation_tokens": ("completion_tokens", "Tokens of answers"),
+    "prefix_cache_queries": ("prompt_tokens", "Tokens of prompts that were looked for in a cache"),
+    "prefix_cache_hits": ("reused_tokens", "Tokens of prompts that were found in a cache"),
+}
+
+
+def _as_vllm(snapshot: Snapshot, counters: Counters) -> Iterable[Any]:
+    """The figures that dashboards are made for, by vLLM's names, for each model and expert."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    for name, (field, text) in _TIMES.items():
+        histogram = HistogramMetricFamily(f"vllm:{name}", text, labels=_LABELS)
+        for labels, timings in counters.timings.items():
+            found = getattr(timings, field)
+            ends = [*map(str, BOUNDS_S), "+Inf"]
+            histogram.add_metric(list(labels), list(zip(ends, accumulate(found.counts), strict=True)), found.sum_s)
+        yield histogram
+    for name, (field, text) in _COUNTS.items():
+        counter = CounterMetricFamily(f"vllm:{name}", text, labels=_LABELS)
+        for labels, timings in counters.timings.items():
+            counter.add_metric(list(labels), getattr(timings, field))
+        yield counter
+    ended = CounterMetricFamily("vllm:request_success", "Complete answers", labels=[*_LABELS, "finished_reason"])
+    for labels, timings in counters.timings.items():
+        for reason, count in timings.ended.items():
+            ended.add_metric([*labels, reason], count)
+    yield ended
+    for name in ("running", "waiting"):
+        gauge = GaugeMetricFamily(f"vllm:num_requests_{name}", f"Requests that are {name}", labels=_LABELS[:1])
+        for model in snapshot.models:
+            gauge.add_metric([model.name], getattr(model, name))
+        yield gauge

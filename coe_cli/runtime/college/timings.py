@@ -74,7 +74,7 @@ class Stopwatch:
             self._queued_s, self._reused = passed_s, event.reused_tokens
         elif isinstance(event, ce.Finished):
             timings.queue.add(self._queued_s)
-            timings.first_token.add(self._queued_s + event.first_token_s)
+            timings.first_token.add(min(self._queued_s + event.first_token_s, passed_s))  # both count the way back
             if event.completion_tokens > 1:
                 timings.between_tokens.add(event.decode_s / (event.completion_tokens - 1))
             timings.whole.add(passed_s)

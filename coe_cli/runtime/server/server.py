@@ -172,6 +172,9 @@ class Server:
                 async with self._bodies.body(receive, headers) as body:
                     if self._log_prompts and body:
                         PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
+                    if path.startswith("/api/"):  # Ollama's clients do not always say that they send JSON
+                        told = [each for each in scope["headers"] if each[0] != b"content-type"]
+                        scope = {**scope, "headers": [*told, (b"content-type", b"application/json")]}
                     application = await self.openai()
                     if len(body) > _LARGE_BYTES:
                         async with self._large:  # taking one in holds the loop up: between two it serves others

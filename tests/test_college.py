@@ -533,7 +533,7 @@ def test_workers_killed_at_random(tmp_path: Path, seed: int, seconds: float) -> 
                 whole = bool(number % 2)
                 while not storm.done():
                     name = chance.choice(["one", "two"])
-                    answer = await college.ask(name, tokens=chance.randint(1, 20), seed=number, whole=whole)
+                    answer = await college.ask(name, tokens=chance.randint(1, 20), seed=number, buffered=whole)
                     assert answer.right or answer.error is not None
                     good[whole] += answer.right
                     if answer.error is not None:

@@ -182,7 +182,7 @@ def _storm_of_kills(models_dir: Path, seconds: float, clients: int) -> None:
         async def question_and_answer() -> bool:
             question, number = chance.choice(questions), chance.randrange(len(samplings))
             try:
-                text, _ = await ask(college, spec, question, samplings[number], whole=chance.random() < 0.5)
+                text, _ = await ask(college, spec, question, samplings[number], buffered=chance.random() < 0.5)
             except CoeError as error:
                 assert error.exit_code == 7, error
                 outcomes["error"] += 1

@@ -103,7 +103,7 @@ def test_listing_models(resolver: RequestResolver, path: str) -> None:
 
         class Idle:
             busy = False
-            resident_models: list[str] = []  # noqa: RUF012 - never changed
+            loaded_models: list[str] = []  # noqa: RUF012 - never changed
 
         server.college = Idle()  # type: ignore[assignment]
         await server(scope, receive, send)

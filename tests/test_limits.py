@@ -124,7 +124,7 @@ def test_a_request_that_cannot_be_sent_frees_its_slot_and_says_why(
     async def test() -> None:
         async with trial(tmp_path) as college:
             for whole in (False, True):  # the first one has to wait for the load, the others have not
-                refused = await asyncio.gather(*(college.ask(prompt="unsendable", whole=whole) for _ in range(6)))
+                refused = await asyncio.gather(*(college.ask(prompt="unsendable", buffered=whole) for _ in range(6)))
                 for answer in refused:
                     assert answer.error is not None and str(failure) in answer.error.message
             assert college.college.snapshot().running == 0

@@ -366,8 +366,7 @@ def _of_ids(ids: list[int], spec: ModelSpec, context: int) -> Prompt:
     """The prompt of a client that has tokenized it itself.
 
     Raises:
-        UsageError: there is none, or one that the model has not.
-        TooManyTokens: they leave no room for an answer.
+        UsageError, TooManyTokens: there is none, one that the model has not, or no room for an answer.
     """
     if not ids:
         raise UsageError("the prompt is empty", "Give it some tokens.")

@@ -15,6 +15,7 @@ from coe_cli.package import python_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FOR_TESTS = ("dev", "clients")
 HEAVY = ("torch", "transformers", "sentence_transformers", "accelerate", "sklearn", "scipy")
 DISTRIBUTIONS = {
     "markdown_it": "markdown-it-py",
@@ -45,7 +46,7 @@ def declared(requirements: list[str]) -> set[str]:
 
 
 def test_what_is_declared_is_what_is_imported() -> None:
-    extras = {name: declared(some) for name, some in PROJECT["optional-dependencies"].items() if name != "dev"}
+    extras = {name: declared(some) for name, some in PROJECT["optional-dependencies"].items() if name not in FOR_TESTS}
     always, optional = declared(PROJECT["dependencies"]), set().union(*extras.values())
     needed = {DISTRIBUTIONS.get(module, module).replace("_", "-") for module in imported()}
     assert needed - optional == always

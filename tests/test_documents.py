@@ -120,7 +120,7 @@ MISTAKES_IN_PROFILES: list[tuple[str, int, str]] = [
     (
         "profiles:\n  a:\n    vram_budget_mb: lots\n    max_concurrent_slots: 1\n    context_length: 64\n",
         3,
-        "profiles.a.vram_budget_mb: expected `int`, got `str`",
+        "profiles.a.vram_budget_mb: `lots` is no amount of memory",
     ),
     (
         "profiles:\n  a:\n    vram_budget_mb: 1\n    max_concurrent_slots: true\n    context_length: 64\n",
@@ -141,7 +141,7 @@ MISTAKES_IN_PROFILES: list[tuple[str, int, str]] = [
     (
         "profiles:\n  a: {vram_budget_mb: 1, max_concurrent_slots: 1, context_length: 64, provider: vulkan}\n",
         2,
-        "profiles.a: invalid provider 'vulkan': it is one of dml, cuda, cpu",
+        "profiles.a: invalid provider 'vulkan': it is one of dml, cuda, webgpu, cpu",
     ),
     ("profiles:\n  - a\n", 1, "profiles: expected `object`, got `array`"),
     ("profiles:\n  a: 7\n", 2, "profiles.a: expected `object`, got `int`"),

@@ -35,7 +35,7 @@ def written(stream: io.StringIO) -> str:
     out.json({FOREIGN: FOREIGN})
     out.json_line({"x": FOREIGN})
     for form in (TableFormat.CSV, TableFormat.MD):
-        out.table(["x"], [[FOREIGN]], form)
+        out.emit(form, None, ["x"], [[FOREIGN]], human=lambda: None)
     write_error(stream, errors, as_json=False)
     write_error(stream, errors, as_json=True)
     return stream.getvalue()

@@ -51,7 +51,7 @@ def test_what_is_in_the_job_ends_with_its_owner(tmp_path: Path) -> None:
         """
         import subprocess, sys, time
         from coe_cli.package import python_path
-from coe_cli.runtime.job_object import end_with_us
+        from coe_cli.runtime.job_object import end_with_us
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         print(end_with_us(child.pid), child.pid, flush=True)
         time.sleep(600)

@@ -121,7 +121,7 @@ def test_a_process_that_got_the_id_of_a_college_is_left_alone(coe: Coe, state: P
         try:
             identity = pid_file.identity_of(other.pid)
             assert identity is not None
-            earlier = ProcessIdentity(other.pid, str(int(identity.started) - 1))
+            earlier = ProcessIdentity(other.pid, str(float(identity.started) - 1))
             discovery.write_private(state / name, json.dumps({"pid": other.pid, "started": earlier.started}).encode())
             assert coe.run("stop").check().stderr == "coe: no college is running\n"
             with lock_held(state) as holder:

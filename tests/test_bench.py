@@ -34,6 +34,7 @@ from coe_cli.core.models.onnx_graph import GraphFacts
 from coe_cli.output.bench_plot import draw
 from coe_cli.output.bench_view import BenchFormat, Comparison, write_report
 from coe_cli.output.console import Output
+from coe_cli.runtime.bench import bench_job
 
 MACHINE = BenchMachine("Linux x86_64", "A Processor", 4, 4, 16000.0, ["A Card"], {"cpu": 20.0, "dml": None})
 ROW = BenchRow(
@@ -306,3 +307,13 @@ def test_many_rows_give_a_picture_too(tmp_path: Path) -> None:
     ]
     draw(msgspec.structs.replace(REPORT, rows=rows), tmp_path / "many.png")
     assert (tmp_path / "many.png").stat().st_size > 10_000
+
+
+def test_a_machine_that_does_not_tell_its_load_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows with its performance counters disabled."""
+
+    def refuse() -> tuple[float, float, float]:
+        raise RuntimeError("PdhAddEnglishCounterW failed. Performance counters may be disabled.")
+
+    monkeypatch.setattr("psutil.getloadavg", refuse)
+    assert not any("busy" in note for note in bench_job._machine_notes())

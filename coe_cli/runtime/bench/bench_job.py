@@ -181,10 +181,18 @@ def _machine_notes() -> list[str]:
     if status.pid is not None:
         keeps = kept(status) or "a college is running"
         notes.append(f"{keeps}: its memory counts as another program's, and its work slows this; `coe stop` ends it")
-    load, cores = psutil.getloadavg()[0], psutil.cpu_count() or 1
+    load, cores = _load(), psutil.cpu_count() or 1
     if load > _BUSY * cores:
         notes.append(f"the machine is busy (load {load:.1f} on {cores} cores): rates are lower than they would be")
     return notes
+
+
+def _load() -> float:
+    """Programs that want to run, of the last minute; 0 where Windows' performance counters are disabled."""
+    try:
+        return psutil.getloadavg()[0]
+    except (OSError, RuntimeError):
+        return 0.0
 
 
 def _now() -> str:

@@ -62,12 +62,15 @@ def test_the_notation() -> None:
     assert differences(parse("{a, b}"), {"a": 1}, "x") == ["x: ['a']"]
 
 
-@pytest.mark.parametrize("command", [name for name in DOCUMENTED if name not in ("coe route", "coe logs search")])
+@pytest.mark.parametrize(
+    "command", [name for name in DOCUMENTED if name not in ("coe route", "coe experts test", "coe logs search")]
+)
 def test_a_command_prints_the_documented_keys(shared_coe: Coe, command: str) -> None:
     more = {
         "coe ask": ["-m", MODEL, "--max-tokens", "2", "Hi"],
         "coe setup": ["--dry-run"],
         "coe config get": ["profile"],
+        "coe experts show": ["sql_query"],
         "coe models show": [MODEL],
         "coe models verify": [MODEL, "--no-run"],
         "coe node": ["-p", "embedded"],

@@ -105,7 +105,8 @@ def _fetch_some(session: Any, link: Any, part: Path, have: int) -> str | None:
                 missing = int(response.headers.get("Content-Length", 0))
                 if missing > shutil.disk_usage(part.parent).free:
                     raise OSError(errno.ENOSPC, f"{link.filename} needs {missing} bytes more")
-                for chunk in response.iter_content(_CHUNK_BYTES):
+                read = getattr(response.raw, "read1", response.raw.read)  # also gives what came before a break
+                while chunk := read(_CHUNK_BYTES):
                     stream.write(chunk)
                     missing -= len(chunk)
                 return f"{missing} bytes are missing" if missing > 0 else None

@@ -117,6 +117,6 @@ def ask_first_question(catalog: Catalog, profiles: ProfileSet, output: Output) -
     from coe_cli.use_cases.ask_steps import AskOptions, View
     from coe_cli.use_cases.asking import run_ask
 
-    write_line(output, ("\n$ coe ask " + FIRST_QUESTION, "bold"))
+    write_line(output, (f"\n$ coe ask {FIRST_QUESTION}", "bold"))
     run_ask(AskOptions(question=FIRST_QUESTION, fallback=True), catalog, profiles, output, View())
     output.note("it works: coe ask YOUR QUESTION, or coe chat")

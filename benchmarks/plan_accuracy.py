@@ -130,7 +130,7 @@ def measure_row(
         provider,
         graph=read_graph(folder / "model.onnx"),
         chunk_size=chunk,
-        tokenizer_file_bytes=0,  # no tokenizer is loaded here
+        has_tokenizer=False,
     )
     own = cpu.PROCESS_BYTES if provider == "cpu" else cuda.CONTEXT_BYTES
     running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)

@@ -40,7 +40,7 @@ def memory(name: str, provider: Provider = "dml") -> ModelMemory:
 
 def made(shape: ModelShape, files_mb: float, provider: Provider, **known: object) -> ModelMemory:
     spec = ModelSpec("m", "disk", provider, 32768, shape, round(files_mb * BYTES_PER_MB))
-    return ModelMemory(spec, provider, **{"tokenizer_file_bytes": 0, **known})  # type: ignore[arg-type]
+    return ModelMemory(spec, provider, **{"has_tokenizer": False, **known})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_cpu_workers_measured_after_many_prompts() -> None:
     assert {row["slots"] for row in found} == {1, 2, 3} and {row["prunes_logits"] for row in found} == {True, False}
     for row in found:
         known = msgspec.structs.replace(graph, prunes_logits=row["prunes_logits"])
-        model = made(SMOL_SHAPE, 0, "cpu", graph=known, chunk_size=512, tokenizer_file_bytes=3_522_871)
+        model = made(SMOL_SHAPE, 0, "cpu", graph=known, chunk_size=512, has_tokenizer=True)
         slots = [counting.slot(model, row["context_length"], before=number) for number in range(row["slots"])]
         planned_mb = (load_bytes(model) + sum(slot.total_bytes for slot in slots)) / BYTES_PER_MB
         assert row["measured_mb"] * 0.995 <= planned_mb <= row["measured_mb"] * 1.05, row

@@ -24,14 +24,14 @@ WIDEST_MLP: Final = 16 / 3
 
 
 class ModelMemory(Struct, frozen=True):
-    """A model on a provider, with what is known of its graph. ``calibration`` comes from real runs."""
+    """A model on a provider, with what is known of its graph. A bench without text has no tokenizer; ``measured_…`` come from real runs."""
 
     spec: ModelSpec
     provider: Provider
     graph: GraphFacts | None = None
     prunes_logits: bool | None = None
     chunk_size: int | None = None
-    tokenizer_file_bytes: int | None = None
+    has_tokenizer: bool = True
     measured_load_bytes: int | None = None
     measured_slot_ratio: float | None = None
 

@@ -125,15 +125,7 @@ def memory_of(spec: ModelSpec, provider: Provider | None = None, chunk_size: int
         provider or spec.provider,
         graph=_graph(spec),
         chunk_size=tokens_at_once(capabilities, chunk_size or _configured_chunk_size(spec.folder)),
-        tokenizer_file_bytes=_size(spec.folder / "tokenizer.json"),
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _graph(spec: ModelSpec) -> GraphFacts | None:

@@ -102,6 +102,25 @@ def test_a_response_in_a_schema_and_what_is_refused(client: openai.OpenAI, serve
     assert served.request("POST", "/v1/responses", ask | {"truncation": "disabled", "include": []}).status == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_has_one_conversation_and_one_answer_refuses_more(served: Served, stream: bool) -> None:
+    turns = [{"role": "user", "content": "x"}]
+    asks: dict[str, dict[str, Any]] = {
+        "/v1/responses": {"input": "x", "max_output_tokens": 1},
+        "/v1/messages": {"messages": turns, "max_tokens": 1},
+        "/api/chat": {"messages": turns, "options": {"num_predict": 1}},
+        "/api/generate": {"prompt": "x", "raw": True, "options": {"num_predict": 1}},
+    }
+    for path, ask in asks.items():
+        body = {"model": MODEL, "stream": stream, **ask}
+        assert served.request("POST", path, body | {"n": 1}).status == 200
+        several = served.request("POST", path, body | {"n": 2})
+        assert several.status == 400 and b"`n`" in several.body, (path, several.body)
+    for path in ("/v1/responses", "/v1/messages"):
+        beside = served.request("POST", path, {"model": MODEL, "stream": stream, **asks[path], "prompt": "x"})
+        assert beside.status == 400 and b"`prompt`" in beside.body, (path, beside.body)
+
+
 # --- Anthropic's messages
 
 

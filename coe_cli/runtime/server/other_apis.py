@@ -19,6 +19,7 @@ from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.block_shapes import MessagesShape, ResponsesShape
+from coe_cli.runtime.server.constraints import refuse_field
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.ollama_shapes import OllamaShape, now
@@ -98,15 +99,22 @@ class _KeepingShape(ResponsesShape):
         return response
 
 
-def chat_requests(body: dict[str, Any], renamed: dict[str, str] | None = None) -> list[ChatRequest]:
-    """The requests of a chat completion that was made of something else; ``renamed``: what its fields are called there.
+def chat_request(
+    body: dict[str, Any],
+    renamed: dict[str, str] | None = None,
+    kind: type[api.ChatCompletionRequest | api.CompletionRequest] = api.ChatCompletionRequest,
+) -> ChatRequest:
+    """The request of a completion that was made of something else; ``renamed``: what its fields are called there.
 
     Raises:
-        RequestValidationError: as for a chat completion.
+        RequestValidationError: as for a completion; or several answers are asked for, and the API has a place for one.
     """
-    kind = api.CompletionRequest if "prompt" in body else api.ChatCompletionRequest
     try:
-        return kind.model_validate(body).chat_requests()
+        completion = kind.model_validate(body)
+        if completion.n not in (None, 1):
+            raise refuse_field("n", "there is one answer here")
+        (asked,) = completion.chat_requests()
+        return asked
     except ValidationError as error:
         found = error.errors(include_url=False)
         names = renamed or {}
@@ -122,8 +130,8 @@ def add_other_apis(app: FastAPI, college: College, resolver: RequestResolver, an
     @app.post("/v1/messages", operation_id="messages")
     async def messages(request: MessagesRequest) -> Response:
         """Anthropic's messages: text, thoughts and functions, whole or as events."""
-        asked = chat_requests(request.chat(), {"stop": "stop_sequences"})
-        return await answer(asked, MessagesShape(), bool(request.stream))
+        asked = chat_request(request.chat(), {"stop": "stop_sequences"})
+        return await answer([asked], MessagesShape(), bool(request.stream))
 
     _add_ollama(app, college, resolver, answer)
 
@@ -149,9 +157,9 @@ def _add_responses(app: FastAPI, answer: Answer) -> None:
             "metadata": request.metadata or {},
         }
         names = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text"}
-        asked = chat_requests(body, names)
+        asked = chat_request(body, names)
         shape = _KeepingShape(repeated, None if request.store is False else kept, body["messages"])
-        return await answer(asked, shape, bool(request.stream))
+        return await answer([asked], shape, bool(request.stream))
 
     @app.get("/v1/responses/{response_id}", operation_id="response")
     async def response(response_id: str) -> Response:
@@ -190,7 +198,8 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
         body = request.body() | {"model": _plain_name(request.model)}
         shape = OllamaShape(request.model, chat=chat)
         shape.splits_thinking = not request.raw
-        return await answer(chat_requests(body), shape, request.stream is not False)
+        kind = api.CompletionRequest if request.raw else api.ChatCompletionRequest
+        return await answer([chat_request(body, kind=kind)], shape, request.stream is not False)
 
     @app.post("/api/chat", operation_id="ollama_chat")
     async def chat(request: OllamaRequest) -> Response:

@@ -52,6 +52,7 @@ class ResponsesRequest(_Loose):
     store: bool | None = _own()
     stream: bool | None = _own()
     metadata: _Body | None = _own()
+    prompt: None = _own()
 
     def turns(self) -> list[_Body]:
         """The input as messages of a chat."""
@@ -118,6 +119,7 @@ class MessagesRequest(_Loose):
     stream: bool | None = _own()
     metadata: _Body | None = _own()
     thinking: _Body | None = _own()
+    prompt: None = _own()
 
     def chat(self) -> _Body:
         """The chat completion."""

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_cli.core.batch.batch_rows import MAX_LINE_BYTES, InvalidRow, OpenAIRow, Parsed, Row, Turn, parse_line
+from coe_cli.runtime.batch.batch_index import RowDefaults
+from coe_cli.runtime.batch.batch_requests import to_chat_request
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -107,3 +109,21 @@ def test_any_line_is_a_row_or_refused(line: bytes) -> None:
         assert error.message.startswith("line 3: ") and "\n" not in error.message
     else:
         assert parsed is None or isinstance(parsed.row, Row | OpenAIRow)
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("/v1/chat/completions", {**CHAT, "n": 2}),
+        ("/v1/completions", {"model": "m", "prompt": "x", "n": 2}),
+        ("/v1/completions", {"model": "m", "prompt": ["x", "y"]}),
+        ("/v1/chat/completions", {**CHAT, "tools": [{"type": "function", "function": {"name": "f"}}]}),
+    ],
+)  # fmt: skip
+def test_an_openai_line_has_one_prompt_and_one_answer_of_text(url: str, body: dict[str, object]) -> None:
+    row = parse(custom_id="r", url=url, body=body).row
+    assert isinstance(row, OpenAIRow)
+    with pytest.raises(InvalidRow, match=r"line 7: `body"):
+        to_chat_request(row, RowDefaults(), 7)
+    first = {key: "x" if key == "prompt" else value for key, value in body.items() if key not in ("n", "tools")}
+    assert to_chat_request(OpenAIRow("r", row.url, first), RowDefaults(), 7).name == "m"

@@ -48,7 +48,7 @@ def _single(body: Any, row: OpenAIRow, line: int) -> ChatRequest:
     """The one answer of text that a row may ask for."""
     requests: list[ChatRequest] = body.chat_requests()
     reason = "`body.tools`: a batch calls no functions" if requests[0].tools is not None else ""
-    if len(requests) > 1:
+    if len(requests) > 1 or (body.n or 1) > 1:
         reason = "`body`: a row has one prompt and one answer; write a row for each"
     if reason:
         raise InvalidRow(line, reason, row.custom_id, is_openai=True)

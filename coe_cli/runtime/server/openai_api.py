@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from msgspec import structs
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from coe_cli.core.answers.limits import (
@@ -95,15 +94,6 @@ class _Generation(Constraints):
         seed = None if self.seed is None else self.seed % _SEEDS
         return Sampling(self.temperature, self.top_p, self.top_k, seed, self.repetition_penalty, self.min_tokens)
 
-    def repeated(self, prompts: list[ChatRequest]) -> list[ChatRequest]:
-        """``n`` requests of each; with a seed each has its own."""
-        asked = []
-        for prompt in prompts:
-            for number in range(self.n or 1):
-                seed = None if prompt.sampling.seed is None else (prompt.sampling.seed + number) % _SEEDS
-                asked.append(structs.replace(prompt, sampling=structs.replace(prompt.sampling, seed=seed)))
-        return asked
-
     def echoed(self) -> list[str]:
         """What stands before each answer."""
         return []
@@ -121,18 +111,19 @@ class ChatCompletionRequest(_Generation, ToolFields):
     modalities: list[Literal["text"]] | None = None
 
     def chat_requests(self) -> list[ChatRequest]:
-        """What is asked of the resolver, once for each choice."""
-        request = ChatRequest(
-            [message.plain() for message in self.messages],
-            name=self.model,
-            max_tokens=self.max_completion_tokens or self.max_tokens,
-            sampling=self.sampling,
-            stop=self.stops,
-            allow_special_tokens=self.allow_special_tokens,
-            guidance=self.guidance,
-            tools=self.chosen_tools(),
-        )
-        return self.repeated([request])
+        """What is asked of the resolver."""
+        return [
+            ChatRequest(
+                [message.plain() for message in self.messages],
+                name=self.model,
+                max_tokens=self.max_completion_tokens or self.max_tokens,
+                sampling=self.sampling,
+                stop=self.stops,
+                allow_special_tokens=self.allow_special_tokens,
+                guidance=self.guidance,
+                tools=self.chosen_tools(),
+            )
+        ]
 
 
 class CompletionRequest(_Generation):
@@ -165,23 +156,21 @@ class CompletionRequest(_Generation):
         return list(self.prompt)
 
     def chat_requests(self) -> list[ChatRequest]:
-        """What is asked of the resolver: the bare texts, past the chat template, once for each choice."""
-        return self.repeated(
-            [
-                ChatRequest(
-                    [ChatMessage("user", prompt)] if isinstance(prompt, str) else [],
-                    name=self.model,
-                    raw=True,
-                    prompt_ids=None if isinstance(prompt, str) else prompt,
-                    max_tokens=self.max_tokens or _COMPLETION_TOKENS,
-                    sampling=self.sampling,
-                    stop=self.stops,
-                    allow_special_tokens=self.allow_special_tokens,
-                    guidance=self.guidance,
-                )
-                for prompt in self.prompts()
-            ]
-        )
+        """What is asked of the resolver for each prompt: the bare texts, past the chat template."""
+        return [
+            ChatRequest(
+                [ChatMessage("user", prompt)] if isinstance(prompt, str) else [],
+                name=self.model,
+                raw=True,
+                prompt_ids=None if isinstance(prompt, str) else prompt,
+                max_tokens=self.max_tokens or _COMPLETION_TOKENS,
+                sampling=self.sampling,
+                stop=self.stops,
+                allow_special_tokens=self.allow_special_tokens,
+                guidance=self.guidance,
+            )
+            for prompt in self.prompts()
+        ]
 
 
 class EmbeddingRequest(BaseModel):

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 from coe_cli import __version__
+from coe_cli.core.answers.limits import SEED
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError, explained
 from coe_cli.runtime.college import college_events as ce
@@ -157,7 +158,7 @@ class HttpAnswer:
         stream: bool,
         n: int = 1,
     ) -> None:
-        self._asks = [msgspec.structs.replace(each.ask, buffered=each.ask.buffered or not stream) for each in resolved]
+        self._asks = [_nth(each.ask, number, stream=stream) for each in resolved for number in range(n)]
         self._choices = [
             Choice(index, ask, splits_thinking=shape.splits_thinking, begins_prompt=index % n == 0)
             for index, ask in enumerate(self._asks)
@@ -252,6 +253,14 @@ class HttpAnswer:
 
     async def _send_last(self, send: Send, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+def _nth(ask: ce.Ask, number: int, *, stream: bool) -> ce.Ask:
+    """The request of choice ``number`` to one prompt; with a seed each choice has its own."""
+    replace, sampling = msgspec.structs.replace, ask.sampling
+    if sampling.seed is not None:
+        sampling = replace(sampling, seed=(sampling.seed + number) % (SEED.most + 1))
+    return replace(ask, sampling=sampling, buffered=ask.buffered or not stream)
 
 
 def note_header(notes: list[str]) -> list[tuple[bytes, bytes]]:

@@ -90,6 +90,11 @@ class ModelDamaged(ModelMissing):
     code = "model_damaged"
 
 
+def damaged(name: str, problem: str) -> ModelDamaged:
+    """``problem`` of the model called ``name``, and how to have it again."""
+    return ModelDamaged(f"model `{name}` is damaged: {problem}", f"Fetch it again: coe models pull {name} --force")
+
+
 class DoesNotFit(CoeError):
     """The plan does not fit the memory budget."""
 

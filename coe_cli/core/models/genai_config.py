@@ -17,7 +17,7 @@ from msgspec import Struct
 from coe_cli.core.models import genai_sections as sections
 from coe_cli.core.models.genai_rules import Refused, Walk, printable
 from coe_cli.core.regular_file import read_regular
-from coe_cli.errors import ModelDamaged
+from coe_cli.errors import ModelDamaged, damaged
 
 GENAI_CONFIG: Final = "genai_config.json"
 MAX_CONFIG_BYTES: Final = 2**20
@@ -72,9 +72,9 @@ def read_config(name: str, folder: Path) -> GenaiConfig:
     try:
         raw = read_regular(path, MAX_CONFIG_BYTES)
     except FileNotFoundError:
-        raise _damaged(name, f"{path} is missing") from None
+        raise damaged(name, f"{path} is missing") from None
     except OSError as error:
-        raise _damaged(name, f"{path} cannot be read: {error.strerror or error}") from None
+        raise damaged(name, f"{path} cannot be read: {error.strerror or error}") from None
     return parse_config(name, raw, str(path))
 
 
@@ -91,16 +91,16 @@ def parse_config(name: str, raw: bytes, where: str = GENAI_CONFIG) -> GenaiConfi
     except Refused as refused:
         raise _refused(name, where, str(refused)) from None
     except (ValueError, RecursionError) as error:
-        raise _damaged(name, f"{where} cannot be read: {(str(error).splitlines() or ['?'])[0]}") from None
+        raise damaged(name, f"{where} cannot be read: {(str(error).splitlines() or ['?'])[0]}") from None
     if not isinstance(written, dict) or not isinstance(written.get("model"), dict):
-        raise _damaged(name, f"{where} has no `model` section")
+        raise damaged(name, f"{where} has no `model` section")
     walk = Walk()
     try:
         content = sections.check(written, walk)
     except Refused as refused:
         raise _refused(name, where, str(refused)) from None
     except RecursionError:
-        raise _damaged(name, f"{where} is nested too deeply") from None
+        raise damaged(name, f"{where} is nested too deeply") from None
     return GenaiConfig(content, written, tuple(walk.files), tuple(walk.notes))
 
 
@@ -116,10 +116,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON number")
-
-
-def _damaged(name: str, problem: str) -> ModelDamaged:
-    return ModelDamaged(f"model `{name}` is damaged: {problem}", f"Fetch it again: coe models pull {name} --force")
 
 
 def _refused(name: str, where: str, problem: str) -> ModelDamaged:

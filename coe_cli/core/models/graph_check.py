@@ -12,7 +12,7 @@ from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.models.onnx_graph import type_name
 from coe_cli.core.models.onnx_records import Node, Records, graph_records
 from coe_cli.core.providers import GraphRules, spec_of
-from coe_cli.errors import ModelDamaged
+from coe_cli.errors import damaged
 
 ProblemKind = Literal["refused", "ignored_rotation", "fp16_norm"]
 
@@ -76,9 +76,7 @@ def check_model(spec: ModelSpec) -> list[GraphProblem]:
         with graph_records(spec.folder / spec.graph) as records:
             return graph_problems(records, rules)
     except (OSError, ValueError) as error:
-        raise ModelDamaged(
-            f"model `{spec.name}` is damaged: {error}", f"Fetch it again: coe models pull {spec.name} --force"
-        ) from None
+        raise damaged(spec.name, str(error)) from None
 
 
 def graph_problems(records: Records, rules: GraphRules) -> list[GraphProblem]:

@@ -14,7 +14,7 @@ from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.genai_rules import INT32
 from coe_cli.core.providers import all_specs, host
 from coe_cli.core.units import BYTES_PER_MB as BYTES_PER_MB
-from coe_cli.errors import ModelDamaged
+from coe_cli.errors import damaged
 
 
 class ModelSpec(Struct, frozen=True):
@@ -77,7 +77,7 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
     def number(key: str, default: int | None = None) -> int:
         value = decoder.get(key, model.get(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= INT32:
-            raise _damaged(name, f"{path} has no usable `{key}`")
+            raise damaged(name, f"{path} has no usable `{key}`")
         return value
 
     heads, hidden = number("num_attention_heads"), number("hidden_size")
@@ -160,7 +160,3 @@ def _provider(decoder: dict[str, Any]) -> Provider:
             if (name := known.get(str(key).lower())) is not None:
                 return name
     return host().name
-
-
-def _damaged(name: str, problem: str) -> ModelDamaged:
-    return ModelDamaged(f"model `{name}` is damaged: {problem}", f"Fetch it again: coe models pull {name} --force")

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.models.onnx_records import Records, Tensor, Value, graph_records
-from coe_cli.errors import ModelDamaged
+from coe_cli.errors import damaged
 
 _TYPES: Final[dict[int, tuple[str, float]]] = {
     1: ("float", 4),
@@ -89,9 +89,7 @@ def graph_of(spec: ModelSpec) -> GraphFacts:
     try:
         return read_graph(spec.folder / spec.graph, past_key=spec.past_key, logits=spec.logits)
     except (OSError, ValueError) as error:
-        raise ModelDamaged(
-            f"model `{spec.name}` is damaged: {error}", f"Fetch it again: coe models pull {spec.name} --force"
-        ) from None
+        raise damaged(spec.name, str(error)) from None
 
 
 def external_data_sizes(path: Path) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from coe_cli.core.models.genai_config import GENAI_CONFIG, read_config
 from coe_cli.core.models.onnx_graph import external_data_sizes
 from coe_cli.core.regular_file import read_text
-from coe_cli.errors import ModelDamaged
+from coe_cli.errors import damaged
 from coe_cli.runtime.atomic_write import atomic_write
 
 MANIFEST = "coe_manifest.json"
@@ -59,14 +59,14 @@ def check_files(name: str, folder: Path) -> None:
         for file, size, exact in expected:
             path = folder / file
             if not path.is_file():
-                raise _damaged(name, f"{path} is {'not a regular file' if path.exists() else 'missing'}")
+                raise damaged(name, f"{path} is {'not a regular file' if path.exists() else 'missing'}")
             actual = path.stat().st_size
             if actual < size or (exact and actual != size):
-                raise _damaged(name, f"{path} has {actual} bytes instead of {size}")
+                raise damaged(name, f"{path} has {actual} bytes instead of {size}")
             with path.open("rb"):
                 pass
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(name, f"{folder} cannot be read: {error}") from None
+        raise damaged(name, f"{folder} cannot be read: {error}") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -86,7 +86,3 @@ def _needed_files(name: str, folder: Path) -> Iterable[tuple[str, int]]:
             below = graph.rpartition("/")[0]
             for location, size in external_data_sizes(folder / graph).items():
                 yield (f"{below}/{location}" if below else location), size
-
-
-def _damaged(name: str, problem: str) -> ModelDamaged:
-    return ModelDamaged(f"model `{name}` is damaged: {problem}", f"Fetch it again: coe models pull {name} --force")

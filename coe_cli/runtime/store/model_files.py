@@ -13,7 +13,7 @@ from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig, read_con
 from coe_cli.core.models.onnx_external import external_files
 from coe_cli.core.models.source_uri import check_member
 from coe_cli.core.regular_file import lies_in, read_text
-from coe_cli.errors import ModelDamaged, UsageError
+from coe_cli.errors import ModelDamaged, UsageError, damaged
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -48,7 +48,7 @@ def check_safe(name: str, folder: Path, config: GenaiConfig | None = None) -> No
         try:
             data = external_files(folder / file)
         except (OSError, ValueError) as error:
-            raise _damaged(name, str(error)) from None
+            raise damaged(name, str(error)) from None
         below = file.rpartition("/")[0]
         for location in data:
             _check_name(name, location, f"{file} reads its weights from")
@@ -74,7 +74,7 @@ def tokenizer_files(name: str, folder: Path) -> list[str]:
         try:
             named = json.loads(read_text(folder / file, MAX_TOKENIZER_BYTES)).get("tiktoken_file")
         except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise _damaged(name, f"{folder / file} cannot be read: {(str(error).splitlines() or ['?'])[0]}") from None
+            raise damaged(name, f"{folder / file} cannot be read: {(str(error).splitlines() or ['?'])[0]}") from None
         if named:
             found.append(_check_name(name, str(named), f"{file} reads its vocabulary from"))
     return found
@@ -115,10 +115,6 @@ def _check_name(name: str, file: str, what: str) -> str:
         return check_member(file)
     except UsageError:
         raise _refused(name, f"{what} {file[:80]!r}, outside of the model's folder") from None
-
-
-def _damaged(name: str, problem: str) -> ModelDamaged:
-    return ModelDamaged(f"model `{name}` is damaged: {problem}", f"Fetch it again: coe models pull {name} --force")
 
 
 def _refused(name: str, problem: str) -> ModelDamaged:

@@ -44,7 +44,7 @@ def _write_human(output: Output, rows: list[Any]) -> None:
         write_table(output, [left(_HEADER[0]), *columns, folded(_HEADER[-1])], cells)
     for row in rows:
         if row.problem:
-            output.note(f"{row.problem}. Fetch it again: coe models pull {row.name} --force")
+            output.note(f"{row.problem}. {row.hint}")
         if row.duplicate_of:
             output.note(f"{row.name} holds the same weights as {', '.join(row.duplicate_of)}: one of them can go")
 

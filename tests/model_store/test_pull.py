@@ -408,6 +408,13 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_from_there(coe: Coe, hub: Hub
     assert asked.startswith("bytes=") and asked != "bytes=0-"
 
 
+def test_a_model_of_ones_own_is_not_fetched(coe: Coe) -> None:
+    write_tiny_model(coe.models / "mine")
+    result = coe("models", "pull", "mine", "--force")
+    assert (result.code, result.stdout) == (4, "")
+    assert "coe models import FILE --name mine --force" in result.stderr and "Did you mean" not in result.stderr
+
+
 def test_two_pulls_of_one_model_fetch_it_once(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
     hub.chunk_pause_s = 0.02
     first, second = start("tiny"), start("tiny")

@@ -247,6 +247,8 @@ def test_a_graph_outside_of_the_folder_is_refused_everywhere(coe: Coe, tiny: Pat
     assert coe("doctor", "-p", "embedded").code == 1
     (row,) = [row for row in coe("models", "list", "--format", "json").json["models"] if row["name"] == "tiny"]
     assert "outside of its folder" in row["problem"]
+    listed = " ".join(coe("models", "list").stderr.split())
+    assert f"{row['problem']}. {row['hint']}" in listed and "models pull" not in row["hint"]
 
 
 @pytest.mark.parametrize("where", ["model", "decoder", "root"])

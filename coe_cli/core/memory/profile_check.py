@@ -20,7 +20,8 @@ STALE_DAYS: Final = 90
 
 
 class ModelState(Struct, frozen=True):
-    """What is known of one model's files. ``fetch_mb`` is what a download needs, None when nobody knows."""
+    """What is known of one model's files. ``fetch_mb`` is what a download needs, None when nobody knows; ``hint`` what
+    to do about ``problem``."""
 
     name: str
     experts: tuple[str, ...]
@@ -29,6 +30,7 @@ class ModelState(Struct, frozen=True):
     problem: str | None = None
     fetch_mb: float | None = None
     calibration: Calibration | None = None
+    hint: str = ""
 
 
 class CheckReport(Struct, frozen=True):
@@ -127,7 +129,7 @@ def _plan(plan: Plan) -> Finding:
 def _model(state: ModelState) -> Finding:
     users = f" ({', '.join(state.experts)})" if state.experts else ""
     if state.problem is not None:
-        return error("model", state.problem, f"Fetch it again: coe models pull {state.name} --force")
+        return error("model", state.problem, state.hint)
     if not state.on_disk:
         return warning("model", f"{state.name} is not on disk{users}", f"coe models pull {state.name}")
     return ok("model", f"{state.name} is on disk{users}")

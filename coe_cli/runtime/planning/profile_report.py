@@ -74,15 +74,15 @@ def _state(name: str, catalog: Catalog, where: Folders) -> ModelState:
     on_disk = models_on_disk(where.models)
     sizes = [source.size_mb for source in entry.sources if source.size_mb is not None] if entry is not None else []
     fetch_mb = max(sizes) if sizes else entry.weights_mb if entry is not None else None
-    problem = None
+    problem, hint = None, ""
     context_length = entry.context_length if entry is not None else 0
     if name in on_disk:
         try:
             context_length = find_spec(name, catalog, where.models).context_length
             check_files(name, on_disk[name])
         except CoeError as error:
-            problem = error.message
-    return ModelState(name, experts, context_length, name in on_disk, problem, fetch_mb)
+            problem, hint = error.message, error.hint
+    return ModelState(name, experts, context_length, name in on_disk, problem, fetch_mb, hint=hint)
 
 
 def _disk_free_mb(folder: Path) -> float | None:

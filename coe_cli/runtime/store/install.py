@@ -21,7 +21,7 @@ from coe_cli.core.models.graph_check import check_model, problem_findings
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.core.models.source_uri import as_hub_uri, default_name, is_uri, parse_uri
-from coe_cli.errors import ModelDamaged
+from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.golden_answer import forget
@@ -84,7 +84,7 @@ def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request
 
     Raises:
         UsageError: an address that cannot be read.
-        ModelMissing: the catalog does not know the name.
+        ModelMissing: the catalog does not know the name, or only the disk does.
     """
     name_or_uri = as_hub_uri(name_or_uri)
     if is_uri(name_or_uri):
@@ -92,7 +92,12 @@ def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request
         return Request(check_name(default_name(name_or_uri)), [Source(name_or_uri)])
     entry = catalog.models.get(name_or_uri)
     if entry is None:
-        raise catalog.unknown_model(name_or_uri, list(models_on_disk(models_dir)))
+        if name_or_uri in models_on_disk(models_dir):
+            raise ModelMissing(
+                f"model `{name_or_uri}` is one of your own, and coe knows no source of it",
+                f"Import it again: coe models import FILE --name {name_or_uri} --force",
+            )
+        raise catalog.unknown_model(name_or_uri, [])
     return Request(name_or_uri, entry.sources, entry)
 
 

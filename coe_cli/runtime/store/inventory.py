@@ -24,7 +24,7 @@ _SAMPLE_BYTES = 65_536
 
 
 class ModelRow(Struct, frozen=True):
-    """One model. ``problem`` says what is wrong with its folder; figures that are then unknown are None."""
+    """One model. ``problem`` says what is wrong with its folder, ``hint`` what to do; figures that are then unknown are None."""
 
     name: str
     on_disk: bool
@@ -36,6 +36,7 @@ class ModelRow(Struct, frozen=True):
     duplicate_of: list[str]
     default: bool
     problem: str | None
+    hint: str | None
 
 
 def list_models(catalog: Catalog, models_dir: Path) -> list[ModelRow]:
@@ -58,7 +59,7 @@ def all_duplicates(models_dir: Path) -> dict[str, list[str]]:
 
 def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str, list[str]]) -> ModelRow:
     spec: ModelSpec | None = None
-    problem: str | None = None
+    failure: CoeError | None = None
     try:
         if folder is None:
             spec = spec_from_catalog(name, catalog.models[name])
@@ -66,7 +67,7 @@ def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str,
             spec = spec_from_folder(name, folder)
             check_files(name, folder)
     except CoeError as error:
-        problem = error.message
+        failure = error
     return ModelRow(
         name=name,
         on_disk=folder is not None,
@@ -77,7 +78,8 @@ def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str,
         kv_bytes_per_token=spec.kv_bytes_per_token(spec_of(spec.provider).graph.cache_element_bytes) if spec else None,
         duplicate_of=duplicates.get(name, []),
         default=name == catalog.default_model,
-        problem=problem,
+        problem=failure.message if failure else None,
+        hint=failure.hint if failure else None,
     )
 
 

@@ -218,7 +218,8 @@ def test_ollamas_api_without_its_client(served: Served, said: str) -> None:
     assert "".join(line["message"]["content"] for line in lines) == said
     assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
     plain = served.request("POST", "/api/chat", body, Content_Type="text/plain")
-    assert plain.status == 200 and plain.body.count(b"\n") == len(lines)
+    streamed = [json.loads(line) for line in plain.body.splitlines()]
+    assert plain.status == 200 and "".join(line["message"]["content"] for line in streamed) == said
     assert served.request("GET", "/api/version").json["version"]
     assert served.request("GET", "/api/ps").json["coe"]["pool_mb"] > 0
     for path, wrong in (

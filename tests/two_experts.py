@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 CHECKOUT = Path(__file__).parents[1]
 TIMEOUT_S = 600
 """Seconds that a command may take before it counts as hanging: with a software card on a busy machine it takes minutes."""
@@ -67,3 +69,50 @@ class Coe:
         assert answer["provider"] == self.provider
         assert answer["usage"]["completion_tokens"] == 6 or answer["finish_reason"] == "stop"
         return answer
+
+
+LONG = "tell " * 300
+"""1,500 characters, which are as many tokens: for a provider that takes prompts in pieces, three."""
+
+
+class AnswersOnACard:
+    """What holds on every card, with a fixture ``served``: a running college whose budget holds one of the two models."""
+
+    def test_a_college_answers_again_and_again(self, served: Coe) -> None:
+        short = [served.ask("hi", "-e", "first")["answer"] for _ in range(2)]
+        assert short[0] == short[1], "the second answer on one slot is the first one's"
+        long = served.ask(LONG, "-e", "first")
+        assert long["usage"]["prompt_tokens"] > 1500
+        assert served.ask("hi", "-e", "first")["answer"] == short[0]
+
+    def test_a_conversation_goes_on(self, served: Coe) -> None:
+        first = served.ask("hi", "-e", "first")
+        second = served.ask("and now", "-c")
+        assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
+
+    def test_a_budget_for_one_model_evicts_the_other(self, served: Coe) -> None:
+        for expert, model in (("second", "tiny-b"), ("first", "tiny-a")):
+            assert served.ask("hi", "-e", expert)["model"] == model
+            assert [item["name"] for item in served.json("ps")["models"]] == [model]
+
+    def test_a_killed_worker_is_replaced(self, served: Coe) -> None:
+        served.ask("hi", "-e", "first")
+        (worker,) = served.json("ps")["models"]
+        psutil.Process(worker["pid"]).kill()
+        served.ask("hi", "-e", "first")
+
+    def test_bench(self, served: Coe) -> None:
+        options = [
+            "--prompt-tokens",
+            "16,600",
+            "--gen-tokens",
+            "4",
+            "-r",
+            "1",
+            "--warm-up",
+            "0",
+            "--max-length",
+            "1024",
+        ]
+        rows = served.json("bench", "tiny-a", *options)["rows"]
+        assert [row["prompt_tokens"] for row in rows] == [16, 600]

@@ -2,4 +2,8 @@
 
 import os
 
+import pytest
+
+pytest.register_assert_rewrite("two_experts")
+
 collect_ignore_glob = [] if os.environ.get("COE_WEBGPU_MODELS") else ["test_*.py"]

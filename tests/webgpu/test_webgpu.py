@@ -9,13 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from two_experts import CHECKOUT, TIMEOUT_S, Coe
+from two_experts import CHECKOUT, LONG, TIMEOUT_S, AnswersOnACard, Coe
 
 MODELS = Path(os.environ["COE_WEBGPU_MODELS"])
-LONG = "tell " * 300
-"""1,500 characters, which are as many tokens: three pieces."""
 
 
 @pytest.fixture(scope="module")
@@ -76,33 +73,6 @@ def test_planned(coe: Coe) -> None:
     assert plan["provider"] == "webgpu" and plan["fits"]
 
 
-def test_a_college_answers_again_and_again(served: Coe) -> None:
-    short = [served.ask("hi", "-e", "first")["answer"] for _ in range(2)]
-    assert short[0] == short[1], "the second answer on one slot is the first one's"
-    long = served.ask(LONG, "-e", "first")
-    assert long["usage"]["prompt_tokens"] > 1500
-    assert served.ask("hi", "-e", "first")["answer"] == short[0]
-
-
-def test_a_conversation_goes_on(served: Coe) -> None:
-    first = served.ask("hi", "-e", "first")
-    second = served.ask("and now", "-c")
-    assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
-
-
-def test_an_expert_makes_room_for_the_other(served: Coe) -> None:
-    for expert, model in (("second", "tiny-b"), ("first", "tiny-a")):
-        assert served.ask("hi", "-e", expert)["model"] == model
-        assert [item["name"] for item in served.json("ps")["models"]] == [model]
-
-
-def test_a_killed_worker_is_replaced(served: Coe) -> None:
-    served.ask("hi", "-e", "first")
-    (worker,) = served.json("ps")["models"]
-    psutil.Process(worker["pid"]).kill()
-    served.ask("hi", "-e", "first")
-
-
 def test_batch(coe: Coe, tmp_path: Path) -> None:
     rows = [
         {"prompt": "hi", "expert": "first"},
@@ -115,7 +85,5 @@ def test_batch(coe: Coe, tmp_path: Path) -> None:
     assert [answer.get("error") for answer in answers] == [None] * 3
 
 
-def test_bench(coe: Coe) -> None:
-    options = ["--prompt-tokens", "16,600", "--gen-tokens", "4", "-r", "1", "--warm-up", "0", "--max-length", "1024"]
-    rows = coe.json("bench", "tiny-a", *options)["rows"]
-    assert [row["prompt_tokens"] for row in rows] == [16, 600]
+class TestCollege(AnswersOnACard):
+    """The same on every card."""

@@ -9,16 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 CHECKOUT = Path(__file__).parents[3]
 sys.path.insert(0, str(CHECKOUT / "tests"))
-from two_experts import Coe  # noqa: E402
+from two_experts import LONG, AnswersOnACard, Coe  # noqa: E402
 
 MODELS = CHECKOUT / "models"
-LONG = "tell " * 300
-"""1,500 characters, which are as many tokens."""
 BUDGET_MB = 2800
 """800 beside the fixed part: room for one of the two models with a slot of 2048 tokens, which takes some 520 MB."""
 
@@ -76,26 +73,6 @@ def test_asked_without_a_college(coe: Coe) -> None:
     coe.ask("hi", "--no-serve", "-e", "first")
 
 
-def test_a_college_answers_again_and_again(served: Coe) -> None:
-    short = [served.ask("hi", "-e", "first")["answer"] for _ in range(2)]
-    assert short[0] == short[1], "the second answer on one slot is the first one's"
-    long = served.ask(LONG, "-e", "first")
-    assert long["usage"]["prompt_tokens"] > 1500
-    assert served.ask("hi", "-e", "first")["answer"] == short[0]
-
-
-def test_a_conversation_goes_on(served: Coe) -> None:
-    first = served.ask("hi", "-e", "first")
-    second = served.ask("and now", "-c")
-    assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
-
-
-def test_a_budget_for_one_model_evicts_the_other(served: Coe) -> None:
-    for expert, model in (("second", "tiny-b"), ("first", "tiny-a")):
-        assert served.ask("hi", "-e", expert)["model"] == model
-        assert [item["name"] for item in served.json("ps")["models"]] == [model]
-
-
 def test_a_models_own_pieces_would_be_answered_wrongly_and_are_not_used(served: Coe) -> None:
     """OGA splits a prompt by search.chunk_size there, and attention over a later piece does not see the earlier ones."""
     shutil.copytree(MODELS / "tiny-a", MODELS / "pieces")
@@ -106,13 +83,6 @@ def test_a_models_own_pieces_would_be_answered_wrongly_and_are_not_used(served: 
     path.write_text(json.dumps(content), encoding="utf-8")
     question = "tell " * 40
     assert served.ask(question, "-m", "pieces")["answer"] == served.ask(question, "-m", "tiny-a")["answer"]
-
-
-def test_a_killed_worker_is_replaced(served: Coe) -> None:
-    served.ask("hi", "-e", "first")
-    (worker,) = served.json("ps")["models"]
-    psutil.Process(worker["pid"]).kill()
-    served.ask("hi", "-e", "first")
 
 
 def test_batch(coe: Coe, tmp_path: Path) -> None:
@@ -128,7 +98,5 @@ def test_batch(coe: Coe, tmp_path: Path) -> None:
     assert all(answer.get("error") is None and answer.get("answer") is not None for answer in answers)
 
 
-def test_bench(coe: Coe) -> None:
-    options = ["--prompt-tokens", "16,600", "--gen-tokens", "4", "-r", "1", "--warm-up", "0", "--max-length", "1024"]
-    rows = coe.json("bench", "tiny-a", *options)["rows"]
-    assert [row["prompt_tokens"] for row in rows] == [16, 600]
+class TestCollege(AnswersOnACard):
+    """The same on every card."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +37,11 @@ class Region:
 
 
 class ExternalData:
-    """The data file of one graph. ``tensors`` are the graph's initializers, TensorProto each."""
+    """The data file of one graph, open within a ``with``. ``tensors`` are the graph's initializers, TensorProto each.
+
+    Raises:
+        ValueError: at its end, a tensor was not written to its end.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -44,6 +49,18 @@ class ExternalData:
         self._size = 0
         self._regions: list[Region] = []
         self.tensors: list[Any] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                if not all(region.full for region in self._regions):
+                    raise ValueError("a tensor was not written whole")
+                self._file.truncate(self._size)
 
     def add(self, name: str, array: NDArray[Any]) -> str:
         """Write a whole tensor; returns its name."""
@@ -78,22 +95,6 @@ class ExternalData:
         copy.dims.extend(shape)
         self.tensors.append(copy)
         return name
-
-    def close(self) -> None:
-        """End the file.
-
-        Raises:
-            ValueError: a tensor was not written to its end.
-        """
-        try:
-            if not all(region.full for region in self._regions):
-                raise ValueError("a tensor was not written whole")
-            self._file.truncate(self._size)
-        finally:
-            self._file.close()
-
-    def abandon(self) -> None:
-        self._file.close()
 
     def _refer(self, name: str, dtype: Any, shape: tuple[int, ...], offset: int, size: int) -> None:
         import numpy as np

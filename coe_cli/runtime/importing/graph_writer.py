@@ -1,4 +1,4 @@
-"""Nodes of a decoder graph, one method each: which operator, in which domain, in which precision."""
+"""Nodes of a graph; those of a decoder one method each: which operator, in which domain, in which precision."""
 
 from __future__ import annotations
 
@@ -18,17 +18,13 @@ WITH_SUMS: Final = "/with_block_sums"
 """So ends the name of an activation with the sums of its blocks behind it (core/models/onnx_graph.py counts them)."""
 
 
-class GraphWriter:
+class GraphNodes:
     """Collects nodes; writes tensors into ``data`` at once. Values are named after the node that makes them."""
 
-    def __init__(self, data: ExternalData, weights: WeightsMap, rules: GraphRules) -> None:
-        import numpy as np
-
-        self.data, self.weights, self.rules = data, weights, rules
+    def __init__(self, data: ExternalData) -> None:
+        self.data = data
         self.nodes: list[Any] = []
-        self.io_type: type[Any] = np.float16 if rules.float_bits == 16 else np.float32
         self._constants: dict[tuple[str, str], str] = {}
-        self._widened: dict[tuple[str, int], str] = {}
 
     def node(
         self,
@@ -63,6 +59,29 @@ class GraphWriter:
 
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(element))
         return self.node("Cast", f"{value}/Cast_{np.dtype(element).name}", [value], to=kind)
+
+    def model(self, name: str, inputs: list[Any], outputs: list[Any], *, opset: int, ir_version: int) -> Any:
+        """The ModelProto of all nodes and tensors."""
+        from onnx import helper
+
+        return helper.make_model(
+            helper.make_graph(self.nodes, name, inputs, outputs, self.data.tensors),
+            opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(CONTRIB, 1)],
+            ir_version=ir_version,
+            producer_name="coe",
+        )
+
+
+class GraphWriter(GraphNodes):
+    """The nodes of a decoder, with the matrices of ``weights``."""
+
+    def __init__(self, data: ExternalData, weights: WeightsMap, rules: GraphRules) -> None:
+        import numpy as np
+
+        super().__init__(data)
+        self.weights, self.rules = weights, rules
+        self.io_type: type[Any] = np.float16 if rules.float_bits == 16 else np.float32
+        self._widened: dict[tuple[str, int], str] = {}
 
     def scale(self, name: str, value: str, factor: float, element: Any) -> str:
         return value if factor == 1.0 else self.node("Mul", name, [value, self.constant(factor, element)])

@@ -11,7 +11,7 @@ from coe_cli.core.importing.encodings import Precision, fitted
 from coe_cli.core.providers import GraphRules
 from coe_cli.runtime.importing.decoder_graph import DecoderGraph
 from coe_cli.runtime.importing.external_data import ExternalData
-from coe_cli.runtime.importing.graph_writer import CONTRIB, GraphWriter
+from coe_cli.runtime.importing.graph_writer import GraphWriter
 from coe_cli.runtime.importing.weights_map import WeightsMap
 
 GRAPH: Final = "model.onnx"
@@ -27,25 +27,13 @@ def write_decoder(
     on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> dict[str, int]:
     """Write ``model.onnx`` and ``model.onnx.data`` into ``folder``; returns how many matrices have which format."""
-    from onnx import helper
-
     rules = fitted(rules, decoder)
-    data = ExternalData(folder / f"{GRAPH}.data")
-    try:
+    with ExternalData(folder / f"{GRAPH}.data") as data:
         writer = GraphWriter(data, weights, rules)
         graph = DecoderGraph(decoder, writer, precision)
         graph.write(on_progress)
         inputs, outputs = _interface(decoder, rules)
-        model = helper.make_model(
-            helper.make_graph(writer.nodes, "main_graph", inputs, outputs, data.tensors),
-            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
-            ir_version=_IR_VERSION,
-            producer_name="coe",
-        )
-        data.close()
-    except BaseException:
-        data.abandon()
-        raise
+        model = writer.model("main_graph", inputs, outputs, opset=_OPSET, ir_version=_IR_VERSION)
     (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
     return dict(sorted(graph.formats.items()))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +11,9 @@ import msgspec
 from coe_cli.core.regular_file import lies_in, read_regular
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.importing.external_data import ExternalData
+from coe_cli.runtime.importing.graph_writer import CONTRIB, GraphNodes
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, EmbedderInfo
+from coe_cli.runtime.routing.embedder_check import read_modules
 from coe_cli.runtime.routing.embedder_sources import file_sha256
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ WEIGHTS: Final = "model.onnx.data"
 GRAPH_VERSION: Final = 1
 """Goes into the digest of what is written here: another graph may give other vectors."""
 _SAFETENSORS: Final = "model.safetensors"
-_CONTRIB: Final = "com.microsoft"
 _OPSET, _IR_VERSION = 17, 8
 _MAX_BYTES: Final = 2**20
 _MAX_TOKENS: Final = 8192
@@ -57,11 +57,6 @@ class BertEmbedder(msgspec.Struct, frozen=True):
     prompt: str
 
 
-class _Module(msgspec.Struct):
-    type: str
-    path: str = ""
-
-
 class _Pooling(msgspec.Struct):
     pooling_mode: str = ""
     pooling_mode_cls_token: bool = False
@@ -90,12 +85,14 @@ class _Prompts(msgspec.Struct):
 def read_bert(folder: Path) -> BertEmbedder | None:
     """What of the sentence-transformers folder is to be written, or None where it is anything but a plain BERT."""
     try:
-        modules = _read(folder / "modules.json", list[_Module])
+        modules = read_modules(folder)
         config = _read(folder / "config.json", BertConfig)
-        kinds = [module.type.rpartition(".")[2] for module in modules]
+        kinds = [module.kind for module in modules]
         pooling = _read(folder / modules[1].path / "config.json", _Pooling).kind() if len(modules) > 1 else ""
-        limits = [_read(folder / name, _Limits) for name in ("sentence_bert_config.json", "tokenizer_config.json")]
-        prompts = _read(folder / "config_sentence_transformers.json", _Prompts)
+        limits = [
+            _read_if_there(folder / name, _Limits) for name in ("sentence_bert_config.json", "tokenizer_config.json")
+        ]
+        prompts = _read_if_there(folder / "config_sentence_transformers.json", _Prompts)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
     plain = config.model_type == "bert" and config.hidden_act == "gelu" and config.position_embedding_type == "absolute"
@@ -110,9 +107,11 @@ def read_bert(folder: Path) -> BertEmbedder | None:
 
 
 def _read(path: Path, kind: Any) -> Any:
-    if not path.exists() and kind is not BertConfig and kind is not _Pooling:
-        return [] if kind == list[_Module] else kind()
     return msgspec.json.decode(read_regular(path, _MAX_BYTES), type=kind)
+
+
+def _read_if_there(path: Path, kind: Any) -> Any:
+    return _read(path, kind) if path.exists() else kind()
 
 
 def write_bert(embedder: BertEmbedder, target: Path, name: str) -> EmbedderInfo:
@@ -127,15 +126,11 @@ def write_bert(embedder: BertEmbedder, target: Path, name: str) -> EmbedderInfo:
     from tokenizers import Tokenizer
 
     tensors = _tensors(embedder)
-    data = ExternalData(target / WEIGHTS)
-    try:
-        graph = _Graph(data, tensors, embedder.config)
-        graph.write(embedder.pooling)
-        data.close()
-    except BaseException:
-        data.abandon()
-        raise
-    (target / GRAPH).write_bytes(graph.model().SerializeToString(deterministic=True))
+    with ExternalData(target / WEIGHTS) as data:
+        nodes = _BertNodes(data, tensors, embedder.config)
+        nodes.write(embedder.pooling)
+        model = nodes.model("embedder", *_interface(embedder.config), opset=_OPSET, ir_version=_IR_VERSION)
+    (target / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
     try:
         tokenizer = Tokenizer.from_str(read_regular(embedder.folder / "tokenizer.json", 64 * _MAX_BYTES).decode())
     except Exception as error:  # the library raises plain Exceptions
@@ -207,35 +202,32 @@ def _shapes(config: BertConfig, tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-class _Graph:
-    """The nodes of one BERT; a value has the name of the node that makes it."""
+class _BertNodes(GraphNodes):
+    """The nodes of one BERT."""
 
     def __init__(self, data: ExternalData, tensors: Tensors, config: BertConfig) -> None:
-        self._data, self._tensors, self._config = data, tensors, config
-        self._nodes: list[Any] = []
+        super().__init__(data)
+        self._tensors, self._config = tensors, config
 
     def write(self, pooling: str) -> None:
         import numpy as np
 
         word, place, kind = (f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
-        table = self._add(word, self._tensors[word])
         # Every token is of the first segment, whose vector is added once and for all.
-        places = self._add(place, self._tensors[place] + self._tensors[kind][0])
-        width = self._node("Slice", "width", [self._node("Shape", "shape", ["input_ids"]), *self._ints([1], [2])])
-        here = self._node("Slice", "places", [places, *self._ints([0]), width, *self._ints([0])])
-        tokens = self._node("Gather", "tokens", [table, "input_ids"])
+        places = self.data.add(place, self._tensors[place] + self._tensors[kind][0])
+        width = self.node("Slice", "width", [self.node("Shape", "shape", ["input_ids"]), *self._ints(1, 2)])
+        here = self.node("Slice", "places", [places, *self._ints(0), width, *self._ints(0)])
+        tokens = self.node("Gather", "tokens", [self._weight(word), "input_ids"])
         norm = [self._weight("embeddings.LayerNorm.weight"), self._weight("embeddings.LayerNorm.bias")]
-        summed = self._node("Add", "embeddings", [tokens, here])
-        state = self._node(
-            "LayerNormalization", "embedded", [summed, *norm], axis=-1, epsilon=self._config.layer_norm_eps
-        )
-        mask = self._node("Cast", "mask", ["attention_mask"], to=6)
+        inputs = [self.node("Add", "embeddings", [tokens, here]), *norm]
+        state = self.node("LayerNormalization", "embedded", inputs, axis=-1, epsilon=self._config.layer_norm_eps)
+        mask = self.cast("attention_mask", np.int32)
         for index in range(self._config.num_hidden_layers):
             state = self._layer(f"encoder.layer.{index}", state, mask)
         pooled = self._pooled(pooling, state)
-        length = self._node("ReduceL2", "length", [pooled], axes=[1], keepdims=1)
-        floor = self._add("least_length", np.array(1e-12, np.float32))
-        self._node("Div", "embedding", [pooled, self._node("Max", "divisor", [length, floor])])
+        length = self.node("ReduceL2", "length", [pooled], axes=[1], keepdims=1)
+        divisor = self.node("Max", "divisor", [length, self.constant(1e-12, np.float32)])
+        self.node("Div", "embedding", [pooled, divisor], ["embedding"])
 
     def _layer(self, layer: str, state: str, mask: str) -> str:
         import numpy as np
@@ -243,76 +235,54 @@ class _Graph:
         own = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
         packed = np.concatenate([self._tensors[f"{name}.weight"] for name in own]).T
         biases = np.concatenate([self._tensors[f"{name}.bias"] for name in own])
-        inputs = [state, self._add(f"{layer}.qkv.weight", packed), self._add(f"{layer}.qkv.bias", biases), mask]
-        seen = self._node(
-            "Attention", f"{layer}.attention", inputs, _CONTRIB, num_heads=self._config.num_attention_heads
-        )
+        inputs = [state, self.data.add(f"{layer}.qkv.weight", packed), self.data.add(f"{layer}.qkv.bias", biases), mask]
+        heads = self._config.num_attention_heads
+        seen = self.node("Attention", f"{layer}.attention", inputs, domain=CONTRIB, num_heads=heads)
         state = self._added(f"{layer}.attention.output", seen, state)
-        wide = self._matrix(f"{layer}.intermediate.dense", state)
-        bent = self._node(
-            "BiasGelu", f"{layer}.gelu", [wide, self._weight(f"{layer}.intermediate.dense.bias")], _CONTRIB
-        )
+        inputs = [self._matrix(f"{layer}.intermediate.dense", state), self._weight(f"{layer}.intermediate.dense.bias")]
+        bent = self.node("BiasGelu", f"{layer}.gelu", inputs, domain=CONTRIB)
         return self._added(f"{layer}.output", bent, state)
 
     def _added(self, name: str, value: str, before: str) -> str:
         """``value`` times the matrix, plus its bias and ``before``, normalised."""
         norm = [self._weight(f"{name}.LayerNorm.weight"), self._weight(f"{name}.LayerNorm.bias")]
         inputs = [self._matrix(f"{name}.dense", value), before, *norm, self._weight(f"{name}.dense.bias")]
-        return self._node("SkipLayerNormalization", name, inputs, _CONTRIB, epsilon=self._config.layer_norm_eps)
+        epsilon = self._config.layer_norm_eps
+        return self.node("SkipLayerNormalization", name, inputs, domain=CONTRIB, epsilon=epsilon)
 
     def _pooled(self, pooling: str, state: str) -> str:
         """[batch, dimension] of [batch, tokens, dimension]: the first token, or mean or maximum of those in the mask."""
         import numpy as np
 
         if pooling == "cls":
-            first = self._add("first", np.array(0, np.int64))
-            return self._node("Gather", "pooled", [state, first], axis=1)
-        column = self._node("Unsqueeze", "mask_column", ["attention_mask", *self._ints([2])])
+            return self.node("Gather", "pooled", [state, self.constant(0, np.int64)], axis=1)
+        column = self.node("Unsqueeze", "mask_column", ["attention_mask", *self._ints(2)])
         if pooling == "max":
-            kept = self._node("Cast", "kept", [column], to=9)
-            least = self._add("least", np.array(-1e9, np.float32))
-            return self._node(
-                "ReduceMax", "pooled", [self._node("Where", "masked", [kept, state, least])], axes=[1], keepdims=0
-            )
-        weights = self._node("Cast", "weights", [column], to=1)
-        total = self._node(
-            "ReduceSum", "total", [self._node("Mul", "weighted", [state, weights]), *self._ints([1])], keepdims=0
-        )
-        return self._node(
-            "Div", "pooled", [total, self._node("ReduceSum", "count", [weights, *self._ints([1])], keepdims=0)]
-        )
-
-    def model(self) -> Any:
-        from onnx import TensorProto, helper
-
-        shape = ["batch", "tokens"]
-        inputs = [
-            helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in ("input_ids", "attention_mask")
-        ]
-        output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", self._config.hidden_size])
-        graph = helper.make_graph(self._nodes, "embedder", inputs, [output], self._data.tensors)
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_CONTRIB, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
-
-    def _node(self, operator: str, name: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
-        from onnx import helper
-
-        self._nodes.append(helper.make_node(operator, inputs, [name], name=name, domain=domain, **attributes))
-        return name
+            inputs = [self.cast(column, np.bool_), state, self.constant(-1e9, np.float32)]
+            return self.node("ReduceMax", "pooled", [self.node("Where", "masked", inputs)], axes=[1], keepdims=0)
+        weights = self.cast(column, np.float32)
+        weighted = self.node("Mul", "weighted", [state, weights])
+        total = self.node("ReduceSum", "total", [weighted, *self._ints(1)], keepdims=0)
+        count = self.node("ReduceSum", "count", [weights, *self._ints(1)], keepdims=0)
+        return self.node("Div", "pooled", [total, count])
 
     def _matrix(self, name: str, value: str) -> str:
-        weight = self._add(f"{name}.weight", self._tensors[f"{name}.weight"].T)
-        return self._node("MatMul", f"{name}.product", [value, weight])
+        weight = self.data.add(f"{name}.weight", self._tensors[f"{name}.weight"].T)
+        return self.node("MatMul", f"{name}.product", [value, weight])
 
     def _weight(self, name: str) -> str:
-        return self._add(name, self._tensors[name])
+        return self.data.add(name, self._tensors[name])
 
-    def _ints(self, *values: Sequence[int]) -> list[str]:
+    def _ints(self, *values: int) -> list[str]:
+        """A constant of one element for each value."""
         import numpy as np
 
-        return [self._add(f"ints_{'_'.join(map(str, some))}", np.array(some, np.int64)) for some in values]
+        return [self.constant([value], np.int64) for value in values]
 
-    def _add(self, name: str, array: NDArray[Any]) -> str:
-        if all(tensor.name != name for tensor in self._data.tensors):
-            self._data.add(name, array)
-        return name
+
+def _interface(config: BertConfig) -> tuple[list[Any], list[Any]]:
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    inputs = [value(name, TensorProto.INT64, ["batch", "tokens"]) for name in ("input_ids", "attention_mask")]
+    return inputs, [value("embedding", TensorProto.FLOAT, ["batch", config.hidden_size])]

@@ -18,9 +18,16 @@ _KINDS = frozenset(
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
-class _Module(msgspec.Struct):
+class Module(msgspec.Struct):
+    """One step of the embedder, ``path`` its folder in the model's."""
+
     type: str
     path: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return self.type.rpartition(".")[2]
 
 
 def check_embedder(name: str, folder: Path, *, pickles: bool = False) -> None:
@@ -34,9 +41,12 @@ def check_embedder(name: str, folder: Path, *, pickles: bool = False) -> None:
             pickles alone, or its ``modules.json`` cannot be read.
     """
     places = [folder]
-    for module in _modules(name, folder):
-        kind = module.type.rpartition(".")[2]
-        if not module.type.startswith(_PREFIX) or kind not in _KINDS:
+    try:
+        modules = read_modules(folder)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        _refuse(name, f"modules.json cannot be read: {error}")
+    for module in modules:
+        if not module.type.startswith(_PREFIX) or module.kind not in _KINDS:
             _refuse(name, f"modules.json names {module.type!r}, which is not a module that can be exported")
         places.append(folder / module.path)
     for place in places:
@@ -47,14 +57,14 @@ def check_embedder(name: str, folder: Path, *, pickles: bool = False) -> None:
             _refuse(name, f"the weights {found.name} are a pickle, and loading those runs whatever code is in them")
 
 
-def _modules(name: str, folder: Path) -> list[_Module]:
+def read_modules(folder: Path) -> list[Module]:
+    """What ``modules.json`` lists; nothing where there is none.
+
+    Raises:
+        OSError, msgspec.MsgspecError, ValueError, RecursionError: it cannot be read.
+    """
     path = folder / "modules.json"
-    if not path.exists():
-        return []
-    try:
-        return msgspec.json.decode(read_regular(path, _MAX_BYTES), type=list[_Module])
-    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
-        _refuse(name, f"modules.json cannot be read: {error}")
+    return msgspec.json.decode(read_regular(path, _MAX_BYTES), type=list[Module]) if path.exists() else []
 
 
 def _refuse(name: str, problem: str) -> NoReturn:

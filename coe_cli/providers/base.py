@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -45,9 +46,6 @@ class GpuMemory(Protocol):
 
 class ProviderRuntime:
     """The effects of one provider."""
-
-    no_bandwidth: str | None = "memory bandwidth is not measured on this provider: shares of it are unknown"
-    """Why ``copy_gb_per_s`` cannot be asked, or None where it can."""
 
     graph_options: tuple[str, ...] = ()
     """Provider options that a model's ``genai_config.json`` decides, since its graph must be made for them."""
@@ -94,10 +92,14 @@ class ProviderRuntime:
         """The largest adapter's memory where that can be told without loading a driver."""
         return None
 
+
+class MeasuresBandwidth(ABC):
+    """What the runtime of a provider whose memory bandwidth can be measured is, too."""
+
+    @abstractmethod
     def copy_gb_per_s(self, settings: DeviceSettings) -> float:
         """10**9 bytes/s of copies in the device's memory, reads and writes counted; in a process of its own.
 
         Raises:
             DeviceLost: the driver refuses.
         """
-        raise NotImplementedError(self.no_bandwidth)

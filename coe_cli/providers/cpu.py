@@ -8,12 +8,10 @@ from typing import Any
 from coe_cli.core.providers.cpu import PROVIDER
 from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.providers.bandwidth import COPY_BYTES, LEAST_BYTES, best_gb_per_s
-from coe_cli.providers.base import DeviceSettings, ProviderRuntime
+from coe_cli.providers.base import DeviceSettings, MeasuresBandwidth, ProviderRuntime
 
 
-class CpuRuntime(ProviderRuntime):
-    no_bandwidth = None
-
+class CpuRuntime(ProviderRuntime, MeasuresBandwidth):
     def offered_by(self, oga: Any) -> bool:
         return True
 

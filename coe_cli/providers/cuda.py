@@ -13,15 +13,13 @@ from coe_cli.core.providers.cuda import PROVIDER
 from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.errors import DeviceLost
 from coe_cli.providers.bandwidth import COPY_BYTES, LEAST_BYTES, best_gb_per_s
-from coe_cli.providers.base import DeviceSettings, GpuMemory, ProviderRuntime
+from coe_cli.providers.base import DeviceSettings, GpuMemory, MeasuresBandwidth, ProviderRuntime
 
 _COPIES_AT_ONCE: Final = 8
 _LIBRARIES: Final = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
 
 
-class CudaRuntime(ProviderRuntime):
-    no_bandwidth = None
-
+class CudaRuntime(ProviderRuntime, MeasuresBandwidth):
     def session_options(self, threads: int) -> dict[str, str | int | bool]:
         """Each weight is allocated by itself: from the arena, the same model took between 5302 and 6422 MB from one load to
         the next, and without it 5356 each time (docs/memory.md).

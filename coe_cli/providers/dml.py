@@ -16,8 +16,6 @@ from coe_cli.providers.dll import file_version, loaded_module
 
 
 class DirectMLRuntime(ProviderRuntime):
-    no_bandwidth = "memory bandwidth is not measured on DirectML: shares of it are unknown"
-
     def details(self) -> dict[str, str]:
         """``path`` and ``version`` of the DirectML.dll that is loaded, on Windows."""
         path = loaded_module("DirectML.dll") if sys.platform == "win32" else None

@@ -22,7 +22,6 @@ _registered: list[str] = []
 
 
 class WebGpuRuntime(ProviderRuntime):
-    no_bandwidth = "memory bandwidth is not measured on WebGPU: shares of it are unknown"
     graph_options = ("enableGraphCapture", "enableInt64")
 
     def offered_by(self, oga: Any) -> bool:

@@ -40,7 +40,7 @@ PROPOSED = {
 def test_what_is_proposed(bare_coe: Coe, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for key, value in bare_coe.environment.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr("coe_cli.runtime.planning.setup_plan._free_mb", lambda where: 1e6)
+    monkeypatch.setattr("coe_cli.runtime.planning.setup_plan.free_mb", lambda folder: 1e6)
     platform, machine = MACHINES[name]
     chosen = fit_report.for_card
     monkeypatch.setattr(fit_report, "for_card", lambda maker, _: chosen(maker, platform))

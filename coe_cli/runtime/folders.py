@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from coe_cli.core.units import BYTES_PER_MB
 
 PACKAGE = Path(__file__).resolve().parent.parent
 _PROFILES, _CATALOG = "hardware_profiles.yaml", "experts.yaml"
@@ -36,6 +39,16 @@ def folders() -> Folders:
         state=_named("COE_STATE_DIR") or dirs.user_state_path,
         cache=_named("COE_CACHE_DIR") or dirs.user_cache_path,
     )
+
+
+def free_mb(folder: Path) -> float:
+    """Room on the disk of ``folder``, which need not exist yet.
+
+    Raises:
+        OSError: the disk is not there.
+    """
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    return shutil.disk_usage(existing).free / BYTES_PER_MB
 
 
 def own_profiles() -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 
 from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
-from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.folders import Folders, free_mb
 
 _LOW_DISK_MB = 6000
 """Room for one 7B INT4 model."""
@@ -35,14 +34,11 @@ def check_folders(places: Folders) -> list[Finding]:
             )
         else:
             findings.append(ok("folders", f"{name}: {path}{'' if path.exists() else ' (made when it is needed)'}"))
-    there = places.models
-    while not there.exists():
-        there = there.parent
-    free_mb = shutil.disk_usage(there).free / BYTES_PER_MB
-    message = f"{free_mb:.0f} MB free for models"
+    room_mb = free_mb(places.models)
+    message = f"{room_mb:.0f} MB free for models"
     findings.append(
         ok("disk", message)
-        if free_mb >= _LOW_DISK_MB
+        if room_mb >= _LOW_DISK_MB
         else warning("disk", f"{message}: too little for another 7B model", "Free some space, or set COE_MODELS_DIR.")
     )
     return findings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.memory.planner import plan
 from coe_cli.core.memory.profile_check import CheckReport, ModelState, check_profile
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec, models_on_disk
+from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.errors import CoeError
-from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.folders import Folders, free_mb
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, gather
 from coe_cli.runtime.probe import probe_machine, remember
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
@@ -61,7 +60,7 @@ def check(
         seen,
         models,
         result,
-        disk_free_mb=_disk_free_mb(where.models),
+        disk_free_mb=_free_mb_or_none(where.models),
         now_s=time.time(),
     )
     findings += [warning("calibration", note, "It is left out; the next runs measure anew.") for note in inputs.notes]
@@ -85,9 +84,8 @@ def _state(name: str, catalog: Catalog, where: Folders) -> ModelState:
     return ModelState(name, experts, context_length, name in on_disk, problem, fetch_mb, hint=hint)
 
 
-def _disk_free_mb(folder: Path) -> float | None:
-    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
+def _free_mb_or_none(folder: Path) -> float | None:
     try:
-        return shutil.disk_usage(existing).free / BYTES_PER_MB if existing is not None else None
+        return free_mb(folder)
     except OSError:
         return None

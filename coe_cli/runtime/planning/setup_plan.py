@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Final
 
 from msgspec import Struct
@@ -14,7 +13,7 @@ from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
 from coe_cli.core.providers import host, on_host
 from coe_cli.core.routing.selection import all_models
-from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.folders import Folders, free_mb
 from coe_cli.runtime.planning.fit_report import fit_report, this_machine
 from coe_cli.runtime.planning.plan_inputs import PlanRequest
 from coe_cli.runtime.store.install import request_for
@@ -92,11 +91,11 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
         if GENERAL_ON_HOST in catalog.models and (found.memory_mb >= _LEAST_MEMORY_MB or not on_host(found.provider)):
             default = GENERAL_ON_HOST
             wanted.append(default)
-    free_mb = _free_mb(where)
+    room_mb = free_mb(where.models)
     models = [_model(name, how_of.get(name, "host") if on_card else "host", catalog, where) for name in wanted]
-    while len(models) > 1 and sum(m.disk_mb for m in models if not m.installed) > free_mb:
+    while len(models) > 1 and sum(m.disk_mb for m in models if not m.installed) > room_mb:
         left_out = models.pop()
-        notes.append(f"{left_out.name} is left out: the disk has {free_mb / 1024:.0f} GB free")
+        notes.append(f"{left_out.name} is left out: the disk has {room_mb / 1024:.0f} GB free")
         default = catalog.default_model if left_out.name == default else default
     profile, own = _profile(
         profiles, found.budget_mb, found.provider if on_card else host().name, found.profile if on_card else None
@@ -115,7 +114,7 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
         models=models,
         download_mb=round(download_mb, 1),
         disk_mb=round(sum(model.disk_mb for model in missing), 1),
-        disk_free_mb=round(free_mb, 1),
+        disk_free_mb=round(room_mb, 1),
         minutes=round(download_mb / _MB_PER_S / 60, 1),
         notes=notes,
     )
@@ -148,10 +147,3 @@ def _profile(
         "provider": provider,
     }
     return OWN_PROFILE, entry
-
-
-def _free_mb(where: Folders) -> float:
-    there = where.models
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free / BYTES_PER_MB

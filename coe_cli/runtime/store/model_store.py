@@ -19,6 +19,7 @@ from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.replacing import move
+from coe_cli.runtime.folders import free_mb
 from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.integrity import check_files, read_manifest
 from coe_cli.runtime.store.model_files import check_safe, model_stamp
@@ -67,13 +68,10 @@ def check_room(name: str, models_dir: Path, needed_bytes: float) -> None:
     Raises:
         DiskFull: it has less free than ``needed_bytes``.
     """
-    there = models_dir
-    while not there.exists():
-        there = there.parent
-    free_mb, needed_mb = shutil.disk_usage(there).free / BYTES_PER_MB, needed_bytes / BYTES_PER_MB
-    if free_mb < needed_mb:
+    room_mb, needed_mb = free_mb(models_dir), needed_bytes / BYTES_PER_MB
+    if room_mb < needed_mb:
         raise DiskFull(
-            f"installing {name} needs {needed_mb:.0f} MB and the disk of {models_dir} has {free_mb:.0f} MB free",
+            f"installing {name} needs {needed_mb:.0f} MB and the disk of {models_dir} has {room_mb:.0f} MB free",
             _MORE_ROOM,
         )
 

@@ -31,10 +31,9 @@ class AmdSysfsProbe:
             ProbeFailed: the folder cannot be listed.
         """
         try:
-            cards = sorted(path for path in self._root.glob("card*") if "-" not in path.name)
+            return list(_cards(self._root).values())
         except OSError as error:
             raise ProbeFailed(f"{self._root}: {error.strerror}") from None
-        return [adapter for card in cards if (adapter := read_card(card)) is not None]
 
 
 class AmdMemory:
@@ -44,8 +43,7 @@ class AmdMemory:
         self._card, self.name, self.total_mb = card, name, total_mb
 
     def used_mb(self) -> float | None:
-        adapter = read_card(self._card)
-        return adapter.used_mb if adapter is not None else None
+        return _megabytes(self._card / "device" / "mem_info_vram_used")
 
     def process_mb(self) -> dict[int, float] | None:
         return None
@@ -53,11 +51,16 @@ class AmdMemory:
 
 def open_amd(root: Path = Path("/sys/class/drm")) -> AmdMemory | None:
     """The card with the most memory of its own, or None where there is none of AMD's."""
-    found = [(adapter, card) for card in root.glob("card*") if (adapter := read_card(card)) is not None]
+    found = _cards(root)
     if not found:
         return None
-    adapter, card = max(found, key=lambda item: item[0].dedicated_mb or 0.0)
-    return AmdMemory(card, adapter.name, adapter.dedicated_mb)
+    card = max(found, key=lambda path: found[path].dedicated_mb or 0.0)
+    return AmdMemory(card, found[card].name, found[card].dedicated_mb)
+
+
+def _cards(root: Path) -> dict[Path, Adapter]:
+    paths = sorted(path for path in root.glob("card*") if "-" not in path.name)
+    return {path: adapter for path in paths if (adapter := read_card(path)) is not None}
 
 
 def read_card(card: Path) -> Adapter | None:

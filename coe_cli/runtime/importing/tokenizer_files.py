@@ -12,6 +12,7 @@ from coe_cli.core.regular_file import read_regular, read_text
 from coe_cli.errors import ModelDamaged, UsageError
 from coe_cli.runtime.importing.source import ModelSource
 from coe_cli.runtime.store.model_files import MAX_TOKENIZER_BYTES
+from coe_cli.runtime.store.source_errors import first_line
 
 _MAX_JSON_BYTES: Final = 32 * 2**20
 _COPIED: Final = (
@@ -69,17 +70,13 @@ def _write_gguf_tokenizer(source: ModelSource, folder: Path) -> None:
         Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare ones
         raise ModelDamaged(
-            f"{source.path} has a tokenizer that cannot be used: {_first_line(error)}",
+            f"{source.path} has a tokenizer that cannot be used: {first_line(error)}",
             "Use another build of the model.",
         ) from None
     (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
     (folder / "tokenizer_config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8", newline="\n"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _tokenizer_ids(folder: Path) -> dict[str, int]:

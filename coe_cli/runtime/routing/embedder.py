@@ -13,6 +13,7 @@ import msgspec
 from coe_cli.core.providers import host, on_host, spec_of
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.store.source_errors import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,9 +105,8 @@ class Embedder:
                 str(folder / "model.onnx"), options, providers=[name for name in wanted if name in available]
             )
         except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelDamaged(
-                f"the embedder in {folder} cannot be loaded: {reason[0][:200]}",
+                f"the embedder in {folder} cannot be loaded: {first_line(error)}",
                 "Prepare it again: coe route --rebuild.",
             ) from error
         self._tokenizer.enable_truncation(self.info.max_tokens)

@@ -14,6 +14,7 @@ from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.package import install_command
 from coe_cli.runtime.routing.bert_graph import GRAPH, WEIGHTS
 from coe_cli.runtime.routing.embedder import EMBEDDED, EMBEDDER_FORMAT, EmbedderInfo
+from coe_cli.runtime.store.source_errors import first_line
 
 
 def export_by_torch(source: Path | str, target: Path, name: str, texts: Sequence[str]) -> tuple[EmbedderInfo, Any]:
@@ -54,13 +55,11 @@ def _load(source: Path | str) -> Any:
             f"`{source}` is no plain BERT: sentence-transformers is needed to export it, and is not installed",
             f"Install it: {install_command('embedders')}. Or use the default embedder: {EMBEDDED}.",
         ) from None
-
     try:
         return SentenceTransformer(str(source), device="cpu").eval()
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelDamaged(
-            f"{source} is no sentence-transformers model: {reason[0][:200]}", "Name another embedder."
+            f"{source} is no sentence-transformers model: {first_line(error)}", "Name another embedder."
         ) from error
 
 

@@ -25,4 +25,5 @@ def is_full(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    """What a library said, or its error's name where that is nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -89,12 +89,9 @@ class NvmlMemory:
 
     def process_mb(self) -> dict[int, float] | None:
         try:
-            running = [
-                *self._nvml.nvmlDeviceGetGraphicsRunningProcesses(
-                    self._handle
-                ),  # Vulkan's, with all that CUDA has of them
-                *self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle),
-            ]
+            # Vulkan's, with all that CUDA has of them
+            running = list(self._nvml.nvmlDeviceGetGraphicsRunningProcesses(self._handle))
+            running += self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         except self._nvml.NVMLError:
             return None
         if any(process.usedGpuMemory is None for process in running):

@@ -21,7 +21,7 @@ _MAX_HALVINGS = 20
 class Matrix:
     """Rows of ``dense`` [rows, d] beside sparse ones: row i has ``values[starts[i]:starts[i + 1]]`` at ``keys[…]``.
 
-    ``keys`` are below ``columns``; every row has at least one.
+    ``keys`` are below ``columns``.
     """
 
     def __init__(self, dense: Array, keys: Ints, values: Array, starts: Ints, columns: int) -> None:
@@ -42,7 +42,6 @@ class Matrix:
 
     def product(self, weights: Array) -> Array:
         """Times ``weights`` [columns of both, classes]."""
-
         split = self.dense.shape[1]
         result: Array = self.dense @ weights[:split]
         if len(self.keys):

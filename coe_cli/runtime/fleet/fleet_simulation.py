@@ -80,12 +80,11 @@ def simulate_fleet(
     ``on_part`` hears how much is done, from 0 to 1.
     """
     cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    requests, warm_up, seed = settings.requests, settings.warm_up, settings.seed
-    works = _works(problem, groups, requests, warm_up, seed, cores)
+    works = _works(problem, groups, settings, cores)
     parts: list[list[tuple[int, Samples]]] = [[] for _ in groups]
     expected = [sum(s.per_s for s in work.streams) * work.span_s * len(work.numbers) for work in works]
     whole, done = sum(expected) or 1.0, 0.0
-    if cores == 1 or requests < _ALONE_BELOW:
+    if cores == 1 or settings.requests < _ALONE_BELOW:
         for index, work in enumerate(works):
             parts[work.group].append((index, _simulate(work)))
             done += expected[index]
@@ -118,21 +117,19 @@ def simulate_fleet(
     return merged
 
 
-def _works(
-    problem: Problem, groups: Sequence[Group], requests: int, warm_up: float, seed: int, cores: int
-) -> list[_Work]:
+def _works(problem: Problem, groups: Sequence[Group], settings: Simulation, cores: int) -> list[_Work]:
     works = []
     fleet_per_s = problem.total_per_s()
     for index, group in enumerate(groups):
         node, streams = problem.simulated(group)
         node_per_s = sum(stream.per_s for stream in streams)
-        group_requests = requests * node_per_s * group.count / fleet_per_s
+        group_requests = settings.requests * node_per_s * group.count / fleet_per_s
         count = max(1, min(group.count, math.floor(group_requests / LEAST_PER_NODE)))
         span_s = group_requests / count / node_per_s
         size = max(1, math.ceil(count / (cores * _CHUNKS_PER_CORE)))
         for start in range(0, count, size):
             numbers = list(range(start, min(start + size, count)))
-            works.append(_Work(index, node, streams, numbers, span_s, warm_up, problem.spread, seed))
+            works.append(_Work(index, node, streams, numbers, span_s, settings.warm_up, problem.spread, settings.seed))
     return works
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from coe_cli.core.hardware.cards import HOW_TO_WRITE_MEMORY, MB_PER_GB, find_card, parse_memory_mb, similar_cards
-from coe_cli.core.hardware.machine import Machine, card, card_mb
+from coe_cli.core.hardware.machine import SHARE_OF_SYSTEM_MEMORY, Machine, card, card_mb
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet, Provider
 from coe_cli.core.memory.fit import Fit, FitReport, Memory, fit, nearest_profile, uses_the_device
 from coe_cli.core.memory.footprint import ModelMemory
@@ -71,8 +71,8 @@ def this_machine(machine: Machine | None = None) -> list[tuple[Memory, str]]:
     size = card_mb(machine, home().name)
     if best is not None and size is not None:
         if best.integrated and machine.memory_mb is not None:
-            shared = f"{best.name}, in the system's memory"
-            return [(Memory(shared, round(min(machine.memory_mb, 2 * size)), integrated=True), best.name.lower())]
+            memory_mb = round(min(machine.memory_mb, size / SHARE_OF_SYSTEM_MEMORY))
+            return [(Memory(f"{best.name}, in the system's memory", memory_mb, integrated=True), best.name.lower())]
         return [(Memory(best.name, round(size), integrated=bool(best.integrated)), best.name.lower())]
     if machine.memory_mb is None:
         raise UsageError(

@@ -92,14 +92,17 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
             default = GENERAL_ON_HOST
             wanted.append(default)
     room_mb = free_mb(where.models)
-    models = [_model(name, how_of.get(name, "host") if on_card else "host", catalog, where) for name in wanted]
+    installed = models_on_disk(where.models)
+    models = [
+        _model(name, how_of.get(name, "host") if on_card else "host", catalog, where, installed=name in installed)
+        for name in wanted
+    ]
     while len(models) > 1 and sum(m.disk_mb for m in models if not m.installed) > room_mb:
         left_out = models.pop()
         notes.append(f"{left_out.name} is left out: the disk has {room_mb / 1024:.0f} GB free")
         default = catalog.default_model if left_out.name == default else default
-    profile, own = _profile(
-        profiles, found.budget_mb, found.provider if on_card else host().name, found.profile if on_card else None
-    )
+    provider = found.provider if on_card else host().name
+    profile, own = _profile(profiles, found.budget_mb, provider, found.profile if on_card else None)
     missing = [model for model in models if not model.installed]
     download_mb = sum(model.download_mb for model in missing)
     return SetupPlan(
@@ -107,7 +110,7 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
         device=found.device,
         memory_mb=found.memory_mb,
         budget_mb=found.budget_mb,
-        provider=found.provider if on_card else host().name,
+        provider=provider,
         profile=profile,
         own_profile=own,
         default_model=default,
@@ -120,7 +123,7 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
     )
 
 
-def _model(name: str, how: str, catalog: Catalog, where: Folders) -> SetupModel:
+def _model(name: str, how: str, catalog: Catalog, where: Folders, *, installed: bool) -> SetupModel:
     entry = catalog.models[name]
     return SetupModel(
         name=name,
@@ -129,7 +132,7 @@ def _model(name: str, how: str, catalog: Catalog, where: Folders) -> SetupModel:
         licence=entry.licence or "unknown",
         download_mb=entry.download_mb,
         disk_mb=round(request_for(name, catalog, where.models).needed_mb, 1),
-        installed=name in models_on_disk(where.models),
+        installed=installed,
     )
 
 

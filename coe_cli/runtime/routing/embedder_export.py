@@ -84,16 +84,16 @@ def export_embedder(source: Path | str, target: Path, name: str) -> EmbedderInfo
     info = msgspec.structs.replace(info, size_mb=size_mb)
     _write_info(target, info)
     if original is not None:
-        texts = texts[: len(original)]
-        worst = float((Embedder(target).embed(texts) * original).sum(axis=1).min())
+        vectors = Embedder(target).embed(texts[: len(original)])
+        worst = float((vectors * original).sum(axis=1).min())
         if not worst >= MIN_COSINE:
             raise ModelDamaged(
-                f"the ONNX graph of `{name}` is not the original: cosine {worst:.5f} on {len(texts)} texts",
+                f"the ONNX graph of `{name}` is not the original: cosine {worst:.5f} on {len(original)} texts",
                 "Use another embedder, or other versions of onnxruntime, torch and transformers.",
             )
         info = msgspec.structs.replace(info, worst_cosine=round(worst, 7))
-    some = comparison_texts()[::4]  # of every length
-    info = msgspec.structs.replace(info, resident_mb=max(size_mb, _measure_resident_mb(target, some)))
+    resident_mb = _measure_resident_mb(target, texts[::4])  # of every length
+    info = msgspec.structs.replace(info, resident_mb=max(size_mb, resident_mb))
     _write_info(target, info)
     return info
 

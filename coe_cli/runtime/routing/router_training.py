@@ -108,6 +108,7 @@ class _Data:
         self.second = np.array([-1] * len(examples.single) + [pair[1] for _, pair in examples.double])
         terms = [text for text, _ in examples.terms]
         self._term_role = np.array([role for _, role in examples.terms], dtype=np.int64)
+        self._terms = len(self.texts) + np.arange(len(terms))
         parts = [clauses(text) for text in self.texts]
         self._clauses = [part if len(part) > 1 else [] for part in parts]
         flat = [text for part in self._clauses for text in part]
@@ -126,8 +127,7 @@ class _Data:
         import numpy as np
 
         double, single = train[self.second[train] >= 0], train[self.second[train] < 0]
-        terms = len(self.texts) + np.arange(len(self._term_role))
-        rows = self._rows.take(np.concatenate([single, double, double, terms]))
+        rows = self._rows.take(np.concatenate([single, double, double, self._terms]))
         labels = np.concatenate([self.first[single], self.first[double], self.second[double], self._term_role])
         weight = np.concatenate(
             [np.ones(len(single)), np.full(2 * len(double), 0.5), np.full(len(self._term_role), _TERM_WEIGHT)]
@@ -171,10 +171,9 @@ class _Data:
         import numpy as np
 
         single = train[self.second[train] < 0]
-        terms = len(self.texts) + np.arange(len(self._term_role))
-        weights = np.concatenate([np.ones(len(single)), np.full(len(terms), _TERM_VOTE)])
+        weights = np.concatenate([np.ones(len(single)), np.full(len(self._terms), _TERM_VOTE)])
         roles = np.concatenate([self.first[single], self._term_role])
-        return self._rows.dense[np.concatenate([single, terms])], roles, weights.astype(np.float32)
+        return self._rows.dense[np.concatenate([single, self._terms])], roles, weights.astype(np.float32)
 
     def finish(self, features: Floats, temperature: float, neighbour_weight: float) -> RouterWeights:
         import numpy as np

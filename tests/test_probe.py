@@ -14,7 +14,7 @@ from coe_cli.core.hardware.machine import Adapter, Machine, card_mb, free_mb, pi
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed, dxgi, nvidia, pdh
-from coe_cli.probes.amd_sysfs import AmdSysfsProbe
+from coe_cli.probes.amd_sysfs import AmdSysfsProbe, open_amd
 from coe_cli.probes.cpu import read_memory
 from coe_cli.probes.pci import PciProbe
 from coe_cli.runtime.folders import profile_paths
@@ -117,6 +117,9 @@ def test_amd_cards_in_sysfs() -> None:
     assert (card.dedicated_mb, card.shared_mb) == (25753026560 / BYTES_PER_MB, 33556467712 / BYTES_PER_MB)
     assert card.used_mb == 1717223424 / BYTES_PER_MB
     assert card.integrated is False
+    memory = open_amd(FIXTURES / "amd")
+    assert memory is not None
+    assert (memory.name, memory.total_mb, memory.used_mb()) == (card.name, card.dedicated_mb, card.used_mb)
 
 
 def test_real_amd_cards_in_sysfs() -> None:

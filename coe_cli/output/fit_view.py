@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport
 from coe_cli.output.console import Output, TableFormat
-from coe_cli.output.tables import left, right, write_line, write_table
+from coe_cli.output.tables import is_narrow, left, right, write_line, write_table
 
 SCHEMA_VERSION = 1
 FIELDS = ("device", "expert", "model", "how", "context_length", "weights_mb", "swap_s", "profile")
@@ -35,7 +35,8 @@ def _write_device(output: Output, fit: Fit) -> None:
     write_line(output, f"{title} · {fit.provider} · {fit.budget_mb / 1024:.3g} GB for models{use}")
     columns = (left("expert"), left("model"), left("fits"), right("context"), right("swap"))
     rows = [_row(expert) for expert in fit.experts]
-    write_table(output, columns, rows, styles=[_STYLES[expert.how] for expert in fit.experts], ruled=True)
+    styles = [_STYLES[expert.how] for expert in fit.experts]
+    write_table(output, columns, rows, styles=styles, ruled=True, tight=is_narrow(output))
     counts = {how: sum(expert.how == how for expert in fit.experts) for how in _STYLES}
     said = ", ".join(f"{count} {how if how != 'no' else 'not at all'}" for how, count in counts.items() if count)
     write_line(

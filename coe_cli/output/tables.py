@@ -51,7 +51,10 @@ def is_narrow(output: Output) -> bool:
 
 
 def table(*columns: Column, ruled: bool = False, head: bool = True, tight: bool = False) -> Table:
-    """An empty table; ``ruled`` draws a line under the titles, a ``tight`` one has one space between columns, not two."""
+    """An empty table; ``ruled`` draws a line under the titles, a ``tight`` one has one space between columns, not two.
+
+    Where no column is ``folded``, those of words are: Rich would cut every column, short ones too, to make room for a long one.
+    """
     from rich import box
     from rich.table import Table
 
@@ -61,8 +64,9 @@ def table(*columns: Column, ruled: bool = False, head: bool = True, tight: bool 
         show_header=head,
         padding=(0, 1, 0, 0) if tight else (0, 1),
     )
+    folds = any("overflow" in options for _, options in columns)
     for title, options in columns:
-        made.add_column(title, **options)
+        made.add_column(title, **(options if folds or "justify" in options else {"overflow": "fold"}))
     return made
 
 

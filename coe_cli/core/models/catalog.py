@@ -92,6 +92,11 @@ class Expert(Struct, frozen=True, forbid_unknown_fields=True):
     examples: list[str] = []
 
 
+def unknown_expert(name: str, known: Collection[str]) -> UsageError:
+    """The error for a name that is no expert's, with the nearest known names."""
+    return UsageError(f"unknown expert `{name}`", nearest(name, list(known)) + " See `coe experts list`.")
+
+
 class _CatalogFile(Struct, frozen=True, forbid_unknown_fields=True):
     default_model: str | None = None
     models: dict[_Name, ModelEntry] = {}
@@ -121,9 +126,7 @@ class Catalog(Struct, frozen=True):
         try:
             return self.experts[name]
         except KeyError:
-            raise UsageError(
-                f"unknown expert `{name}`", nearest(name, list(self.experts)) + " See `coe models list`."
-            ) from None
+            raise unknown_expert(name, self.experts) from None
 
     def keep_alive_s(self, model: str) -> float | None:
         """Idle for so long the model is unloaded: infinity keeps it, None where the catalog leaves it to the profile."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 
 from coe_cli.core.answers.answer import Answer, Timing, Usage
-from coe_cli.core.models.catalog import GENERAL_EXPERT
-from coe_cli.core.names import nearest
+from coe_cli.core.models.catalog import GENERAL_EXPERT, unknown_expert
 from coe_cli.errors import CoeError, UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def parse_experts(text: str | None, known: Collection[str]) -> int | tuple[str, 
         raise UsageError("--experts names nobody", "Give a number, names separated by commas, or auto.")
     for name in names:
         if name not in known:
-            raise UsageError(f"unknown expert `{name}`", nearest(name, list(known)) + " See `coe models list`.")
+            raise unknown_expert(name, known)
         if names.count(name) > 1:
             raise UsageError(f"--experts names {name} twice", "Name each expert once.")
     return names

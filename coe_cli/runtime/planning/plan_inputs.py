@@ -77,7 +77,7 @@ def gather(
     answering = answering_models(catalog, on_disk, provider, explicit=request.provider is not None)
     if request.experts is not None:
         if not request.experts:
-            raise UsageError("--experts names no expert", "Give names, separated by commas: see `coe models list`.")
+            raise UsageError("--experts names no expert", "Give names, separated by commas: see `coe experts list`.")
         roles = tuple(role_of(catalog, name, answering.get(name, "")) for name in request.experts)
     else:
         roles = working_set(catalog, answering, request.slots or profile.max_concurrent_slots)

@@ -35,6 +35,8 @@ WRONG = {
     "ask": (2, "there is no question"),
     "ask --max-tokens x Hi": (2, "'x' is not a whole number"),
     "ask --temperature x Hi": (2, "'x' is not a number"),
+    "ask --top-p nan Hi": (2, "it is not a number"),
+    "batch --temperature nan -": (2, "it is not a number"),
     "ask --max-tokens 99999999999999999999 Hi": (2, "--max-tokens"),
     "chat --max-tokens 99999999999999999999": (2, "--max-tokens"),
     "logs show 99999999999999999999999": (2, "99999999999999999999999"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -14,18 +13,26 @@ import typer
 
 from coe_cli.commands.options import (
     CatalogFileOption,
+    ContinueOption,
+    ExpertOption,
+    FallbackOption,
+    ModelOption,
+    NoPullOption,
+    NoServeOption,
     ProfileOption,
     ProfilesFileOption,
+    ShowThinkingOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
     a_number,
-    complete_experts,
-    complete_models,
     read_catalog,
     read_profiles,
-    utf8_text,
     utf8_words,
 )
 from coe_cli.core.answers.answer import join_question
-from coe_cli.core.answers.limits import MAX_TOKENS, SECONDS_MOST, SEED, TOP_K
+from coe_cli.core.answers.limits import MAX_TOKENS, SECONDS_MOST, SEED
 from coe_cli.core.text_encoding import decode_text
 from coe_cli.errors import UsageError
 from coe_cli.output.answer_sink import AnswerFormat
@@ -56,26 +63,16 @@ def ask(
             callback=utf8_words,
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="This model.", autocompletion=complete_models)
-    ] = None,
-    expert: Annotated[
-        str | None, typer.Option("--expert", "-e", help="This expert.", autocompletion=complete_experts)
-    ] = None,
+    model: ModelOption = None,
+    expert: ExpertOption = None,
     profile: ProfileOption = None,
-    system: Annotated[
-        str | None, typer.Option("--system", "-s", help="A system prompt of your own.", callback=utf8_text)
-    ] = None,
+    system: SystemOption = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, max=MAX_TOKENS.most, help="Tokens of the answer at most.")
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, max=2.0, callback=a_number, help="0 takes the likeliest token each time.")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, callback=a_number, help="Nucleus sampling.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, max=TOP_K.most, help="Sample from the k likeliest tokens.")
-    ] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
     seed: Annotated[int | None, typer.Option(min=0, max=SEED.most, help="Repeat a sampled answer.")] = None,
     output_format: Annotated[AnswerFormat, typer.Option("--format", help="How the answer is written.")] = (
         AnswerFormat.HUMAN
@@ -87,7 +84,7 @@ def ask(
         bool, typer.Option("--quiet", "-q", help="Nothing but the answer, and what went wrong; asks nothing.")
     ] = False,
     extract: Annotated[bool, typer.Option("--extract", "-x", help="Only the answer's last code block.")] = False,
-    show_thinking: Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")] = False,
+    show_thinking: ShowThinkingOption = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say first who answers and why, as `coe route` does, on stderr.")
     ] = False,
@@ -111,17 +108,11 @@ def ask(
         bool, typer.Option("--raw", help="The answer's own characters on a terminal too: no Markdown, no live view.")
     ] = False,
     no_live: Annotated[bool, typer.Option("--no-live", help="No live view on a terminal.")] = False,
-    fallback: Annotated[
-        bool,
-        typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed."),
-    ] = False,
-    no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")] = False,
-    resume: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")] = False,
+    fallback: FallbackOption = False,
+    no_pull: NoPullOption = False,
+    resume: ContinueOption = False,
     no_log: Annotated[bool, typer.Option("--no-log", help="Do not keep this question and its answer.")] = False,
-    no_serve: Annotated[
-        bool,
-        typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no resident college, and leave none behind."),
-    ] = False,
+    no_serve: NoServeOption = False,
     timeout_s: Annotated[
         float,
         typer.Option(
@@ -148,9 +139,6 @@ def ask(
     terminal asks whether to install it or to answer with the fallback model, the embedded one; a pipe ends with exit code 4 unless
     --fallback or the profile allows the fallback model, as the profile `embedded` does.
     """
-    for name, value in (("--temperature", temperature), ("--top-p", top_p)):
-        if value is not None and math.isnan(value):
-            raise UsageError(f"{name} is not a number", "See `coe ask --help`.")
     if extract and output_format in (AnswerFormat.JSON, AnswerFormat.JSONL):
         raise UsageError("-x takes one code block out of an answer, JSON has all of it", "Give one of the two.")
     words = question or []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from enum import StrEnum
@@ -13,6 +12,7 @@ import typer
 
 from coe_cli.commands.options import (
     CatalogFileOption,
+    FallbackOption,
     ProfileOption,
     ProfilesFileOption,
     a_number,
@@ -90,10 +90,7 @@ def batch(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster; without it this machine's.")
     ] = None,
-    fallback: Annotated[
-        bool,
-        typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed."),
-    ] = False,
+    fallback: FallbackOption = False,
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch a model or an embedder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still told.")] = False,
     no_serve: Annotated[
@@ -110,8 +107,6 @@ def batch(
     or a line of OpenAI's batch format. Rows that name nobody are routed. With -o the same command goes on where an
     earlier run was stopped. Exit code 0: every row has its answer; 1: some have an error instead.
     """
-    if temperature is not None and math.isnan(temperature):
-        raise UsageError("--temperature is not a number", "See `coe batch --help`.")
     if retry_failed and (restart or output_file is None):
         problem = "--restart runs every row again" if restart else "without -o no earlier run is known"
         raise UsageError(f"--retry-failed goes on with an earlier run, and {problem}", "See `coe batch --help`.")

@@ -8,8 +8,10 @@ import typer
 
 from coe_cli.commands.options import (
     CatalogFileOption,
+    ListFormatOption,
     ProfileOption,
     ProfilesFileOption,
+    ReportFormatOption,
     complete_experts,
     complete_models,
     read_catalog,
@@ -22,7 +24,6 @@ from coe_cli.runtime.folders import folders
 app = typer.Typer(help="Experts: list, add, change, try, remove; a model on disk is enough.", no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the expert.", autocompletion=complete_experts)]
-FormatOption = Annotated[ReportFormat, typer.Option("--format", help="How the result is written.")]
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="The model that answers.", autocompletion=complete_models)
 ]
@@ -46,7 +47,7 @@ FallbackOption = Annotated[
 
 @app.command("list")
 def list_experts(
-    table_format: Annotated[TableFormat, typer.Option("--format", help="How the list is written.")] = TableFormat.HUMAN,
+    table_format: ListFormatOption = TableFormat.HUMAN,
     catalog_file: CatalogFileOption = None,
 ) -> None:
     """Every expert: its model, whether that is here, whose it is, what it knows.
@@ -60,7 +61,7 @@ def list_experts(
 
 
 @app.command("show")
-def show(name: NameArgument, report_format: FormatOption = ReportFormat.HUMAN) -> None:
+def show(name: NameArgument, report_format: ReportFormatOption = ReportFormat.HUMAN) -> None:
     """One expert in full, with its prompt and its examples.
 
     Example: coe experts show sql_query
@@ -151,7 +152,7 @@ def test(
     questions: Annotated[
         list[str] | None, typer.Argument(metavar="[QUESTION]...", help="Each in quotes; else its own examples.")
     ] = None,
-    report_format: FormatOption = ReportFormat.HUMAN,
+    report_format: ReportFormatOption = ReportFormat.HUMAN,
     profile: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,
 ) -> None:

@@ -11,9 +11,11 @@ import typer
 
 from coe_cli.commands.options import (
     CatalogFileOption,
+    ListFormatOption,
     ProfileOption,
     ProfilesFileOption,
     ProviderName,
+    ReportFormatOption,
     complete_installed,
     complete_models,
     complete_profiles,
@@ -36,14 +38,13 @@ class Precision(StrEnum):
 
 
 ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", autocompletion=complete_models)]
-FormatOption = Annotated[ReportFormat, typer.Option("--format", help="How the result is written.")]
 
 app = typer.Typer(help="Models: list, fetch, look into, check, remove.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_models(
-    table_format: Annotated[TableFormat, typer.Option("--format", help="How the list is written.")] = TableFormat.HUMAN,
+    table_format: ListFormatOption = TableFormat.HUMAN,
     catalog_file: CatalogFileOption = None,
 ) -> None:
     """Every model of the catalog and of the models folder: size, context, provider, experts, cache per token.
@@ -107,7 +108,7 @@ def pull(
 def show(
     name: ModelArgument,
     profile: ProfileOption = None,
-    report_format: FormatOption = ReportFormat.HUMAN,
+    report_format: ReportFormatOption = ReportFormat.HUMAN,
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
@@ -142,7 +143,7 @@ def verify(
         int | None,
         typer.Option("--quality-tokens", min=2, max=MAX_TOKENS.most, help="Use only so many tokens of the text."),
     ] = None,
-    report_format: FormatOption = ReportFormat.HUMAN,
+    report_format: ReportFormatOption = ReportFormat.HUMAN,
     catalog_file: CatalogFileOption = None,
 ) -> None:
     """Check a model: files, digests, configuration against graph, tokenizer, template, and the tokens that it gives.

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coe_cli.core.answers.limits import TOP_K
 from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.providers import names
 from coe_cli.errors import CoeError
+from coe_cli.output.console import ReportFormat, TableFormat
 from coe_cli.runtime import settings
 from coe_cli.runtime.folders import folders
 
@@ -121,4 +123,28 @@ ProfilesFileOption = Annotated[
 CatalogFileOption = Annotated[
     Path | None,
     typer.Option("--catalog", help="An experts.yaml of your own; it wins over the shipped one."),
+]
+ReportFormatOption = Annotated[ReportFormat, typer.Option("--format", help="How the result is written.")]
+ListFormatOption = Annotated[TableFormat, typer.Option("--format", help="How the list is written.")]
+
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="This model.", autocompletion=complete_models)]
+ExpertOption = Annotated[
+    str | None, typer.Option("--expert", "-e", help="This expert.", autocompletion=complete_experts)
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", "-s", help="A system prompt of your own.", callback=utf8_text)
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0.0, max=2.0, callback=a_number, help="0 takes the likeliest token each time.")
+]
+TopPOption = Annotated[float | None, typer.Option(min=0.0, max=1.0, callback=a_number, help="Nucleus sampling.")]
+TopKOption = Annotated[int | None, typer.Option(min=1, max=TOP_K.most, help="Sample from the k likeliest tokens.")]
+ShowThinkingOption = Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")]
+ContinueOption = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")]
+FallbackOption = Annotated[
+    bool, typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed.")
+]
+NoPullOption = Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")]
+NoServeOption = Annotated[
+    bool, typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no resident college, and leave none behind.")
 ]

@@ -33,9 +33,19 @@ HEAVY = {
     ],
 )
 def test_no_command_imports_what_only_workers_need(coe: Coe, arguments: tuple[str, ...]) -> None:
+    modules = _imported(coe, *arguments)
+    assert "coe_cli" in modules, "the report is there"
+    assert not HEAVY & {module.partition(".")[0] for module in modules}
+
+
+def test_a_question_in_a_pipe_does_not_import_what_sets_a_machine_up(bare_coe: Coe) -> None:
+    modules = _imported(bare_coe, "ask", "-e", "no_such_expert", "Hi")
+    assert "coe_cli.use_cases.asking" in modules
+    assert not {"coe_cli.runtime.planning.setup_plan", "coe_cli.runtime.store.install"} & modules
+
+
+def _imported(coe: Coe, *arguments: str) -> set[str]:
     """-X importtime writes a line for each module of this process; the worker is not started with it."""
     result = coe.run(command=[sys.executable, "-X", "importtime", "-m", "coe_cli", *arguments])
     lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
-    modules = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
-    assert "coe_cli" in modules, "the report is there"
-    assert not HEAVY & modules
+    return {line.rsplit("|", 1)[1].strip() for line in lines}

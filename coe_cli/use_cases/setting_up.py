@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import Catalog
@@ -14,7 +13,9 @@ from coe_cli.errors import CoeError, UsageError
 from coe_cli.output.console import Output
 from coe_cli.output.question import agrees, is_interactive
 from coe_cli.runtime.folders import folders, own_catalog, own_profiles
-from coe_cli.runtime.planning.setup_plan import SetupPlan, setup_plan
+
+if TYPE_CHECKING:
+    from coe_cli.runtime.planning.setup_plan import SetupPlan
 
 FIRST_QUESTION = "What is a deadlock?"
 
@@ -34,6 +35,8 @@ def run_setup(
         UsageError: there is nobody to ask and ``yes`` is not given.
         CoeError: something could not be fetched; what was is kept, and the next run goes on from there.
     """
+    from coe_cli.runtime.planning.setup_plan import setup_plan
+
     catalog, profiles, where = catalog_of(), profiles_of(), folders()
     plan = setup_plan(catalog, profiles, where)
     if not as_json:
@@ -42,7 +45,7 @@ def run_setup(
         write_setup(output, plan)
     if dry_run:
         if as_json:
-            output.json(msgspec.to_builtins(plan))
+            output.json(plan)
         return False
     if not yes:
         if not is_interactive(output) or as_json:
@@ -61,7 +64,7 @@ def run_setup(
         raise type(error)(error.message, hint) from None
     _prepare(plan, catalog_of(), output)
     if as_json:
-        output.json(msgspec.to_builtins(setup_plan(catalog_of(), profiles_of(), where)))
+        output.json(setup_plan(catalog_of(), profiles_of(), where))
     return True
 
 

@@ -24,10 +24,8 @@ from coe_cli.output.bench_view import BenchFormat
 from coe_cli.output.console import Output
 
 if TYPE_CHECKING:
-    from coe_cli.output.bench_view import Comparison
-
-if TYPE_CHECKING:
     from coe_cli.core.bench.bench_rows import BenchReport
+    from coe_cli.output.bench_view import Comparison
 
 EXAMPLES = "Examples:  coe bench  ·  coe bench smollm2-135m --depth 0,1024 --save before.json  ·  coe bench --against before.json"
 
@@ -95,7 +93,6 @@ def bench(
     from coe_cli.core.bench.bench_grid import Grid
     from coe_cli.output.bench_plot import check_plot
     from coe_cli.output.bench_view import BenchLines, Comparison, notes_of, write_report
-    from coe_cli.output.console import Output
     from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.bench.bench_job import BenchJob, BenchRequest, check_writable, read_report
     from coe_cli.runtime.folders import folders

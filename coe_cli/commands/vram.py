@@ -130,8 +130,7 @@ def plan(
         folders(),
         compare=compare,
     )
-    for note in result.notes:
-        output.note(note)
+    output.notes(result.notes)
     write_plan(output, result.plan, table_format, result.compare)
     if request.experts is not None and result.how is not None and table_format is TableFormat.HUMAN:
         output.note(result.how)

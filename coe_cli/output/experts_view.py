@@ -53,7 +53,7 @@ def write_expert(output: Output, card: ExpertCard, report_format: ReportFormat) 
             lines = value if isinstance(value, list) else value.strip().splitlines()
             output.stdout.write(f"{key}:\n" + "".join(f"  {line}\n" for line in lines))
         else:
-            shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value).strip()
+            shown = ("yes" if value else "no") if isinstance(value, bool) else str(value).strip()
             output.stdout.write(f"{key}: {shown}\n")
 
 

@@ -41,5 +41,4 @@ def write_setup(output: Output, plan: SetupPlan) -> None:
         )
     else:
         write_line(output, "everything is here")
-    for note in plan.notes:
-        output.note(note)
+    output.notes(plan.notes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
@@ -29,9 +28,6 @@ from coe_cli.use_cases.ask_steps import (
 )
 from coe_cli.use_cases.clients import CollegePlace, client_for
 from coe_cli.use_cases.providing import Providing
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output: Output, view: View) -> None:
@@ -130,8 +126,7 @@ class _Ask:
             try:
                 answer = collect(self._noting(events), about(told), sink)
                 sink.finish(answer)
-                for note in self._ended:
-                    self._output.note(note)
+                self._output.notes(self._ended)
             finally:
                 sink.close()
         keep(answer, told.system, self._asking)
@@ -185,15 +180,13 @@ class _Ask:
         elif self._options.explain and not self._told_why:
             self._output.note(f"not routed: routing is off, {GENERAL_EXPERT} answers")
         if self._human and len(told.experts) <= 1 and not self._options.refine:
-            for warning in told.warnings:
-                self._output.note(warning)
+            self._output.notes(told.warnings)
 
     def _noting(self, events: Events) -> Iterator[ce.CollegeEvent]:
         """The same events; what is to be said of the prompt is said when it comes, what of the end is kept for the end."""
         for event in events:
             if self._human and isinstance(event, ce.PrefillStarted):
-                for note in event.notes:
-                    self._output.note(note)
+                self._output.notes(event.notes)
             elif self._human and isinstance(event, ce.Finished):
                 self._ended = event.notes
             yield event
@@ -208,8 +201,7 @@ class _Ask:
         if self._options.explain:
             by = "the running college" if self._client.kind == "college" else "coe itself"
             self._output.note(f"{describe(decision)} · routed by {by} in {routing.latency_ms:.0f} ms")
-            for line in parts_of(decision):
-                self._output.note(line)
+            self._output.notes(parts_of(decision))
         elif self._human and decision.unsure and len(experts) == 1:
             self._output.note(f"{describe(decision)}; name an expert with -e if it should be another")
         if len(experts) > 1 and self._human:

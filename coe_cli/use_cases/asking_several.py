@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from msgspec import structs
 
@@ -33,9 +33,6 @@ from coe_cli.runtime.college.chat_request import ChatRequest, Resolved, Routing
 from coe_cli.runtime.college.collecting import collect
 from coe_cli.use_cases.ask_steps import Asking, AskOptions, keep, messages_for, sampling_of, sink_for
 from coe_cli.use_cases.providing import Providing
-
-if TYPE_CHECKING:
-    pass
 
 _BYTES_PER_TOKEN = 3.0
 """How many bytes of the question one token stands for at the least, when it is not counted."""

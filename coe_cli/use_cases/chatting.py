@@ -85,8 +85,7 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
         notes = _choose(session, options, conversation)
         if conversation is not None:
             session.resume(conversation)
-        for note in notes:
-            output.note(note)
+        output.notes(notes)
         if reader.interactive:
             who = f"{session.expert} ({session.model})" if session.expert else session.model
             output.note(f"{who} answers. /help lists the commands, Ctrl-D leaves.")
@@ -162,8 +161,7 @@ class _Chat:
             if open_line:
                 self._output.stdout.write("\n")
             self._output.stdout.flush()
-        for note in ended:
-            self._output.note(note)
+        self._output.notes(ended)
         if self._session.log_warning and not self._warned:
             self._warned = True
             self._output.note(self._session.log_warning)
@@ -176,9 +174,7 @@ class _Chat:
 
     def _tell(self, event: ce.CollegeEvent) -> None:
         if isinstance(event, Resolved):
-            for note in event.notes:
-                if note.kind == "context":
-                    self._output.note(note.text)
+            self._output.notes(note.text for note in event.notes if note.kind == "context")
         elif isinstance(event, ce.Loading):
             self._output.note(f"loading {self._session.model}")
         elif isinstance(event, ce.Waiting) and event.ahead:
@@ -196,8 +192,7 @@ class _Chat:
         if name in ("exit", "quit", "bye"):
             return False
         if name == "help":
-            for line in _COMMANDS.values():
-                note(line)
+            self._output.notes(_COMMANDS.values())
         elif name == "clear":
             session.clear()
             note("the conversation begins anew")
@@ -210,8 +205,7 @@ class _Chat:
         elif name in ("expert", "model"):
             if argument:
                 notes = session.choose(expert=argument) if name == "expert" else session.choose(model=argument)
-                for text in notes:
-                    note(text)
+                self._output.notes(notes)
             note(f"expert: {session.expert or 'none'}, model: {session.model}")
         else:
             raise UsageError(f"there is no command /{name}", did_you_mean(name, list(_COMMANDS)) or "See /help.")

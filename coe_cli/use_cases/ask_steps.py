@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from coe_cli.core.answers.answer import Answer
@@ -14,40 +13,25 @@ from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, 
 from coe_cli.output.console import Output
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college.chat_request import Resolved
-from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
+from coe_cli.runtime.worker.protocol import ChatMessage
+from coe_cli.use_cases.answer_options import AnswerOptions
 
 if TYPE_CHECKING:
     from coe_cli.core.answers.conversations import Conversation
 
 
-@dataclass(frozen=True)
-class AskOptions:
-    """What the user asked for; None leaves the choice to coe, the profile or the model."""
+@dataclass(frozen=True, kw_only=True)
+class AskOptions(AnswerOptions):
+    """One question."""
 
     question: str
-    model: str | None = None
-    expert: str | None = None
-    profile: str | None = None
-    system: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    pull: bool = True
     timeout_s: float = 600.0
-    serve: bool = True
-    resume: bool = False
-    no_log: bool = False
     route: bool = True
     explain: bool = False
     experts: str | None = None
     synthesis: bool = True
     refine: bool = False
-    profiles_file: Path | None = None
-    catalog_file: Path | None = None
     allow_special_tokens: bool = False
-    fallback: bool = False
 
 
 class View(NamedTuple):
@@ -118,10 +102,6 @@ def messages_for(options: AskOptions, conversation: Conversation | None) -> list
     messages = [ChatMessage("system", system)] if system is not None else []
     messages += [ChatMessage(role, content) for role, content in earlier if role != "system"]
     return [*messages, ChatMessage("user", options.question)]
-
-
-def sampling_of(options: AskOptions) -> Sampling:
-    return Sampling(options.temperature, options.top_p, options.top_k, options.seed)
 
 
 def sink_for(output: Output, told: Resolved, profiles: ProfileSet, view: View, *, explain: bool) -> AnswerSink:

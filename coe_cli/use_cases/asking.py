@@ -23,7 +23,6 @@ from coe_cli.use_cases.ask_steps import (
     View,
     keep,
     messages_for,
-    sampling_of,
     sink_for,
 )
 from coe_cli.use_cases.clients import CollegePlace, client_for
@@ -142,7 +141,7 @@ class _Ask:
             experts=1 if named or options.refine else experts,
             route=options.route,
             max_tokens=options.max_tokens,
-            sampling=sampling_of(options),
+            sampling=options.sampling,
             buffered=view.buffered,
             flush_s=0.0 if view.output_format is AnswerFormat.JSONL else FLUSH_S,  # a line for each token
             allow_special_tokens=options.allow_special_tokens,

@@ -31,7 +31,7 @@ from coe_cli.runtime.client.client import resolve
 from coe_cli.runtime.client.fan_out import Job, consult
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved, Routing
 from coe_cli.runtime.college.collecting import collect
-from coe_cli.use_cases.ask_steps import Asking, AskOptions, keep, messages_for, sampling_of, sink_for
+from coe_cli.use_cases.ask_steps import Asking, AskOptions, keep, messages_for, sink_for
 from coe_cli.use_cases.providing import Providing
 
 _BYTES_PER_TOKEN = 3.0
@@ -104,7 +104,7 @@ class Together:
             model=options.model,
             route=False,
             max_tokens=options.max_tokens,
-            sampling=sampling_of(options),
+            sampling=options.sampling,
             buffered=buffered,
             allow_special_tokens=options.allow_special_tokens,
             fallback=options.fallback or None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from coe_cli.core.answers.conversations import Conversation
 from coe_cli.core.hardware.profile import ProfileSet
@@ -21,7 +20,7 @@ from coe_cli.runtime.conversation import history
 from coe_cli.runtime.conversation.chat_session import ChatSession
 from coe_cli.runtime.conversation.line_input import QuestionReader
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.worker.protocol import Sampling
+from coe_cli.use_cases.answer_options import AnswerOptions
 from coe_cli.use_cases.clients import CollegePlace, client_for
 from coe_cli.use_cases.providing import Providing
 
@@ -36,27 +35,11 @@ _COMMANDS = {
 }
 
 
-@dataclass(frozen=True)
-class ChatOptions:
-    """What the user asked for; None leaves the choice to coe, the profile or the model."""
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(AnswerOptions):
+    """A conversation."""
 
-    model: str | None = None
-    expert: str | None = None
-    profile: str | None = None
-    system: str | None = None
-    resume: bool = False
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
     show_thinking: bool = False
-    no_log: bool = False
-    fallback: bool = False
-    serve: bool = True
-    pull: bool = True
-    profiles_file: Path | None = None
-    catalog_file: Path | None = None
 
 
 def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, output: Output) -> None:
@@ -75,7 +58,7 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
     try:
         defaults = ChatRequest(
             [],
-            sampling=Sampling(options.temperature, options.top_p, options.top_k, options.seed),
+            sampling=options.sampling,
             max_tokens=options.max_tokens,
             fallback=options.fallback or None,
         )

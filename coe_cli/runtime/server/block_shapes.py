@@ -65,8 +65,8 @@ class MessagesShape(BlockShape):
 
     _DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking"), "call": ("input_json_delta", "partial_json")}  # fmt: skip # noqa: RUF012
 
-    def begin(self, about: About, choices: list[Choice]) -> bytes:
-        return self.event({"type": "message_start", "message": self._message(about, choices, [], None)})
+    def begin(self, about: About) -> bytes:
+        return self.event({"type": "message_start", "message": self._message(about, [], None)})
 
     def opened(self, part: Part) -> list[dict[str, Any]]:
         block: dict[str, Any] = {"type": part.kind, part.kind: ""}
@@ -81,9 +81,10 @@ class MessagesShape(BlockShape):
     def closed(self, choice: Choice) -> list[dict[str, Any]]:
         return [{"type": "content_block_stop", "index": self._count}]
 
-    def end(self, about: About, choices: list[Choice]) -> bytes:
-        delta = {"stop_reason": _stop_reason(choices[0]), "stop_sequence": None}
-        usage = self._usage(about, choices)
+    def end(self, about: About) -> bytes:
+        (choice,) = about.choices
+        delta = {"stop_reason": _stop_reason(choice), "stop_sequence": None}
+        usage = self._usage(about)
         return self.event({"type": "message_delta", "delta": delta, "usage": usage}) + self.event(
             {"type": "message_stop"}
         )
@@ -91,8 +92,8 @@ class MessagesShape(BlockShape):
     def failed(self, error: CoeError) -> bytes:
         return self.event(anthropic_error(error))
 
-    def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]:
-        (choice,) = choices
+    def whole(self, about: About) -> dict[str, Any]:
+        (choice,) = about.choices
         blocks: list[dict[str, Any]] = []
         if choice.thoughts:
             blocks.append({"type": "thinking", "thinking": choice.thoughts, "signature": ""})
@@ -100,11 +101,9 @@ class MessagesShape(BlockShape):
             blocks.append({"type": "text", "text": choice.text})
         for call in choice.calls:
             blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
-        return self._message(about, choices, blocks, _stop_reason(choice)) | {"coe": about.coe()}
+        return self._message(about, blocks, _stop_reason(choice)) | {"coe": about.coe()}
 
-    def _message(
-        self, about: About, choices: list[Choice], blocks: list[dict[str, Any]], reason: str | None
-    ) -> dict[str, Any]:
+    def _message(self, about: About, blocks: list[dict[str, Any]], reason: str | None) -> dict[str, Any]:
         return {
             "id": f"msg_{about.id}",
             "type": "message",
@@ -113,13 +112,13 @@ class MessagesShape(BlockShape):
             "content": blocks,
             "stop_reason": reason,
             "stop_sequence": None,
-            "usage": self._usage(about, choices),
+            "usage": self._usage(about),
         }
 
     @staticmethod
-    def _usage(about: About, choices: list[Choice]) -> dict[str, Any]:
-        counts = about.usage(choices)
-        started = choices[0].reading
+    def _usage(about: About) -> dict[str, Any]:
+        (choice,) = about.choices
+        counts, started = about.usage(), choice.reading
         prompt = counts["prompt_tokens"] or (started.prompt_tokens if started else 0)
         cached = counts["prompt_tokens_details"]["cached_tokens"]
         return {
@@ -152,9 +151,9 @@ class ResponsesShape(BlockShape):
         self._number += 1
         return super().event({**fields, "sequence_number": self._number})
 
-    def begin(self, about: About, choices: list[Choice]) -> bytes:
+    def begin(self, about: About) -> bytes:
         self._about = about
-        response = self._response(about, choices, [], "in_progress")
+        response = self._response(about, [], "in_progress")
         kinds = ("response.created", "response.in_progress")
         return b"".join(self.event({"type": kind, "response": response}) for kind in kinds)
 
@@ -194,16 +193,16 @@ class ResponsesShape(BlockShape):
             done,
         ]
 
-    def end(self, about: About, choices: list[Choice]) -> bytes:
-        kind = "response.incomplete" if choices[0].reason == "length" else "response.completed"
-        return self.event({"type": kind, "response": self._response(about, choices, self._items, None)})
+    def end(self, about: About) -> bytes:
+        response = self._response(about, self._items, None)
+        return self.event({"type": f"response.{response['status']}", "response": response})
 
     def failed(self, error: CoeError) -> bytes:
         told = error_object(error)["error"]
         return self.event({"type": "error", "code": told["code"], "message": told["message"], "param": told["param"]})
 
-    def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]:
-        (choice,) = choices
+    def whole(self, about: About) -> dict[str, Any]:
+        (choice,) = about.choices
         items = [("thinking", choice.thoughts, None, "")] if choice.thoughts else []
         items += [("text", choice.text, None, "")] if choice.text or not choice.calls else []
         items += [("call", call.arguments, call.name, call.id) for call in choice.calls]  # type: ignore[misc]
@@ -211,16 +210,14 @@ class ResponsesShape(BlockShape):
             _item(kind, f"{about.id}_{number}", text, name, made, "completed")
             for number, (kind, text, name, made) in enumerate(items)
         ]
-        return self._response(about, choices, self._items, None)
+        return self._response(about, self._items, None)
 
     def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"type": kind, "item_id": self._item["id"], "output_index": self._count, **fields}
 
-    def _response(
-        self, about: About, choices: list[Choice], items: list[dict[str, Any]], status: str | None
-    ) -> dict[str, Any]:
-        cut = choices[0].reason == "length"
-        counts = about.usage(choices)
+    def _response(self, about: About, items: list[dict[str, Any]], status: str | None) -> dict[str, Any]:
+        (choice,) = about.choices
+        cut, counts = choice.reason == "length", about.usage()
         return {
             "id": f"resp_{about.id}",
             "object": "response",

@@ -26,7 +26,7 @@ class OllamaShape(Shape):
         self._name, self._chat = name, chat
         self._begin = time.monotonic()
 
-    def begin(self, about: About, choices: list[Choice]) -> bytes:
+    def begin(self, about: About) -> bytes:
         return b""
 
     def parts(self, choice: Choice, parts: list[Part]) -> bytes:
@@ -39,16 +39,16 @@ class OllamaShape(Shape):
     def end_of(self, choice: Choice) -> bytes:
         return self._line(self._said(calls=_calls(choice))) if choice.calls else b""
 
-    def end(self, about: About, choices: list[Choice]) -> bytes:
-        return self._line(self._said() | self._ended(about, choices))
+    def end(self, about: About) -> bytes:
+        return self._line(self._said() | self._ended(about))
 
     def failed(self, error: CoeError) -> bytes:
         return _encode({"error": message_of(error)}) + b"\n"
 
-    def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]:
-        (choice,) = choices
+    def whole(self, about: About) -> dict[str, Any]:
+        (choice,) = about.choices
         said = self._said(text=choice.text, thinking=choice.thoughts, calls=_calls(choice))
-        return self._head() | said | self._ended(about, choices)
+        return self._head() | said | self._ended(about)
 
     def _head(self) -> dict[str, Any]:
         return {"model": self._name, "created_at": now()}
@@ -64,12 +64,13 @@ class OllamaShape(Shape):
             "message": {"role": "assistant", "content": text, **thoughts, **({"tool_calls": calls} if calls else {})}
         }
 
-    def _ended(self, about: About, choices: list[Choice]) -> dict[str, Any]:
-        finished, reading = choices[0].finished, choices[0].reading
+    def _ended(self, about: About) -> dict[str, Any]:
+        (choice,) = about.choices
+        finished, reading = choice.finished, choice.reading
         assert finished is not None
         return {
             "done": True,
-            "done_reason": "length" if choices[0].reason == "length" else "stop",
+            "done_reason": "length" if choice.reason == "length" else "stop",
             "total_duration": _ns(time.monotonic() - self._begin),
             "load_duration": _ns((reading.load_s if reading else None) or 0.0),
             "prompt_eval_count": finished.prompt_tokens,

@@ -42,12 +42,11 @@ class ChatShape(Shape):
 
     # --- in chunks
 
-    def begin(self, about: About, choices: list[Choice]) -> bytes:
-        self._about = about
+    def begin(self, about: About) -> bytes:
         self._head = b"data: " + _encode(self._fields(self.chunk_name, about)).rstrip(b"}")
         self._after = b"]" + (b',"usage":null' if self._include_usage else b"") + b"}\n\n"
         told = self._after.replace(b"}\n\n", b',"coe":' + _encode(about.coe()) + b"}\n\n")
-        return b"".join(self._before(choice.index) + self.first(choice.index) + told for choice in choices)
+        return b"".join(self._before(choice.index) + self.first(choice.index) + told for choice in about.choices)
 
     def parts(self, choice: Choice, parts: list[Part]) -> bytes:
         return b"".join([self._part(choice.index, part) for part in parts])
@@ -73,10 +72,10 @@ class ChatShape(Shape):
             after = after.replace(b"}\n\n", b',"coe":' + _encode({"notes": choice.finished.notes}) + b"}\n\n")
         return self._before(choice.index) + self.last(choice.reason) + after
 
-    def end(self, about: About, choices: list[Choice]) -> bytes:
+    def end(self, about: About) -> bytes:
         usage = b""
         if self._include_usage:
-            usage = self._head + b',"choices":[],"usage":' + _encode(about.usage(choices)) + b"}\n\n"
+            usage = self._head + b',"choices":[],"usage":' + _encode(about.usage()) + b"}\n\n"
         return usage + b"data: [DONE]\n\n"
 
     def failed(self, error: CoeError) -> bytes:
@@ -87,10 +86,10 @@ class ChatShape(Shape):
 
     # --- whole
 
-    def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]:
+    def whole(self, about: About) -> dict[str, Any]:
         fields = self._fields(self.name, about)
-        fields["choices"] = [self.message(choice) for choice in choices]
-        return fields | {"usage": about.usage(choices), "coe": about.coe()}
+        fields["choices"] = [self.message(choice) for choice in about.choices]
+        return fields | {"usage": about.usage(), "coe": about.coe()}
 
     def _fields(self, kind: str, about: About) -> dict[str, Any]:
         return head_fields(kind, self.prefix + about.id, about.created, about.model, about.fingerprint)

@@ -25,7 +25,7 @@ from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.ollama_shapes import OllamaShape, now
 from coe_cli.runtime.server.openai_messages import Text
 from coe_cli.runtime.server.other_requests import MessagesRequest, OllamaRequest, ResponsesRequest
-from coe_cli.runtime.server.streaming import Shape
+from coe_cli.runtime.server.streaming import About, Shape
 
 _MB = 2**20
 _OLLAMA = "0.6.4"
@@ -84,14 +84,14 @@ class KeptResponses:
 class _KeepingShape(ResponsesShape):
     """Keeps the conversation when it has been answered."""
 
-    def __init__(self, request: dict[str, Any], kept: KeptResponses | None, messages: list[dict[str, Any]]) -> None:
+    def __init__(self, request: dict[str, Any], kept: KeptResponses, messages: list[dict[str, Any]]) -> None:
         super().__init__(request)
         self._kept, self._messages = kept, messages
 
-    def _response(self, about: Any, choices: Any, items: Any, status: str | None) -> dict[str, Any]:
-        response = super()._response(about, choices, items, status)
-        if status is None and self._kept is not None:
-            choice = choices[0]
+    def _response(self, about: About, items: list[dict[str, Any]], status: str | None) -> dict[str, Any]:
+        response = super()._response(about, items, status)
+        if status is None:
+            (choice,) = about.choices
             calls = [{"id": c.id, "function": {"name": c.name, "arguments": c.arguments}} for c in choice.calls]
             said = {"role": "assistant", "content": choice.text or (None if calls else "")}
             spoken = [each for each in self._messages if each.get("role") not in ("system", "developer")]
@@ -158,7 +158,8 @@ def _add_responses(app: FastAPI, answer: Answer) -> None:
         }
         names = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text"}
         asked = chat_request(body, names)
-        shape = _KeepingShape(repeated, None if request.store is False else kept, body["messages"])
+        keeps = request.store is not False
+        shape = _KeepingShape(repeated, kept, body["messages"]) if keeps else ResponsesShape(repeated)
         return await answer([asked], shape, bool(request.stream))
 
     @app.get("/v1/responses/{response_id}", operation_id="response")

@@ -42,20 +42,20 @@ class About:
         self.created = int(time.time())
         self.model = model.name
         self.fingerprint = fingerprint_of(model)
-        self._told, self._choices = told, choices
+        self._told, self.choices = told, choices
 
     @property
     def notes(self) -> list[str]:
         """All that is to be said of the answer, each thing once."""
         notes = [note.text for note in self._told.notes]
-        for choice in self._choices:
+        for choice in self.choices:
             notes += choice.reading.notes if choice.reading is not None else []
             notes += choice.finished.notes if choice.finished is not None else []
         return list(dict.fromkeys(notes))
 
     def coe(self) -> dict[str, Any]:
         """Our own addition: who answers."""
-        reading = next((choice.reading for choice in self._choices if choice.reading is not None), None)
+        reading = next((choice.reading for choice in self.choices if choice.reading is not None), None)
         return {
             "expert": self._told.expert,
             "model": self.model,
@@ -71,8 +71,9 @@ class About:
         best = decision.ranking[:3] if decision is not None else []
         return [{"expert": each.name, "score": round(each.probability, 3)} for each in best]
 
-    def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def usage(self) -> dict[str, Any]:
         """OpenAI's count of the tokens; a prompt counts once however many answers it has."""
+        choices = self.choices
         finished = [choice.finished for choice in choices if choice.finished is not None]
         prompts = [c.finished.prompt_tokens for c in choices if c.finished is not None and c.begins_prompt]
         completion_tokens = sum(each.completion_tokens for each in finished)
@@ -91,17 +92,17 @@ class Shape(Protocol):
     content_type: bytes = b"text/event-stream; charset=utf-8"
     splits_thinking: bool = True
 
-    def begin(self, about: About, choices: list[Choice]) -> bytes: ...
+    def begin(self, about: About) -> bytes: ...
 
     def parts(self, choice: Choice, parts: list[Part]) -> bytes: ...
 
     def end_of(self, choice: Choice) -> bytes: ...
 
-    def end(self, about: About, choices: list[Choice]) -> bytes: ...
+    def end(self, about: About) -> bytes: ...
 
     def failed(self, error: CoeError) -> bytes: ...
 
-    def whole(self, about: About, choices: list[Choice]) -> dict[str, Any]: ...
+    def whole(self, about: About) -> dict[str, Any]: ...
 
 
 def fingerprint_of(model: ModelSpec) -> str:
@@ -222,7 +223,7 @@ class HttpAnswer:
         async with contextlib.aclosing(self._events()) as events:
             async for choice, event in events:
                 choice.feed(event)
-        answer = self._shape.whole(self._about, self._choices)
+        answer = self._shape.whole(self._about)
         await send_json(send, 200, answer, note_header(self._about.notes))
 
     async def _answer_in_chunks(self, send: Send) -> None:
@@ -234,13 +235,13 @@ class HttpAnswer:
                 data = b""
                 if not self._sent:
                     await self._begin(send)
-                    data = self._shape.begin(self._about, self._choices)
+                    data = self._shape.begin(self._about)
                 data += self._shape.parts(choice, parts)
                 if isinstance(event, ce.Finished):
                     data += self._shape.end_of(choice)
                 if data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-        await self._send_last(send, self._shape.end(self._about, self._choices))
+        await self._send_last(send, self._shape.end(self._about))
 
     async def _begin(self, send: Send) -> None:
         self._sent = True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any, Literal, NamedTuple
 
-from coe_cli.core.answers.tool_calls import CallReader, ToolCall
+from coe_cli.core.answers.tool_calls import CallDelta, CallReader, ToolCall
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.thoughts import AnswerPieces
 
@@ -60,15 +61,14 @@ class Choice:
                 self._calls[part.call][2].append(part.text)
         return parts
 
-    def _read(self, found: list[Any]) -> list[Part]:
+    @staticmethod
+    def _read(found: list[str | CallDelta]) -> list[Part]:
         parts = []
         for each in found:
             if isinstance(each, str):
                 parts.append(Part("text", each))
-            else:
-                made = (
-                    f"c{secrets.token_hex(4)}" if each.name is not None else ""
-                )  # Mistral's templates want 9 characters
+            else:  # Mistral's templates want an id of 9 characters
+                made = f"c{secrets.token_hex(4)}" if each.name is not None else ""
                 parts.append(Part("call", each.arguments, each.call, each.name, made))
         return parts
 
@@ -90,3 +90,11 @@ class Choice:
         if self.finished is not None and self.finished.finish_reason == "length":
             return "length"
         return "tool_calls" if self._calls else "stop"
+
+
+def arguments_of(text: str) -> Any:
+    """The arguments of a call for an API that has them as an object; an empty one where the limit cut them off."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from abc import abstractmethod
 from typing import Any
 
 import msgspec
 
 from coe_cli.errors import CoeError
-from coe_cli.runtime.server.answer_parts import Choice, Part
+from coe_cli.runtime.server.answer_parts import Choice, Part, arguments_of
 from coe_cli.runtime.server.http_errors import anthropic_error, error_object
 from coe_cli.runtime.server.streaming import About, Shape
 
@@ -18,20 +18,21 @@ _encode = msgspec.json.Encoder().encode
 class BlockShape(Shape):
     """Opens a block where a part of another kind begins, and closes it before the next."""
 
-    _key: tuple[str, int] | None = None
+    _first: Part | None = None
+    """The part that began the block that is open."""
     _count = -1
 
-    def opened(self, part: Part) -> list[dict[str, Any]]:
-        """The events with which a block begins."""
-        raise NotImplementedError
+    @abstractmethod
+    def opened(self, first: Part) -> list[dict[str, Any]]:
+        """The events with which the block that ``first`` begins is opened."""
 
+    @abstractmethod
     def more(self, part: Part) -> dict[str, Any]:
         """The event of more of the block."""
-        raise NotImplementedError
 
-    def closed(self, choice: Choice) -> list[dict[str, Any]]:
-        """The events with which the block that is open ends."""
-        raise NotImplementedError
+    @abstractmethod
+    def closed(self, first: Part) -> list[dict[str, Any]]:
+        """The events with which the block that ``first`` began ends."""
 
     def event(self, fields: dict[str, Any]) -> bytes:
         name: str = fields["type"]
@@ -40,24 +41,29 @@ class BlockShape(Shape):
     def parts(self, choice: Choice, parts: list[Part]) -> bytes:
         events: list[dict[str, Any]] = []
         for part in parts:
-            key = (part.kind, part.call)
-            if key != self._key:
-                events += self._close(choice)
-                self._key, self._count = key, self._count + 1
+            if self._first is None or (part.kind, part.call) != (self._first.kind, self._first.call):
+                events += self._close()
+                self._first, self._count = part, self._count + 1
                 events += self.opened(part)
             if part.text:
                 events.append(self.more(part))
         return b"".join(self.event(fields) for fields in events)
 
     def end_of(self, choice: Choice) -> bytes:
-        return b"".join(self.event(fields) for fields in self._close(choice))
+        return b"".join(self.event(fields) for fields in self._close())
 
-    def _close(self, choice: Choice) -> list[dict[str, Any]]:
-        if self._key is None:
-            return []
-        events = self.closed(choice)
-        self._key = None
+    def _close(self) -> list[dict[str, Any]]:
+        events = [] if self._first is None else self.closed(self._first)
+        self._first = None
         return events
+
+
+def _blocks(choice: Choice) -> list[Part]:
+    """A complete answer, each block as one part."""
+    blocks = [Part("thinking", choice.thoughts)] if choice.thoughts else []
+    if choice.text or not choice.calls:
+        blocks.append(Part("text", choice.text))
+    return blocks + [Part("call", c.arguments, number, c.name, c.id) for number, c in enumerate(choice.calls)]
 
 
 class MessagesShape(BlockShape):
@@ -68,17 +74,15 @@ class MessagesShape(BlockShape):
     def begin(self, about: About) -> bytes:
         return self.event({"type": "message_start", "message": self._message(about, [], None)})
 
-    def opened(self, part: Part) -> list[dict[str, Any]]:
-        block: dict[str, Any] = {"type": part.kind, part.kind: ""}
-        if part.kind == "call":
-            block = {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
+    def opened(self, first: Part) -> list[dict[str, Any]]:
+        block = _content(first._replace(text=""))
         return [{"type": "content_block_start", "index": self._count, "content_block": block}]
 
     def more(self, part: Part) -> dict[str, Any]:
         kind, field = self._DELTAS[part.kind]
         return {"type": "content_block_delta", "index": self._count, "delta": {"type": kind, field: part.text}}
 
-    def closed(self, choice: Choice) -> list[dict[str, Any]]:
+    def closed(self, first: Part) -> list[dict[str, Any]]:
         return [{"type": "content_block_stop", "index": self._count}]
 
     def end(self, about: About) -> bytes:
@@ -94,13 +98,7 @@ class MessagesShape(BlockShape):
 
     def whole(self, about: About) -> dict[str, Any]:
         (choice,) = about.choices
-        blocks: list[dict[str, Any]] = []
-        if choice.thoughts:
-            blocks.append({"type": "thinking", "thinking": choice.thoughts, "signature": ""})
-        if choice.text or not choice.calls:
-            blocks.append({"type": "text", "text": choice.text})
-        for call in choice.calls:
-            blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
+        blocks = [_content(block) for block in _blocks(choice)]
         return self._message(about, blocks, _stop_reason(choice)) | {"coe": about.coe()}
 
     def _message(self, about: About, blocks: list[dict[str, Any]], reason: str | None) -> dict[str, Any]:
@@ -132,11 +130,12 @@ def _stop_reason(choice: Choice) -> str:
     return {"length": "max_tokens", "tool_calls": "tool_use"}.get(choice.reason, "end_turn")
 
 
-def _object(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:  # cut off by max_tokens
-        return {}
+def _content(block: Part) -> dict[str, Any]:
+    """A block as Anthropic has it."""
+    if block.kind == "call":
+        return {"type": "tool_use", "id": block.id, "name": block.name, "input": arguments_of(block.text)}
+    signature = {"signature": ""} if block.kind == "thinking" else {}
+    return {"type": block.kind, block.kind: block.text, **signature}
 
 
 class ResponsesShape(BlockShape):
@@ -157,12 +156,11 @@ class ResponsesShape(BlockShape):
         kinds = ("response.created", "response.in_progress")
         return b"".join(self.event({"type": kind, "response": response}) for kind in kinds)
 
-    def opened(self, part: Part) -> list[dict[str, Any]]:
-        made = f"{self._about.id}_{self._count}"
-        self._item = _item(part.kind, made, "", part.name, part.id, "in_progress")
-        added = {"type": "response.output_item.added", "output_index": self._count, "item": self._item}
+    def opened(self, first: Part) -> list[dict[str, Any]]:
         self._written: list[str] = []
-        if part.kind != "text":
+        item = self._item(first._replace(text=""), "in_progress")
+        added = {"type": "response.output_item.added", "output_index": self._count, "item": item}
+        if first.kind != "text":
             return [added]
         return [added, self._of_item("response.content_part.added", content_index=0, part=_text(""))]
 
@@ -174,18 +172,15 @@ class ResponsesShape(BlockShape):
             return self._of_item("response.reasoning_text.delta", content_index=0, delta=part.text)
         return self._of_item("response.output_text.delta", content_index=0, delta=part.text, logprobs=[])
 
-    def closed(self, choice: Choice) -> list[dict[str, Any]]:
-        text, kind = "".join(self._written), (self._key or ("", 0))[0]
-        item = self._item
-        self._item = _item(
-            kind, item["id"].split("_", 1)[1], text, item.get("name"), item.get("call_id", ""), "completed"
-        )
-        self._items.append(self._item)
-        done = {"type": "response.output_item.done", "output_index": self._count, "item": self._item}
-        if kind == "call":
-            told = self._of_item("response.function_call_arguments.done", arguments=text, name=item["name"])
+    def closed(self, first: Part) -> list[dict[str, Any]]:
+        text = "".join(self._written)
+        item = self._item(first._replace(text=text), "completed")
+        self._items.append(item)
+        done = {"type": "response.output_item.done", "output_index": self._count, "item": item}
+        if first.kind == "call":
+            told = self._of_item("response.function_call_arguments.done", arguments=text, name=first.name)
             return [told, done]
-        if kind == "thinking":
+        if first.kind == "thinking":
             return [self._of_item("response.reasoning_text.done", content_index=0, text=text), done]
         return [
             self._of_item("response.output_text.done", content_index=0, text=text, logprobs=[]),
@@ -203,17 +198,16 @@ class ResponsesShape(BlockShape):
 
     def whole(self, about: About) -> dict[str, Any]:
         (choice,) = about.choices
-        items = [("thinking", choice.thoughts, None, "")] if choice.thoughts else []
-        items += [("text", choice.text, None, "")] if choice.text or not choice.calls else []
-        items += [("call", call.arguments, call.name, call.id) for call in choice.calls]  # type: ignore[misc]
-        self._items = [
-            _item(kind, f"{about.id}_{number}", text, name, made, "completed")
-            for number, (kind, text, name, made) in enumerate(items)
-        ]
-        return self._response(about, self._items, None)
+        items = [_item(block, f"{about.id}_{number}", "completed") for number, block in enumerate(_blocks(choice))]
+        return self._response(about, items, None)
+
+    def _item(self, block: Part, status: str) -> dict[str, Any]:
+        item = _item(block, f"{self._about.id}_{self._count}", status)
+        self._item_id = item["id"]
+        return item
 
     def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
-        return {"type": kind, "item_id": self._item["id"], "output_index": self._count, **fields}
+        return {"type": kind, "item_id": self._item_id, "output_index": self._count, **fields}
 
     def _response(self, about: About, items: list[dict[str, Any]], status: str | None) -> dict[str, Any]:
         (choice,) = about.choices
@@ -245,12 +239,13 @@ def _text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _item(kind: str, made: str, text: str, name: str | None, call_id: str, status: str) -> dict[str, Any]:
-    if kind == "call":
-        fields = {"type": "function_call", "call_id": call_id, "name": name, "arguments": text}
+def _item(block: Part, made: str, status: str) -> dict[str, Any]:
+    """A block as OpenAI's responses have it; ``made`` is what its id ends with."""
+    if block.kind == "call":
+        fields = {"type": "function_call", "call_id": block.id, "name": block.name, "arguments": block.text}
         return {"id": f"fc_{made}", "status": status, **fields}
-    if kind == "thinking":
-        content = [{"type": "reasoning_text", "text": text}] if text else []
+    if block.kind == "thinking":
+        content = [{"type": "reasoning_text", "text": block.text}] if block.text else []
         return {"id": f"rs_{made}", "type": "reasoning", "summary": [], "content": content, "status": status}
-    parts = [_text(text)] if status == "completed" else []
+    parts = [_text(block.text)] if status == "completed" else []
     return {"id": f"msg_{made}", "type": "message", "role": "assistant", "status": status, "content": parts}

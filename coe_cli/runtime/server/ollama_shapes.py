@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import msgspec
 
 from coe_cli.errors import CoeError
-from coe_cli.runtime.server.answer_parts import Choice, Part
+from coe_cli.runtime.server.answer_parts import Choice, Part, arguments_of
 from coe_cli.runtime.server.http_errors import message_of
 from coe_cli.runtime.server.streaming import About, Shape
 
@@ -91,10 +90,4 @@ def now() -> str:
 
 
 def _calls(choice: Choice) -> list[dict[str, Any]]:
-    calls = []
-    for call in choice.calls:
-        try:
-            calls.append({"function": {"name": call.name, "arguments": json.loads(call.arguments)}})
-        except ValueError:  # cut off by num_predict
-            calls.append({"function": {"name": call.name, "arguments": {}}})
-    return calls
+    return [{"function": {"name": call.name, "arguments": arguments_of(call.arguments)}} for call in choice.calls]

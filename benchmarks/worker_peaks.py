@@ -61,7 +61,8 @@ def measure_life(name: str, folder: Path, life: Life) -> dict[str, Any]:
     memory, counting = memory_of(spec, "cpu"), ExactAccounting()
     slots = [counting.slot(memory, life.context_length, before=number) for number in range(life.slots)]
     load = counting.weights_bytes(memory)
-    with BenchWorker(spec, life.slots, TIMEOUT_S) as worker:
+    with BenchWorker(TIMEOUT_S) as worker:
+        worker.load(spec, life.slots)
         for number, lengths in enumerate(life.items):
             prompts = [_prompt(spec.shape.vocab_size, length, (number, index)) for index, length in enumerate(lengths)]
             worker.answer(prompts, ANSWER_TOKENS, life.context_length)

@@ -10,8 +10,8 @@ import pytest
 from conftest import MODEL, ids_of
 
 from coe_cli.core.models.model_spec import spec_from_folder
-from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.single_worker import load_message
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
 M = TypeVar("M", bound=protocol.Message)
@@ -21,7 +21,7 @@ DEPTH = [500 + 7 * number for number in range(40)]
 @pytest.fixture(scope="module")
 def worker(models_dir: Path) -> Iterator[WorkerProcess]:
     process = WorkerProcess()
-    begin_loading(process, spec_from_folder(MODEL, models_dir / MODEL))
+    process.send(load_message(spec_from_folder(MODEL, models_dir / MODEL)))
     _next(process, protocol.Loaded)
     yield process
     process.kill()

@@ -14,9 +14,9 @@ from coe_cli.core.memory.footprint import ExactAccounting
 from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.bench.bench_memory import CpuLook
-from coe_cli.runtime.college.one_shot import begin_loading, wait_until_loaded
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.single_worker import load_message
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
 CONTEXT_LENGTH = 2048
@@ -61,8 +61,9 @@ def test_the_peak_of_a_worker_stays_within_its_plan(models_dir: Path) -> None:
     planned_mb = (counting.weights_bytes(memory) + sum(slot.total_bytes for slot in slots)) / BYTES_PER_MB
     worker = WorkerProcess()
     try:
-        begin_loading(worker, spec, slots=2)
-        wait_until_loaded(worker, TIMEOUT_S)
+        worker.send(load_message(spec, slots=2))
+        while not isinstance(worker.receive(TIMEOUT_S), protocol.Loaded):
+            pass
         for lengths in PROMPTS:
             peak_mb = ask(worker, lengths)
         assert peak_mb <= 1.02 * planned_mb, "the plan is an upper bound"

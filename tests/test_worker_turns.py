@@ -17,8 +17,8 @@ from conftest import MODEL, REPOSITORY, ids_of
 from coe_cli.core.memory.prefill import PIECE_TOKENS
 from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.providers.settings import default_session_options
-from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.single_worker import load_message
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
 PROMPT = "Tell a long story about a lighthouse keeper, his daughter, a storm and a ship."
@@ -44,7 +44,7 @@ def answer(worker: WorkerProcess, number: int, **fields: object) -> tuple[list[p
 def test_gathered_tokens_are_the_same_text_in_fewer_messages(models_dir: Path) -> None:
     worker = WorkerProcess()
     try:
-        begin_loading(worker, spec_from_folder(MODEL, models_dir / MODEL))
+        worker.send(load_message(spec_from_folder(MODEL, models_dir / MODEL)))
         while not isinstance(worker.receive(60), protocol.Loaded):
             pass
         single, done = answer(worker, 1, max_tokens=40)
@@ -103,7 +103,7 @@ def test_answers_take_turns_and_a_long_prompt_holds_nobody_up(models_dir: Path) 
     long = "The keeper wrote down the weather of the day. " * 110
     worker = WorkerProcess()
     try:
-        begin_loading(worker, spec_from_folder(MODEL, models_dir / MODEL), slots=2)
+        worker.send(load_message(spec_from_folder(MODEL, models_dir / MODEL), slots=2))
         while not isinstance(worker.receive(60), protocol.Loaded):
             pass
         generate(worker, 1, PROMPT, 60)

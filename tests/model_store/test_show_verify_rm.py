@@ -12,9 +12,9 @@ import pytest
 from operating_system import make_link
 
 from coe_cli.core.models.model_spec import spec_from_folder
-from coe_cli.runtime.college.one_shot import begin_loading
 from coe_cli.runtime.store.integrity import write_manifest
 from coe_cli.runtime.worker.protocol import Hello, Loaded
+from coe_cli.runtime.worker.single_worker import load_message
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 from model_store.conftest import Coe
 from model_store.tiny_model import SHAPE, write_tiny_model
@@ -358,7 +358,7 @@ def test_rm_asks_the_running_college(coe: Coe, tiny: Path, monkeypatch: pytest.M
 def test_rm_refuses_while_a_worker_holds_the_model(coe: Coe, tiny: Path) -> None:
     worker = WorkerProcess()
     try:
-        begin_loading(worker, spec_from_folder("tiny", tiny))
+        worker.send(load_message(spec_from_folder("tiny", tiny)))
         assert isinstance(worker.receive(60), Hello)
         assert isinstance(worker.receive(60), Loaded)
         refused = coe("models", "rm", "tiny")

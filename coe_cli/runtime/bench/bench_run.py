@@ -110,7 +110,8 @@ def _measure_model(
         if model.problem is not None or spec is None:
             raise model.problem or CoeError(f"`{model.name}` cannot be opened")
         progress.begin(f"{model.name}: first load", _LOAD_COST)
-        with BenchWorker(spec, 1, settings.timeout_s) as worker:
+        with BenchWorker(settings.timeout_s) as worker:
+            worker.load(spec)
             first_s = worker.load_s
     except CoeError as error:
         result.errors.append(error)
@@ -156,7 +157,8 @@ def _measure_row(
         raise UsageError(problem, "Choose shorter lengths, or a larger --max-length.")
     title = f"{model.name}: {describe(point)}"
     progress.begin(title, 0)
-    with _row_memory(model.provider) as memory, BenchWorker(spec, point.slots, settings.timeout_s) as worker:
+    with _row_memory(model.provider) as memory, BenchWorker(settings.timeout_s) as worker:
+        worker.load(spec, point.slots)
         memory.follow(worker.pid)
         progress.begin(title, _LOAD_COST)
         for number in range(max(settings.warm_ups, 1 if point.depth else 0)):

@@ -10,7 +10,7 @@ from coe_cli.core.bench.bench_grid import prompt_ids
 from coe_cli.core.bench.bench_rows import SwapTime
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError
-from coe_cli.runtime.bench.bench_worker import BenchWorker, ready_process
+from coe_cli.runtime.bench.bench_worker import BenchWorker
 
 _PROMPT_TOKENS = 16
 
@@ -18,14 +18,14 @@ _PROMPT_TOKENS = 16
 class Swaps:
     """Goes round the models (spec and context length of each): each in turn is ended and the next one answers.
 
-    A swap is the end of the resident process, the load in a process that is ready, as the college keeps one, and the first
+    A swap is the end of the loaded one's process, the load in a process that is ready, as the college keeps one, and the first
     token after a prompt of 16.
     """
 
     def __init__(self, models: Sequence[tuple[ModelSpec, int]], timeout_s: float) -> None:
         self._models = models
         self._timeout_s = timeout_s
-        self._resident: BenchWorker | None = None
+        self._loaded: BenchWorker | None = None
 
     def measure(self, repeats: int, on_stage: Callable[[str], None]) -> list[SwapTime]:
         """Median of ``repeats`` rounds for each pair of neighbours; with two models both directions."""
@@ -48,19 +48,24 @@ class Swaps:
         return [self._result(pair, times[pair], errors[pair]) for pair in range(count)]
 
     def _bring(self, target: int) -> float:
-        """Seconds until the model ``target`` has written a token, the end of the resident one included."""
+        """Seconds until the model ``target`` has written a token, the end of the loaded one included."""
         spec, max_length = self._models[target]
-        spare = ready_process(self._timeout_s)
+        warm = BenchWorker(self._timeout_s)
+        try:
+            warm.hello()
+        except BaseException:
+            warm.process.kill()
+            raise
         begin = time.perf_counter()
         self._end()
-        self._resident = BenchWorker(spec, 1, self._timeout_s, spare)
-        self._resident.answer([prompt_ids(spec.shape.vocab_size, _PROMPT_TOKENS, "swap")], 1, max_length)
+        self._loaded = warm
+        warm.load(spec)
+        warm.answer([prompt_ids(spec.shape.vocab_size, _PROMPT_TOKENS, "swap")], 1, max_length)
         return time.perf_counter() - begin
 
     def _end(self) -> None:
-        resident, self._resident = self._resident, None
-        if resident is not None:
-            resident.__exit__(None, None, None)
+        if self._loaded is not None:
+            self._loaded.process.kill()
 
     def _result(self, pair: int, times: Sequence[float], error: str | None) -> SwapTime:
         median = summarise(times, 4)

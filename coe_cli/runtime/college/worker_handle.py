@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError, DeviceLost, from_code
-from coe_cli.providers.settings import default_provider_options, default_session_options
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.single_worker import load_message, wrong_protocol
 from coe_cli.runtime.worker.worker_death import worker_death
 from coe_cli.runtime.worker.worker_process import WorkerProcess
 
@@ -92,16 +92,7 @@ class WorkerHandle:
         if self._loaded is None:
             self.start()
         assert self._loaded is not None
-        self.send(
-            protocol.Load(
-                folder=str(spec.folder),
-                provider=spec.provider,
-                session_options=default_session_options(spec.provider, self._threads),
-                provider_options=default_provider_options(spec.provider),
-                slots=slots,
-                warm_context_length=warm_context_length,
-            )
-        )
+        self.send(load_message(spec, slots, threads=self._threads, warm_context_length=warm_context_length))
         try:
             self.load_s = (await asyncio.wait_for(self._loaded, timeout_s)).load_s
         except TimeoutError:
@@ -192,12 +183,7 @@ class WorkerHandle:
         assert self._loaded is not None
         if isinstance(message, protocol.Hello):
             if message.protocol_version != protocol.PROTOCOL_VERSION and not self._loaded.done():
-                self._loaded.set_exception(
-                    DeviceLost(
-                        f"the worker speaks protocol {message.protocol_version}, coe speaks {protocol.PROTOCOL_VERSION}",
-                        "Two versions of coe-cli are mixed: install it again.",
-                    )
-                )
+                self._loaded.set_exception(wrong_protocol(message))
             return
         if isinstance(message, protocol.Loaded):
             if not self._loaded.done():

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coe_cli.core.models.model_spec import ModelSpec
-from coe_cli.errors import OutOfMemory, from_code
-from coe_cli.runtime.college.one_shot import begin_loading
+from coe_cli.errors import OutOfMemory
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
 from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.worker import protocol
-from coe_cli.runtime.worker.worker_process import WorkerProcess
+from coe_cli.runtime.worker.single_worker import SingleWorker
 
 _CONTEXT = 512
 
@@ -23,25 +22,20 @@ def continue_prompts(
     Raises:
         ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
     """
-    worker = WorkerProcess()
     try:
-        begin_loading(worker, spec)
-        version = "unknown"
-        while not isinstance(message := worker.receive(timeout_s), protocol.Loaded):
-            if isinstance(message, protocol.Failed):
-                raise from_code(message.code, message.message, message.hint)
-            if isinstance(message, protocol.Hello):
-                version = message.oga_version
-        context = min(_CONTEXT, spec.context_length)
-        prompted = [_ids(spec, prompt, context) for prompt in prompts]
-        pieces = [_continue(worker, number, ids, context, max_tokens, timeout_s) for number, ids in enumerate(prompted)]
-        return version, pieces
+        with SingleWorker(timeout_s) as worker:
+            version = worker.hello().oga_version
+            worker.load(spec)
+            context = min(_CONTEXT, spec.context_length)
+            pieces = []
+            for number, prompt in enumerate(prompts):
+                worker.generate(number, _ids(spec, prompt, context), context, max_tokens)
+                pieces.append(_pieces(worker))
+            return version, pieces
     except OutOfMemory as error:
         from coe_cli.runtime.server.running_college import out_of_memory_hint
 
         raise OutOfMemory(error.message, out_of_memory_hint(error.hint)) from error
-    finally:
-        worker.kill()
 
 
 def _ids(spec: ModelSpec, prompt: str, context: int) -> list[int]:
@@ -49,22 +43,9 @@ def _ids(spec: ModelSpec, prompt: str, context: int) -> list[int]:
     return own().prepare(Prepare(spec.name, str(spec.folder), messages, context, RAW_TEMPLATE)).ids
 
 
-def _continue(
-    worker: WorkerProcess, number: int, ids: list[int], context: int, max_tokens: int, timeout_s: float
-) -> list[str]:
-    worker.send(
-        protocol.Generate(
-            request_id=number,
-            prompt_ids=ids,
-            context_length=context,
-            max_tokens=max_tokens,
-            sampling=protocol.Sampling(temperature=0.0),
-        )
-    )
+def _pieces(worker: SingleWorker) -> list[str]:
     pieces: list[str] = []
-    while not isinstance(message := worker.receive(timeout_s), protocol.Done):
-        if isinstance(message, protocol.Failed):
-            raise from_code(message.code, message.message, message.hint)
+    while not isinstance(message := worker.receive(), protocol.Done):
         if isinstance(message, protocol.Token):
             pieces.append(message.text)
     return pieces

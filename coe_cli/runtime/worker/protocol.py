@@ -86,10 +86,6 @@ class Cancel(Message, frozen=True):
     request_id: int
 
 
-class Unload(Message, frozen=True):
-    """End the process, and with it give back all of the model's memory."""
-
-
 class Hello(Message, frozen=True):
     """The worker's first message."""
 
@@ -144,7 +140,7 @@ class Failed(Message, frozen=True):
     request_id: int | None = None
 
 
-ToWorker = Load | Generate | Cancel | Unload
+ToWorker = Load | Generate | Cancel
 FromWorker = Hello | Loaded | Started | Token | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from coe_cli.core.providers import all_specs, expected_on
 from coe_cli.errors import CoeError
@@ -37,12 +37,10 @@ class Worker:
         self._model: PreparedModel | None = None
         self._running: deque[tuple[Generation, _Unsent]] = deque()
 
-    def serve(self) -> None:
-        """Handle messages until ``Unload``; running generations take turns, one token each."""
+    def serve(self) -> NoReturn:
+        """Handle messages until the channel ends; running generations take turns, one token each."""
         while True:
             message = self._next_message()
-            if isinstance(message, protocol.Unload):
-                return
             if isinstance(message, protocol.Load):
                 self._load(message)
             elif isinstance(message, protocol.Generate):

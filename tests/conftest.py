@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -63,6 +64,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 MODEL = "smollm2-135m"
+_MODELS = Path(os.environ.get("COE_MODELS_DIR") or REPOSITORY / "models").absolute()
 ENDLESS = "Write a long story about a ship, a lighthouse and a storm. Take at least ten chapters."
 """Greedily (``--temperature 0``) the embedded model goes on with it for more than 400 tokens; most other questions it ends within a second."""
 _OURS = ("COE_", "HF_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR", "TTY_", "_COE")
@@ -110,6 +112,11 @@ class Coe:
         path = self.folder / "config"
         path.mkdir(exist_ok=True)
         return path
+
+    def sleep(self) -> None:
+        """Have workers import the stand-in that sleeps known times (tests/sleeping_oga)."""
+        stand_in = str(REPOSITORY / "tests" / "sleeping_oga")
+        self.environment["PYTHONPATH"] = os.pathsep.join([stand_in, self.environment["PYTHONPATH"]])
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "coe_cli", *arguments]
@@ -160,15 +167,13 @@ class Coe:
 @pytest.fixture(scope="session")
 def models_dir() -> Path:
     """The folder with the embedded model: COE_MODELS_DIR, or ``models/`` of the checkout, filled when it is empty."""
-    named = os.environ.get("COE_MODELS_DIR")
-    folder = Path(named).absolute() if named else REPOSITORY / "models"
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".tests.lock"):
-        if not (folder / MODEL / "genai_config.json").exists():
-            environment = os.environ | {"COE_MODELS_DIR": str(folder), "PYTHONPATH": str(REPOSITORY)}
+    _MODELS.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(_MODELS / ".tests.lock"):
+        if not (_MODELS / MODEL / "genai_config.json").exists():
+            environment = os.environ | {"COE_MODELS_DIR": str(_MODELS), "PYTHONPATH": str(REPOSITORY)}
             pull = [sys.executable, "-m", "coe_cli", "models", "pull", MODEL]
             subprocess.run(pull, check=True, cwd=REPOSITORY, env=environment)
-    return folder
+    return _MODELS
 
 
 @pytest.fixture
@@ -204,6 +209,19 @@ def copied_model(bare_coe: Coe, models_dir: Path) -> Path:
     return copy_model(models_dir / MODEL, bare_coe.models / MODEL)
 
 
+@pytest.fixture
+def sleeper(bare_coe: Coe, models_dir: Path) -> Coe:
+    """coe whose workers sleep; ``sleeping_model`` gives it models."""
+    bare_coe.sleep()
+    return bare_coe
+
+
+def sleeping_model(coe: Coe, name: str, **sleeps: Any) -> None:
+    """The real model's files, which the stand-in does not read, and what it is to do."""
+    folder = copy_model(_MODELS / MODEL, coe.models / name)
+    (folder / "sleeps.json").write_text(json.dumps(sleeps))
+
+
 def copy_model(source: Path, target: Path) -> Path:
     """A folder of hard links where the file system allows it, of copies where not.
 
@@ -237,12 +255,12 @@ def ids_of(question: str, system: str | None = None) -> list[int]:
     """Token ids of a question to the embedded model, through its chat template."""
     from tokenizers import Tokenizer
 
-    named = os.environ.get("COE_MODELS_DIR")
-    folder = (Path(named) if named else REPOSITORY / "models") / MODEL
     system = system or "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     turns = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in (("system", system), ("user", question))]
     return list(
-        Tokenizer.from_file(str(folder / "tokenizer.json")).encode("".join(turns) + "<|im_start|>assistant\n").ids
+        Tokenizer.from_file(str(_MODELS / MODEL / "tokenizer.json"))
+        .encode("".join(turns) + "<|im_start|>assistant\n")
+        .ids
     )
 
 

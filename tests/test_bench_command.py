@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually, is_gone, read_some, worker_of
+from conftest import MODEL, Coe, eventually, is_gone, read_some, sleeping_model, worker_of
 from operating_system import interrupt
 from serving import serving
 
@@ -97,21 +97,6 @@ SCHEMA = _object(
 """The contract of ``--format json`` and ``--save``."""
 
 
-@pytest.fixture
-def sleeper(bare_coe: Coe, models_dir: Path) -> Coe:
-    """coe whose workers import the sleeping stand-in; ``add_model`` gives it models."""
-    stand_in = str(REPOSITORY / "tests" / "sleeping_oga")
-    bare_coe.environment["PYTHONPATH"] = os.pathsep.join([stand_in, bare_coe.environment["PYTHONPATH"]])
-    bare_coe.real_models = models_dir  # type: ignore[attr-defined]
-    return bare_coe
-
-
-def add_model(coe: Coe, name: str, **sleeps: Any) -> None:
-    """The real model's files, which the stand-in does not read, and what it is to do."""
-    folder = copy_model(coe.real_models / MODEL, coe.models / name)  # type: ignore[attr-defined]
-    (folder / "sleeps.json").write_text(json.dumps(sleeps))
-
-
 def report_of(coe: Coe, *arguments: str, code: int = 0) -> dict[str, Any]:
     result = coe.run("bench", *arguments, "--format", "json")
     assert result.code == code, result.stderr
@@ -121,7 +106,7 @@ def report_of(coe: Coe, *arguments: str, code: int = 0) -> dict[str, Any]:
 
 def test_no_figure_is_better_than_the_known_times_allow(sleeper: Coe) -> None:
     """Sleeps last at least as long as they were asked for, on a busy machine longer: so every bound has one side."""
-    add_model(sleeper, "known", load_s=LOAD_S, prefill_s_per_token=PREFILL_S, step_s=STEP_S)
+    sleeping_model(sleeper, "known", load_s=LOAD_S, prefill_s_per_token=PREFILL_S, step_s=STEP_S)
     report = report_of(
         sleeper, "known", "--prompt-tokens", str(PROMPT), "--gen-tokens", str(GENERATED), "-r", "3", "--warm-up", "0"
     )
@@ -138,7 +123,7 @@ def test_no_figure_is_better_than_the_known_times_allow(sleeper: Coe) -> None:
 def test_depth_is_cached_and_slots_take_turns(sleeper: Coe) -> None:
     """At a depth only the prompt is read again; two slots share the steps, so that their rate together stays the same."""
     prefill_s, step_s = 0.02, 0.06
-    add_model(sleeper, "known", prefill_s_per_token=prefill_s, step_s=step_s)
+    sleeping_model(sleeper, "known", prefill_s_per_token=prefill_s, step_s=step_s)
     report = report_of(
         sleeper, *("known", "--prompt-tokens", "24", "--gen-tokens", "6", "--depth", "24"), "--slots", "1,2", "-r", "1"
     )
@@ -150,10 +135,10 @@ def test_depth_is_cached_and_slots_take_turns(sleeper: Coe) -> None:
 
 
 def test_a_failing_model_gives_its_rows_an_error_and_the_rest_goes_on(sleeper: Coe) -> None:
-    add_model(sleeper, "a-full", fail_load="CUDA out of memory")
-    add_model(sleeper, "b-lost", fail_generator="887A0005: the device was removed")
-    add_model(sleeper, "c-dead", crash_at_step=2)
-    add_model(sleeper, "d-fine")
+    sleeping_model(sleeper, "a-full", fail_load="CUDA out of memory")
+    sleeping_model(sleeper, "b-lost", fail_generator="887A0005: the device was removed")
+    sleeping_model(sleeper, "c-dead", crash_at_step=2)
+    sleeping_model(sleeper, "d-fine")
     (sleeper.models / "e-torn").mkdir()
     (sleeper.models / "e-torn" / "genai_config.json").write_text("{")
     report = report_of(sleeper, *QUICK, "--prompt-tokens", "8,9000")
@@ -172,7 +157,7 @@ def test_a_failing_model_gives_its_rows_an_error_and_the_rest_goes_on(sleeper: C
 
 
 def test_the_exit_code_is_the_failure_when_nothing_could_be_measured(sleeper: Coe) -> None:
-    add_model(sleeper, "full", fail_load="CUDA out of memory")
+    sleeping_model(sleeper, "full", fail_load="CUDA out of memory")
     result = sleeper.run("bench", "full", *QUICK)
     assert result.code == 6
     assert "out_of_memory" in result.stdout
@@ -182,8 +167,8 @@ def test_the_exit_code_is_the_failure_when_nothing_could_be_measured(sleeper: Co
 
 def test_two_models_have_swap_times_and_peaks_of_their_own(sleeper: Coe) -> None:
     """A swap holds the other model's load, a prompt of 16 tokens and the first token, not the start of its process."""
-    add_model(sleeper, "one", load_s=0.2, step_s=0.2, memory_mb=16)
-    add_model(sleeper, "two", load_s=1.2, step_s=0.2, memory_mb=316)
+    sleeping_model(sleeper, "one", load_s=0.2, step_s=0.2, memory_mb=16)
+    sleeping_model(sleeper, "two", load_s=1.2, step_s=0.2, memory_mb=316)
     report = report_of(sleeper, *QUICK)
     swaps = {(swap["from_model"], swap["to_model"]): swap["swap_s"] for swap in report["swaps"]}
     assert set(swaps) == {("one", "two"), ("two", "one")}
@@ -194,7 +179,7 @@ def test_two_models_have_swap_times_and_peaks_of_their_own(sleeper: Coe) -> None
 
 
 def test_against_an_earlier_run(sleeper: Coe, tmp_path: Path) -> None:
-    add_model(sleeper, "known", step_s=0.05)
+    sleeping_model(sleeper, "known", step_s=0.05)
     saved = tmp_path / "earlier.json"
     sleeper.run("bench", *QUICK, "--save", str(saved)).check()
     earlier = json.loads(saved.read_bytes())
@@ -239,7 +224,7 @@ def test_against_an_earlier_run(sleeper: Coe, tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused_before_anything_runs(
     sleeper: Coe, arguments: tuple[str, ...], message: str
 ) -> None:
-    add_model(sleeper, "known", load_s=100)
+    sleeping_model(sleeper, "known", load_s=100)
     (sleeper.folder / "text.json").write_text("[]")
     empty = {"machine": {"system": "", "cpu": "", "cores": 1, "threads": 1, "memory_mb": None, "adapters": []}}
     (sleeper.folder / "other.json").write_text(json.dumps(empty | {"versions": {}, "rows": []}))
@@ -249,8 +234,8 @@ def test_what_cannot_work_is_refused_before_anything_runs(
 
 
 def test_an_interrupt_prints_the_finished_rows(sleeper: Coe, tmp_path: Path) -> None:
-    add_model(sleeper, "a-quick")
-    add_model(sleeper, "b-slow", step_s=50)
+    sleeping_model(sleeper, "a-quick")
+    sleeping_model(sleeper, "b-slow", step_s=50)
     saved = tmp_path / "saved.json"
     saved.write_text("as it was")
     process = sleeper.start("bench", *QUICK, "--format", "json", "--save", str(saved))
@@ -271,8 +256,8 @@ def test_an_interrupt_prints_the_finished_rows(sleeper: Coe, tmp_path: Path) -> 
 
 
 def test_json_lines_come_while_it_runs(sleeper: Coe) -> None:
-    add_model(sleeper, "a-quick")
-    add_model(sleeper, "b-slow", step_s=50)
+    sleeping_model(sleeper, "a-quick")
+    sleeping_model(sleeper, "b-slow", step_s=50)
     process = sleeper.start("bench", *QUICK, "--format", "jsonl")
     read = b""
     while read.count(b"\n") < 2:
@@ -285,7 +270,7 @@ def test_json_lines_come_while_it_runs(sleeper: Coe) -> None:
 
 def test_without_matplotlib_one_line_says_what_to_install(sleeper: Coe, tmp_path: Path) -> None:
     """Before the run starts: this model would load for longer than the test may take."""
-    add_model(sleeper, "known", load_s=1000)
+    sleeping_model(sleeper, "known", load_s=1000)
     hook = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda n, *a: None if n == 'matplotlib' else find(n, *a)"
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "sitecustomize.py").write_text(hook)

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from coe_cli.core.findings import Finding, ok, warning
+from coe_cli.core.importing.record import RECORD
 from coe_cli.core.models.catalog import Source
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.errors import ModelMissing, UsageError
@@ -66,7 +67,7 @@ def _recorded_source(name: str, folder: Path, scratch: Path, on_progress: OnProg
     manifest = read_manifest(folder) or {}
     origin = manifest.get("origin")
     uri = str(origin.get("uri", "")) if isinstance(origin, dict) else ""
-    converted = (folder / "coe_conversion.json").is_file()
+    converted = (folder / RECORD).is_file()
     if not uri or not converted:
         raise UsageError(
             f"`{name}` was not converted by coe, so there is no record of a source to compare it with",

@@ -22,6 +22,7 @@ from coe_cli.runtime.conversion.optimize import prunes_head
 from coe_cli.runtime.doctor.software import SYSTEMS
 from coe_cli.runtime.store.inventory import all_duplicates
 from coe_cli.runtime.store.model_store import open_model, unfinished
+from coe_cli.runtime.store.older_recipe import older_recipe
 
 
 def check_models(
@@ -51,6 +52,8 @@ def check_models(
             findings.append(error("models", problem.message, problem.hint))
             continue
         findings += [_of_model(name, problem) for problem in problems]
+        if older := older_recipe(name, folder):
+            findings.append(replace(older, check="models"))
         if provider == spec.provider and worst(problems) is Level.ERROR:
             continue
         line = f"{name} runs on {provider}: {why}"

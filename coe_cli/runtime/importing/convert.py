@@ -13,15 +13,13 @@ from pathlib import Path
 
 from coe_cli.core.importing.encodings import Precision, rules_for
 from coe_cli.core.importing.genai_config import genai_config
+from coe_cli.core.importing.record import RECORD, new_record
 from coe_cli.core.models.model_spec import GENAI_CONFIG
 from coe_cli.core.providers import host, names, spec_of
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.importing.source import inspect
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.model_ends import model_ends
-
-RECORD = "coe_conversion.json"
-"""Name of the file beside an imported model that says how its weights are kept."""
 
 Progress = Callable[[str, float], None]
 """Called with the stage (``tokenizer``, ``weights``) and the fraction of the whole that is done."""
@@ -70,12 +68,7 @@ def build(source: Path, output: Path, provider: str, precision: Precision, on_pr
 
     written(0.0)
     formats = write_decoder(found.decoder, found.weights(), output, rules, precision, written)
-    record = {
-        "source": found.path.name,
-        "architecture": found.architecture,
-        "recipe": {"provider": provider, "precision": precision},
-        "matrices": formats,
-    }
+    record = new_record(found.path.name, found.architecture, provider, precision, formats)
     (output / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

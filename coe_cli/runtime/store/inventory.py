@@ -19,6 +19,7 @@ from coe_cli.core.models.model_spec import (
 from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError
 from coe_cli.runtime.store.integrity import check_files, read_manifest
+from coe_cli.runtime.store.older_recipe import older_recipe
 
 _SAMPLE_BYTES = 65_536
 
@@ -59,15 +60,17 @@ def all_duplicates(models_dir: Path) -> dict[str, list[str]]:
 
 def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str, list[str]]) -> ModelRow:
     spec: ModelSpec | None = None
-    failure: CoeError | None = None
+    failure: tuple[str, str] | None = None
     try:
         if folder is None:
             spec = spec_from_catalog(name, catalog.models[name])
         else:
             spec = spec_from_folder(name, folder)
             check_files(name, folder)
+            if older := older_recipe(name, folder):
+                failure = (older.message, older.fix)
     except CoeError as error:
-        failure = error
+        failure = (error.message, error.hint)
     return ModelRow(
         name=name,
         on_disk=folder is not None,
@@ -78,8 +81,8 @@ def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str,
         kv_bytes_per_token=spec.kv_bytes_per_token(spec_of(spec.provider).graph.cache_element_bytes) if spec else None,
         duplicate_of=duplicates.get(name, []),
         default=name == catalog.default_model,
-        problem=failure.message if failure else None,
-        hint=failure.hint if failure else None,
+        problem=failure[0] if failure else None,
+        hint=failure[1] if failure else None,
     )
 
 

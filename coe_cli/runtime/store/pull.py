@@ -11,6 +11,7 @@ from coe_cli.errors import CoeError
 from coe_cli.runtime.progress import OnProgress
 from coe_cli.runtime.store.downloads import in_parallel
 from coe_cli.runtime.store.install import Request, install_request, preflight
+from coe_cli.runtime.store.older_recipe import older_recipe
 
 _AT_ONCE = 2
 
@@ -44,6 +45,8 @@ def pull(
                 tell(error.message)
         else:
             tell(f"{spec.name} is ready in {spec.folder}")
+            if spec.folder and (older := older_recipe(spec.name, spec.folder)):
+                tell(f"{older.message}. {older.fix}")
 
     if len(requests) == 1:
         install_one(requests[0])

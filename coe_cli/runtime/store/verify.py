@@ -26,6 +26,7 @@ from coe_cli.runtime.store import golden_answer
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
 from coe_cli.runtime.store.model_ends import end_finding
 from coe_cli.runtime.store.model_files import check_safe
+from coe_cli.runtime.store.older_recipe import older_recipe
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 _SAMPLE = "Grüße, 世界! def f(x): return x ** 2  # 3.14"
@@ -68,6 +69,7 @@ def verify(
         *_consistency(spec, facts, again),
         *_tokenizer(spec, folder, again),
         end_finding(folder, config),
+        *filter(None, [older_recipe(name, folder)]),
         *_graph_rules(spec),
     ]
     if run and spec.provider not in installed_providers():

@@ -28,6 +28,8 @@ WIRE_SEED = Range(-(2**63), 2**63 - 1)
 TEMPERATURE = Range(0, 2)
 TOP_P = Range(0, 1)
 REPETITION_PENALTY = Range(1, 10)
+LOGPROBS = Range(0, 20)
+"""The likeliest tokens that are told beside each of an answer."""
 PRIORITY = Range(-(2**31), 2**31 - 1)
 ROW_ID = Range(1, 2**63 - 1)
 """The number of a conversation: a row of SQLite."""

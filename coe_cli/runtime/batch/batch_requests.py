@@ -48,6 +48,8 @@ def _single(body: Any, row: OpenAIRow, line: int) -> ChatRequest:
     """The one answer of text that a row may ask for."""
     requests: list[ChatRequest] = body.chat_requests()
     reason = "`body.tools`: a batch calls no functions" if requests[0].tools is not None else ""
+    if requests[0].logprobs is not None:
+        reason = "`body.logprobs`: a batch tells none"
     if len(requests) > 1 or (body.n or 1) > 1:
         reason = "`body`: a row has one prompt and one answer; write a row for each"
     if reason:

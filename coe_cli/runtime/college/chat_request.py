@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from coe_cli.core.answers.limits import MAX_PROMPT_IDS, MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
+from coe_cli.core.answers.limits import LOGPROBS, MAX_PROMPT_IDS, MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
 from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.notes import Note
@@ -36,6 +36,8 @@ class ChatRequest(Struct, frozen=True):
 
     ``tools``: functions that the answer may call, or must. ``prompt_ids``: the prompt as token ids, in place of messages.
 
+    ``logprobs`` as in ``protocol.Generate``.
+
     ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
 
     ``fallback``: whether the fallback model may answer for an expert whose own is not installed; None: as the profile says.
@@ -57,6 +59,7 @@ class ChatRequest(Struct, frozen=True):
     guidance: Guidance | None = None
     tools: Tools | None = None
     prompt_ids: Annotated[list[int], Meta(max_length=MAX_PROMPT_IDS)] | None = None
+    logprobs: Annotated[int, Meta(ge=LOGPROBS.least, le=LOGPROBS.most)] | None = None
     priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0
     retries: Annotated[int, Meta(ge=0, le=100)] = 1
     buffered: bool = False

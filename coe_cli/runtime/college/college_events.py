@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from coe_cli.core.answers.token_bytes import TokenLogprob
 from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import MAX_ANSWER_TOKENS
 from coe_cli.core.models.model_spec import ModelSpec
@@ -32,6 +33,7 @@ class Ask(Struct, frozen=True):
     stop: list[str] = []
     guidance: Guidance | None = None
     tools: Tools | None = None
+    logprobs: int | None = None
     priority: int = 0
     retries: int = 1
     buffered: bool = False
@@ -74,10 +76,11 @@ class PrefillStarted(Struct, frozen=True, tag=True):
 
 
 class Delta(Struct, frozen=True, tag=True):
-    """A piece of the answer as the model wrote it, <think> tags included; the text of so many ``tokens``."""
+    """A piece of the answer as the model wrote it, <think> tags included; the text of so many ``tokens``, ``logprobs`` of each."""
 
     text: str
     tokens: int = 1
+    logprobs: list[TokenLogprob] = []
 
 
 class Restarted(Struct, frozen=True, tag=True):

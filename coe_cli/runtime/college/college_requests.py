@@ -47,7 +47,8 @@ class OpenRequest:
     def end(self, outcome: ce.Finished | CoeError) -> None:
         """The last event, after what was held back of a complete answer."""
         if self.held_back and isinstance(outcome, ce.Finished):
-            self.events.put_nowait(ce.Delta("".join(piece.text for piece in self.held_back), 0))
+            logprobs = [each for piece in self.held_back for each in piece.logprobs]
+            self.events.put_nowait(ce.Delta("".join(piece.text for piece in self.held_back), 0, logprobs))
         self.events.put_nowait(outcome)
 
 

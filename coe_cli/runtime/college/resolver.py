@@ -195,6 +195,7 @@ class RequestResolver:
             stop=request.stop,
             guidance=request.guidance,
             tools=request.tools,
+            logprobs=request.logprobs,
             expert=choice.expert,
             priority=request.priority,
             retries=request.retries,

@@ -43,6 +43,7 @@ def to_worker(request_id: int, ask: ce.Ask, prompt: Prompt, context_length: int)
         sampling=ask.sampling,
         stop=ask.stop,
         guidance=_guidance(ask, prompt),
+        logprobs=ask.logprobs,
         flush_s=_BUFFERED_FLUSH_S if ask.buffered else ask.flush_s,
     )
 
@@ -77,7 +78,7 @@ def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, wor
 
 def piece(message: protocol.Token) -> ce.Delta:
     """A part of the answer."""
-    return ce.Delta(message.text, message.tokens)
+    return ce.Delta(message.text, message.tokens, message.logprobs)
 
 
 def finished(message: protocol.Done, ask: ce.Ask, prompt: Prompt) -> ce.Finished:

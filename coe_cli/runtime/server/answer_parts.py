@@ -6,6 +6,7 @@ import json
 import secrets
 from typing import Any, Literal, NamedTuple
 
+from coe_cli.core.answers.token_bytes import TokenLogprob
 from coe_cli.core.answers.tool_calls import CallDelta, CallReader, ToolCall
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.thoughts import AnswerPieces
@@ -29,6 +30,8 @@ class Choice:
 
     def __init__(self, index: int, ask: ce.Ask, *, splits_thinking: bool, begins_prompt: bool = True) -> None:
         self.index, self.begins_prompt = index, begins_prompt
+        self.logprobs: list[TokenLogprob] | None = None if ask.logprobs is None else []
+        self._told = 0
         free = ask.guidance is None and (ask.tools is None or not ask.tools.required)
         self._pieces = AnswerPieces(splits_thinking=splits_thinking and free)
         self._reader = CallReader() if ask.tools is not None else None
@@ -41,6 +44,8 @@ class Choice:
         """The parts that are certain with this event."""
         if isinstance(event, ce.PrefillStarted):
             self.reading = event
+        if isinstance(event, ce.Delta) and self.logprobs is not None:
+            self.logprobs += event.logprobs
         parts: list[Part] = []
         for text, is_thinking in self._pieces.of(event):
             if is_thinking:
@@ -60,6 +65,12 @@ class Choice:
             else:
                 self._calls[part.call][2].append(part.text)
         return parts
+
+    def new_logprobs(self) -> list[TokenLogprob]:
+        """Those that this has not given yet."""
+        found = self.logprobs or []
+        new, self._told = found[self._told :], len(found)
+        return new
 
     @staticmethod
     def _read(found: list[str | CallDelta]) -> list[Part]:

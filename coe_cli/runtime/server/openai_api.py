@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from coe_cli.core.answers.limits import (
+    LOGPROBS,
     MAX_PROMPT_IDS,
     MAX_TOKENS,
     REPETITION_PENALTY,
@@ -54,6 +55,9 @@ _Stop = Annotated[Text, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
 _Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
+
+
+_Logprobs = Annotated[int, Field(ge=LOGPROBS.least, le=LOGPROBS.most)]
 
 
 class StreamOptions(BaseModel):
@@ -106,9 +110,15 @@ class _Generation(Constraints):
 class ChatCompletionRequest(_Generation, ToolFields):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: _Tokens | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Logprobs | None = None
     modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _beside_logprobs(self) -> ChatCompletionRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise refuse_field("top_logprobs", "these are told beside `logprobs`, which is not true")
+        return self
 
     def chat_requests(self) -> list[ChatRequest]:
         """What is asked of the resolver."""
@@ -122,6 +132,7 @@ class ChatCompletionRequest(_Generation, ToolFields):
                 allow_special_tokens=self.allow_special_tokens,
                 guidance=self.guidance,
                 tools=self.chosen_tools(),
+                logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             )
         ]
 
@@ -134,6 +145,7 @@ class CompletionRequest(_Generation):
         | Annotated[list[_Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
     echo: bool | None = None
+    logprobs: _Logprobs | None = None
     suffix: Literal[""] | None = None
     best_of: int | None = Field(default=None, ge=1, description="only as many as `n`: all are given")
 
@@ -143,6 +155,8 @@ class CompletionRequest(_Generation):
             raise refuse_field("best_of", "all answers are given: it can only be as many as `n`")
         if self.echo and not all(isinstance(prompt, str) for prompt in self.prompts()):
             raise refuse_field("echo", "token ids are not turned into text; put the text before the answer yourself")
+        if self.echo and self.logprobs is not None:
+            raise refuse_field("logprobs", "those of a prompt are not known; leave out `echo`")
         return self
 
     def echoed(self) -> list[str]:
@@ -168,6 +182,7 @@ class CompletionRequest(_Generation):
                 stop=self.stops,
                 allow_special_tokens=self.allow_special_tokens,
                 guidance=self.guidance,
+                logprobs=self.logprobs,
             )
             for prompt in self.prompts()
         ]
@@ -215,10 +230,25 @@ class ChatAnswer(BaseModel):
     refusal: None = None
 
 
+class LikelyToken(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ToldToken(LikelyToken):
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ToldToken]
+    refusal: None
+
+
 class ChatChoice(BaseModel):
     index: int
     message: ChatAnswer
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
@@ -233,10 +263,17 @@ class ChatCompletion(BaseModel):
     coe: Coe
 
 
+class TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
 class TextChoice(BaseModel):
     index: int
     text: str
-    logprobs: None
+    logprobs: TextLogprobs | None
     finish_reason: Literal["stop", "length"]
 
 

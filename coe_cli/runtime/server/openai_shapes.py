@@ -7,12 +7,16 @@ from typing import Any
 
 import msgspec
 
+from coe_cli.core.answers.token_bytes import TokenLogprob, token_text
 from coe_cli.errors import CoeError
 from coe_cli.runtime.server.answer_parts import Choice, Part
 from coe_cli.runtime.server.http_errors import error_object
 from coe_cli.runtime.server.streaming import About, Shape
 
 _encode = msgspec.json.Encoder().encode
+_REST = b',"logprobs":null,"finish_reason":null}'
+_LEAST_LOGPROB = -9999.0
+"""In place of minus infinity, which JSON has not."""
 
 
 class ChatShape(Shape):
@@ -27,10 +31,10 @@ class ChatShape(Shape):
     def delta(self, field: str) -> tuple[bytes, bytes]:
         """The JSON before and after the text of a piece."""
         key = b'{"reasoning_content":' if field == "thinking" else b'{"content":'
-        return b'"delta":' + key, b'},"logprobs":null,"finish_reason":null}'
+        return b'"delta":' + key, b"}" + _REST
 
     def first(self, index: int) -> bytes:
-        return b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+        return b'"delta":{"role":"assistant","content":""}' + _REST
 
     def last(self, reason: str) -> bytes:
         return b'"delta":{},"logprobs":null,"finish_reason":' + _encode(reason) + b"}"
@@ -38,7 +42,19 @@ class ChatShape(Shape):
     def message(self, choice: Choice) -> dict[str, Any]:
         """One whole choice."""
         calls = [_call(c.id, c.name, c.arguments) for c in choice.calls]
-        return chat_choice(choice.index, choice.text, choice.thoughts, choice.reason, calls)
+        made = chat_choice(choice.index, choice.text, choice.thoughts, choice.reason, calls)
+        return made | self._logprobs_of(choice)
+
+    def _logprobs_of(self, choice: Choice) -> dict[str, Any]:
+        """The field of a whole choice, where it was asked for."""
+        return {} if choice.logprobs is None else {"logprobs": self.logprobs(choice.index, choice.new_logprobs())}
+
+    def logprobs(self, index: int, found: list[TokenLogprob]) -> dict[str, Any]:
+        """The log probabilities of a choice's next tokens."""
+        content = [
+            _told(each.token, each.logprob) | {"top_logprobs": [_told(*other) for other in each.top]} for each in found
+        ]
+        return {"content": content, "refusal": None}
 
     # --- in chunks
 
@@ -49,28 +65,34 @@ class ChatShape(Shape):
         return b"".join(self._before(choice.index) + self.first(choice.index) + told for choice in about.choices)
 
     def parts(self, choice: Choice, parts: list[Part]) -> bytes:
-        return b"".join([self._part(choice.index, part) for part in parts])
+        return b"".join([self._part(choice, part) for part in parts])
 
-    def _part(self, index: int, part: Part) -> bytes:
+    def _with_logprobs(self, choice: Choice, end: bytes) -> bytes:
+        """``end`` of a chunk, in which their place is the first that is null."""
+        new = choice.new_logprobs()
+        return end.replace(b"null", _encode(self.logprobs(choice.index, new)), 1) if new else end
+
+    def _part(self, choice: Choice, part: Part) -> bytes:
+        index = choice.index
         if part.kind == "call":
             named: dict[str, Any] = {"id": part.id, "type": "function"} if part.name is not None else {}
             function = (
                 {"name": part.name, "arguments": part.text} if part.name is not None else {"arguments": part.text}
             )
             call = {"index": part.call, **named, "function": function}
-            start, end = b'"delta":{"tool_calls":[', b']},"logprobs":null,"finish_reason":null}'
-            return self._before(index) + start + _encode(call) + end + self._after
+            end = self._with_logprobs(choice, b"]}" + _REST)
+            return self._before(index) + b'"delta":{"tool_calls":[' + _encode(call) + end + self._after
         wrap = self._wraps.get((index, part.kind))
         if wrap is None:  # every piece is wrapped in the same bytes: only its text is encoded anew
             start, end = self.delta(part.kind)
             wrap = self._wraps[index, part.kind] = (self._before(index) + start, end + self._after)
-        return wrap[0] + _encode(part.text) + wrap[1]
+        return wrap[0] + _encode(part.text) + self._with_logprobs(choice, wrap[1])
 
     def end_of(self, choice: Choice) -> bytes:
         after = self._after
         if choice.finished is not None and choice.finished.notes:
             after = after.replace(b"}\n\n", b',"coe":' + _encode({"notes": choice.finished.notes}) + b"}\n\n")
-        return self._before(choice.index) + self.last(choice.reason) + after
+        return self._before(choice.index) + self._with_logprobs(choice, self.last(choice.reason)) + after
 
     def end(self, about: About) -> bytes:
         usage = b""
@@ -101,17 +123,34 @@ class TextShape(ChatShape):
     prefix, name, chunk_name = "cmpl-", "text_completion", "text_completion"
     splits_thinking = False
 
+    def __init__(self, *, include_usage: bool = False, echoed: Sequence[str] = ()) -> None:
+        super().__init__(include_usage=include_usage, echoed=echoed)
+        self._offsets = [len(text) for text in echoed]
+
     def delta(self, field: str) -> tuple[bytes, bytes]:
-        return b'"text":', b',"logprobs":null,"finish_reason":null}'
+        return b'"text":', _REST
 
     def first(self, index: int) -> bytes:
-        return b'"text":' + _encode(self._echoed[index]) + b',"logprobs":null,"finish_reason":null}'
+        return b'"text":' + _encode(self._echoed[index]) + _REST
 
     def last(self, reason: str) -> bytes:
         return b'"text":"","logprobs":null,"finish_reason":' + _encode(reason) + b"}"
 
     def message(self, choice: Choice) -> dict[str, Any]:
-        return text_choice(choice.index, self._echoed[choice.index] + choice.text, choice.reason)
+        made = text_choice(choice.index, self._echoed[choice.index] + choice.text, choice.reason)
+        return made | self._logprobs_of(choice)
+
+    def logprobs(self, index: int, found: list[TokenLogprob]) -> dict[str, Any]:
+        told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for each in found:
+            likeliest = {token_text(token): _finite(logprob) for token, logprob in each.top}
+            text = token_text(each.token)
+            told["tokens"].append(text)
+            told["token_logprobs"].append(_finite(each.logprob))
+            told["top_logprobs"].append({**likeliest, text: _finite(each.logprob)} if likeliest else None)
+            told["text_offset"].append(self._offsets[index])
+            self._offsets[index] += sum(byte & 0xC0 != 0x80 for byte in each.token)  # bytes that begin a character
+        return told
 
 
 def chat_choice(
@@ -129,6 +168,14 @@ def chat_choice(
 def text_choice(index: int, text: str, reason: str) -> dict[str, Any]:
     """A whole choice of a plain completion."""
     return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)
+
+
+def _told(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token_text(token), "logprob": _finite(logprob), "bytes": list(token)}
 
 
 def _call(made: str, name: str, arguments: str) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def chat_request(
         if completion.n not in (None, 1):
             raise refuse_field("n", "there is one answer here")
         (asked,) = completion.chat_requests()
+        if asked.logprobs is not None:
+            raise refuse_field("logprobs", "there is no place for them here; /v1/chat/completions tells them")
         return asked
     except ValidationError as error:
         found = error.errors(include_url=False)

@@ -10,10 +10,12 @@ from typing import Any
 from coe_cli.core.answers.repetition import RepetitionDetector
 from coe_cli.core.answers.sampling import search_options
 from coe_cli.core.answers.stop_strings import StopStrings
+from coe_cli.core.answers.token_bytes import TokenLogprob
 from coe_cli.core.providers import spec_of
 from coe_cli.errors import PromptTooLong
 from coe_cli.providers.settings import configure
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.logprobs import Logprobs, token_bytes
 from coe_cli.runtime.worker.private_folder import private_folder
 from coe_cli.runtime.worker.slots import Slot, Slots
 
@@ -37,6 +39,7 @@ class PreparedModel:
         self.search: dict[str, Any] = settings.content.get("search", {})
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
+        self.token_bytes = token_bytes(folder)
         chunk_size = message.chunk_size or settings.search("chunk_size")
         self.slots = Slots(oga, self.model, message.slots, chunk_size, spec_of(message.provider).capabilities)
         if message.warm_context_length is not None:
@@ -61,6 +64,7 @@ class Generation:
         self._stops = StopStrings(message.stop)
         self._repetition = RepetitionDetector()
         self._repeats = False
+        self._logprobs: Logprobs | None = None
 
     def prepare(self) -> protocol.Started:
         """Find a slot for the prompt.
@@ -74,6 +78,8 @@ class Generation:
                 f"the prompt has {prompt_tokens} tokens and the context is {context}",
                 "Shorten the prompt, or choose a profile or model with a longer context.",
             )
+        if self._message.logprobs is not None:
+            self._logprobs = Logprobs(self._model.token_bytes(), self._message.logprobs)
         room = context - prompt_tokens
         self._budget = min(self._message.max_tokens or room, room)
         self._slot = self._model.slots.acquire(self._search_options(), self._message.guidance, self._prompt_ids)
@@ -99,6 +105,8 @@ class Generation:
             assert self._slot is not None
             self._generator = self._slot.run_piece()
             return None
+        if self._logprobs is not None:
+            self._logprobs.look(self._generator.get_logits())
         self._generator.generate_next_token()
         self._completion_tokens += 1
         if self._completion_tokens == 1:
@@ -115,7 +123,15 @@ class Generation:
             self._repeats = not self._message.measured and self._repetition.feed(self._token(), text)
             if self._repeats or self._completion_tokens >= self._budget:
                 self.finish_reason = "length"
-        return self._before_stop(text) if self._message.stop else text
+        shown = self._before_stop(text) if self._message.stop else text
+        if self._logprobs is not None:
+            ended = self.finish_reason is not None
+            self._logprobs.show(shown, last=ended and not self._stops.stopped)
+        return shown
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Those of the tokens in the text that ``step`` has given and that were not taken yet."""
+        return self._logprobs.take() if self._logprobs is not None else []
 
     def done(self, reason: protocol.FinishReason) -> protocol.Done:
         return protocol.Done(
@@ -130,7 +146,10 @@ class Generation:
         )
 
     def _decode(self) -> str:
-        return str(self._stream.decode(self._token()))
+        token = self._token()
+        if self._logprobs is not None:
+            self._logprobs.add(token)
+        return str(self._stream.decode(token))
 
     def _token(self) -> int:
         return int(self._generator.get_next_tokens()[0])

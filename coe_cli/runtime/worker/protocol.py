@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.core.answers.sampling import Sampling as Sampling
+from coe_cli.core.answers.token_bytes import TokenLogprob
 from coe_cli.core.answers.tool_calls import ToolCall
 from coe_cli.errors import UsageError
 
@@ -69,6 +70,7 @@ class Generate(Message, frozen=True):
     ``flush_s``: after its first token the answer's text is sent at most so often, in seconds; 0 sends every token at once.
     ``context_length`` bounds prompt and answer together, in tokens; ``max_tokens`` bounds the answer. A
     ``measured`` answer goes on to ``max_tokens`` whatever the model says, and ``Done`` tells when each token came.
+    ``logprobs``: tell the log probability of each token, with so many of the likeliest in its place; None tells none.
     """
 
     request_id: int
@@ -80,6 +82,7 @@ class Generate(Message, frozen=True):
     guidance: Guidance | None = None
     flush_s: float = 0.0
     measured: bool = False
+    logprobs: int | None = None
 
 
 class Cancel(Message, frozen=True):
@@ -107,11 +110,12 @@ class Started(Message, frozen=True):
 
 
 class Token(Message, frozen=True):
-    """A piece of the answer: the text of so many ``tokens``."""
+    """A piece of the answer: the text of so many ``tokens``; ``logprobs``, where they were asked for, of those in the text."""
 
     request_id: int
     text: str
     tokens: int = 1
+    logprobs: list[TokenLogprob] = []
 
 
 class Done(Message, frozen=True):

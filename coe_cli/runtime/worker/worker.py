@@ -94,8 +94,9 @@ class Worker:
             return
         reason = generation.finish_reason
         tokens = unsent.add(text, last=reason is not None)
-        if tokens:
-            self._send(protocol.Token(generation.request_id, unsent.take(), tokens))
+        logprobs = generation.take_logprobs() if tokens or reason is not None else []
+        if tokens or logprobs:
+            self._send(protocol.Token(generation.request_id, unsent.take(), tokens, logprobs))
         if reason is None:
             self._running.append((generation, unsent))
         else:

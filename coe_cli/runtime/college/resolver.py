@@ -137,11 +137,8 @@ class RequestResolver:
         """
         if sum(len(message.content) for message in request.messages) > MAX_PROMPT_CHARS:
             raise PromptTooLong(f"the prompt has more than {MAX_PROMPT_CHARS} characters", "Shorten it.")
-        if (
-            request.raw
-            and request.prompt_ids is None
-            and not any(message.content.strip() for message in request.messages)
-        ):
+        says = request.prompt_ids is not None or any(message.content.strip() for message in request.messages)
+        if request.raw and not says:
             raise UsageError("the prompt is empty", "Give it some text.")
         expert, model = self._named(request)
         experts = [expert] if expert is not None else []

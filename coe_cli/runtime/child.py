@@ -1,6 +1,7 @@
 """Runs one of our own modules as a child process that reports in JSON lines, so that its memory goes when it ends.
 
-The child ends with its parent, however that ends: it holds the other end of a pipe.
+The child ends with its parent, however that ends: it holds the other end of a pipe, and the system ends it where it cannot
+look, for native code that holds the GIL.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from coe_cli.core.command_line import command_line
 from coe_cli.core.process_exit import ExitKind
 from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
 from coe_cli.package import python_environment, python_path
-from coe_cli.runtime.private_channel import take_standard_streams
+from coe_cli.runtime.job_object import end_with_us
+from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.store.source_errors import is_full
 
@@ -47,6 +49,7 @@ def run_child(module: str, arguments: Sequence[str], on_message: Callable[[Messa
             encoding="utf-8",
             env=_environment(),
         )
+        end_with_us(child.pid)
         try:
             error = _follow(child, on_message)
             code = child.wait()
@@ -76,6 +79,7 @@ def serve_as_child(work: Callable[[Callable[[Message], None]], None], task: str)
     """
     inbox, outbox = take_standard_streams()
     threading.Thread(target=_end_with_parent, args=(inbox,), daemon=True).start()
+    die_with_parent()
 
     def send(message: Message) -> None:
         outbox.write(json.dumps(message).encode() + b"\n")

@@ -156,7 +156,8 @@ class Trial:
             assert time.monotonic() < deadline, now
             await asyncio.sleep(0.01)
         residents = [name for name, state in states.items() if state == "ready"]
-        assert now.reserved_mb == WEIGHTS_MB * len(residents)
+        assert all(model.reserved_mb in (0, WEIGHTS_MB) for model in now.models)
+        assert now.reserved_mb == sum(model.held_mb for model in now.models)
         assert set(self.college.workers()) == set(residents)
         assert not self.college.busy
 
@@ -170,6 +171,7 @@ async def trial(
     load_timeout_s: float = 30.0,
     watchdog_s: float = 30.0,
     keep_warm_worker: bool = False,
+    clock: Callable[[], float] = time.monotonic,
     **pool: Any,
 ) -> AsyncIterator[Trial]:
     """A college on faulty workers; afterwards no process of it is left."""
@@ -186,7 +188,7 @@ async def trial(
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
     )
     the_meter = memory_probe or FakeMeter()
-    college = College(settings, the_meter)
+    college = College(settings, the_meter, clock)
     it = Trial(college, folder, the_meter)
     try:
         yield it

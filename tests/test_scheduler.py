@@ -75,6 +75,16 @@ def resident(target: Scheduler, *names: str, at_s: float = 0.0) -> None:
 # --- admission
 
 
+def test_idle_models_count_with_every_slot_that_they_hold() -> None:
+    s = scheduler({"a": (3000, 900), "b": (4300, 500)})
+    feed(s, 0, Request(1, "a"), Request(2, "a"))
+    assert kinds(feed(s, 1, Loaded("a"))) == ["Start", "Start"]
+    feed(s, 2, Done(1), Done(2))
+    assert (model(s, "a").held_mb, s.snapshot().usage_mb) == (4800, 4800)
+    assert feed(s, 3, Request(3, "b"))[0] == Evict("a", "room"), "both would hold 9600 of the 9500 MB"
+    assert feed(s, 4, Evicted("a")) == [Load("b")]
+
+
 def test_a_request_loads_its_model_runs_and_leaves_it_resident() -> None:
     s = scheduler({"a": (5000, 500)})
     assert feed(s, 0, Request(1, "a")) == [Load("a"), Wait(1, "a", "loading", 0)]
@@ -82,8 +92,8 @@ def test_a_request_loads_its_model_runs_and_leaves_it_resident() -> None:
     assert feed(s, 2, Loaded("a")) == [Start(1, "a", 1)]
     assert s.snapshot().reserved_mb == 5500
     assert feed(s, 3, Tokens(1), Done(1)) == []
-    assert s.snapshot().reserved_mb == 5000
-    assert model(s, "a").state == "ready"
+    assert (s.snapshot().reserved_mb, s.snapshot().usage_mb) == (5500, 5500)  # the slot keeps its memory
+    assert (model(s, "a").state, model(s, "a").reserved_mb) == ("ready", 5000)
     assert feed(s, 4, Request(2, "a")) == [Start(2, "a", 1)]
 
 
@@ -199,12 +209,12 @@ def test_levels_rise_at_their_threshold_and_fall_0_02_below_it() -> None:
     ]
 
 
-def test_usage_is_the_larger_of_reserved_and_measured() -> None:
+def test_usage_is_the_larger_of_held_and_measured() -> None:
     s = scheduler({"a": (5000, 500)})
     resident(s, "a")
     assert s.snapshot().measured_mb is None
     feed(s, 1, MeasuredUsage(3000))
-    assert s.snapshot().usage_mb == 5000
+    assert s.snapshot().usage_mb == 5500
     feed(s, 2, MeasuredUsage(7000))
     assert s.snapshot().usage_mb == 7000
     assert s.snapshot().pressure == 0.7
@@ -747,7 +757,7 @@ def test_cancel_in_each_state() -> None:
     feed(s, 0, Request("loading", "a"), Request("queued", "a"))
     assert feed(s, 1, Cancelled("queued"), Cancelled("loading")) == []
     assert feed(s, 2, Loaded("a")) == []
-    assert s.snapshot().reserved_mb == 2000  # the room kept for the first slot is free again
+    assert s.snapshot().reserved_mb == 2100  # the first slot was opened with the load
     feed(s, 3, Request("running", "a"), Request("next", "a"))
     assert feed(s, 4, Cancelled("running")) == [Stop("running", "a")]
     assert feed(s, 4, Cancelled("running"), Tokens("running")) == []

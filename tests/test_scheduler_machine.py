@@ -53,18 +53,14 @@ class Process:
     """One model's process as the world sees it."""
 
     state: str  # loading, ready, evicting
-    held: bool
     asked: bool
     loaded_s: float
     slots: int = 0
-    """Generations that hold a reservation; an eviction keeps them until the process is gone."""
+    """Generations."""
     warm: int = 0
     """Slots that were opened since the load, the first with the load itself; their memory stays until the end."""
 
-    def reserved_mb(self, name: str) -> float:
-        return COSTS[name].weights_mb + SLOT_MB[name] * (self.slots + self.held)
-
-    def physical_mb(self, name: str) -> float:
+    def held_mb(self, name: str) -> float:
         return COSTS[name].weights_mb + SLOT_MB[name] * self.warm
 
 
@@ -126,16 +122,15 @@ class World(RuleBasedStateMachine):
         """What a measurement would show now."""
         if not self.measures:
             return None
-        own = sum(p.physical_mb(name) for name, p in self.processes.items())
-        return own + self.external_mb + self.leaked_mb
+        return self.held_mb() + self.external_mb + self.leaked_mb
 
-    def reserved_mb(self) -> float:
-        return sum(p.reserved_mb(name) for name, p in self.processes.items())
+    def held_mb(self) -> float:
+        return sum(p.held_mb(name) for name, p in self.processes.items())
 
     def usage_mb(self) -> float:
         """A claim may be used in full beside what an eviction has not given back, though no measurement shows both yet."""
         lost_mb = self.scheduler.snapshot().lost_mb
-        return max(self.reserved_mb() + lost_mb, self.measured_mb or 0.0)
+        return max(self.held_mb() + lost_mb, self.measured_mb or 0.0)
 
     def in_state(self, *states: str) -> list[str]:
         return sorted(name for name, p in self.processes.items() if p.state in states)
@@ -203,9 +198,9 @@ class World(RuleBasedStateMachine):
         asked = isinstance(decision, Load)
         if asked:
             assert name in self.waiting.values(), "a load that nobody waits for"
-        self.processes[name] = Process("loading", held=asked, asked=asked, loaded_s=self.now_s, warm=1)
+        self.processes[name] = Process("loading", asked=asked, loaded_s=self.now_s, warm=1)
         if self.measured_mb is not None:
-            self.measured_mb += self.processes[name].physical_mb(name)
+            self.measured_mb += self.processes[name].held_mb(name)
         limit_mb = CRITICAL_MB if alone and asked else HIGH_MB - 1 if asked else ELEVATED_MB - 1
         assert self.usage_mb() <= limit_mb
         assert alone or not barred
@@ -237,7 +232,7 @@ class World(RuleBasedStateMachine):
             assert self.usage_mb() >= CRITICAL_MB - FALL_MB
             alive = self.in_state("ready", "loading")
             assert not self.in_state("evicting"), "more than one at a time at critical pressure"
-            sizes = {n: max(self.processes[n].reserved_mb(n), self.processes[n].physical_mb(n)) for n in alive}
+            sizes = {n: self.processes[n].held_mb(n) for n in alive}
             assert sizes[name] == max(sizes.values()), "not the largest consumer"
         elif decision.reason == "preload":
             assert process.state == "loading"
@@ -269,7 +264,7 @@ class World(RuleBasedStateMachine):
 
     def check_books(self) -> None:
         shown = self.scheduler.snapshot()
-        assert shown.reserved_mb == self.reserved_mb()
+        assert shown.reserved_mb == self.held_mb()
         assert shown.reserved_mb <= POOL_MB
         assert shown.running == len(self.running) + len(self.stopping)
         assert shown.queue_length == len(self.waiting) <= self.config.max_queue + self.config.max_concurrent_slots * 2
@@ -319,7 +314,7 @@ class World(RuleBasedStateMachine):
     def load_succeeds(self) -> None:
         (name,) = self.in_state("loading")
         process = self.processes[name]
-        process.state, process.held, process.loaded_s = "ready", False, self.now_s
+        process.state, process.loaded_s = "ready", self.now_s
         self.send(Loaded(name, self.used_mb()))
 
     @precondition(lambda self: self.in_state("loading"))
@@ -344,12 +339,12 @@ class World(RuleBasedStateMachine):
     def evict(self, pick: int, back: float = 1.0) -> None:
         names = self.in_state("evicting")
         name = names[pick % len(names)]
-        physical_mb = self.processes.pop(name).physical_mb(name)
+        held_mb = self.processes.pop(name).held_mb(name)
         if not self.measures:
             self.send(Evicted(name))
             return
-        self.leaked_mb += (1 - back) * physical_mb
-        self.send(Evicted(name, back * physical_mb, self.used_mb()))
+        self.leaked_mb += (1 - back) * held_mb
+        self.send(Evicted(name, back * held_mb, self.used_mb()))
 
     @precondition(lambda self: self.running)
     @rule(pick=st.integers(0, 1_000))

@@ -103,29 +103,25 @@ class Admission(Residency):
         if model.state is ModelState.ABSENT:
             self._load_for(entry, now_s, out)
         elif model.state is ModelState.READY:
-            new_mb = model.slot_mb if len(model.active) >= model.warm_slots else 0
-            self._make_room(entry, model.slot_mb, new_mb, now_s, out)
+            self._make_room(entry, model.next_slot_mb, now_s, out)
         if model.state is ModelState.LOADING:
             self._head = None
 
     def _slot_fits(self, model: ModelEntry) -> bool:
-        new_mb = model.slot_mb if len(model.active) >= model.warm_slots else 0
-        return self.memory.fits(model.slot_mb, new_mb, alone=self._running == 0 and self._loading is None)
+        return self.memory.fits(model.next_slot_mb, alone=self._running == 0 and self._loading is None)
 
     def _start(self, entry: RequestEntry, now_s: float, out: list[Decision]) -> None:
-        model, memory = entry.model, self.memory
+        model = entry.model
         entry.state = RequestState.RUNNING
         entry.started_s = now_s
         entry.blocked_since_s = math.inf
         model.active[entry.request_id] = entry
         model.forget_load_failures()
         self._running += 1
-        model.reserved_mb += model.slot_mb
-        memory.reserved_mb += model.slot_mb
         if len(model.active) > model.warm_slots:
             model.warm_slots += 1
-            model.footprint_mb += model.slot_mb
-            memory.place(model.slot_mb)
+            model.held_mb += model.slot_mb
+            self.memory.place(model.slot_mb)
         out.append(Start(entry.request_id, model.name, 1 + entry.deaths + entry.evictions))
         self._refresh(out)
 
@@ -137,7 +133,7 @@ class Admission(Residency):
         protected_mb = 0
         for other in self._models.values():
             if other is not model and self._is_protected(other, now_s):
-                protected_mb += other.footprint_mb
+                protected_mb += other.held_mb
         if not self.memory.could_fit(model.need_mb + protected_mb):
             return False
         if head.blocked_since_s == math.inf:
@@ -176,13 +172,13 @@ class Admission(Residency):
             return
         if self._evicting or now_s < model.not_before_s:
             return
-        if self.memory.fits(model.need_mb, model.need_mb, alone=self._running == 0 and self._loading is None):
-            self._load(model, model.slot_mb, now_s, out)
+        if self.memory.fits(model.need_mb, alone=self._running == 0 and self._loading is None):
+            self._load(model, now_s)
             self.loads += 1
             out.append(Load(model.name))
             self._refresh(out)
         else:
-            self._make_room(entry, model.need_mb, model.need_mb, now_s, out)
+            self._make_room(entry, model.need_mb, now_s, out)
 
     def _on_expected(self, event: Expected, now_s: float, out: list[Decision]) -> None:
         model = self._models.get(event.model)
@@ -190,13 +186,13 @@ class Admission(Residency):
             return
         if self._loading is not None or self._evicting or now_s < model.not_before_s:
             return
-        if self.memory.fits(model.need_mb, model.need_mb, alone=self._running == 0):
+        if self.memory.fits(model.need_mb, alone=self._running == 0):
             model.speculative = True
-            self._load(model, 0, now_s, out)
+            self._load(model, now_s)
             self.loads += 1
             out.append(Load(model.name))
 
-    def _make_room(self, head: RequestEntry, need_mb: int, new_mb: int, now_s: float, out: list[Decision]) -> None:
+    def _make_room(self, head: RequestEntry, new_mb: int, now_s: float, out: list[Decision]) -> None:
         """Evict idle models so that the head fits, or none if that is not enough."""
         loading = self._loading
         if loading is not None and loading.speculative:
@@ -209,13 +205,7 @@ class Admission(Residency):
         chosen: list[ModelEntry] = []
 
         def enough(victims: list[ModelEntry]) -> bool:
-            return self.memory.fits(
-                need_mb,
-                new_mb,
-                alone=alone,
-                freed_mb=sum(victim.reserved_mb for victim in victims),
-                freed_physical_mb=sum(victim.footprint_mb for victim in victims),
-            )
+            return self.memory.fits(new_mb, alone=alone, freed_mb=sum(victim.held_mb for victim in victims))
 
         for victim in self._idle_models(now_s):
             if victim is head.model:
@@ -251,7 +241,7 @@ class Admission(Residency):
         if name is not None:
             model = self._models[name]
             model.speculative = True
-            self._load(model, 0, now_s, out)
+            self._load(model, now_s)
             self.preloads += 1
             out.append(Preload(name))
             self._refresh(out)

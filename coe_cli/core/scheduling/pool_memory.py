@@ -1,12 +1,11 @@
-"""The memory pool: what is reserved, what is measured, and how close to the budget that is.
+"""The memory pool: what coe's models hold, what is measured, and how close to the budget that is.
 
 All figures are MB (2**20 bytes) of the pool, which is the budget less its fixed part.
 
-- ``reserved_mb``: weights of every model that is loading, resident or being evicted, plus one slot for each generation.
+- ``held_mb``: weights of every model that is loading, loaded or being evicted, and every slot that was opened since its load.
+  An idle one counts too: no provider's worker gives a slot's memory back before its process ends (docs/memory.md).
 - ``measured_mb``: the last measurement plus what was put on the device since; other programs count. -inf when unknown.
 - ``lost_mb``: memory that an eviction should have given back and did not; it counts as used until measured to be back.
-- ``footprint_mb``: what coe's own models should physically hold: weights and every slot that was opened since the load,
-  for a slot keeps its cache until the process ends (DESIGN §6).
 """
 
 from __future__ import annotations
@@ -38,13 +37,12 @@ class PoolMemory:
         "_upper_mb",
         "critical_mb",
         "elevated_mb",
-        "footprint_mb",
+        "held_mb",
         "high_mb",
         "level",
         "lost_mb",
         "measured_mb",
         "pool_mb",
-        "reserved_mb",
     )
 
     def __init__(self, pool_mb: float, thresholds: PressureThresholds) -> None:
@@ -52,8 +50,7 @@ class PoolMemory:
         self.elevated_mb = thresholds.elevated * pool_mb
         self.high_mb = thresholds.high * pool_mb
         self.critical_mb = thresholds.critical * pool_mb
-        self.reserved_mb = 0.0
-        self.footprint_mb = 0.0
+        self.held_mb = 0.0
         self.lost_mb = 0.0
         self.measured_mb = -math.inf
         self.level = Level.NORMAL
@@ -70,13 +67,13 @@ class PoolMemory:
 
     @property
     def usage_mb(self) -> float:
-        """The larger of reserved (with what is lost) and measured."""
-        return max(self.reserved_mb + self.lost_mb, self.measured_mb)
+        """The larger of what models hold (with what is lost) and measured."""
+        return max(self.held_mb + self.lost_mb, self.measured_mb)
 
     @property
     def external_mb(self) -> float:
         """Memory that is not this pool's to give back: other programs, or a shortfall."""
-        return max(self.lost_mb, self.measured_mb - self.footprint_mb, 0.0)
+        return max(self.lost_mb, self.measured_mb - self.held_mb, 0.0)
 
     def refresh(self) -> bool:
         """Bring ``level`` up to date; True when it changed."""
@@ -92,21 +89,17 @@ class PoolMemory:
         self._lower_mb, self._upper_mb = self._fall_mb[level], self._rise_mb[level]
         return True
 
-    def fits(
-        self, need_mb: float, new_mb: float, *, alone: bool, freed_mb: float = 0.0, freed_physical_mb: float = 0.0
-    ) -> bool:
-        """Whether ``need_mb`` more may be reserved, of which ``new_mb`` is not on the device yet.
+    def fits(self, new_mb: float, *, alone: bool, freed_mb: float = 0.0) -> bool:
+        """Whether ``new_mb`` more may be put on the device; a slot that is open already brings none.
 
         Beside other work the projected usage must stay below high. When coe runs and loads nothing (``alone``) there is
-        nothing to wait for, so it may go up to critical, which it never passes. ``freed_*``: after evicting so much.
+        nothing to wait for, so it may go up to critical, which it never passes. ``freed_mb``: after evicting so much.
         """
-        reserved_mb = self.reserved_mb + self.lost_mb - freed_mb
-        measured_mb = self.measured_mb - freed_physical_mb
+        usage_mb = self.usage_mb - freed_mb
         barred = Level.CRITICAL if alone else Level.HIGH
-        if self.level >= barred and max(reserved_mb, measured_mb) >= self._fall_mb[barred]:
+        if self.level >= barred and usage_mb >= self._fall_mb[barred]:
             return False
-        projected_mb = max(reserved_mb + need_mb, measured_mb + new_mb)
-        return projected_mb <= self.critical_mb if alone else projected_mb < self.high_mb
+        return usage_mb + new_mb <= self.critical_mb if alone else usage_mb + new_mb < self.high_mb
 
     def fits_normal(self, need_mb: float) -> bool:
         """Whether ``need_mb`` more leaves the level normal."""
@@ -114,7 +107,7 @@ class PoolMemory:
 
     def could_fit(self, need_mb: float) -> bool:
         """Whether ``need_mb`` would fit with all of coe's own models gone, as far as is known now."""
-        if self.measured_mb <= self.footprint_mb and not self.lost_mb:
+        if self.measured_mb <= self.held_mb and not self.lost_mb:
             return need_mb <= self.critical_mb
         external_mb = self.external_mb
         if self.level is Level.CRITICAL and external_mb >= self._fall_mb[Level.CRITICAL]:
@@ -123,7 +116,7 @@ class PoolMemory:
 
     def place(self, mb: float, *, loading: bool = False) -> None:
         """``mb`` is about to be allocated on the device; a measurement in mid-load must not make it forgotten."""
-        self.footprint_mb += mb
+        self.held_mb += mb
         self.measured_mb += mb
         if loading:
             self._load_floor_mb = self.measured_mb
@@ -133,16 +126,14 @@ class PoolMemory:
     def load_ended(self) -> None:
         self._load_floor_mb = -math.inf
 
-    def remove(self, reserved_mb: float, footprint_mb: float, used_mb: float | None) -> None:
+    def remove(self, held_mb: float, used_mb: float | None) -> None:
         """A model's process is gone; without a measurement all of its memory is taken to be back."""
-        self.reserved_mb -= reserved_mb
-        self.footprint_mb -= footprint_mb
-        if used_mb is None:
-            self.measured_mb = max(0.0, self.measured_mb - footprint_mb) if self.measured_mb >= 0 else self.measured_mb
-            self._load_floor_mb -= footprint_mb
-        else:
-            self._load_floor_mb -= footprint_mb
+        self.held_mb -= held_mb
+        self._load_floor_mb -= held_mb
+        if used_mb is not None:
             self.measure(used_mb)
+        elif self.measured_mb >= 0:
+            self.measured_mb = max(0.0, self.measured_mb - held_mb)
 
     def measure(self, used_mb: float) -> None:
         self.measured_mb = max(used_mb, self._load_floor_mb)
@@ -153,5 +144,5 @@ class PoolMemory:
     def settle_lost(self, used_mb: float) -> float:
         """A measurement with no load or eviction under way: what it does not show is back. MB that came back."""
         before_mb = self.lost_mb
-        self.lost_mb = min(before_mb, max(0.0, used_mb - self.footprint_mb))
+        self.lost_mb = min(before_mb, max(0.0, used_mb - self.held_mb))
         return before_mb - self.lost_mb

@@ -46,17 +46,13 @@ class Residency(RequestQueues):
 
     # --- loading
 
-    def _load(self, model: ModelEntry, held_mb: int, now_s: float, out: list[Decision]) -> None:
-        memory = self.memory
+    def _load(self, model: ModelEntry, now_s: float) -> None:
         model.state = ModelState.LOADING
         model.loaded_s = now_s
-        model.held_mb = held_mb
-        model.reserved_mb = model.weights_mb + held_mb
-        model.footprint_mb = model.need_mb
+        model.held_mb = model.need_mb
         model.warm_slots = 1  # the first slot is opened right after the load
         model.infeasible_since_s = math.inf
-        memory.reserved_mb += model.reserved_mb
-        memory.place(model.need_mb, loading=True)
+        self.memory.place(model.need_mb, loading=True)
         self._loading = model
 
     def _load_failure(self, model: ModelEntry, failure: LoadFailed, now_s: float, out: list[Decision]) -> None:
@@ -109,9 +105,8 @@ class Residency(RequestQueues):
         by_cache = self.config.target == "largest_kv_cache"
 
         def size(model: ModelEntry) -> tuple[int, int, bool, float]:
-            total_mb = max(model.reserved_mb, model.footprint_mb)
-            first_mb = model.warm_slots * model.slot_mb if by_cache else total_mb
-            return first_mb, total_mb, not model.active, -model.idle_since_s
+            first_mb = model.warm_slots * model.slot_mb if by_cache else model.held_mb
+            return first_mb, model.held_mb, not model.active, -model.idle_since_s
 
         model = max(candidates, key=size)
         had_active = bool(model.active)
@@ -162,9 +157,9 @@ class Residency(RequestQueues):
             self.memory.load_ended()
         if model.state is ModelState.EVICTING:
             self._evicting -= 1
-        self.memory.remove(model.reserved_mb, model.footprint_mb, used_mb)
+        self.memory.remove(model.held_mb, used_mb)
         model.state = ModelState.ABSENT
-        model.reserved_mb = model.footprint_mb = model.held_mb = model.warm_slots = 0
+        model.held_mb = model.warm_slots = 0
         model.speculative = model.unload_wanted = False
 
     def _unload_idle(self, now_s: float, out: list[Decision]) -> None:

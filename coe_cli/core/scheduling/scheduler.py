@@ -223,8 +223,6 @@ class Scheduler(Admission):
         model = entry.model
         del model.active[event.request_id]
         self._running -= 1
-        model.reserved_mb -= model.slot_mb
-        self.memory.reserved_mb -= model.slot_mb
         if not model.active:
             model.idle_since_s = now_s
         self._service_s += 0.1 * (now_s - entry.started_s - self._service_s)
@@ -253,9 +251,6 @@ class Scheduler(Admission):
         model.state = ModelState.READY
         model.loaded_s = model.idle_since_s = now_s
         model.preload_failed = False
-        model.reserved_mb -= model.held_mb
-        self.memory.reserved_mb -= model.held_mb
-        model.held_mb = 0
         if event.used_mb is not None:
             self.memory.measure(event.used_mb)
 
@@ -295,7 +290,7 @@ class Scheduler(Admission):
         model = self._models.get(event.model)
         if model is None or model.state is not ModelState.EVICTING:
             return
-        expected_mb = model.footprint_mb if model.warm_slots >= 0 else 0
+        expected_mb = model.held_mb if model.warm_slots >= 0 else 0
         self._removed(model, event.used_mb)
         if event.reclaimed_mb is None:
             return
@@ -303,7 +298,7 @@ class Scheduler(Admission):
         if event.used_mb is not None:  # a plan that was too high is no shortfall: what is not in use is not lost
             shortfall_mb = min(
                 shortfall_mb,
-                event.used_mb - self.memory.footprint_mb - self.memory.lost_mb,
+                event.used_mb - self.memory.held_mb - self.memory.lost_mb,
             )
         if shortfall_mb > self.config.shortfall_tolerance_mb:
             self.memory.lose(shortfall_mb)
@@ -339,7 +334,7 @@ class Scheduler(Admission):
                 resident_s=now_s - model.loaded_s if resident else None,
                 idle_s=now_s - model.idle_since_s if resident and not model.active else None,
                 preloaded=model.speculative,
-                held_mb=max(model.reserved_mb, model.footprint_mb),
+                held_mb=model.held_mb,
             )
             models.append(status)
         return Snapshot(
@@ -347,7 +342,7 @@ class Scheduler(Admission):
             level=Level(memory.level).name.lower(),
             pressure=memory.usage_mb / memory.pool_mb,
             usage_mb=memory.usage_mb,
-            reserved_mb=memory.reserved_mb,
+            reserved_mb=memory.held_mb,
             measured_mb=memory.measured_mb if memory.measured_mb > -math.inf else None,
             lost_mb=memory.lost_mb,
             pool_mb=memory.pool_mb,

@@ -145,7 +145,6 @@ class ModelEntry:
 
     __slots__ = (
         "active",
-        "footprint_mb",
         "held_mb",
         "idle_since_s",
         "infeasible_since_s",
@@ -159,7 +158,6 @@ class ModelEntry:
         "not_before_s",
         "preload_failed",
         "queue",
-        "reserved_mb",
         "slot_mb",
         "speculative",
         "state",
@@ -176,10 +174,8 @@ class ModelEntry:
         self.active: dict[RequestId, RequestEntry] = {}
         self.queue: list[tuple[float, int, RequestEntry]] = []
         self.waiting = 0
-        self.reserved_mb = 0
-        self.footprint_mb = 0
         self.held_mb = 0
-        """Room for the first slot, kept from the load on."""
+        """Weights and every slot opened since the load."""
         self.warm_slots = 0
         """Slots opened since the load, the first one with it; each keeps its memory until the process ends."""
         self.speculative = False
@@ -211,6 +207,18 @@ class ModelEntry:
         """Weights and one slot: the least with which the model is of use."""
         return self.weights_mb + self.slot_mb
 
+    @property
+    def reserved_mb(self) -> int:
+        """What it needs for what it does now: weights, and a slot for each generation or for the load."""
+        if self.state is ModelState.LOADING:
+            return self.need_mb
+        return 0 if self.state is ModelState.ABSENT else self.weights_mb + self.slot_mb * len(self.active)
+
+    @property
+    def next_slot_mb(self) -> int:
+        """What one generation more puts on the device."""
+        return self.slot_mb if len(self.active) >= self.warm_slots else 0
+
     def head(self) -> RequestEntry | None:
         """The next request of the queue; cancelled ones are dropped on the way."""
         queue = self.queue
@@ -237,11 +245,11 @@ class ModelStatus(Struct, frozen=True):
     idle_s: float | None
     preloaded: bool
     held_mb: int
-    """What it keeps until its process ends: weights and each slot opened since the load, or more where more is reserved."""
+    """What it keeps until its process ends: weights and each slot opened since the load."""
 
 
 class Snapshot(Struct, frozen=True):
-    """The whole pool at one moment. ``measured_mb`` is None when nothing was measured."""
+    """The whole pool at one moment. ``reserved_mb`` is what its models hold; ``measured_mb`` is None when nothing was measured."""
 
     models: list[ModelStatus]
     level: str

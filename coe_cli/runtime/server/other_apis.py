@@ -238,7 +238,7 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
     async def ps() -> dict[str, Any]:
         pool = college.snapshot()
         loaded = [
-            {**_entry(m.name, resolver), "size_vram": m.reserved_mb * _MB, "expires_at": now(), "state": m.state}
+            {**_entry(m.name, resolver), "size_vram": m.held_mb * _MB, "expires_at": now(), "state": m.state}
             for m in pool.models
             if m.state != "absent"
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,45 @@ def test_a_batch(dml: Coe) -> None:
     answers = [json.loads(line) for line in (dml.folder / "out.jsonl").read_text().splitlines()]
     assert sorted(answer["id"] for answer in answers) == ["0", "1", "2", "3"]
     assert all(answer["usage"]["completion_tokens"] for answer in answers)
+
+
+def test_a_prompt_that_takes_more_than_the_room_is_refused_on_every_way_in_and_says_how_many_tokens_fit(
+    dml: Coe,
+) -> None:
+    """Memory grows with the square of a context here: 100 MB hold 1024 tokens of the 2048 that model and profile have."""
+    narrow = "profiles: {narrow: {provider: dml, vram_budget_mb: 2100, max_concurrent_slots: 1, context_length: 2048}}"
+    (dml.config / "hardware_profiles.yaml").write_text(narrow)
+    dml.environment["COE_PROFILE"] = "narrow"
+    too_long, half = LONG, LONG[: len(LONG) // 2]
+    rows = [{"id": "long", "model": "gpu", "prompt": too_long}, {"id": "short", "model": "gpu", "prompt": "Hi"}]
+    (dml.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    use = f"""
+from coe_cli import Client
+from coe_cli.errors import CoeError
+with Client("narrow", serve=False) as client:
+    try:
+        client.ask({too_long!r}, model="gpu")
+    except CoeError as error:
+        print(error.message, error.hint)
+"""
+
+    assert 500 < ask(dml, "gpu", half)["usage"]["prompt_tokens"] < 1024
+    said = {
+        "ask": dml.run("ask", "-m", "gpu", too_long).stderr,
+        "chat": dml.run("chat", "-m", "gpu", stdin=f"{too_long}\n").stderr,
+        "Client": dml.run(command=[sys.executable, "-c", use]).stdout,
+    }
+    dml.run("batch", "in.jsonl", "-o", "out.jsonl", "--max-tokens", "4")
+    out = {row["id"]: row for row in map(json.loads, (dml.folder / "out.jsonl").read_text().splitlines())}
+    assert out["short"]["answer"] is not None
+    said["batch"] = json.dumps(out["long"])
+    with serving(dml) as served:
+        said["HTTP"] = json.dumps(served.chat(too_long, model="gpu", max_tokens=8).json)
+        assert served.chat("Hi", model="gpu", max_tokens=4).status == 200
+    for way, text in said.items():
+        assert "the context is 1024 (DirectML reads a prompt whole" in " ".join(text.split()), (way, text)
+        assert "Shorten the prompt to 1023 tokens" in " ".join(text.split()), (way, text)
+    assert not [line for line in logged(dml) if line.startswith("prompt") and int(line.split()[1]) > 1023]
 
 
 def test_a_benchmark(dml: Coe) -> None:

@@ -51,6 +51,7 @@ def test_json_keys_are_pinned() -> None:
     assert list(plan) == [
         "schema_version", "accounting", "provider", "profile", "fixed_mb", "pool_mb", "models", "slots", "total_mb",
         "headroom_mb", "pressure", "fits", "max_slots", "max_context", "preload", "warnings",
+        "max_prompt",
     ]  # fmt: skip
     assert list(plan["profile"]) == ["name", "vram_budget_mb", "max_concurrent_slots", "context_length"]
     assert list(plan["models"][0]) == [
@@ -61,6 +62,28 @@ def test_json_keys_are_pinned() -> None:
     assert plan["schema_version"] == 1
     assert (plan["accounting"], plan["provider"], plan["fixed_mb"], plan["pool_mb"]) == ("exact", "dml", 2000, 30000)
     assert plan["models"][0]["source"] == "catalog"
+
+
+@pytest.mark.parametrize(
+    ("profile", "arguments", "tokens"),
+    [
+        ("compact", (), 2047),
+        ("compact", ("--context", "8192"), 2047),
+        ("compact", ("--vram-mb", "32000", "--context", "8192"), 4095),
+        ("standard", (), 2047),
+        ("minimal", (), 0),
+        ("embedded", (), 4095),
+    ],
+)
+def test_the_longest_prompt_is_what_the_college_takes(profile: str, arguments: tuple[str, ...], tokens: int) -> None:
+    chosen = ("-p", profile, "-e", "general_reasoner", *arguments)
+    plan = plan_json(*chosen)
+    assert plan["max_prompt"] == tokens
+    line = f"longest prompt: {tokens} tokens, for DirectML reads each whole"
+    assert (line in run(*chosen).stdout) == (tokens > 0 and plan["provider"] == "dml")
+    if not arguments and tokens:
+        spec = spec_from_catalog(name := plan["models"][0]["name"], load_catalog(catalog_paths()).models[name])
+        assert slot_context(spec, load_profiles(profile_paths()).select(profile)) == tokens + 1
 
 
 def test_a_model_to_be_pulled_is_planned_as_pull_leaves_it() -> None:

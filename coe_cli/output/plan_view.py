@@ -8,6 +8,7 @@ import msgspec
 
 from coe_cli.core.memory.planner import ComparisonRow, Plan
 from coe_cli.core.names import counted
+from coe_cli.core.providers import spec_of
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import LEVEL_STYLE, folded, is_narrow, left, right, write_line, write_table
 
@@ -94,6 +95,9 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     slots = counted(plan.max_slots, "slot")
     most = f" · at most {slots} at this context, at most {plan.max_context} tokens with these slots"
     write_line(output, ("fits" if plan.fits else "does not fit", "bold"), most)
+    on = spec_of(plan.provider)
+    if plan.max_prompt and not on.capabilities.prompt_pieces:
+        write_line(output, f"longest prompt: {plan.max_prompt} tokens, for {on.label} reads each whole")
 
 
 def _write_comparison(output: Output, compare: list[ComparisonRow]) -> None:

@@ -10,7 +10,7 @@ from coe_cli.core.hardware.profile import HardwareProfile, Provider
 from coe_cli.core.memory.footprint import Accounting, AccountingName, accounting, wasted_by_rounding
 from coe_cli.core.memory.pressure import Pressure, pressure, pressure_level
 from coe_cli.core.memory.scenario import Known, PlannedModel, PlannedSlot, Scenario, Usage, total_mb, usage
-from coe_cli.core.memory.solve import largest_context, most_slots, nearest_change, not_admitted
+from coe_cli.core.memory.solve import largest_context, longest_prompt, most_slots, nearest_change, not_admitted
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 
 WASTE_LIMIT: Final = 0.15
@@ -62,6 +62,7 @@ class Plan(Struct, frozen=True, omit_defaults=True):
     max_context: int
     preload: Preload | None
     warnings: list[PlanWarning]
+    max_prompt: int
     solution: Solution | None = None
 
 
@@ -122,6 +123,7 @@ def plan(profile: HardwareProfile, scenario: Scenario, known: Known, name: Accou
         max_context=largest_context(profile, scenario, known, counting),
         preload=_preload(profile, scenario, known, counting, used),
         warnings=warnings,
+        max_prompt=longest_prompt(profile, scenario, known, counting),
     )
 
 

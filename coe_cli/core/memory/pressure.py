@@ -36,6 +36,17 @@ def pressure_level(
     return LEVELS[level]
 
 
+def admission_share(thresholds: PressureThresholds, *, alone: bool) -> float:
+    """The share of the pool up to which the college admits: beside other work it stays below this one, ``alone`` it may reach it."""
+    return thresholds.critical if alone else thresholds.high
+
+
+def admits(used_mb: float, pool_mb: float, thresholds: PressureThresholds, *, alone: bool) -> bool:
+    """Whether the college would admit what brings usage to ``used_mb``; ``alone``: it runs and loads nothing else."""
+    most_mb = admission_share(thresholds, alone=alone) * pool_mb
+    return used_mb <= most_mb if alone else used_mb < most_mb
+
+
 def pressure(used_mb: float, pool_mb: float, thresholds: PressureThresholds) -> Pressure:
     """Pressure of ``used_mb`` in a pool; without a pool anything is critical."""
     if pool_mb <= 0:

@@ -7,6 +7,7 @@ from typing import Final
 
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
+from coe_cli.core.memory.pressure import admission_share
 from coe_cli.core.units import BYTES_PER_MB
 
 LEAST_CONTEXT: Final = 512
@@ -24,8 +25,7 @@ def fitting_context(profile: HardwareProfile, models: Iterable[ModelMemory], mos
     """
     context = profile.context_length if most is None else most
     side_by_side = min(profile.max_concurrent_slots, SIDE_BY_SIDE)
-    thresholds = profile.pressure_thresholds
-    limit = (thresholds.critical if side_by_side == 1 else thresholds.high) / side_by_side
+    limit = admission_share(profile.pressure_thresholds, alone=side_by_side == 1) / side_by_side
     room_bytes = (profile.vram_budget_mb - profile.fixed_mb) * limit * BYTES_PER_MB
     counting = ExactAccounting()
     for memory in models:

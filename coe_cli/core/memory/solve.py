@@ -9,7 +9,9 @@ from msgspec import structs
 
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.footprint import Accounting
+from coe_cli.core.memory.pressure import admission_share, admits
 from coe_cli.core.memory.scenario import Known, Scenario, total_mb
+from coe_cli.core.memory.slot_context import fitting_context
 
 SMALLEST_CONTEXT = 16
 MOST_SLOTS = 1024
@@ -48,16 +50,34 @@ def nearest_change(profile: HardwareProfile, scenario: Scenario, known: Known, c
     return f"{short_mb} MB short of {scenario.budget_mb} MB; it would fit with {changes}"
 
 
+def longest_prompt(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:
+    """Tokens of the longest prompt that the college takes for every model of the scenario: a slot's context less one token of answer.
+
+    Where a prompt is one run of the graph the context is what fits (``core.memory.slot_context``). 0: it does not take even
+    one answer of each.
+    """
+    as_planned = structs.replace(profile, vram_budget_mb=scenario.budget_mb, max_concurrent_slots=scenario.slots)
+    memories = [known.models[role.model] for role in scenario.roles]
+    context = fitting_context(as_planned, memories, scenario.context_length)
+    context = min((context, *(memory.spec.context_length for memory in memories)))
+    for role in scenario.roles:
+        single = structs.replace(scenario, roles=(role,), slots=1, context_length=context)
+        used_mb = total_mb(single, known.models, counting, profile.fixed_mb) - profile.fixed_mb
+        if not admits(used_mb, scenario.budget_mb - profile.fixed_mb, profile.pressure_thresholds, alone=True):
+            return 0
+    return max(0, context - 1)
+
+
 def not_admitted(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> str:
     """One sentence on a scenario that fits the budget and is more than the college's scheduler admits, else "".
 
     Beside other work it admits up to the threshold of high pressure, one answer alone up to critical (``core.scheduling.scheduler``).
     """
     thresholds, alone = profile.pressure_thresholds, scenario.slots == 1
-    limit = thresholds.critical if alone else thresholds.high
+    limit = admission_share(thresholds, alone=alone)
     used_mb = total_mb(scenario, known.models, counting, profile.fixed_mb) - profile.fixed_mb
     pool_mb = scenario.budget_mb - profile.fixed_mb
-    if used_mb < limit * pool_mb or (alone and used_mb <= limit * pool_mb):
+    if admits(used_mb, pool_mb, thresholds, alone=alone):
         return ""
     changes = _changes(profile, scenario, known, counting, limit)
     if alone:

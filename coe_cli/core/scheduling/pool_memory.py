@@ -14,7 +14,7 @@ import math
 from enum import IntEnum
 
 from coe_cli.core.hardware.profile import PressureThresholds
-from coe_cli.core.memory.pressure import HYSTERESIS
+from coe_cli.core.memory.pressure import HYSTERESIS, admits
 
 
 class Level(IntEnum):
@@ -34,11 +34,11 @@ class PoolMemory:
         "_load_floor_mb",
         "_lower_mb",
         "_rise_mb",
+        "_thresholds",
         "_upper_mb",
         "critical_mb",
         "elevated_mb",
         "held_mb",
-        "high_mb",
         "level",
         "lost_mb",
         "measured_mb",
@@ -46,9 +46,8 @@ class PoolMemory:
     )
 
     def __init__(self, pool_mb: float, thresholds: PressureThresholds) -> None:
-        self.pool_mb = pool_mb
+        self.pool_mb, self._thresholds = pool_mb, thresholds
         self.elevated_mb = thresholds.elevated * pool_mb
-        self.high_mb = thresholds.high * pool_mb
         self.critical_mb = thresholds.critical * pool_mb
         self.held_mb = 0.0
         self.lost_mb = 0.0
@@ -62,7 +61,12 @@ class PoolMemory:
             (thresholds.high - HYSTERESIS) * pool_mb,
             (thresholds.critical - HYSTERESIS) * pool_mb,
         )
-        self._rise_mb = (self.elevated_mb, self.high_mb, math.nextafter(self.critical_mb, math.inf), math.inf)
+        self._rise_mb = (
+            self.elevated_mb,
+            thresholds.high * pool_mb,
+            math.nextafter(self.critical_mb, math.inf),
+            math.inf,
+        )
         self._lower_mb, self._upper_mb = self._fall_mb[0], self._rise_mb[0]
 
     @property
@@ -99,7 +103,7 @@ class PoolMemory:
         barred = Level.CRITICAL if alone else Level.HIGH
         if self.level >= barred and usage_mb >= self._fall_mb[barred]:
             return False
-        return usage_mb + new_mb <= self.critical_mb if alone else usage_mb + new_mb < self.high_mb
+        return admits(usage_mb + new_mb, self.pool_mb, self._thresholds, alone=alone)
 
     def fits_normal(self, need_mb: float) -> bool:
         """Whether ``need_mb`` more leaves the level normal."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.memory.pressure import admission_share
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduling.scheduler_state import pool_from_profile
@@ -110,7 +111,7 @@ def refuse_what_cannot_fit(rows: RowSource, profile: HardwareProfile, cost_of: C
         DoesNotFit: not even the smallest model of the rows fits the profile.
     """
     costs = {model: cost_of(rows.spec(model))[0].need_mb() for model in rows.remaining()}
-    critical_mb = profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb)
+    critical_mb = admission_share(profile.pressure_thresholds, alone=True) * (profile.vram_budget_mb - profile.fixed_mb)
     name = min(costs, key=costs.__getitem__)
     if costs[name] > critical_mb:
         raise DoesNotFit(

@@ -29,6 +29,18 @@ def slot_context(spec: ModelSpec, profile: HardwareProfile) -> int:
     return context if spec_of(spec.provider).capabilities.prompt_pieces else _fitting(spec, profile, context)
 
 
+def context_reason(spec: ModelSpec, profile: HardwareProfile) -> tuple[str, str]:
+    """Why the slots have no longer context, and what to do about a prompt that is too long for it."""
+    on, context = spec_of(spec.provider), slot_context(spec, profile)
+    if on.capabilities.prompt_pieces or 2 * context > min(profile.context_length, spec.context_length):
+        reason = f"profile {profile.name} allows {profile.context_length}, {spec.name} {spec.context_length}"
+        more = "a profile or a model with a longer context"
+    else:
+        reason = f"{on.label} reads a prompt whole, and profile {profile.name} has no memory for a longer one"
+        more = "a profile with a larger budget (`coe vram plan -p NAME` shows its longest prompt), or the CPU (-p embedded)"
+    return reason, f"Shorten the prompt to {context - 1} tokens, or choose {more}."
+
+
 @lru_cache(maxsize=64)
 def _fitting(spec: ModelSpec, profile: HardwareProfile, context_length: int) -> int:
     return fitting_context(profile, [memory_of(spec)], context_length)

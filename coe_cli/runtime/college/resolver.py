@@ -23,7 +23,7 @@ from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved, Routing
-from coe_cli.runtime.college.costs import slot_context
+from coe_cli.runtime.college.costs import context_reason, slot_context
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
 from coe_cli.runtime.prompts.prompts import TooManyTokens, own, surely_fits
 from coe_cli.runtime.store.model_files import model_stamp
@@ -309,12 +309,10 @@ class RequestResolver:
             too_long = error
         tokens = f"{too_long.tokens}" if too_long.exact else f"at least {too_long.tokens}"
         context = slot_context(spec, self._profile)
-        limits = (
-            f"profile {self._profile.name} allows {self._profile.context_length}, {spec.name} {spec.context_length}"
-        )
+        reason, hint = context_reason(spec, self._profile)
         refusal = PromptTooLong(
-            f"the prompt has {tokens} tokens and the context is {context} ({limits})",
-            "Shorten the prompt, or choose a profile or a model with a longer context.",
+            f"the prompt has {tokens} tokens and the context is {context} ({reason})",
+            hint,
             too_long.tokens,
             context,
         )

@@ -229,6 +229,22 @@ def test_prompts_measured_on_directml(context: int, prompt: int, asked_mb: float
     assert activation_bytes(model, context, prompt) / BYTES_PER_MB == pytest.approx(asked_mb, rel=0.01)
 
 
+def test_directml_measured_on_a_card() -> None:
+    """SmolLM2-135M's process in all, after its load, with a generator, with a prompt; the device and upload heaps (49 and 89 MB,
+    the middle of 62 to 116) are the fixed part's."""
+    graph = msgspec.structs.replace(SMOL_PRUNED, cache_element_bytes=2)
+    model, found = made(SMOL_SHAPE, 127, "dml", graph=graph), measured_rows("dml_smollm2.jsonl")
+    assert len(found) == 9
+    for row in found:
+        context, prompt = row["context_length"], row["prompt_tokens"]
+        planned = load_bytes(model) + kv_cache_bytes(model, context)
+        planned += activation_bytes(model, context, prompt) if prompt else 0
+        assert planned / BYTES_PER_MB + 49 + 89 == pytest.approx(row["measured_mb"], rel=0.05), row
+    assert kv_cache_bytes(model, 2730) == kv_cache_bytes(model, 2048), "three heads leave room in a power of two"
+    slots = [ExactAccounting().slot(model, 2048, before=number).total_bytes / BYTES_PER_MB for number in range(2)]
+    assert slots[1] == 60, "64 were measured beside the first generator: its cache and nothing else"
+
+
 def test_the_plan_of_a_slot_is_never_below_what_a_row_measured() -> None:
     for row in measured_rows("cuda_predicted.jsonl"):
         model = on_cuda(row["model"], row["chunk_size"])

@@ -99,6 +99,14 @@ def test_a_shared_table_is_mapped_and_not_counted_as_loaded(tmp_path: Path) -> N
     assert facts.other_bytes < head / 4, "the head's scales are stored once more for the norms and rotations, no more"
 
 
+def test_a_table_of_its_own_is_counted_once(tmp_path: Path) -> None:
+    source = inspect(write_folder(tmp_path / "source", "llama", vocab_size=20_000))
+    write_decoder(source.decoder, source.weights(), tmp_path, RULES["cpu"], "int4")
+    facts = read_graph(tmp_path / "model.onnx")
+    assert facts.embedding_bytes == 20_000 * 64
+    assert facts.other_bytes < 20_000 * 64, "scales of the table and of the head"
+
+
 if __name__ == "__main__":
     import tempfile
 

@@ -97,6 +97,19 @@ def encoding_of(
     return Encoding(4, 32, offsets=rules.block_offsets)
 
 
+def table_encoding(source_type: str, columns: int, rules: GraphRules) -> Encoding:
+    """The format of an embedding that is not the head's: the source's own codes where the provider can gather them, else 8 bits."""
+    kept = _KEPT.get(source_type)
+    if (
+        kept is None
+        or kept.block_size < _SMALLEST_BLOCK
+        or columns % kept.block_size
+        or kept.bits not in rules.table_bits
+    ):
+        return Encoding(8, 32, symmetric=True)
+    return kept
+
+
 SMALL_WEIGHTS: Final = 1_000_000_000
 """Below so many weights a model is small: it is the one that 4 bits hurt, and 8 bits cost it little memory."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from coe_cli.core.importing.decoder import Decoder
-from coe_cli.core.importing.encodings import SMALL_WEIGHTS, Encoding, Precision, encoding_of
+from coe_cli.core.importing.encodings import SMALL_WEIGHTS, Encoding, Precision, encoding_of, table_encoding
 from coe_cli.core.providers import GraphRules
 
 _BASE_BYTES: Final = 300 * 2**20
@@ -35,7 +35,9 @@ def needs(
         is_table = part == "embedding.weight"
         encoding = encoding_of(type_name, rules, precision, head=is_table or part == "head.weight", small=small)
         if is_table and not (decoder.tied and encoding.bits in rules.table_bits):
-            disk += weights * (8 + rules.float_bits / 32 if 8 in rules.table_bits else rules.float_bits) / 8
+            table = table_encoding(type_name, decoder.hidden_size, rules)
+            gathers = table.bits in rules.table_bits
+            disk += weights * (bits_per_weight(table, rules.float_bits) if gathers else rules.float_bits) / 8
         if not is_table or decoder.tied:
             disk += weights * bits_per_weight(encoding, rules.float_bits) / 8
             if not encoding.quantized:

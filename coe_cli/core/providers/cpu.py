@@ -54,7 +54,7 @@ class Cpu(ProviderSpec):
     slots_share_buffers = True
     capabilities = Capabilities()
     graph = GraphRules(
-        "fp32", ("int4", "int8"), packs_weights=True, block_offsets=True, table_bits=(8,), accuracy_level=4
+        "fp32", ("int4", "int8"), packs_weights=True, block_offsets=True, table_bits=(4, 8), accuracy_level=4
     )
 
     def load_bytes(self, model: ModelMemory) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from coe_cli.core.importing.decoder import Decoder
-from coe_cli.core.importing.encodings import SMALL_WEIGHTS, Encoding, Precision, encoding_of
+from coe_cli.core.importing.encodings import SMALL_WEIGHTS, Encoding, Precision, encoding_of, table_encoding
 from coe_cli.core.providers import GraphRules
 from coe_cli.runtime.importing.graph_writer import CONTRIB, GraphWriter
 from coe_cli.runtime.importing.matrices import Rows, alike, type_of, write_quantized, write_table
@@ -337,28 +337,20 @@ class DecoderGraph:
         writer, decoder = self.writer, self.decoder
         name, rows = "/model/embed_tokens/Gather", [self._whole("embedding.weight")]
         names: list[str] = []
-        encoding = Encoding(8, 32, symmetric=True)
+        encoding = table_encoding(type_of(writer.weights, rows), decoder.hidden_size, self.rules)
         if head is not None:
             (names, encoding, _) = head
             shape = (decoder.vocab_size, decoder.hidden_size)
             names = [writer.data.alias("model.embed_tokens.codes", names[0], shape), names[1]]
         elif encoding.bits in self.rules.table_bits and self.precision in ("int4", "int8"):
-            names, _ = write_quantized(
+            names, columns = write_quantized(
                 writer.data, writer.weights, "model.embed_tokens", rows, encoding, writer.io_type
             )
-            shape = (decoder.vocab_size, decoder.hidden_size)
-            names[0] = writer.data.alias("model.embed_tokens.table", names[0], shape)
+            blocks = -(-columns // encoding.block_size)
+            writer.data.reshape(names[0], (decoder.vocab_size, blocks * encoding.block_size * encoding.bits // 8))
+            self.formats[f"{type_of(writer.weights, rows)}: {encoding.label()}"] += 1
         if names:
-            value = writer.node(
-                "GatherBlockQuantized",
-                name,
-                [names[0], "input_ids", names[1]],
-                domain=CONTRIB,
-                bits=encoding.bits,
-                block_size=encoding.block_size,
-                gather_axis=0,
-                quantize_axis=1,
-            )
+            value = writer.gathered(name, names, encoding, decoder.hidden_size)
         else:
             table = write_table(
                 writer.data, writer.weights, "model.embed_tokens.weight", "embedding.weight", writer.io_type

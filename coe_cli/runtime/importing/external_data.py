@@ -96,6 +96,12 @@ class ExternalData:
         self.tensors.append(copy)
         return name
 
+    def reshape(self, name: str, shape: tuple[int, ...]) -> str:
+        """Give a tensor in the file another shape of as many bytes."""
+        tensor = next(tensor for tensor in self.tensors if tensor.name == name)
+        tensor.dims[:] = shape
+        return name
+
     def _refer(self, name: str, dtype: Any, shape: tuple[int, ...], offset: int, size: int) -> None:
         import numpy as np
         from onnx import TensorProto, helper

@@ -121,6 +121,33 @@ class GraphWriter(GraphNodes):
             accuracy_level=self.rules.accuracy_level,
         )
 
+    def gathered(self, name: str, names: list[str], encoding: Encoding, columns: int) -> str:
+        """The rows of ``input_ids`` of a table of ``columns``: codes (two dimensions), scales and zero points. Offsets lie behind the codes."""
+        import numpy as np
+
+        value = self.node(
+            "GatherBlockQuantized",
+            name,
+            [names[0], "input_ids", *names[1:]],
+            domain=CONTRIB,
+            bits=encoding.bits,
+            block_size=encoding.block_size,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        if not encoding.offsets:
+            return value
+
+        def part(kind: str, start: int, stop: int, width: int) -> str:
+            bounds = [self.constant([number], np.int64) for number in (start, stop, -1)]
+            cut = self.node("Slice", f"{name}/{kind}", [value, *bounds])
+            return self.node("Reshape", f"{name}/{kind}/blocks", [cut, self.constant([0, 0, -1, width], np.int64)])
+
+        size = encoding.block_size
+        offsets = part("offsets", columns, columns + columns // size, 1)
+        whole = self.node("Add", f"{name}/Add", [part("codes", 0, columns, size), offsets])
+        return self.node("Reshape", f"{name}/Add/rows", [whole, self.constant([0, 0, -1], np.int64)])
+
     def _with_block_sums(self, value: str, size: int, columns: int) -> str:
         """``value`` with the sums of its blocks as further columns, made once for all the matrices that read it."""
         import numpy as np

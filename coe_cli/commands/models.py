@@ -70,7 +70,10 @@ def pull(
     profile: Annotated[
         str | None,
         typer.Option(
-            "--profile", "-p", help="All models that run on this profile's device.", autocompletion=complete_profiles
+            "--profile",
+            "-p",
+            help="All models that run on this profile's device; with names, those in their builds for it.",
+            autocompletion=complete_profiles,
         ),
     ] = None,
     everything: Annotated[
@@ -84,24 +87,30 @@ def pull(
 ) -> None:
     """Fetch models, convert those that need it, and speed up the graphs of those that were built elsewhere.
 
+    Of a model with builds for several devices it takes the one for the profile's (`coe models show NAME` lists them).
+
     A download that broke off goes on where it was. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are heeded.
 
     Example: coe models pull smollm2-135m
     """
     from coe_cli.core.routing.selection import all_models, models_for
-    from coe_cli.use_cases.fetching import fetch_all
+    from coe_cli.runtime.store.install import request_for
+    from coe_cli.use_cases.fetching import fetch_requests
 
-    if sum(map(bool, (names, profile, everything))) > 1:
-        raise UsageError("names, --profile and --all are three ways to say which models", "Give one of them.")
+    if everything and (names or profile):
+        raise UsageError("--all says which models", "Leave out the names and --profile.")
     catalog, output = read_catalog(catalog_file), Output()
     wanted = list(names or [])
     if everything:
         wanted += all_models(catalog)
-    if profile is not None:
-        wanted += models_for(catalog, read_profiles(profiles_file).select(profile))
+    provider = None
+    if not everything and (profile or any(name in catalog.models and catalog.models[name].builds for name in wanted)):
+        chosen = read_profiles(profiles_file).select(profile)
+        provider, wanted = chosen.provider, wanted or models_for(catalog, chosen)
     if not wanted:
         raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
-    fetch_all(wanted, catalog, output, force=force, as_is=as_is, yes=yes)
+    requests = [request_for(name, catalog, folders().models, provider) for name in dict.fromkeys(wanted)]
+    fetch_requests(requests, output, force=force, as_is=as_is, yes=yes)
 
 
 @app.command("show")

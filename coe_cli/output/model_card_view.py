@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from coe_cli.core.names import size_words
 from coe_cli.output.console import Output
 from coe_cli.output.tables import folded, left, right, table
 
@@ -45,6 +46,7 @@ def write_card(output: Output, card: Any) -> None:
         ),
         ("measured", _measured(card.calibration)),
         ("same weights as", ", ".join(card.duplicate_of) or "no other model"),
+        *((f"for {build.provider}", _build(build)) for build in card.builds if len(card.builds) > 1),
     ]
     facts = table(left(), folded(), head=False)
     for name, value in rows:
@@ -55,6 +57,12 @@ def write_card(output: Output, card: Any) -> None:
         for file in card.files:
             files.add_row(Text(file.name), f"{file.size_mb:.1f} MB", file.sha256 or "not recorded")
         output.rich(files)
+
+
+def _build(build: Any) -> str:
+    """Where a build comes from, and whether that is known to be right."""
+    unseen = "" if build.verified else ", checked when it is pulled first"
+    return f"{build.uri} ({build.licence or 'licence unknown'}, about {size_words(build.download_mb)}{unseen})"
 
 
 def _measured(found: Any) -> str:

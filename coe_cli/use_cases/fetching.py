@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Final
 
 from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.models.source_uri import HubSource, parse_uri
 from coe_cli.core.names import size_words
 from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.errors import UsageError
@@ -13,8 +14,10 @@ from coe_cli.output.console import Output
 from coe_cli.output.progress_view import ProgressView
 from coe_cli.output.question import agrees, is_interactive
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.store.hub import list_files
 from coe_cli.runtime.store.install import Request, request_for
 from coe_cli.runtime.store.pull import pull
+from coe_cli.runtime.store.source_errors import SourceFailed
 
 ASK_ABOVE_MB: Final = 10_000
 """About 10 GB."""
@@ -37,9 +40,8 @@ def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> Non
     for request in requests:
         mb = size_mb(request)
         total_mb += mb
-        licence = (request.entry.licence if request.entry else "") or "unknown; see where it comes from"
         size = f", {size_words(mb)}" if mb else ""
-        output.note(f"{request.name}: licence {licence}{size}")
+        output.note(f"{request.name}: licence {licence_of(request)}{size}")
     if total_mb <= ASK_ABOVE_MB or yes:
         return
     words = f"{len(requests)} models, {size_words(total_mb)} in all"
@@ -49,12 +51,23 @@ def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> Non
         raise UsageError("nothing was fetched", "Name fewer models.")
 
 
-def fetch_all(
-    names: list[str], catalog: Catalog, output: Output, *, force: bool = False, as_is: bool = False, yes: bool = True
-) -> None:
-    """Fetch models by name or address; see ``fetch_requests``."""
-    requests = [request_for(name, catalog, folders().models) for name in dict.fromkeys(names)]
-    fetch_requests(requests, output, force=force, as_is=as_is, yes=yes)
+def licence_of(request: Request) -> str:
+    """What is known of the licence. Of an entry that nobody has looked at yet the hub is asked, which wins where it answers."""
+    entry = request.entry
+    known = (entry.licence if entry else "") or "unknown; see where it comes from"
+    if entry is None or entry.verified:
+        return known
+    told, source = None, parse_uri(request.sources[0].uri)
+    with suppress(SourceFailed):
+        told = list_files(source).licence if isinstance(source, HubSource) else None
+    if told is None:
+        return f"{known} (not checked: the hub does not say)"
+    return told if told.lower() == entry.licence.lower() else f"{told}, as the hub says (the catalog: {known})"
+
+
+def fetch_all(names: list[str], catalog: Catalog, output: Output) -> None:
+    """Fetch models by name or address, however large; see ``fetch_requests``."""
+    fetch_requests([request_for(name, catalog, folders().models) for name in dict.fromkeys(names)], output)
 
 
 def fetch_requests(

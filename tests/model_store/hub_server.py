@@ -34,6 +34,7 @@ class Hub:
     tampered: dict[str, bytes] = field(default_factory=dict)  # path → what is sent instead
     claimed_sizes: dict[str, int] = field(default_factory=dict)  # path → size in the listing
     architectures: dict[str, str] = field(default_factory=dict)  # repository → what the hub says of its GGUF files
+    licences: dict[str, str] = field(default_factory=dict)  # repository → the licence that its card names
     refuse: tuple[int, str] | None = None  # status and X-Error-Code for every request
     chunk_pause_s: float = 0.0
     silent: bool = False
@@ -146,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         facts = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
         if repository in self.hub.architectures:
             facts["gguf"] = {"architecture": self.hub.architectures[repository]}
+        if repository in self.hub.licences:
+            facts["tags"] = ["gguf", f"license:{self.hub.licences[repository]}"]
         body = json.dumps(facts).encode()
         self._head(200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
         self.wfile.write(body)

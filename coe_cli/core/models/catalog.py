@@ -50,10 +50,21 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     size_mb: Annotated[float, Meta(gt=0)] | None = None
 
 
+class Build(Struct, frozen=True, forbid_unknown_fields=True):
+    """The same base model for another provider. ``licence`` "" is the entry's; ``verified`` says that somebody has looked:
+    else the first pull does, at the hub's listing (licence, digest) and the header (architecture, shape)."""
+
+    sources: Annotated[list[Source], Meta(min_length=1)]
+    format: Literal["oga", "gguf"] = "gguf"
+    licence: str = ""
+    verified: bool = True
+
+
 class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
     """A model as the catalog describes it; the folder on disk, where there is one, knows better.
 
-    ``keep_alive`` as in ``core.duration``: idle for so long it is unloaded; None leaves that to the profile.
+    ``keep_alive`` as in ``core.duration``: idle for so long it is unloaded; None leaves that to the profile. ``builds`` are
+    for other providers than ``provider``; ``verified`` as of a build.
     """
 
     provider: Provider
@@ -65,9 +76,26 @@ class ModelEntry(Struct, frozen=True, forbid_unknown_fields=True):
     licence: str = ""
     description: str = ""
     keep_alive: str | float | None = None
+    builds: dict[Provider, Build] = {}
+    verified: bool = True
 
     def __post_init__(self) -> None:
-        spec_of(self.provider)
+        for provider in (self.provider, *self.builds):
+            spec_of(provider)
+
+    def on(self, provider: Provider) -> ModelEntry:
+        """The entry of the build for ``provider``; the entry itself where it has none."""
+        build = self.builds.get(provider)
+        if build is None or provider == self.provider:
+            return self
+        return structs.replace(
+            self,
+            provider=provider,
+            sources=build.sources,
+            format=build.format,
+            licence=build.licence or self.licence,
+            verified=build.verified,
+        )
 
     @property
     def download_mb(self) -> float:

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet, Provider
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.providers import on_host
 from coe_cli.errors import ModelMissing
 
 
@@ -66,8 +67,11 @@ def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | No
 
 
 def models_for(catalog: Catalog, profile: HardwareProfile) -> list[str]:
-    """Names of the catalog's models that were built for the profile's provider: what its college consists of."""
-    return [name for name in all_models(catalog) if catalog.models[name].provider == profile.provider]
+    """Names of the catalog's models for the profile's provider: what its college consists of. A CPU has those alone that were meant for it."""
+    entries = {name: catalog.models[name] for name in all_models(catalog)}
+    if on_host(profile.provider):
+        return [name for name, entry in entries.items() if entry.provider == profile.provider]
+    return [name for name, entry in entries.items() if entry.on(profile.provider).provider == profile.provider]
 
 
 def all_models(catalog: Catalog) -> list[str]:

@@ -21,6 +21,8 @@ from coe_cli.runtime.store.source_errors import SourceFailed, first_line, is_loc
 
 _UNREACHABLE_AFTER_S = 5.0
 _AT_ONCE = 4
+_LICENCE = "license:"
+"""So begins the hub's tag with the licence in the repository's card."""
 # What OGA has no use for and nobody should run: code, libraries, pickles.
 _UNWANTED = (
     *("*.py", "*.pyc", "*.so", "*.dll", "*.dylib", "*.exe", "*.sh", "*.bat", "*.cmd", "*.ps1"),
@@ -38,11 +40,12 @@ class HubFile(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The files of a repository at one commit, and the architecture of its GGUF files where the hub tells it."""
+    """The files of a repository at one commit; the architecture of its GGUF files and its licence where the hub tells them."""
 
     commit: str
     files: list[HubFile]
     gguf_architecture: str | None
+    licence: str | None
 
 
 def fetch_from_hub(
@@ -60,7 +63,7 @@ def fetch_from_hub(
         SourceFailed: not reachable, not there, broken off, or not what the hub said it is.
         OSError: this machine's fault: a full disk, a folder that cannot be written.
     """
-    commit, files, _ = list_files(source)
+    commit, files, *_ = list_files(source)
     below = f"{source.path}/" if source.path else ""
     files = [file for file in files if file.path == source.path or accepts(file.path.removeprefix(below))]
     parts = {_part(file, destination) for file in files}
@@ -110,7 +113,13 @@ def list_files(source: HubSource) -> Listing:
         raise SourceFailed("has no files that coe could use")
     gguf = getattr(info, "gguf", None)
     architecture = gguf.get("architecture") if isinstance(gguf, dict) else None
-    return Listing(str(info.sha), files, architecture if isinstance(architecture, str) else None)
+    licence = next((tag for tag in map(str, info.tags or ()) if tag.startswith(_LICENCE)), None)
+    return Listing(
+        str(info.sha),
+        files,
+        architecture if isinstance(architecture, str) else None,
+        licence.removeprefix(_LICENCE) if licence else None,
+    )
 
 
 def _is_wanted(path: str) -> bool:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from coe_cli.core.findings import Level
+from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.importing.encodings import Precision
 from coe_cli.core.importing.hub_files import is_importable
 from coe_cli.core.models.catalog import Catalog, ModelEntry, Source
@@ -79,8 +80,9 @@ class Request(Struct, frozen=True):
         return max(sizes, default=weights_mb) * (_GGUF_AND_RESULT if self.conversion else _SPARE)
 
 
-def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request:
-    """The request for a catalog name, an address, ``owner/repo`` of the hub or the address of its page.
+def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path, provider: Provider | None = None) -> Request:
+    """The request for a catalog name (in its build for ``provider``, where it has one), an address, ``owner/repo`` of the hub or
+    the address of its page.
 
     Raises:
         UsageError: an address that cannot be read.
@@ -98,6 +100,7 @@ def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request
                 f"Import it again: coe models import FILE --name {name_or_uri} --force",
             )
         raise catalog.unknown_model(name_or_uri, [])
+    entry = entry.on(provider) if provider is not None else entry
     return Request(name_or_uri, entry.sources, entry)
 
 

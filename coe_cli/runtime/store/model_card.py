@@ -11,8 +11,8 @@ from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.memory.calibration import Calibration, apply
 from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
 from coe_cli.core.memory.slot_context import fitting_context
-from coe_cli.core.models.catalog import Catalog, ModelShape
-from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec
+from coe_cli.core.models.catalog import Catalog, ModelEntry, ModelShape
+from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec, spec_from_catalog
 from coe_cli.core.models.onnx_graph import graph_of
 from coe_cli.core.routing.selection import choose_profile
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
@@ -67,6 +67,17 @@ class CalibrationFigures(Struct, frozen=True):
     adapter: str
 
 
+class BuildFacts(Struct, frozen=True):
+    """A build of the catalog: for which provider, from where. ``verified`` is false until somebody has looked at the source."""
+
+    provider: str
+    format: str
+    uri: str
+    licence: str | None
+    download_mb: float
+    verified: bool
+
+
 class ModelCard(Struct, frozen=True):
     """One model. What is not known without its files is None; ``attention`` is GQA, MQA or MHA."""
 
@@ -92,6 +103,7 @@ class ModelCard(Struct, frozen=True):
     calibration: CalibrationFigures | None
     duplicate_of: list[str]
     files: list[FileFacts]
+    builds: list[BuildFacts]
 
 
 def model_card(
@@ -108,7 +120,11 @@ def model_card(
     """
     spec = find_spec(name, catalog, models_dir)
     profile = choose_profile(profiles, profile_name, spec.provider)
-    entry = catalog.models.get(name)
+    entry, builds = catalog.models.get(name), []
+    if entry is not None:
+        builds = [_build(entry.on(provider)) for provider in (entry.provider, *entry.builds) if entry.sources]
+        entry = entry.on(profile.provider)
+        spec = spec if spec.folder else spec_from_catalog(name, entry)
     facts = graph_of(spec) if spec.folder else None
     computed = memory_of(spec, spec.provider)
     calibration = calibration_of(computed, CalibrationStore(state_dir).read())
@@ -137,7 +153,13 @@ def model_card(
         calibration=_calibration(calibration),
         duplicate_of=duplicates_of(name, models_dir),
         files=_files(spec.folder, manifest["files"]) if spec.folder else [],
+        builds=builds,
     )
+
+
+def _build(entry: ModelEntry) -> BuildFacts:
+    uri = entry.sources[0].uri
+    return BuildFacts(entry.provider, entry.format, uri, entry.licence or None, entry.download_mb, entry.verified)
 
 
 def _cache(memory: ModelMemory, profile: HardwareProfile) -> CacheFigures:

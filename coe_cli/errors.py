@@ -58,6 +58,12 @@ class PromptTooLong(UsageError):
         self.tokens, self.context_length = tokens, context_length
 
 
+class NothingToFill(UsageError):
+    """The model's tokenizer has no tokens that stand around a gap."""
+
+    code = "nothing_to_fill"
+
+
 class UnsupportedArchitecture(UsageError):
     """A model of a kind, or with something, that cannot be imported."""
 
@@ -164,6 +170,7 @@ ERROR_TYPES: dict[str, type[CoeError]] = {
     for kind in (
         CoeError,
         UsageError,
+        NothingToFill,
         UnsupportedArchitecture,
         PickledWeights,
         PromptTooLong,

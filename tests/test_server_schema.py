@@ -32,6 +32,8 @@ OPERATIONS = {
     "POST /api/pull": 10,
     "POST /api/embed": 10,
     "GET /api/version": 1,
+    "POST /completion": 20,
+    "POST /infill": 20,
 }
 """Every endpoint of the description, with the number of examples."""
 

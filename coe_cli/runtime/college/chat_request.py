@@ -36,6 +36,8 @@ class ChatRequest(Struct, frozen=True):
 
     ``tools``: functions that the answer may call, or must. ``prompt_ids``: the prompt as token ids, in place of messages.
 
+    ``fill``: a raw prompt in the form of ``FILL_TEMPLATE``, for a model that fills in the middle.
+
     ``logprobs`` as in ``protocol.Generate``.
 
     ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
@@ -53,6 +55,7 @@ class ChatRequest(Struct, frozen=True):
     experts: ExpertCount = 1
     route: bool = True
     raw: bool = False
+    fill: bool = False
     max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
     sampling: Sampling = Sampling()
     stop: Annotated[list[Stop], Meta(max_length=STOPS_MOST)] = []

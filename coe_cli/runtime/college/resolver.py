@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from coe_cli.core.answers.answer_schema import check_guidance, check_schema
+from coe_cli.core.answers.fill_in import FILL_TEMPLATE
 from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
@@ -319,7 +320,9 @@ class RequestResolver:
         if choice.fallback is None or not wanted.may_fall_back:
             raise refusal
         other = await asyncio.to_thread(self.open, choice.fallback)
-        instead = wanted._replace(template=RAW_TEMPLATE if wanted.template == RAW_TEMPLATE else None)
+        instead = wanted._replace(
+            template=wanted.template if wanted.template in (RAW_TEMPLATE, FILL_TEMPLATE) else None
+        )
         try:
             prompt = await self._made(other, instead)
         except TooManyTokens:
@@ -376,7 +379,7 @@ def _of_ids(ids: list[int], spec: ModelSpec, context: int) -> Prompt:
 def _prompt(request: ChatRequest, choice: Choice) -> tuple[list[ChatMessage], str | None]:
     """Messages and template: with the expert's system prompt, unless the conversation says otherwise."""
     if request.raw:
-        return request.messages, RAW_TEMPLATE
+        return request.messages, FILL_TEMPLATE if request.fill else RAW_TEMPLATE
     spoken = [message for message in request.messages if message.role != "system" or message.content.strip()]
     own = choice.system_prompt.strip()
     if own and not any(message.role == "system" for message in request.messages):

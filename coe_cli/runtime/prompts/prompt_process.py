@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from coe_cli.core.answers.fill_in import FILL_FORMS, FILL_TEMPLATE
 from coe_cli.core.answers.prompt_text import bare, fill_plain
 from coe_cli.core.answers.thinking import OPEN as THINK
 from coe_cli.core.answers.tool_calls import FORMATS, ToolCall
@@ -53,6 +54,10 @@ class OpenModel:
         return self._template
 
 
+class _NoFillForm(Exception):
+    """The tokenizer has no tokens for filling in the middle."""
+
+
 class Preparation:
     """Answers requests one after the other; ``say`` hears which stage one has come to."""
 
@@ -77,6 +82,12 @@ class Preparation:
         except TemplateFails as error:
             return NotPrepared(
                 "model_damaged", f"the chat template of `{name}` cannot be used: {error}", _ANOTHER_MODEL
+            )
+        except _NoFillForm:
+            return NotPrepared(
+                "nothing_to_fill",
+                f"`{name}` has no tokens for filling in the middle",
+                "Ask a model that was made for it, such as Qwen2.5-Coder, or leave out the text after the gap.",
             )
         except ControlTokenInText:
             return NotPrepared(
@@ -115,6 +126,14 @@ class Preparation:
 
     def _render(self, request: Prepare, model: OpenModel) -> tuple[str, list[str], str | None]:
         """The text, what is to be said about it, and the format of calls if the model's own template has functions."""
+        if request.template == FILL_TEMPLATE:
+            known = (
+                form for form in FILL_FORMS if all(model.tokenizer.control_token(t) is not None for t in form if t)
+            )
+            form = next(known, None)
+            if form is None:
+                raise _NoFillForm
+            return form.text([(message.role, message.content) for message in request.messages]), [], None
         template = model.chat_template() if request.template is None else None
         if template is not None and template.tool_format is not None:
             text = template.with_tools(request.messages, request.tools)

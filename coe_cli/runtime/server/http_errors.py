@@ -12,6 +12,7 @@ from coe_cli.errors import (
     Draining,
     ModelDamaged,
     ModelMissing,
+    NothingToFill,
     OutOfMemory,
     PromptsFull,
     PromptTooLong,
@@ -21,7 +22,7 @@ from coe_cli.errors import (
 
 _RETRY_AFTER_S = 5.0
 
-_PARAMS: dict[type[CoeError], str] = {ModelMissing: "model", PromptTooLong: "messages"}
+_PARAMS: dict[type[CoeError], str] = {ModelMissing: "model", PromptTooLong: "messages", NothingToFill: "suffix"}
 """Error kind → the field that it concerns, whoever found it out."""
 
 _KINDS: list[tuple[type[CoeError], int, str, str | None]] = [

@@ -146,7 +146,7 @@ class CompletionRequest(_Generation):
     )
     echo: bool | None = None
     logprobs: _Logprobs | None = None
-    suffix: Literal[""] | None = None
+    suffix: Text | None = Field(default=None, description="what comes after, for models that fill in the middle")
     best_of: int | None = Field(default=None, ge=1, description="only as many as `n`: all are given")
 
     @model_validator(mode="after")
@@ -155,6 +155,8 @@ class CompletionRequest(_Generation):
             raise refuse_field("best_of", "all answers are given: it can only be as many as `n`")
         if self.echo and not all(isinstance(prompt, str) for prompt in self.prompts()):
             raise refuse_field("echo", "token ids are not turned into text; put the text before the answer yourself")
+        if self.suffix and (self.echo or not all(isinstance(prompt, str) for prompt in self.prompts())):
+            raise refuse_field("suffix", "a gap is filled in between two texts; leave out `echo`, and token ids")
         if self.echo and self.logprobs is not None:
             raise refuse_field("logprobs", "those of a prompt are not known; leave out `echo`")
         return self
@@ -171,16 +173,18 @@ class CompletionRequest(_Generation):
 
     def chat_requests(self) -> list[ChatRequest]:
         """What is asked of the resolver for each prompt: the bare texts, past the chat template."""
+        after = [ChatMessage("user", self.suffix)] if self.suffix else []
         return [
             ChatRequest(
-                [ChatMessage("user", prompt)] if isinstance(prompt, str) else [],
+                [*after, ChatMessage("user", prompt)] if isinstance(prompt, str) else [],
                 name=self.model,
                 raw=True,
+                fill=bool(after),
                 prompt_ids=None if isinstance(prompt, str) else prompt,
                 max_tokens=self.max_tokens or _COMPLETION_TOKENS,
                 sampling=self.sampling,
                 stop=self.stops,
-                allow_special_tokens=self.allow_special_tokens,
+                allow_special_tokens=bool(self.allow_special_tokens) if after else self.allow_special_tokens,
                 guidance=self.guidance,
                 logprobs=self.logprobs,
             )

@@ -18,6 +18,7 @@ from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError, error_body, error_headers, status_of
+from coe_cli.runtime.server.llama_api import add_llama_api
 from coe_cli.runtime.server.openai_shapes import ChatShape, TextShape
 from coe_cli.runtime.server.other_apis import add_other_apis
 from coe_cli.runtime.server.streaming import HttpAnswer, Shape, encode
@@ -112,6 +113,7 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
         return Response(encode(answer), media_type="application/json")
 
     add_other_apis(app, college, resolver, answered)
+    add_llama_api(app, answered)
     return app
 
 

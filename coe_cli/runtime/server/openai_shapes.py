@@ -51,10 +51,7 @@ class ChatShape(Shape):
 
     def logprobs(self, index: int, found: list[TokenLogprob]) -> dict[str, Any]:
         """The log probabilities of a choice's next tokens."""
-        content = [
-            _told(each.token, each.logprob) | {"top_logprobs": [_told(*other) for other in each.top]} for each in found
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": told_tokens(found), "refusal": None}
 
     # --- in chunks
 
@@ -172,6 +169,11 @@ def text_choice(index: int, text: str, reason: str) -> dict[str, Any]:
 
 def _finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
+
+
+def told_tokens(found: list[TokenLogprob]) -> list[dict[str, Any]]:
+    """Each token with its log probability, and the likeliest in its place."""
+    return [_told(each.token, each.logprob) | {"top_logprobs": [_told(*other) for other in each.top]} for each in found]
 
 
 def _told(token: bytes, logprob: float) -> dict[str, Any]:

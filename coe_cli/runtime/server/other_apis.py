@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from fastapi import FastAPI
@@ -33,8 +33,13 @@ _OLLAMA = "0.6.4"
 _KEPT = 256
 _KEPT_BYTES = 16 * _MB
 
-Answer = Callable[[list[ChatRequest], Shape, bool], Awaitable[Response]]
-"""Answers requests in a shape, whole or in chunks."""
+_Completion = TypeVar("_Completion", bound=api.ChatCompletionRequest | api.CompletionRequest)
+
+
+class Answer(Protocol):
+    """Answers requests in a shape, whole or in chunks; ``n`` answers to each."""
+
+    def __call__(self, asked: list[ChatRequest], shape: Shape, stream: bool, n: int = 1) -> Awaitable[Response]: ...
 
 
 class KeptResponses:
@@ -99,24 +104,41 @@ class _KeepingShape(ResponsesShape):
         return response
 
 
-def chat_request(
+def _chat_request(
     body: dict[str, Any],
     renamed: dict[str, str] | None = None,
     kind: type[api.ChatCompletionRequest | api.CompletionRequest] = api.ChatCompletionRequest,
 ) -> ChatRequest:
-    """The request of a completion that was made of something else; ``renamed``: what its fields are called there.
+    """The one request of a completion that was made of something else.
 
     Raises:
-        RequestValidationError: as for a completion; or several answers are asked for, and the API has a place for one.
+        RequestValidationError: as for a completion; or what the API has no place for is asked for.
     """
-    try:
-        completion = kind.model_validate(body)
+
+    def one(completion: api.ChatCompletionRequest | api.CompletionRequest) -> None:
         if completion.n not in (None, 1):
             raise refuse_field("n", "there is one answer here")
-        (asked,) = completion.chat_requests()
-        if asked.logprobs is not None:
+        if completion.chat_requests()[0].logprobs is not None:
             raise refuse_field("logprobs", "there is no place for them here; /v1/chat/completions tells them")
-        return asked
+
+    return completion_of(body, renamed, kind, one).chat_requests()[0]
+
+
+def completion_of(
+    body: dict[str, Any],
+    renamed: dict[str, str] | None,
+    kind: type[_Completion],
+    check: Callable[[_Completion], None] = lambda completion: None,
+) -> _Completion:
+    """A completion that was made of something else; ``renamed``: what its fields are called there.
+
+    Raises:
+        RequestValidationError: as for a completion, or as ``check`` says.
+    """
+    try:
+        completion = cast("_Completion", kind.model_validate(body))
+        check(completion)
+        return completion
     except ValidationError as error:
         found = error.errors(include_url=False)
         names = renamed or {}
@@ -132,7 +154,7 @@ def add_other_apis(app: FastAPI, college: College, resolver: RequestResolver, an
     @app.post("/v1/messages", operation_id="messages")
     async def messages(request: MessagesRequest) -> Response:
         """Anthropic's messages: text, thoughts and functions, whole or as events."""
-        asked = chat_request(request.chat(), {"stop": "stop_sequences"})
+        asked = _chat_request(request.chat(), {"stop": "stop_sequences"})
         return await answer([asked], MessagesShape(), bool(request.stream))
 
     _add_ollama(app, college, resolver, answer)
@@ -159,7 +181,7 @@ def _add_responses(app: FastAPI, answer: Answer) -> None:
             "metadata": request.metadata or {},
         }
         names = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text"}
-        asked = chat_request(body, names)
+        asked = _chat_request(body, names)
         keeps = request.store is not False
         shape = _KeepingShape(repeated, kept, body["messages"]) if keeps else ResponsesShape(repeated)
         return await answer([asked], shape, bool(request.stream))
@@ -202,7 +224,7 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
         shape = OllamaShape(request.model, chat=chat)
         shape.splits_thinking = not request.raw
         kind = api.CompletionRequest if request.raw else api.ChatCompletionRequest
-        return await answer([chat_request(body, kind=kind)], shape, request.stream is not False)
+        return await answer([_chat_request(body, kind=kind)], shape, request.stream is not False)
 
     @app.post("/api/chat", operation_id="ollama_chat")
     async def chat(request: OllamaRequest) -> Response:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from coe_cli.core.answers.tool_calls import MOST_TOOLS
+from coe_cli.runtime.server.openai_messages import Text
 
 _Body = dict[str, Any]
 _Content = str | list[_Body]
@@ -182,6 +183,45 @@ def _turns(turn: MessagesTurn) -> list[_Body]:
         spoken: _Body = {"role": turn.role, "content": _texts(said) if said or not calls else None}
         turns.append(spoken | ({"tool_calls": calls} if calls else {}))
     return turns
+
+
+# --- llama.cpp's
+
+
+class LlamaRequest(_Loose):
+    """``POST /completion``; ``n_predict`` below 0 is no limit of the request's own."""
+
+    model: str = Field(default="auto", min_length=1, max_length=256)
+    n_predict: int | None = _own()
+    n_probs: int | None = _own()
+    stream: bool | None = None
+    cache_prompt: bool | None = _own()
+
+    def completion(self) -> _Body:
+        """The plain completion."""
+        most = self.n_predict if self.n_predict is not None and self.n_predict >= 0 else None
+        given = self.rest() | {"model": self.model, "logprobs": self.n_probs or None}
+        return given | {"max_tokens": given.get("max_tokens") or most}
+
+
+class _File(BaseModel):
+    filename: Text = Field(default="tmp", max_length=1024)
+    text: Text
+
+
+class InfillRequest(LlamaRequest):
+    """``POST /infill``; ``prompt`` begins what is to be written."""
+
+    input_prefix: Text = _own("")
+    input_suffix: Text = _own("")
+    input_extra: Annotated[list[_File], Field(max_length=64)] = _own([])
+    prompt: Text = _own("")
+
+    def turns(self) -> list[tuple[Literal["tool", "user", "assistant"], str]]:
+        """Role and text, as a prompt has them that is to be filled in."""
+        files = [f"{each.filename}\n{each.text}" for each in self.input_extra]
+        texts = [("user", self.input_suffix), ("user", self.input_prefix), ("assistant", self.prompt)]
+        return [*(("tool", text) for text in files), *texts]  # type: ignore[list-item]
 
 
 # --- Ollama's

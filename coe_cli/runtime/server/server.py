@@ -46,10 +46,10 @@ _MAX_NONCE = 128
 _BEAT_S = 1.0
 _LARGE_BYTES = 262_144
 _HEALTH_PATHS = ("/healthz", "/health", "/v1/health")
-_API_PATHS = ("/v1/", "/api/", "/openapi.json")
+_API_PATHS = ("/v1/", "/api/", "/completion", "/infill", "/openapi.json")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _COUNTED_PATHS = {
-    "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed",
+    "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed", "/completion", "/infill",
     "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
 }  # fmt: skip
 
@@ -121,7 +121,7 @@ class Server:
                 message["body"] = b""
             await send(message)
 
-        counts = method == "POST" and path.startswith(("/v1/", "/api/", "/coe/ask"))
+        counts = method == "POST" and path.startswith((*_API_PATHS, "/coe/ask"))
         self._in_flight += counts
         try:
             await self._guarded(scope, receive, noting)

@@ -320,9 +320,8 @@ class RequestResolver:
         if choice.fallback is None or not wanted.may_fall_back:
             raise refusal
         other = await asyncio.to_thread(self.open, choice.fallback)
-        instead = wanted._replace(
-            template=wanted.template if wanted.template in (RAW_TEMPLATE, FILL_TEMPLATE) else None
-        )
+        kept = wanted.template if wanted.template in (RAW_TEMPLATE, FILL_TEMPLATE) else None
+        instead = wanted._replace(template=kept)
         try:
             prompt = await self._made(other, instead)
         except TooManyTokens:

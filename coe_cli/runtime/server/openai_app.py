@@ -16,6 +16,8 @@ from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.server import openai_api as api
+from coe_cli.runtime.server.batch_api import add_batch_api
+from coe_cli.runtime.server.batch_store import BatchStore
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError, error_body, error_headers, status_of
 from coe_cli.runtime.server.llama_api import add_llama_api
@@ -55,7 +57,7 @@ class _Answer(Response):
         await self._answer(scope, receive, send)
 
 
-def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
+def build_openai_app(college: College, resolver: RequestResolver, store: BatchStore) -> FastAPI:
     """The OpenAI-compatible endpoints over a college."""
     app = FastAPI(title="coe", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -114,6 +116,7 @@ def build_openai_app(college: College, resolver: RequestResolver) -> FastAPI:
 
     add_other_apis(app, college, resolver, answered)
     add_llama_api(app, answered)
+    add_batch_api(app, store)
     return app
 
 

@@ -33,3 +33,8 @@ class ServeOptions(Struct, frozen=True):
     slots: int | None = None
     replicas: int | None = None
     owner_pid: int | None = None
+
+    def for_batch(self) -> list[str]:
+        """The options of a `coe batch` that is to find this college's settings."""
+        named = {"--profile": self.profile, "--profiles": self.profiles_file, "--catalog": self.catalog_file}
+        return [word for option, value in named.items() if value is not None for word in (option, value)]

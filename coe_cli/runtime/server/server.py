@@ -29,6 +29,7 @@ from coe_cli.runtime.college.answering import answer
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
+from coe_cli.runtime.folders import folders
 from coe_cli.runtime.server.discovery import CollegeState, proof
 from coe_cli.runtime.server.guard import BodyBudget, Guard, Headers, replay
 from coe_cli.runtime.server.http_errors import HttpError
@@ -49,7 +50,7 @@ _HEALTH_PATHS = ("/healthz", "/health", "/v1/health")
 _API_PATHS = ("/v1/", "/api/", "/completion", "/infill", "/openapi.json")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _COUNTED_PATHS = {
-    "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed", "/completion", "/infill",
+    "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed", "/completion", "/infill", "/v1/files", "/v1/batches",
     "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
 }  # fmt: skip
 
@@ -81,6 +82,7 @@ class Server:
         self._log_prompts = options.log_prompts
         self._guard = Guard(state.host, state.port, api_key, state.token, options.allowed_hosts, options.cors_origins)
         self._page = options.page
+        self._batch_options = options.for_batch()
         self._begin = self._last_request_at = time.monotonic()
         self._in_flight = 0
         self._bodies = BodyBudget()
@@ -189,7 +191,7 @@ class Server:
         """The FastAPI application, imported in a thread at its first use so that running answers go on."""
         async with self._building:
             if self._openai is None:
-                self._openai = await asyncio.to_thread(_build, self.college, self.resolver)
+                self._openai = await asyncio.to_thread(_build, self.college, self.resolver, self._batch_options)
         return self._openai
 
     # --- for everybody
@@ -327,10 +329,11 @@ async def _beat(send: Send) -> None:
         await send({"type": "http.response.body", "body": b"\n", "more_body": True})
 
 
-def _build(college: College, resolver: RequestResolver) -> Any:
+def _build(college: College, resolver: RequestResolver, batch_options: list[str]) -> Any:
+    from coe_cli.runtime.server.batch_store import BatchStore
     from coe_cli.runtime.server.openai_app import build_openai_app
 
-    return build_openai_app(college, resolver)
+    return build_openai_app(college, resolver, BatchStore(folders().state / "batches", batch_options))
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

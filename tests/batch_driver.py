@@ -20,7 +20,9 @@ from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
 from coe_cli.runtime.batch.batch_index import RowDefaults
-from coe_cli.runtime.batch.batch_setup import batch_resolver, bulk_router, local_engine
+from coe_cli.runtime.batch.batch_setup import batch_resolver, bulk_router, client_engine
+from coe_cli.runtime.client.client import Client
+from coe_cli.runtime.client.local import LocalOptions, local_client
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 
 
@@ -35,6 +37,11 @@ def main() -> int:
     profile = load_profiles(profile_paths()).select(os.environ.get("COE_TEST_PROFILE", "embedded"))
     worker = [sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(faults)]
     output = Output()
+
+    def client(replicas: int | None) -> tuple[Client, bool]:
+        options = LocalOptions(batch=True, replicas=replicas, worker_command=worker, prompts=BytePrompts())
+        return local_client(catalog, profile, options=options), True
+
     job = BatchJob(
         source, target, RowDefaults(), keep_order="--keep-order" in sys.argv, fail_fast="--fail-fast" in sys.argv
     )
@@ -44,9 +51,7 @@ def main() -> int:
                 job,
                 batch_resolver(catalog, where.models, profile, where),
                 bulk_router(catalog, where, profile, view.note, fetch=False),
-                lambda rows: local_engine(
-                    rows, catalog, profile, retries=2, worker_command=worker, prompts=BytePrompts()
-                ),
+                lambda rows: client_engine(rows, catalog, profile, client, retries=2),
                 view,
             )
         view.summary(progress)

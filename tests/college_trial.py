@@ -34,7 +34,7 @@ WEIGHTS_MB, SLOT_MB = 100, 10
 POOL = PoolConfig(vram_budget_mb=1000, max_concurrent_slots=4, min_resident_s=0.0, retry_delay_s=0.05, give_up_s=0.3)
 
 
-class FakeMeter:
+class FakeProbe:
     """Every worker holds the same; other programs and memory that did not come back are set by the test."""
 
     def __init__(self, worker_mb: float = WEIGHTS_MB + SLOT_MB) -> None:
@@ -103,7 +103,7 @@ class NamedModels:
 class Trial:
     """One college with its fault plan; used inside a loop."""
 
-    def __init__(self, college: College, folder: Path, memory_probe: FakeMeter) -> None:
+    def __init__(self, college: College, folder: Path, memory_probe: FakeProbe) -> None:
         self.college = college
         self.meter = memory_probe
         self._folder = folder
@@ -167,7 +167,7 @@ async def trial(
     folder: Path,
     faults: dict[str, list[dict[str, Any]]] | None = None,
     *,
-    memory_probe: FakeMeter | None = None,
+    memory_probe: FakeProbe | None = None,
     load_timeout_s: float = 30.0,
     watchdog_s: float = 30.0,
     keep_warm_worker: bool = False,
@@ -187,9 +187,9 @@ async def trial(
         prompts=BytePrompts(),
         worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)],
     )
-    the_meter = memory_probe or FakeMeter()
-    college = College(settings, the_meter, clock)
-    it = Trial(college, folder, the_meter)
+    probe = memory_probe or FakeProbe()
+    college = College(settings, probe, clock)
+    it = Trial(college, folder, probe)
     try:
         yield it
     finally:

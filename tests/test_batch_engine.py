@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from byte_prompts import BytePrompts
-from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, NamedModels, spec_of
+from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeProbe, NamedModels, spec_of
 from conftest import MODEL, REPOSITORY, eventually
 from faulty_worker import expected
 
@@ -26,9 +26,9 @@ from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
-from coe_cli.runtime.batch.batch_setup import local_engine
+from coe_cli.runtime.batch.batch_setup import client_engine
 from coe_cli.runtime.batch.client_engine import ClientEngine, Lanes
-from coe_cli.runtime.client.local import LocalClient
+from coe_cli.runtime.client.local import LocalClient, LocalOptions, local_client
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college_settings import CollegeSettings
@@ -91,7 +91,7 @@ def engine(
     settings = CollegeSettings(
         limits, lambda spec: (cost, 1024), worker_command=command, replicas=side_by_side, prompts=BytePrompts()
     )
-    client = LocalClient(settings, FakeMeter(), NamedModels(folder))  # type: ignore[arg-type]
+    client = LocalClient(settings, FakeProbe(), NamedModels(folder))  # type: ignore[arg-type]
     made = ClientEngine(client, lanes, limits, settings.cost_of, retries=retries)
     try:
         yield made
@@ -216,7 +216,12 @@ def test_what_two_workers_of_one_model_take_is_recorded_as_that_models(
     rows = RealRows(tmp_path, {MODEL: 2 * WORTH_A_COPY})
     monkeypatch.setenv("COE_MODELS_DIR", str(models_dir))
     catalog = load_catalog(catalog_paths())
-    running = local_engine(rows, catalog, load_profiles(profile_paths()).select("embedded"), retries=0)
+    profile = load_profiles(profile_paths()).select("embedded")
+
+    def client(replicas: int | None) -> tuple[LocalClient, bool]:
+        return local_client(catalog, profile, options=LocalOptions(batch=True, replicas=replicas)), True
+
+    running = client_engine(rows, catalog, profile, client, retries=0)
     try:
         results = list(running.run(rows))
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from college_trial import SLOT_MB, WEIGHTS_MB, FakeMeter, Trial, run, trial
+from college_trial import SLOT_MB, WEIGHTS_MB, FakeProbe, Trial, run, trial
 from operating_system import SYSTEM_ENDED_IT, WINDOWS, kill
 
 from coe_cli.errors import Draining, ModelDamaged
@@ -250,7 +250,7 @@ def test_a_model_whose_files_have_changed_is_loaded_anew_when_idle(tmp_path: Pat
 # --- the spare worker
 
 
-async def _spare_pid(college: Trial) -> int:
+async def _warm_pid(college: Trial) -> int:
     """The process that has no model, once there is one."""
     while True:
         residents = {pid for pid, _, _ in college.college.workers().values()}
@@ -267,12 +267,12 @@ def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -
             await asyncio.sleep(0.3)
             assert len(college.pids()) == 1, "who asks one model only pays for none"
             assert (await college.ask("two")).right
-            spare = await _spare_pid(college)
+            spare = await _warm_pid(college)
             assert (await college.ask("one")).right
             assert [pid for pid, _, _ in college.college.workers().values()] == [spare]
-            kill(await _spare_pid(college))
+            kill(await _warm_pid(college))
             assert (await college.ask("two")).right, "a warm worker that was killed is no loss"
-            await _spare_pid(college)
+            await _warm_pid(college)
             await college.settled()
 
     run(test)
@@ -389,7 +389,7 @@ def test_a_worker_whose_child_holds_the_channel_open_is_noticed_when_it_dies(tmp
 
 def test_two_models_take_turns_in_a_budget_for_one(tmp_path: Path) -> None:
     async def test() -> None:
-        memory_probe = FakeMeter()
+        memory_probe = FakeProbe()
         async with trial(tmp_path, memory_probe=memory_probe, vram_budget_mb=120) as college:
             for number in range(6):
                 assert (await college.ask("one" if number % 2 else "two")).right
@@ -402,7 +402,7 @@ def test_two_models_take_turns_in_a_budget_for_one(tmp_path: Path) -> None:
 
 def test_questions_to_both_at_once_in_a_budget_for_one(tmp_path: Path) -> None:
     async def test() -> None:
-        memory_probe = FakeMeter()
+        memory_probe = FakeProbe()
         async with trial(tmp_path, memory_probe=memory_probe, vram_budget_mb=140) as college:
             answers = await asyncio.gather(*(college.ask(name, seed=n) for n in range(8) for name in ("one", "two")))
             assert all(answer.right for answer in answers)
@@ -414,7 +414,7 @@ def test_questions_to_both_at_once_in_a_budget_for_one(tmp_path: Path) -> None:
 
 
 def test_memory_that_does_not_come_back_is_kept_out_of_the_budget(tmp_path: Path) -> None:
-    class Leaky(FakeMeter):
+    class Leaky(FakeProbe):
         def used_mb(self, pids: Iterable[int]) -> float | None:
             used_mb = super().used_mb(pids)
             return used_mb if used_mb is None else max(used_mb, self.worker_mb)
@@ -433,7 +433,7 @@ def test_memory_that_does_not_come_back_is_kept_out_of_the_budget(tmp_path: Path
 
 
 def test_memory_that_comes_back_late_is_waited_for(tmp_path: Path) -> None:
-    class Slow(FakeMeter):
+    class Slow(FakeProbe):
         """What a process held is in use for half a second after its end, as with some drivers."""
 
         def __init__(self) -> None:
@@ -460,7 +460,7 @@ def test_memory_that_comes_back_late_is_waited_for(tmp_path: Path) -> None:
 
 def test_another_program_takes_the_memory(tmp_path: Path) -> None:
     async def test() -> None:
-        memory_probe = FakeMeter()
+        memory_probe = FakeProbe()
         memory_probe.other_mb = 950.0
         async with trial(tmp_path, memory_probe=memory_probe) as college:
             college.college.snapshot()
@@ -479,7 +479,7 @@ def test_another_program_takes_the_memory_in_mid_answer(tmp_path: Path) -> None:
     """Critical pressure evicts the largest consumer; what had delivered text fails, the rest is asked again."""
 
     async def test() -> None:
-        memory_probe = FakeMeter()
+        memory_probe = FakeProbe()
         async with trial(tmp_path, {"one": [{"step_s": 0.02}, {}]}, memory_probe=memory_probe) as college:
             writing = asyncio.create_task(college.ask(tokens=10_000))
             while college.college.snapshot().running == 0:

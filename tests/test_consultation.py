@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from byte_prompts import BytePrompts
-from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeMeter, NamedModels
+from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeProbe, NamedModels
 from conftest import REPOSITORY, eventually, is_gone
 from faulty_worker import expected
 
@@ -72,7 +72,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
             prompts=BytePrompts(),
             worker_command=[sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(tmp_path)],
         )
-        clients.append(LocalClient(college, FakeMeter(), NamedModels(tmp_path)))  # type: ignore[arg-type]
+        clients.append(LocalClient(college, FakeProbe(), NamedModels(tmp_path)))  # type: ignore[arg-type]
         return clients[-1]
 
     yield make

@@ -13,7 +13,7 @@ from coe_cli.replacing import move, when_free
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.store import model_removal
 from coe_cli.runtime.store.integrity import write_manifest
-from coe_cli.runtime.store.model_removal import ModelResident, check_replaceable
+from coe_cli.runtime.store.model_removal import ModelInUse, check_replaceable
 from coe_cli.runtime.store.model_store import InUse, put_in_place, take_finished
 
 ORIGIN = {"uri": "hf:someone/tiny"}
@@ -110,11 +110,11 @@ def test_a_finished_model_of_another_origin_is_not_taken(tmp_path: Path, monkeyp
 
 
 def test_a_model_in_use_is_refused_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_removal, "resident_models", lambda models_dir: {"tiny": [7]})
+    monkeypatch.setattr(model_removal, "models_in_use", lambda models_dir: {"tiny": [7]})
     monkeypatch.setattr(model_removal, "RENAMES_REFUSED", True)
     check_replaceable("tiny", tmp_path)  # it is not there yet
     folder(tmp_path / "tiny", "old")
-    with pytest.raises(ModelResident, match="in use by process 7"):
+    with pytest.raises(ModelInUse, match="in use by process 7"):
         check_replaceable("tiny", tmp_path)
     monkeypatch.setattr(model_removal, "RENAMES_REFUSED", False)
     check_replaceable("tiny", tmp_path)

@@ -116,6 +116,7 @@ def batch(
         raise UsageError(f"--address is `{address}`", "Write HOST:PORT, as in 192.168.1.10:6379.")
     if address is not None and engine is not EngineName.RAY:
         raise UsageError("--address is that of a Ray cluster", "Add --engine ray.")
+    from coe_cli.runtime.batch.batch import BatchJob
     from coe_cli.runtime.batch.batch_index import RowDefaults
     from coe_cli.use_cases.batching import BatchOptions, run
     from coe_cli.use_cases.clients import CollegePlace
@@ -123,21 +124,23 @@ def batch(
     path = None if source == "-" else Path(source)
     failed = run(
         BatchOptions(
-            source=path,
-            target=output_file,
-            defaults=RowDefaults(expert, model, system, max_tokens, temperature, seed, fallback or None),
-            keep_order=keep_order,
-            fail_fast=fail_fast,
+            job=BatchJob(
+                path,
+                output_file,
+                RowDefaults(expert, model, system, max_tokens, temperature, seed, fallback or None),
+                keep_order=keep_order,
+                fail_fast=fail_fast,
+                restart=restart,
+                retry_failed=retry_failed,
+                again=command_line(["coe", *(a for a in sys.argv[1:] if a != "--restart")]),
+            ),
             retries=retries,
-            restart=restart,
-            retry_failed=retry_failed,
             concurrency=concurrency,
             engine=engine.value,
             address=address,
             pull=not no_pull,
             quiet=quiet,
             place=CollegePlace(profile, profiles_file, catalog_file, not no_serve),
-            again=command_line(["coe", *(a for a in sys.argv[1:] if a != "--restart")]),
         ),
         read_catalog(catalog_file),
         read_profiles(profiles_file),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from coe_cli.output.console import Output
 
@@ -13,19 +13,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from coe_cli.output.display import Display
+    from coe_cli.runtime.progress import Step
 
 _FRAMES_PER_S: Final = 10
-
-
-class StepLike(Protocol):
-    @property
-    def stage(self) -> str: ...
-    @property
-    def done(self) -> float: ...
-    @property
-    def total(self) -> float | None: ...
-    @property
-    def is_bytes(self) -> bool: ...
 
 
 class ProgressView:
@@ -69,11 +59,11 @@ class ProgressView:
             self._output.note(self._title)
         return self
 
-    def __call__(self, step: StepLike) -> None:
+    def __call__(self, step: Step) -> None:
         self._show("", step)
 
     @contextmanager
-    def row(self, name: str) -> Iterator[Callable[[StepLike], None]]:
+    def row(self, name: str) -> Iterator[Callable[[Step], None]]:
         """The same for one of several works that go on together; ``name`` stands before its stages."""
         try:
             yield lambda step: self._show(name, step)
@@ -96,7 +86,7 @@ class ProgressView:
 
             self._display.print(Text(f"coe: {message}"))
 
-    def _show(self, name: str, step: StepLike) -> None:
+    def _show(self, name: str, step: Step) -> None:
         text = f"{name}: {step.stage[:1].lower()}{step.stage[1:]}" if name else step.stage
         if self._progress is None:
             if self._stages.get(name) != step.stage:

@@ -22,7 +22,6 @@ from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
 from coe_cli.runtime.batch.batch_engine import Engine, RowSource
-from coe_cli.runtime.batch.batch_index import RowDefaults
 from coe_cli.runtime.batch.batch_setup import (
     batch_resolver,
     bulk_router,
@@ -40,21 +39,15 @@ from coe_cli.use_cases.clients import CollegePlace, serve_options
 class BatchOptions:
     """What the user asked for; None leaves the choice to coe, the profile or the rows."""
 
-    source: Path | None
-    target: Path | None
-    defaults: RowDefaults
-    keep_order: bool
-    fail_fast: bool
+    job: BatchJob
+    """As the user named input and output, which may be pipes."""
     retries: int
-    restart: bool
-    retry_failed: bool
     concurrency: int | None
     engine: str
     address: str | None
     pull: bool
     quiet: bool
     place: CollegePlace
-    again: str
 
 
 def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: Output) -> int:
@@ -63,7 +56,8 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
     Raises:
         CoeError: whatever keeps the batch from being run to its end.
     """
-    source, target = _source(options.source), _target(options.target)
+    named = options.job
+    source, target = _source(named.source), _target(named.target)
     if source is not None and target is not None and source.exists() and target.exists() and source.samefile(target):
         raise UsageError(f"{target} is the input and the output", "Give the output another name.")
     if options.engine == "ray":
@@ -73,23 +67,13 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
     where = folders()
     profile = college_profile(profiles, options.place.profile, catalog, where)
     _provide_a_model(options, catalog, output)
-    job = BatchJob(
-        source,
-        target,
-        options.defaults,
-        keep_order=options.keep_order,
-        fail_fast=options.fail_fast,
-        restart=options.restart,
-        retry_failed=options.retry_failed,
-        again=options.again,
-    )
     with (
-        _stream(options.source if source is None else None, "rb") as stdin,
-        _stream(options.target if target is None else None, "wb") as stdout,
+        _stream(named.source if source is None else None, "rb") as stdin,
+        _stream(named.target if target is None else None, "wb") as stdout,
         TerminalBatchView(output, quiet=options.quiet) as view,
     ):
         progress = run_batch(
-            replace(job, stdin=stdin, stdout=stdout),
+            replace(named, source=source, target=target, stdin=stdin, stdout=stdout),
             batch_resolver(catalog, where.models, profile, where),
             bulk_router(catalog, where, profile, view.note, fetch=options.pull, enabled=profiles.routing.enabled),
             lambda rows: _engine(options, rows, catalog, profiles, profile, view.note),

@@ -165,10 +165,10 @@ def test_a_model_for_a_device_that_is_not_here_is_checked_as_far_as_it_goes(coe:
     write_manifest(tiny, {})
     edit_config(tiny, session_options={"provider_options": [{"cuda": {}}]})
     result = verify(coe)
-    assert (result.code, levels(result)["canary"]) == (4, "warning"), "the digests have changed"
+    assert (result.code, levels(result)["golden answer"]) == (4, "warning"), "the digests have changed"
     write_manifest(tiny, {})
     result = verify(coe)
-    assert (result.code, levels(result)["canary"], levels(result)["config"]) == (0, "warning", "ok")
+    assert (result.code, levels(result)["golden answer"], levels(result)["config"]) == (0, "warning", "ok")
     assert "built for cuda, which is not installed here" in result.stdout
 
 
@@ -178,9 +178,9 @@ def test_a_model_that_computes_something_else_is_caught(coe: Coe, tiny: Path, tm
     (tiny / "model.onnx.data").write_bytes(weights)
     caught = verify(coe)
     assert caught.code == 4
-    assert levels(caught)["canary"] == "error"
-    assert levels(verify(coe, "--accept"))["canary"] == "ok"
-    assert levels(verify(coe))["canary"] == "ok"
+    assert levels(caught)["golden answer"] == "error"
+    assert levels(verify(coe, "--accept"))["golden answer"] == "ok"
+    assert levels(verify(coe))["golden answer"] == "ok"
 
 
 def test_answers_that_differ_under_another_runtime_are_a_warning(coe: Coe, tiny: Path) -> None:
@@ -191,7 +191,7 @@ def test_answers_that_differ_under_another_runtime_are_a_warning(coe: Coe, tiny:
     content["cpu"]["pieces"][1][0] = "§"
     path.write_text(json.dumps(content))
     result = verify(coe)
-    assert (result.code, levels(result)["canary"]) == (0, "warning")
+    assert (result.code, levels(result)["golden answer"]) == (0, "warning")
     assert "--accept" in result.stdout
 
 
@@ -208,7 +208,7 @@ def test_a_configuration_that_contradicts_the_graph(coe: Coe, tiny: Path, key: s
     result = verify(coe)
     assert result.code == 4
     assert says in result.stdout
-    assert "canary" not in levels(result), "a model that is wrong is not loaded"
+    assert "golden answer" not in levels(result), "a model that is wrong is not loaded"
 
 
 def test_changed_truncated_and_missing_files(coe: Coe, tiny: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_state_folder_that_cannot_be_written_is_not_the_models_fault(coe: Coe,
     (coe.folder / "state").mkdir(exist_ok=True)
     (coe.folder / "state" / "canary").write_text("a file")
     result = verify(coe)
-    assert (result.code, levels(result)["canary"]) == (0, "warning")
+    assert (result.code, levels(result)["golden answer"]) == (0, "warning")
     assert "loads and answers" in result.stdout and "COE_STATE_DIR" in result.stdout
 
 
@@ -288,7 +288,7 @@ def test_a_worker_that_dies_is_a_finding(coe: Coe, tiny: Path, monkeypatch: pyte
 
     monkeypatch.setattr(worker_process, "_START", "raise SystemExit(3)")
     result = verify(coe)
-    assert (result.code, levels(result)["canary"]) == (4, "error")
+    assert (result.code, levels(result)["golden answer"]) == (4, "error")
     assert "ended with code 3" in result.stdout
 
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from coe_cli.core.fleet.fleet_device import Device, Job, ServiceTimes
 from coe_cli.core.scheduling import scheduler_events as ev
@@ -51,31 +51,24 @@ class Stream(Struct, frozen=True):
     nodes: int = 1
 
 
-class NodeResult:
-    """What the counted requests met with, in seconds from their arrival, in order of their ends; inf: refused."""
+class Samples(Struct):
+    """What the counted requests of simulated nodes met with, in order of their ends. Arrays of equal lengths.
 
-    __slots__ = (
-        "arrived",
-        "busy_s",
-        "evictions",
-        "first_token_s",
-        "kinds",
-        "latency_s",
-        "loads",
-        "span_s",
-        "waiting_s",
-    )
+    Times are seconds from a request's arrival, inf for one that was refused; ``span_s`` is that of all nodes together.
+    """
 
-    def __init__(self) -> None:
-        self.waiting_s = array("d")
-        self.first_token_s = array("d")
-        self.latency_s = array("d")
-        self.kinds = array("i")
-        self.arrived = 0
-        self.loads = 0
-        self.evictions = 0
-        self.busy_s = 0.0
-        self.span_s = 0.0
+    nodes: int = 0
+    kinds: array[int] = field(default_factory=lambda: array("i"))
+    waiting_s: array[float] = field(default_factory=lambda: array("d"))
+    first_token_s: array[float] = field(default_factory=lambda: array("d"))
+    latency_s: array[float] = field(default_factory=lambda: array("d"))
+    loads: int = 0
+    busy_s: float = 0.0
+    span_s: float = 0.0
+
+    def add(self, other: Samples) -> None:
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 def jobs(streams: Sequence[Stream], span_s: float, spread: float, rng: random.Random) -> list[Job]:
@@ -103,7 +96,7 @@ def jobs(streams: Sequence[Stream], span_s: float, spread: float, rng: random.Ra
     return found
 
 
-def simulate(node: SimulatedNode, arrivals: Iterable[Job], count_from_s: float = 0.0) -> NodeResult:
+def simulate(node: SimulatedNode, arrivals: Iterable[Job], count_from_s: float = 0.0) -> Samples:
     """Play ``arrivals`` (in order) on a node until every one has its answer; those before ``count_from_s`` do not count."""
     return _Simulation(node).run(arrivals, count_from_s)
 
@@ -136,9 +129,9 @@ class _Simulation:
         self._waiting: set[int] = set()
         self._begin_s = 0.0
         self._now_s = 0.0
-        self._result = NodeResult()
+        self._result = Samples(nodes=1)
 
-    def run(self, arrivals: Iterable[Job], count_from_s: float) -> NodeResult:
+    def run(self, arrivals: Iterable[Job], count_from_s: float) -> Samples:
         self._warm()
         result, device, names = self._result, self._device, self._names
         begin_s = self._begin_s
@@ -158,10 +151,9 @@ class _Simulation:
                 if counts and not counting:
                     counting = True
                     busy_before_s, span_before_s = device.busy_s, now_s
-                    result.loads = result.evictions = 0
+                    result.loads = 0
                 self._requests[number] = _Request(job, counts)
                 self._waiting.add(number)
-                result.arrived += counts
                 self._tell(ev.Request(number, names[job.model]), now_s)
                 job = next(coming, None)
                 if job is None:
@@ -229,7 +221,6 @@ class _Simulation:
                 else:
                     self._loading[model] = self._set_timer(now_s + times.load_s, ev.Loaded(model))
             case ev.Evict(model=model):
-                self._result.evictions += 1
                 self._loading.pop(model, None)
                 self._device.end(model)
                 self._set_timer(now_s + self._times[model].evict_s, ev.Evicted(model))

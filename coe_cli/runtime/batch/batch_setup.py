@@ -16,11 +16,9 @@ from coe_cli.runtime.batch.batch_engine import RowSource
 from coe_cli.runtime.batch.batch_index import Route
 from coe_cli.runtime.batch.client_engine import ClientEngine, CostOf, lanes_for
 from coe_cli.runtime.client.client import Client
-from coe_cli.runtime.client.local import LocalOptions, local_client
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.prompts.prompts import PromptSource
 from coe_cli.runtime.routing.shared_router import SharedRouter
 
 
@@ -119,21 +117,3 @@ def refuse_what_cannot_fit(rows: RowSource, profile: HardwareProfile, cost_of: C
             f" {critical_mb:.0f} ({profile.vram_budget_mb} budget less {profile.fixed_mb} fixed)",
             "Choose a profile with a larger budget (-p), or a smaller model.",
         )
-
-
-def local_engine(
-    rows: RowSource,
-    catalog: Catalog,
-    profile: HardwareProfile,
-    *,
-    retries: int,
-    worker_command: list[str] | None = None,
-    prompts: PromptSource | None = None,
-) -> ClientEngine:
-    """An engine over a college in this process."""
-
-    def client(replicas: int | None) -> tuple[Client, bool]:
-        options = LocalOptions(batch=True, replicas=replicas, worker_command=worker_command, prompts=prompts)
-        return local_client(catalog, profile, options=options), True
-
-    return client_engine(rows, catalog, profile, client, retries=retries)

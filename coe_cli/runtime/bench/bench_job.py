@@ -22,7 +22,7 @@ from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.bench.bandwidth import measure_bandwidth
 from coe_cli.runtime.bench.bench_machine import read_machine, read_versions
-from coe_cli.runtime.bench.bench_run import BenchModel, BenchResult, BenchSettings, bench_model, run_bench
+from coe_cli.runtime.bench.bench_run import BenchModel, BenchResult, BenchSettings, run_bench
 from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.progress import OnProgress, Step
@@ -159,17 +159,13 @@ def _open(name: str, request: BenchRequest, profile: HardwareProfile, catalog: C
     folder = folder_of(name, catalog, models_dir)
     try:
         spec = open_model(name, folder)
-        if request.provider is not None:
-            spec = structs.replace(spec, provider=request.provider)
+        spec = structs.replace(spec, provider=request.provider or spec.provider)
         memory = memory_of(spec, spec.provider)
     except CoeError as error:
-        return BenchModel(
-            name=name,
-            provider=request.provider or profile.provider,
-            points=points(request.grid, _UNKNOWN_CONTEXT, profile.context_length),
-            problem=error,
-        )
-    return bench_model(name, request.grid, spec, memory, slot_context(spec, profile))
+        known = points(request.grid, _UNKNOWN_CONTEXT, profile.context_length)
+        return BenchModel(name, request.provider or profile.provider, known, problem=error)
+    measured = points(request.grid, spec.context_length, slot_context(spec, profile))
+    return BenchModel(name, spec.provider, measured, spec.context_length, spec, memory)
 
 
 def _machine_notes() -> list[str]:

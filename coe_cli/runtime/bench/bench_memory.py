@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from coe_cli.core.bench.bench_figures import own_peak_mb
 from coe_cli.core.bench.bench_rows import Range
@@ -23,29 +23,32 @@ from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 _SETTLE_S: Final = 2.0
 _SETTLE_KNOWN_S: Final = 0.5
 """Where the system tells processes apart, no peak hangs on the baseline: it is waited for less."""
-_SETTLE_LOOK_S: Final = 0.1
-_SETTLED_LOOKS: Final = 3
+_SETTLE_READ_S: Final = 0.1
+_SETTLED_READS: Final = 3
 _SETTLED_MB: Final = 8.0
 _FOLLOW_S: Final = 0.05
 
 
-class MemoryLook(Protocol):
-    """Looks at one device's memory, in MB; None where the system does not tell."""
+class DeviceMemory:
+    """One device's memory, in MB; None where the system does not tell, as of a device that cannot be asked at all."""
 
-    settle_s: float
+    settle_s = 0.0
     """How long to wait at most for a baseline that has stopped changing."""
 
     def in_use_mb(self) -> float | None:
         """What all programs use of the device now."""
+        return None
 
     def process_mb(self, pid: int) -> float | None:
         """What one process uses of it now."""
+        return None
 
     def process_peak_mb(self, pid: int) -> float | None:
         """The most that the process has used, as the system remembers it."""
+        return None
 
 
-class CpuLook:
+class HostMemory(DeviceMemory):
     """The system's memory; a process's part is its resident set."""
 
     settle_s = _SETTLE_KNOWN_S
@@ -72,7 +75,7 @@ class CpuLook:
         return None
 
 
-class GpuLook:
+class CardMemory(DeviceMemory):
     """A graphics adapter."""
 
     settle_s = _SETTLE_S
@@ -88,32 +91,13 @@ class GpuLook:
         processes = self._gpu.process_mb()
         return None if processes is None else processes.get(pid)
 
-    def process_peak_mb(self, pid: int) -> float | None:
-        return None
 
-
-class NoLook:
-    """A device that cannot be looked at."""
-
-    settle_s = 0.0
-
-    def in_use_mb(self) -> float | None:
-        return None
-
-    def process_mb(self, pid: int) -> float | None:
-        return None
-
-    def process_peak_mb(self, pid: int) -> float | None:
-        return None
-
-
-def memory_look(provider: Provider) -> MemoryLook:
-    """The way to look at ``provider``'s device on this machine."""
+def device_memory(provider: Provider) -> DeviceMemory:
+    """That of ``provider``'s device on this machine."""
     if on_host(provider):
-        return CpuLook()
-    settings = settings_from()
-    gpu = runtime_of(provider).open_memory(settings)
-    return NoLook() if gpu is None else GpuLook(gpu)
+        return HostMemory()
+    gpu = runtime_of(provider).open_memory(settings_from())
+    return DeviceMemory() if gpu is None else CardMemory(gpu)
 
 
 class RowMemory:
@@ -122,9 +106,9 @@ class RowMemory:
     What the system tells of the process itself is believed; else the device's memory in use above the baseline is taken.
     """
 
-    def __init__(self, look: MemoryLook) -> None:
-        self._look = look
-        self._before_mb = settled_mb(look.in_use_mb, look.settle_s)
+    def __init__(self, device: DeviceMemory) -> None:
+        self._device = device
+        self._before_mb = settled_mb(device.in_use_mb, device.settle_s)
         self._after_mb: float | None = None
         self._process_peak_mb: float | None = None
         self._device_peak_mb: float | None = None
@@ -133,7 +117,7 @@ class RowMemory:
 
     def follow(self, pid: int) -> None:
         """Look at the process now and then, unless the system remembers its peak."""
-        if self._look.process_peak_mb(pid) is None:
+        if self._device.process_peak_mb(pid) is None:
             self._thread = threading.Thread(target=self._watch, args=(pid,), daemon=True)
             self._thread.start()
 
@@ -144,13 +128,13 @@ class RowMemory:
             self._thread.join()
             self._take(pid)
         else:
-            self._process_peak_mb = self._look.process_peak_mb(pid)
+            self._process_peak_mb = self._device.process_peak_mb(pid)
 
     def close(self) -> None:
         """Look once more when the process has gone, for what others hold by now; settled where the peak hangs on it."""
         self._stop.set()
-        look = self._look.in_use_mb
-        self._after_mb = settled_mb(look, self._look.settle_s) if self._process_peak_mb is None else look()
+        read = self._device.in_use_mb
+        self._after_mb = settled_mb(read, self._device.settle_s) if self._process_peak_mb is None else read()
 
     @property
     def peak_mb(self) -> float | None:
@@ -171,21 +155,21 @@ class RowMemory:
             self._take(pid)
 
     def _take(self, pid: int) -> None:
-        self._process_peak_mb = _larger(self._process_peak_mb, self._look.process_mb(pid))
+        self._process_peak_mb = _larger(self._process_peak_mb, self._device.process_mb(pid))
         if self._process_peak_mb is None:
-            self._device_peak_mb = _larger(self._device_peak_mb, self._look.in_use_mb())
+            self._device_peak_mb = _larger(self._device_peak_mb, self._device.in_use_mb())
 
 
-def settled_mb(look: Callable[[], float | None], within_s: float) -> float | None:
+def settled_mb(read: Callable[[], float | None], within_s: float) -> float | None:
     """Memory in use when it has stopped changing, or after ``within_s`` as it then is: drivers free it late."""
     readings: list[float] = []
     deadline = time.monotonic() + within_s
-    while (value := look()) is not None:
-        readings = [*readings, value][-_SETTLED_LOOKS:]
-        calm = len(readings) == _SETTLED_LOOKS and max(readings) - min(readings) <= _SETTLED_MB
+    while (value := read()) is not None:
+        readings = [*readings, value][-_SETTLED_READS:]
+        calm = len(readings) == _SETTLED_READS and max(readings) - min(readings) <= _SETTLED_MB
         if calm or time.monotonic() > deadline:
             return value
-        time.sleep(_SETTLE_LOOK_S)
+        time.sleep(_SETTLE_READ_S)
     return None
 
 

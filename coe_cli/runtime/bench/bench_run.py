@@ -7,19 +7,19 @@ another prompt behind the same ``depth`` tokens, which the slot still has.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct, structs
 
 from coe_cli.core.bench.bench_expected import bandwidth_share, planned_peak_bytes
 from coe_cli.core.bench.bench_figures import RunFigures, run_figures, summarise
-from coe_cli.core.bench.bench_grid import Grid, Point, points, prompt_ids
+from coe_cli.core.bench.bench_grid import Point, prompt_ids
 from coe_cli.core.bench.bench_rows import BenchRow, LoadTimes, Spread, SwapTime
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.errors import CoeError, UsageError
-from coe_cli.runtime.bench.bench_memory import RowMemory, memory_look
+from coe_cli.runtime.bench.bench_memory import RowMemory, device_memory
 from coe_cli.runtime.bench.bench_swap import Swaps
 from coe_cli.runtime.bench.bench_worker import BenchWorker
 from coe_cli.runtime.progress import OnProgress, Step
@@ -59,18 +59,6 @@ class BenchResult(Struct):
     notes: list[str] = []
     errors: list[CoeError] = []
     interrupted: bool = False
-
-
-def bench_model(name: str, grid: Grid, spec: ModelSpec, memory: ModelMemory, slot_context: int) -> BenchModel:
-    """A model that can be opened, with the points of ``grid`` that it is measured at."""
-    return BenchModel(
-        name=name,
-        provider=spec.provider,
-        points=points(grid, spec.context_length, slot_context),
-        context_length=spec.context_length,
-        spec=spec,
-        memory=memory,
-    )
 
 
 def run_bench(
@@ -157,7 +145,10 @@ def _measure_row(
         raise UsageError(problem, "Choose shorter lengths, or a larger --max-length.")
     title = f"{model.name}: {describe(point)}"
     progress.begin(title, 0)
-    with _row_memory(model.provider) as memory, BenchWorker(settings.timeout_s) as worker:
+    with (
+        contextlib.closing(RowMemory(device_memory(model.provider))) as memory,
+        BenchWorker(settings.timeout_s) as worker,
+    ):
         worker.load(spec, point.slots)
         memory.follow(worker.pid)
         progress.begin(title, _LOAD_COST)
@@ -174,15 +165,6 @@ def _measure_row(
     if memory.peak_mb is None and memory.others is not None:
         notes.append(f"{title}: another program's memory changed meanwhile, so the peak is not known")
     return _row(model, point, settings, runs, load_s, memory), load_s
-
-
-@contextlib.contextmanager
-def _row_memory(provider: Provider) -> Iterator[RowMemory]:
-    memory = RowMemory(memory_look(provider))
-    try:
-        yield memory
-    finally:
-        memory.close()
 
 
 def _row(

@@ -9,7 +9,7 @@ from coe_cli.errors import CoeError
 _WORKER = "coe_cli.runtime.worker.worker"
 
 
-def resident_models(models_dir: Path) -> dict[str, list[int]]:
+def models_in_use(models_dir: Path) -> dict[str, list[int]]:
     """Model name → process ids of the workers of this user that have its weights mapped into memory.
 
     A running college tells its own. Workers of other coe processes are found by the weights that they have mapped: a

@@ -6,9 +6,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from coe_cli.core.findings import Finding, error, ok, warning
+from coe_cli.core.hardware.machine import Adapter
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.providers import on_host
 from coe_cli.core.providers._dml_trial import trial_findings
@@ -18,22 +18,7 @@ from coe_cli.probes.d3d12 import try_devices
 _DISPLAY_CLASS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
 
 
-class AdapterFacts(Protocol):
-    """What is known of an adapter; None means unknown."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dedicated_mb(self) -> float | None: ...
-    @property
-    def shared_mb(self) -> float | None: ...
-    @property
-    def used_mb(self) -> float | None: ...
-    @property
-    def luid(self) -> int | None: ...
-
-
-def check_adapters(adapters: Sequence[AdapterFacts], problems: Sequence[str], drivers: Sequence[str]) -> list[Finding]:
+def check_adapters(adapters: Sequence[Adapter], problems: Sequence[str], drivers: Sequence[str]) -> list[Finding]:
     """Each adapter with its memory, what could not be asked, and the drivers."""
     findings = []
     for number, adapter in enumerate(adapters):
@@ -52,7 +37,7 @@ def check_adapters(adapters: Sequence[AdapterFacts], problems: Sequence[str], dr
     return findings
 
 
-def check_direct3d(adapters: Sequence[AdapterFacts], platform: str = sys.platform) -> list[Finding]:
+def check_direct3d(adapters: Sequence[Adapter], platform: str = sys.platform) -> list[Finding]:
     """On Windows, whether a Direct3D 12 and a DirectML device can be made on each adapter: a child process tries it."""
     if platform != "win32" or not adapters:
         return []
@@ -63,17 +48,14 @@ def check_direct3d(adapters: Sequence[AdapterFacts], platform: str = sys.platfor
 
 
 def check_budget(
-    profile: HardwareProfile, profiles: ProfileSet, adapters: Sequence[AdapterFacts], memory_mb: float
+    profile: HardwareProfile, profiles: ProfileSet, adapters: Sequence[Adapter], memory_mb: float
 ) -> list[Finding]:
     """Whether the profile's budget is there: out of memory is most often a profile that is too large."""
     if on_host(profile.provider):
         size_mb, where = memory_mb, "memory"
     else:
         sizes = [
-            max(
-                adapter.dedicated_mb,
-                (adapter.shared_mb or 0.0) + adapter.dedicated_mb if adapter.dedicated_mb < 1024 else 0.0,
-            )
+            adapter.dedicated_mb + (adapter.shared_mb or 0.0 if adapter.integrated else 0.0)
             for adapter in adapters
             if adapter.dedicated_mb is not None
         ]

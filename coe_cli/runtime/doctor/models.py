@@ -17,7 +17,7 @@ from coe_cli.core.providers import spec_of
 from coe_cli.core.routing.selection import choose_profile
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import choose_provider, install_command, installed_runtimes
-from coe_cli.runtime.college.loaded_models import resident_models
+from coe_cli.runtime.college.loaded_models import models_in_use
 from coe_cli.runtime.conversion.optimize import prunes_head
 from coe_cli.runtime.doctor.software import SYSTEMS
 from coe_cli.runtime.store.inventory import all_duplicates
@@ -98,7 +98,7 @@ def check_held_models(models_dir: Path) -> list[Finding]:
                     "college", f"memory pressure is {status.pressure.level}", "coe stop, then a smaller profile (-p)"
                 )
             )
-    held = resident_models(models_dir)
+    held = models_in_use(models_dir)
     findings += [
         ok("college", f"{name} is loaded by process {', '.join(map(str, sorted(pids)))}") for name, pids in held.items()
     ]

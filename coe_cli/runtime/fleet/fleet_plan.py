@@ -22,6 +22,7 @@ from coe_cli.core.fleet.fleet_report import (
     Times,
     quantiles,
 )
+from coe_cli.core.fleet.fleet_simulation import Samples
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import find_spec, models_on_disk
@@ -30,7 +31,7 @@ from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import DoesNotFit, ProfileInvalid
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement
-from coe_cli.runtime.fleet.fleet_simulation import Samples, simulate_fleet
+from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.plan_inputs import answering_models
 from coe_cli.runtime.progress import OnProgress, Step, ignore
@@ -177,7 +178,7 @@ class _Planner:
             on_part=lambda part: self._on_progress(Step(stage, part, 1.0)),
         )
         placement = [self._placed(group, found) for group, found in zip(groups, samples, strict=True)]
-        total = Samples.empty()
+        total = Samples()
         for found in samples:
             total.add(found)
         used = [sum(group.count for group in groups if group.kind == kind) for kind in range(len(counts))]

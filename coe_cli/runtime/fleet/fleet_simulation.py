@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import signal
-from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -15,7 +14,7 @@ from msgspec import Struct
 
 from coe_cli.core.fleet.fleet import Simulation
 from coe_cli.core.fleet.fleet_problem import Group, Problem
-from coe_cli.core.fleet.fleet_simulation import SimulatedNode, Stream, jobs, simulate
+from coe_cli.core.fleet.fleet_simulation import Samples, SimulatedNode, Stream, jobs, simulate
 from coe_cli.interrupts import children_without_interrupt, on_interrupt
 
 LEAST_PER_NODE = 500
@@ -27,32 +26,6 @@ _END_WAIT_S = 2.0
 _CHUNKS_PER_CORE = 8
 
 OnPart = Callable[[float], None]
-
-
-class Samples(Struct):
-    """What the simulated nodes of one group met with. Arrays in seconds, inf for a refused request; equal lengths."""
-
-    nodes: int
-    kinds: array[int]
-    waiting_s: array[float]
-    first_token_s: array[float]
-    latency_s: array[float]
-    loads: int
-    busy_s: float
-    span_s: float
-    """Simulated seconds of all nodes together."""
-
-    @classmethod
-    def empty(cls) -> Samples:
-        return cls(0, array("i"), array("d"), array("d"), array("d"), 0, 0.0, 0.0)
-
-    def add(self, other: Samples) -> None:
-        self.nodes += other.nodes
-        for field in ("kinds", "waiting_s", "first_token_s", "latency_s"):
-            getattr(self, field).extend(getattr(other, field))
-        self.loads += other.loads
-        self.busy_s += other.busy_s
-        self.span_s += other.span_s
 
 
 class _Work(Struct):
@@ -81,14 +54,17 @@ def simulate_fleet(
     """
     cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     works = _works(problem, groups, settings, cores)
-    parts: list[list[tuple[int, Samples]]] = [[] for _ in groups]
     expected = [sum(s.per_s for s in work.streams) * work.span_s * len(work.numbers) for work in works]
-    whole, done = sum(expected) or 1.0, 0.0
+    whole = sum(expected) or 1.0
+    found: dict[int, Samples] = {}
+
+    def ended(index: int, samples: Samples) -> None:
+        found[index] = samples
+        on_part(sum(expected[other] for other in found) / whole)
+
     if cores == 1 or settings.requests < _ALONE_BELOW:
         for index, work in enumerate(works):
-            parts[work.group].append((index, _simulate(work)))
-            done += expected[index]
-            on_part(done / whole)
+            ended(index, _simulate(work))
     else:
         ignore = (signal.SIG_IGN,)  # a terminal's Ctrl-C reaches them too, and could leave a lock held
         with ProcessPoolExecutor(max_workers=cores, initializer=on_interrupt, initargs=ignore) as pool:
@@ -96,10 +72,7 @@ def simulate_fleet(
                 with children_without_interrupt():
                     futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
                 for future in as_completed(futures):
-                    index = futures[future]
-                    parts[works[index].group].append((index, future.result()))
-                    done += expected[index]
-                    on_part(done / whole)
+                    ended(futures[future], future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 children = multiprocessing.active_children()
@@ -108,12 +81,9 @@ def simulate_fleet(
                 for child in children:
                     child.join(_END_WAIT_S)
                 raise
-    merged = []
-    for found in parts:
-        total = Samples.empty()
-        for _, samples in sorted(found, key=lambda item: item[0]):
-            total.add(samples)
-        merged.append(total)
+    merged = [Samples() for _ in groups]
+    for index, work in enumerate(works):
+        merged[work.group].add(found[index])
     return merged
 
 
@@ -134,21 +104,9 @@ def _works(problem: Problem, groups: Sequence[Group], settings: Simulation, core
 
 
 def _simulate(work: _Work) -> Samples:
-    total = Samples.empty()
+    total = Samples()
     for number in work.numbers:
         rng = random.Random(f"{work.seed}/{work.group}/{number}")
         arrivals = jobs(work.streams, work.span_s, work.spread, rng)
-        result = simulate(work.node, arrivals, work.warm_up * work.span_s)
-        total.add(
-            Samples(
-                1,
-                result.kinds,
-                result.waiting_s,
-                result.first_token_s,
-                result.latency_s,
-                result.loads,
-                result.busy_s,
-                result.span_s,
-            )
-        )
+        total.add(simulate(work.node, arrivals, work.warm_up * work.span_s))
     return total

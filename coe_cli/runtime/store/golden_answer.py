@@ -1,4 +1,4 @@
-"""The canary: a short greedy answer of each model, recorded once per provider and compared ever after.
+"""The golden answer: a short greedy answer of each model, recorded once per provider and compared ever after.
 
 A driver, a provider or a damaged file that makes a model compute something else shows here before it shows in answers.
 """

@@ -9,7 +9,7 @@ from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
 from coe_cli.errors import CoeError, ModelMissing
-from coe_cli.runtime.college.loaded_models import resident_models
+from coe_cli.runtime.college.loaded_models import models_in_use
 from coe_cli.runtime.progress import ignore, size_of
 from coe_cli.runtime.store.golden_answer import forget
 from coe_cli.runtime.store.model_store import discard, model_lock, staging_folder
@@ -18,7 +18,7 @@ RENAMES_REFUSED = os.name == "nt"
 """Whether a folder with open files cannot be renamed."""
 
 
-class ModelResident(CoeError):
+class ModelInUse(CoeError):
     """The model is in use."""
 
     code = "model_resident"
@@ -28,11 +28,11 @@ def check_replaceable(name: str, models_dir: Path) -> None:
     """Check, before anything is fetched or converted, that the folder of ``name`` could be replaced.
 
     Raises:
-        ModelResident: a worker holds it, and this system does not rename what is in use.
+        ModelInUse: a worker holds it, and this system does not rename what is in use.
     """
-    workers = resident_models(models_dir).get(name, []) if RENAMES_REFUSED and (models_dir / name).exists() else []
+    workers = models_in_use(models_dir).get(name, []) if RENAMES_REFUSED and (models_dir / name).exists() else []
     if workers:
-        raise ModelResident(
+        raise ModelInUse(
             f"model `{name}` is in use by process {', '.join(map(str, workers))}",
             f"Take it out first: coe stop {name}",
         )
@@ -47,7 +47,7 @@ def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, fo
     Raises:
         UsageError: not a name.
         ModelMissing: it is not on disk, or its folder cannot be written.
-        ModelResident: a worker holds it, and not ``force``.
+        ModelInUse: a worker holds it, and not ``force``.
     """
     check_name(name)
     folder, staging = models_dir / name, staging_folder(name, models_dir)
@@ -55,9 +55,9 @@ def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, fo
         if name in catalog.models:
             raise ModelMissing(f"model `{name}` is not on disk", "See `coe models list`.")
         raise catalog.unknown_model(name, list(models_on_disk(models_dir)))
-    workers = resident_models(models_dir).get(name, [])
+    workers = models_in_use(models_dir).get(name, [])
     if workers and not force:
-        raise ModelResident(
+        raise ModelInUse(
             f"model `{name}` is in use by process {', '.join(map(str, workers))}",
             f"Take it out first (coe stop {name}), or: coe models rm {name} --force",
         )

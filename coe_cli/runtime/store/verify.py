@@ -74,7 +74,7 @@ def verify(
     ]
     if run and spec.provider not in installed_providers():
         not_here = f"not loaded: it was built for {spec.provider}, which is not installed here"
-        findings.append(warning("canary", not_here, f"Run it where {spec.provider} is: coe models verify {name}"))
+        findings.append(warning("golden answer", not_here, f"Run it where {spec.provider} is: coe models verify {name}"))
     elif run and not any(finding.level == "error" for finding in findings):
         on_progress(Step("Loading it and asking", 0, None))
         if accept:
@@ -125,25 +125,25 @@ def check_golden(
                 golden_answer.record(state_dir, spec.name, actual)
             except CoeError as problem:
                 said = f"loads and answers {where}, and that cannot be recorded: {problem.message}"
-                return warning("canary", said, problem.hint)
-            return ok("canary", f"loads and answers {where}; its answer is recorded for the next time")
+                return warning("golden answer", said, problem.hint)
+            return ok("golden answer", f"loads and answers {where}; its answer is recorded for the next time")
         difference = golden_answer.first_difference(expected, actual)
         if difference is None:
-            return ok("canary", f"loads and gives the recorded tokens {where}")
+            return ok("golden answer", f"loads and gives the recorded tokens {where}")
         if expected.oga_version != actual.oga_version:
             return warning(
-                "canary",
+                "golden answer",
                 f"answers otherwise {where} than recorded with OGA {expected.oga_version}: {difference}",
                 f"If its answers are sound, accept them: coe models verify {spec.name} --accept",
             )
         return error(
-            "canary",
+            "golden answer",
             f"does not give the recorded tokens {where}: {difference}",
             "The driver or the card computes something else now: update the driver or go back to the one before, "
             f"then: coe models pull {spec.name} --force",
         )
     except CoeError as problem:
-        return error("canary", problem.message, problem.hint)
+        return error("golden answer", problem.message, problem.hint)
 
 
 def _files(folder: Path, facts: GraphFacts, again: str, on_progress: OnProgress) -> list[Finding]:

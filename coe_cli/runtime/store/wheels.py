@@ -81,7 +81,7 @@ def _download_anew(requirement: str, destination: Path) -> Path:
 
 def _run_pip(*arguments: str, scratch: Path) -> tuple[int, str]:
     """Run pip with its temporary files in ``scratch``: exit code, stderr."""
-    process = subprocess.Popen(
+    done = subprocess.run(
         [sys.executable, "-P", "-m", "pip", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -90,10 +90,4 @@ def _run_pip(*arguments: str, scratch: Path) -> tuple[int, str]:
         errors="replace",
         env=python_environment(**dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))),
     )
-    try:
-        _, errors = process.communicate()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    return process.returncode, errors
+    return done.returncode, done.stderr

@@ -140,7 +140,7 @@ class Client:
 
     def _stream(self, request: ChatRequest) -> Generator[str, None, Answer]:
         heard = _Text()
-        collector = Collector(listener=heard)
+        collector = Collector(renderer=heard)
         with contextlib.closing(self._client.ask(request)) as events:
             for event in events:
                 answer = collector.feed(event)

@@ -105,7 +105,7 @@ class Trial:
 
     def __init__(self, college: College, folder: Path, memory_probe: FakeProbe) -> None:
         self.college = college
-        self.meter = memory_probe
+        self.probe = memory_probe
         self._folder = folder
         self.changed: dict[str, int] = {}
         """Models whose weights now have another size, in MB."""

@@ -247,7 +247,7 @@ def test_a_model_whose_files_have_changed_is_loaded_anew_when_idle(tmp_path: Pat
     run(test)
 
 
-# --- the spare worker
+# --- the warm worker
 
 
 async def _warm_pid(college: Trial) -> int:
@@ -267,9 +267,9 @@ def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -
             await asyncio.sleep(0.3)
             assert len(college.pids()) == 1, "who asks one model only pays for none"
             assert (await college.ask("two")).right
-            spare = await _warm_pid(college)
+            warm = await _warm_pid(college)
             assert (await college.ask("one")).right
-            assert [pid for pid, _, _ in college.college.workers().values()] == [spare]
+            assert [pid for pid, _, _ in college.college.workers().values()] == [warm]
             kill(await _warm_pid(college))
             assert (await college.ask("two")).right, "a warm worker that was killed is no loss"
             await _warm_pid(college)
@@ -278,7 +278,7 @@ def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -
     run(test)
 
 
-def test_spare_workers_among_kills(tmp_path: Path) -> None:
+def test_warm_workers_among_kills(tmp_path: Path) -> None:
     async def test() -> None:
         async with trial(tmp_path, keep_warm_worker=True, vram_budget_mb=120, retry_delay_s=0.01) as college:
             chance = random.Random(4)

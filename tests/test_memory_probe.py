@@ -1,4 +1,4 @@
-"""The meters against a card's recorded and made-up answers, and what of real runs is recorded for the next plan."""
+"""The probes against a card's recorded and made-up answers, and what of real runs is recorded for the next plan."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Document:
             where = f"{path}:{mark.line + 1}" if mark else str(path)
             problem = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ProfileInvalid(
-                f"{where}: not valid YAML: {_printable(problem)}", "Mend the line; YAML is indented by spaces."
+                f"{where}: not valid YAML: {_printable(problem)}", "Correct the line; YAML is indented by spaces."
             ) from None
         except (RecursionError, ValueError, OverflowError) as error:
             raise ProfileInvalid(f"{path}: cannot be read as YAML: {_reason(error)}", "Simplify the file.") from None
@@ -66,7 +66,7 @@ class Document:
         key = ".".join(str(step) for step in key_path) or "the file"
         where = f"{self.path}:{self.line_of(key_path)}"
         return ProfileInvalid(
-            f"{where}: {_printable(key)}: {_printable(problem)}", _printable(hint or "Mend that line.")
+            f"{where}: {_printable(key)}: {_printable(problem)}", _printable(hint or "Correct that line.")
         )
 
     def convert(self, kind: type[T]) -> T:

@@ -130,13 +130,13 @@ class Together:
         return Job(expert, told.model, told.provider, self._request(options, expert, buffered=not self._panels))
 
     def _drafts(self, jobs: list[Job]) -> list[Draft]:
-        board: DraftLines
+        renderer: DraftLines
         if self._panels:
-            board = DraftPanels(self._output, [(job.expert, job.model) for job in jobs])
+            renderer = DraftPanels(self._output, [(job.expert, job.model) for job in jobs])
         else:
-            board = DraftLines(self._output, self._view.output_format)
-        with contextlib.closing(board):
-            return consult(jobs, self._client, board)
+            renderer = DraftLines(self._output, self._view.output_format)
+        with contextlib.closing(renderer):
+            return consult(jobs, self._client, renderer)
 
     def _synthesise(self, drafts: list[Draft]) -> None:
         sink = self._sink()

@@ -185,7 +185,7 @@ def test_a_model_that_computes_something_else_is_caught(coe: Coe, tiny: Path, tm
 
 def test_answers_that_differ_under_another_runtime_are_a_warning(coe: Coe, tiny: Path) -> None:
     verify(coe)
-    path = coe.folder / "state" / "canary" / "tiny.json"
+    path = coe.folder / "state" / "golden_answers" / "tiny.json"
     content = json.loads(path.read_text())
     content["cpu"]["oga_version"] = "0.1"
     content["cpu"]["pieces"][1][0] = "§"
@@ -277,7 +277,7 @@ def test_tokenizer_and_template_that_do_not_work(coe: Coe, tiny: Path) -> None:
 
 def test_a_state_folder_that_cannot_be_written_is_not_the_models_fault(coe: Coe, tiny: Path) -> None:
     (coe.folder / "state").mkdir(exist_ok=True)
-    (coe.folder / "state" / "canary").write_text("a file")
+    (coe.folder / "state" / "golden_answers").write_text("a file")
     result = verify(coe)
     assert (result.code, levels(result)["golden answer"]) == (0, "warning")
     assert "loads and answers" in result.stdout and "COE_STATE_DIR" in result.stdout
@@ -301,7 +301,7 @@ def test_rm_takes_the_model_and_nothing_else(coe: Coe, tiny: Path) -> None:
     assert not tiny.exists()
     assert (coe.models / "other" / "model.onnx").exists()
     assert coe.left_over == []
-    assert not (coe.folder / "state" / "canary" / "tiny.json").exists()
+    assert not (coe.folder / "state" / "golden_answers" / "tiny.json").exists()
     assert coe("models", "rm", "tiny").code == 4
 
 

@@ -81,20 +81,20 @@ def _needs(path: Path, *, all_nodes: bool) -> GraphNeeds:
             graphs = [span for number, span in top if number == 7 and span[1] >= 0]
             if len(graphs) != 1:
                 raise ValueError("there is not one graph in it")
-            look = _Look(data)
-            look.tensors_of(graphs[0])
-            if all_nodes or look.mentions < sum(1 for _ in _LOCATION.finditer(data)):
-                look.graph(graphs[0], 0)
+            found = _Found(data)
+            found.tensors_of(graphs[0])
+            if all_nodes or found.mentions < sum(1 for _ in _LOCATION.finditer(data)):
+                found.graph(graphs[0], 0)
                 for number, span in top:
                     if number == 25:
-                        look.function(span)
-            unknown = {operator: node for operator, node in look.foreign.items() if operator not in look.defined}
-            return GraphNeeds(frozenset(look.files), unknown)
+                        found.function(span)
+            unknown = {operator: node for operator, node in found.foreign.items() if operator not in found.defined}
+            return GraphNeeds(frozenset(found.files), unknown)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not an ONNX graph: {error}") from None
 
 
-class _Look:
+class _Found:
     """What has been found so far. ``mentions`` counts the entries named ``location``."""
 
     def __init__(self, data: Any) -> None:

@@ -28,7 +28,7 @@ class Job(NamedTuple):
     problem: CoeError | None = None
 
 
-class Board(Protocol):
+class DraftRenderer(Protocol):
     """Hears of all drafts while they are made, from several threads; ``number`` is the job's place."""
 
     def phase(self, number: int, name: str, worker_pid: int) -> None: ...
@@ -40,7 +40,7 @@ class Board(Protocol):
     def done(self, number: int, draft: Draft) -> None: ...
 
 
-def consult(jobs: Sequence[Job], client: Client, board: Board) -> list[Draft]:
+def consult(jobs: Sequence[Job], client: Client, renderer: DraftRenderer) -> list[Draft]:
     """Every job's draft, in the order of ``jobs``; a job that fails gives a draft with its error.
 
     Raises:
@@ -49,15 +49,17 @@ def consult(jobs: Sequence[Job], client: Client, board: Board) -> list[Draft]:
     finished: queue.SimpleQueue[tuple[int, Draft | BaseException]] = queue.SimpleQueue()
     try:
         for number, job in enumerate(jobs):
-            threading.Thread(target=_run, args=(number, job, client, board, finished), daemon=True).start()
+            threading.Thread(target=_run, args=(number, job, client, renderer, finished), daemon=True).start()
         # In a function of its own: an interrupt at the jump back to a loop's head may miss the handlers around the loop.
-        return _gather(len(jobs), finished, board)
+        return _gather(len(jobs), finished, renderer)
     except BaseException:
         client.close()
         raise
 
 
-def _gather(jobs: int, finished: queue.SimpleQueue[tuple[int, Draft | BaseException]], board: Board) -> list[Draft]:
+def _gather(
+    jobs: int, finished: queue.SimpleQueue[tuple[int, Draft | BaseException]], renderer: DraftRenderer
+) -> list[Draft]:
     drafts: dict[int, Draft] = {}
     while len(drafts) < jobs:
         try:
@@ -68,18 +70,22 @@ def _gather(jobs: int, finished: queue.SimpleQueue[tuple[int, Draft | BaseExcept
         if isinstance(draft, BaseException):
             raise draft
         drafts[number] = draft
-        board.done(number, draft)
+        renderer.done(number, draft)
     return [drafts[number] for number in range(jobs)]
 
 
 def _run(
-    number: int, job: Job, client: Client, board: Board, finished: queue.SimpleQueue[tuple[int, Draft | BaseException]]
+    number: int,
+    job: Job,
+    client: Client,
+    renderer: DraftRenderer,
+    finished: queue.SimpleQueue[tuple[int, Draft | BaseException]],
 ) -> None:
     try:
         if job.problem is not None:
             raise job.problem
         with contextlib.closing(client.ask(job.request)) as events:
-            answer: Answer = collect(events, None, _Listener(board, number))
+            answer: Answer = collect(events, None, _OneDraft(renderer, number))
         finished.put((number, draft_of(answer)))
     except CoeError as error:
         finished.put((number, failed_draft(job.expert, job.model, job.provider, error, [])))
@@ -87,15 +93,15 @@ def _run(
         finished.put((number, error))
 
 
-class _Listener:
-    def __init__(self, board: Board, number: int) -> None:
-        self._board, self._number = board, number
+class _OneDraft:
+    def __init__(self, renderer: DraftRenderer, number: int) -> None:
+        self._renderer, self._number = renderer, number
 
     def phase(self, name: str, worker_pid: int) -> None:
-        self._board.phase(self._number, name, worker_pid)
+        self._renderer.phase(self._number, name, worker_pid)
 
     def wrote(self, tokens: int) -> None:
-        self._board.wrote(self._number, tokens)
+        self._renderer.wrote(self._number, tokens)
 
     def piece(self, text: str, *, is_thinking: bool) -> None:
-        self._board.piece(self._number, text, is_thinking=is_thinking)
+        self._renderer.piece(self._number, text, is_thinking=is_thinking)

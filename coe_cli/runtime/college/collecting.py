@@ -29,7 +29,7 @@ def about(told: Resolved) -> About:
     return About(told.expert, told.model, told.provider, told.profile, told.warnings)
 
 
-class Listener(Protocol):
+class AnswerRenderer(Protocol):
     """Hears of an answer while it is made; ``worker_pid`` is 0 while it is not known.
 
     ``wrote`` tells of so many tokens more, before the pieces that their text belongs to.
@@ -51,12 +51,12 @@ class Collector:
     def __init__(
         self,
         source: About | None = None,
-        listener: Listener | None = None,
+        renderer: AnswerRenderer | None = None,
         clock: Callable[[], float] = time.monotonic,
         *,
         splits_thinking: bool = True,
     ) -> None:
-        self._about, self._listener, self._clock = source, listener, clock
+        self._about, self._renderer, self._clock = source, renderer, clock
         self._begin = clock()
         self._pieces = AnswerPieces(splits_thinking=splits_thinking)
         self._load_s: float | None = None
@@ -64,9 +64,9 @@ class Collector:
         self._text: dict[bool, list[str]] = {False: [], True: []}
 
     def feed(self, event: ce.CollegeEvent) -> Answer | None:
-        """Take one event in and pass it on to the listener; the whole answer with the last one."""
-        if isinstance(event, ce.Delta) and self._listener is not None:
-            self._listener.wrote(event.tokens)
+        """Take one event in and pass it on to the renderer; the whole answer with the last one."""
+        if isinstance(event, ce.Delta) and self._renderer is not None:
+            self._renderer.wrote(event.tokens)
         self._deliver(self._pieces.of(event))
         if isinstance(event, ce.Delta):
             return None
@@ -89,14 +89,14 @@ class Collector:
         return None
 
     def _phase(self, name: str, worker_pid: int = 0) -> None:
-        if self._listener is not None:
-            self._listener.phase(name, worker_pid)
+        if self._renderer is not None:
+            self._renderer.phase(name, worker_pid)
 
     def _deliver(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             self._text[piece.is_thinking].append(piece.text)
-            if self._listener is not None:
-                self._listener.piece(piece.text, is_thinking=piece.is_thinking)
+            if self._renderer is not None:
+                self._renderer.piece(piece.text, is_thinking=piece.is_thinking)
 
     def _whole(self, event: ce.Finished) -> Answer:
         source = self._about
@@ -125,15 +125,15 @@ class Collector:
 def collect(
     events: Iterable[ce.CollegeEvent],
     source: About | None,
-    listener: Listener,
+    renderer: AnswerRenderer,
     clock: Callable[[], float] = time.monotonic,
 ) -> Answer:
-    """Pass every piece to ``listener`` and return the whole answer.
+    """Pass every piece to ``renderer`` and return the whole answer.
 
     Raises:
         CoeError: what ``events`` raises; DeviceLost when they end too early.
     """
-    collector = Collector(source, listener, clock)
+    collector = Collector(source, renderer, clock)
     for event in events:
         answer = collector.feed(event)
         if answer is not None:

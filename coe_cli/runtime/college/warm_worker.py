@@ -34,7 +34,7 @@ class WarmWorker:
             worker.start()
 
     def take(self) -> WorkerHandle:
-        """The spare one, or one that is still to be started."""
+        """The warm one, or one that is still to be started."""
         worker, ready = self._worker, self._worker is not None and self._worker.alive
         if worker is None or not ready:
             fresh = WorkerHandle(self._command, self._threads)

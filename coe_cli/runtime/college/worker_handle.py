@@ -42,7 +42,7 @@ class WorkerHandle:
         self._channel_ended = asyncio.Event()
         self._ended_by_itself = False
         self._broken: DeviceLost | None = None
-        self._listener: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.on_message: OnMessage = lambda message: None
         self.on_exit: OnExit = lambda: None
 
@@ -79,7 +79,7 @@ class WorkerHandle:
                 loop.call_soon_threadsafe(self._hear, message)
 
         self._process.subscribe(hear)
-        self._listener = asyncio.create_task(self._watch())
+        self._watching = asyncio.create_task(self._watch())
 
     async def load(self, spec: ModelSpec, *, slots: int, warm_context_length: int | None, timeout_s: float) -> None:
         """Load the model.
@@ -118,9 +118,9 @@ class WorkerHandle:
         if self._process is not None:
             self._process.kill_now()
             await self._gone()
-        if self._listener is not None:
-            await asyncio.wait([self._listener], timeout=_EXIT_WAIT_S)
-            self._listener.cancel()
+        if self._watching is not None:
+            await asyncio.wait([self._watching], timeout=_EXIT_WAIT_S)
+            self._watching.cancel()
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_exception(self.death())
             self._loaded.exception()  # nobody need wait for it any more

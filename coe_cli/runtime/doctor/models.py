@@ -110,7 +110,7 @@ def _duplicates(models_dir: Path, catalog: Catalog) -> list[Finding]:
     groups = {tuple(sorted([name, *others])) for name, others in all_duplicates(models_dir).items()}
     findings = []
     for group in sorted(groups):
-        spare = next((name for name in reversed(group) if name not in catalog.models), group[-1])
+        removable = next((name for name in reversed(group) if name not in catalog.models), group[-1])
         message = f"{' and '.join(group)} hold the same weights"
-        findings.append(warning("duplicates", message, f"coe models rm {spare}"))
+        findings.append(warning("duplicates", message, f"coe models rm {removable}"))
     return findings

@@ -92,4 +92,4 @@ def _read(state_dir: Path, name: str) -> dict[str, Any]:
 
 
 def _path(state_dir: Path, name: str) -> Path:
-    return state_dir / "canary" / f"{name}.json"
+    return state_dir / "golden_answers" / f"{name}.json"

@@ -74,7 +74,9 @@ def verify(
     ]
     if run and spec.provider not in installed_providers():
         not_here = f"not loaded: it was built for {spec.provider}, which is not installed here"
-        findings.append(warning("golden answer", not_here, f"Run it where {spec.provider} is: coe models verify {name}"))
+        findings.append(
+            warning("golden answer", not_here, f"Run it where {spec.provider} is: coe models verify {name}")
+        )
     elif run and not any(finding.level == "error" for finding in findings):
         on_progress(Step("Loading it and asking", 0, None))
         if accept:

@@ -31,7 +31,7 @@ from coe_cli.runtime.worker.protocol import ChatMessage
 
 
 class Notes:
-    """A board that remembers."""
+    """A renderer that remembers."""
 
     def __init__(self) -> None:
         self.times: dict[int, list[float]] = {}
@@ -86,34 +86,34 @@ def job(expert: str, model: str, tokens: int = 8, problem: Any = None) -> Job:
 
 
 def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> None:
-    board = Notes()
+    renderer = Notes()
     jobs = [job(name, "one", tokens=30) for name in ("a", "b", "c")]
-    drafts = consult(jobs, start({"one": [{"step_s": 0.01}]}), board)
+    drafts = consult(jobs, start({"one": [{"step_s": 0.01}]}), renderer)
     assert [draft.expert for draft in drafts] == ["a", "b", "c"]
     for number, draft in enumerate(drafts):
         assert draft.error is None
         assert draft.answer == expected(f"ask {draft.expert}", None, 30).strip("\n")
-        assert board.text[number].strip() == draft.answer.strip()
+        assert renderer.text[number].strip() == draft.answer.strip()
         assert draft.usage is not None and draft.usage.completion_tokens == 30
         assert draft.timing is not None and draft.timing.total_s > 0
-    assert board.tokens == Counter(dict.fromkeys(range(len(drafts)), 30))
-    firsts, lasts = [t[0] for t in board.times.values()], [t[-1] for t in board.times.values()]
+    assert renderer.tokens == Counter(dict.fromkeys(range(len(drafts)), 30))
+    firsts, lasts = [t[0] for t in renderer.times.values()], [t[-1] for t in renderer.times.values()]
     assert max(firsts) < min(lasts), "all had begun before one had ended"
-    assert sorted(board.ended) == [0, 1, 2]
+    assert sorted(renderer.ended) == [0, 1, 2]
 
 
 def test_one_without_a_slot_is_waiting_once_the_load_is_over(start: Any, tmp_path: Path) -> None:
-    board = Notes()
+    renderer = Notes()
     jobs = [job(name, "one", tokens=30) for name in ("a", "b", "c")]
-    consult(jobs, start({"one": [{"load_s": 1.0, "step_s": 0.01}]}, slots=2), board)
-    (late,) = {0, 1, 2} - set(sorted(board.times, key=lambda number: board.times[number][0])[:2])
+    consult(jobs, start({"one": [{"load_s": 1.0, "step_s": 0.01}]}, slots=2), renderer)
+    (late,) = {0, 1, 2} - set(sorted(renderer.times, key=lambda number: renderer.times[number][0])[:2])
     # Who comes before the load begins is told "loading", who comes during it "waiting (loading, …)".
-    assert board.phases[late][-2:] == ["waiting (slots, 0 ahead)", "reading the prompt"]
-    assert "loading" in board.phases[late][-3]
+    assert renderer.phases[late][-2:] == ["waiting (slots, 0 ahead)", "reading the prompt"]
+    assert "loading" in renderer.phases[late][-3]
     for number in {0, 1, 2} - {late}:
-        assert "loading" in board.phases[number][-2]
-        assert board.phases[number][-1] == "reading the prompt"
-    assert board.times[late][0] > min(times[-1] for times in board.times.values()), "it had to wait"
+        assert "loading" in renderer.phases[number][-2]
+        assert renderer.phases[number][-1] == "reading the prompt"
+    assert renderer.times[late][0] > min(times[-1] for times in renderer.times.values()), "it had to wait"
 
 
 @pytest.mark.parametrize(
@@ -146,18 +146,18 @@ def test_one_that_cannot_even_be_asked_fails_alone(start: Any, tmp_path: Path) -
 
 
 def test_an_interrupt_ends_all_of_them(start: Any, tmp_path: Path) -> None:
-    board = Notes()
+    renderer = Notes()
     jobs = [job(name, "one", tokens=10_000) for name in ("a", "b")]
 
     def interrupt() -> None:
-        while len(board.times) < 2:
+        while len(renderer.times) < 2:
             time.sleep(0.01)
         _thread.interrupt_main()
 
     client = start({"one": [{"step_s": 0.01}]})
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        consult(jobs, client, board)
+        consult(jobs, client, renderer)
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert pids
     eventually(lambda: all(not psutil.pid_exists(pid) or is_gone(psutil.Process(pid)) for pid in pids), 10)

@@ -32,7 +32,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.memory_probe import Unmeasured
+from coe_cli.runtime.college.memory_probe import MemoryProbe
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -71,7 +71,7 @@ class TimedCollege(College):
     """Notes when the scheduler lets a request start, which is what the simulator calls the end of its waiting."""
 
     def __init__(self, settings: CollegeSettings) -> None:
-        super().__init__(settings, Unmeasured())
+        super().__init__(settings, MemoryProbe())
         self.started_at: dict[int, float] = {}
 
     def _start(self, decision: object) -> None:

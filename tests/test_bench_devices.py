@@ -17,7 +17,8 @@ from coe_cli.providers.cpu import copy_on_cpu
 from coe_cli.providers.cuda import _nvml_handle, copy_on_cuda
 from coe_cli.runtime.bench import bandwidth
 from coe_cli.runtime.bench.bandwidth import measure_bandwidth
-from coe_cli.runtime.bench.bench_memory import CardMemory, HostMemory, RowMemory, settled_mb
+from coe_cli.runtime.bench.bench_memory import RowMemory, settled_mb
+from coe_cli.runtime.college.memory_probe import GpuProbe, ResidentSetProbe
 
 MB = 2**20
 
@@ -85,7 +86,7 @@ def test_a_baseline_is_waited_for_until_it_stops_changing() -> None:
 
 
 def test_the_systems_memory_of_a_process_that_is_gone_is_unknown() -> None:
-    look = HostMemory()
+    look = ResidentSetProbe()
     assert look.process_peak_mb(2**22 + 1) is None and look.process_mb(2**22 + 1) is None
     assert (look.in_use_mb() or 0) > 0
 
@@ -109,7 +110,7 @@ class FakeGpu:
     ("processes", "expected"), [({7: 700.0, 8: 1.0}, 700.0), ({9: 1.0}, None), ({}, None), (None, None)]
 )
 def test_a_driver_tells_the_rows_process_or_nothing(processes: dict[int, float] | None, expected: float | None) -> None:
-    look = CardMemory(FakeGpu(processes))
+    look = GpuProbe(FakeGpu(processes))
     assert look.process_mb(7) == expected
     assert look.in_use_mb() == 2000.0
 

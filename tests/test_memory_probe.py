@@ -21,7 +21,7 @@ from coe_cli.probes import pdh
 from coe_cli.providers.cuda import NvmlMemory
 from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.memory_probe import GpuProbe, ResidentSetProbe, Unmeasured, memory_probe_for
+from coe_cli.runtime.college.memory_probe import GpuProbe, MemoryProbe, ResidentSetProbe, memory_probe_for
 from coe_cli.runtime.college.usage_sample import usage_sampler
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
@@ -134,7 +134,7 @@ def test_the_profile_decides_what_is_measured(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("COE_DEVICE", raising=False)
     assert isinstance(memory_probe_for(PROFILES.select("embedded")), ResidentSetProbe)
     if sys.platform != "win32":
-        assert isinstance(memory_probe_for(PROFILES.select("standard")), Unmeasured)
+        assert type(memory_probe_for(PROFILES.select("standard"))) is MemoryProbe
 
 
 def test_the_resident_set_of_a_process_is_what_psutil_says() -> None:

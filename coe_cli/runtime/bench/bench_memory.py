@@ -2,102 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from coe_cli.core.bench.bench_figures import own_peak_mb
 from coe_cli.core.bench.bench_rows import Range
-from coe_cli.core.hardware.profile import Provider
-from coe_cli.core.models.model_spec import BYTES_PER_MB
-from coe_cli.core.providers import on_host
-from coe_cli.providers import runtime_of
-from coe_cli.providers.base import GpuMemory
-from coe_cli.providers.settings import settings_from
-from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import MemoryProbe
 
-_SETTLE_S: Final = 2.0
-_SETTLE_KNOWN_S: Final = 0.5
-"""Where the system tells processes apart, no peak hangs on the baseline: it is waited for less."""
 _SETTLE_READ_S: Final = 0.1
 _SETTLED_READS: Final = 3
 _SETTLED_MB: Final = 8.0
 _FOLLOW_S: Final = 0.05
-
-
-class DeviceMemory:
-    """One device's memory, in MB; None where the system does not tell, as of a device that cannot be asked at all."""
-
-    settle_s = 0.0
-    """How long to wait at most for a baseline that has stopped changing."""
-
-    def in_use_mb(self) -> float | None:
-        """What all programs use of the device now."""
-        return None
-
-    def process_mb(self, pid: int) -> float | None:
-        """What one process uses of it now."""
-        return None
-
-    def process_peak_mb(self, pid: int) -> float | None:
-        """The most that the process has used, as the system remembers it."""
-        return None
-
-
-class HostMemory(DeviceMemory):
-    """The system's memory; a process's part is its resident set."""
-
-    settle_s = _SETTLE_KNOWN_S
-
-    def in_use_mb(self) -> float | None:
-        import psutil
-
-        memory = psutil.virtual_memory()
-        return float(memory.total - memory.available) / BYTES_PER_MB
-
-    def process_mb(self, pid: int) -> float | None:
-        return ResidentSetProbe().process_mb(pid)
-
-    def process_peak_mb(self, pid: int) -> float | None:
-        import psutil
-
-        if sys.platform == "win32":
-            with contextlib.suppress(psutil.Error):
-                return float(psutil.Process(pid).memory_info().peak_wset) / BYTES_PER_MB
-        with contextlib.suppress(OSError, ValueError):
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 1024
-        return None
-
-
-class CardMemory(DeviceMemory):
-    """A graphics adapter."""
-
-    settle_s = _SETTLE_S
-
-    def __init__(self, gpu: GpuMemory) -> None:
-        self._gpu = gpu
-
-    def in_use_mb(self) -> float | None:
-        return self._gpu.used_mb()
-
-    def process_mb(self, pid: int) -> float | None:
-        """None where the driver keeps it to itself, and in a container, where it knows other process numbers."""
-        processes = self._gpu.process_mb()
-        return None if processes is None else processes.get(pid)
-
-
-def device_memory(provider: Provider) -> DeviceMemory:
-    """That of ``provider``'s device on this machine."""
-    if on_host(provider):
-        return HostMemory()
-    gpu = runtime_of(provider).open_memory(settings_from())
-    return DeviceMemory() if gpu is None else CardMemory(gpu)
 
 
 class RowMemory:
@@ -106,7 +23,7 @@ class RowMemory:
     What the system tells of the process itself is believed; else the device's memory in use above the baseline is taken.
     """
 
-    def __init__(self, device: DeviceMemory) -> None:
+    def __init__(self, device: MemoryProbe) -> None:
         self._device = device
         self._before_mb = settled_mb(device.in_use_mb, device.settle_s)
         self._after_mb: float | None = None

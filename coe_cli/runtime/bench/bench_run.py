@@ -19,9 +19,10 @@ from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.errors import CoeError, UsageError
-from coe_cli.runtime.bench.bench_memory import RowMemory, device_memory
+from coe_cli.runtime.bench.bench_memory import RowMemory
 from coe_cli.runtime.bench.bench_swap import Swaps
 from coe_cli.runtime.bench.bench_worker import BenchWorker
+from coe_cli.runtime.college.memory_probe import device_probe
 from coe_cli.runtime.progress import OnProgress, Step
 
 _LOAD_COST = 400
@@ -146,7 +147,7 @@ def _measure_row(
     title = f"{model.name}: {describe(point)}"
     progress.begin(title, 0)
     with (
-        contextlib.closing(RowMemory(device_memory(model.provider))) as memory,
+        contextlib.closing(RowMemory(device_probe(model.provider))) as memory,
         BenchWorker(settings.timeout_s) as worker,
     ):
         worker.load(spec, point.slots)

@@ -17,12 +17,8 @@ from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.memory.calibration import CalibrationRecord
 from coe_cli.core.memory.footprint import ModelMemory, activation_bytes, kv_cache_bytes, load_bytes
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.core.providers import on_host
-from coe_cli.providers import runtime_of
-from coe_cli.providers.base import GpuMemory
 from coe_cli.providers.installed import runtime_version
-from coe_cli.providers.settings import settings_from
-from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import MemoryProbe, device_probe
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 from coe_cli.runtime.planning.plan_inputs import memory_of
@@ -45,7 +41,7 @@ class CalibrationRecorder:
         self._store = store or CalibrationStore(folders().state)
         self._clock = clock
         self._readings: dict[int, _Reading] = {}
-        self._gpus: dict[Provider, GpuMemory | None] = {}
+        self._probes: dict[Provider, MemoryProbe] = {}
         self._writers: list[threading.Thread] = []
 
     def loaded(self, spec: ModelSpec, pid: int) -> None:
@@ -82,20 +78,14 @@ class CalibrationRecorder:
         self._writers.clear()
 
     def _process_mb(self, provider: Provider, pid: int) -> float | None:
-        if on_host(provider):
-            return ResidentSetProbe().process_mb(pid)
-        if provider not in self._gpus:
-            settings = settings_from()
-            self._gpus[provider] = runtime_of(provider).open_memory(settings)
-        gpu = self._gpus[provider]
-        processes = gpu.process_mb() if gpu is not None else None
-        return None if processes is None else processes.get(pid)
+        if provider not in self._probes:
+            self._probes[provider] = device_probe(provider)
+        return self._probes[provider].process_mb(pid)
 
     def _write(
         self, spec: ModelSpec, kind: str, measured_mb: float, context_length: int = 0, prompt_tokens: int = 0
     ) -> None:
-        gpu = self._gpus.get(spec.provider)
-        adapter = gpu.name if gpu is not None else spec.provider
+        adapter = self._probes[spec.provider].name or spec.provider
         at_s = self._clock()
 
         def write() -> None:

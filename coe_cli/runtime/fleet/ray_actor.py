@@ -26,7 +26,7 @@ from coe_cli.runtime.college.collecting import About, Collector, broken_off
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_events import Ask, Restarted
 from coe_cli.runtime.college.college_settings import CollegeSettings
-from coe_cli.runtime.college.memory_probe import Unmeasured
+from coe_cli.runtime.college.memory_probe import MemoryProbe
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.store.model_store import open_model
 
@@ -113,7 +113,7 @@ class ModelActor:
                     worker_command=list(settings.worker_command) if settings.worker_command else None,
                     worker_threads=max(1, cores // settings.side_by_side) if on_host(spec.provider) else None,
                 ),
-                Unmeasured(),
+                MemoryProbe(),
             )
         about = About(row.expert, spec.name, spec.provider, self._settings.profile, row.notes)
         collector, answer = Collector(about, splits_thinking=row.splits_thinking), None

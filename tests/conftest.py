@@ -14,13 +14,16 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import filelock
 import hypothesis
 import psutil
 import pytest
 from operating_system import OF_ITS_OWN, WINDOWS, end_tree
+
+if TYPE_CHECKING:
+    from serving import Served
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -190,6 +193,33 @@ def shared_coe(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> It
     runner = Coe(tmp_path_factory.mktemp("shared"), models_dir)
     yield runner
     runner.end_all()
+
+
+@pytest.fixture(scope="module")
+def served(shared_coe: Coe) -> Iterator[Served]:
+    """A college of the embedded model."""
+    from serving import serving
+
+    with serving(shared_coe) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Coe]:
+    """coe with folders of its own for the tests of one file, no model in them."""
+    folder = tmp_path_factory.mktemp(request.path.stem)
+    runner = Coe(folder, folder / "models")
+    yield runner
+    runner.end_all()
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folders of coe in this process are in here, and no profile is chosen."""
+    for name in ("MODELS", "CONFIG", "STATE", "CACHE"):
+        monkeypatch.setenv(f"COE_{name}_DIR", str(tmp_path / name.lower()))
+    monkeypatch.delenv("COE_PROFILE", raising=False)
+    return tmp_path
 
 
 @pytest.fixture

@@ -97,21 +97,18 @@ def test_what_is_found_is_a_repetition(tokens: list[str], period: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(home: Coe) -> Iterator[Served]:
     """A model that repeats three words for ever, and one without letters, which only a limit ends."""
-    folder = tmp_path_factory.mktemp("length")
-    coe = Coe(folder, folder / "models")
-    write_saying_model(coe.models / "looping", ["So", " la", " France", ","], again_from=1)
-    write_saying_model(coe.models / "counting", ["1", ",", "0"], again_from=1)
+    write_saying_model(home.models / "looping", ["So", " la", " France", ","], again_from=1)
+    write_saying_model(home.models / "counting", ["1", ",", "0"], again_from=1)
     profile = (
         "provider: cpu, vram_budget_mb: 4000, max_concurrent_slots: 2, context_length: 4096, max_answer_tokens: 40"
     )
-    (coe.config / "hardware_profiles.yaml").write_text(
+    (home.config / "hardware_profiles.yaml").write_text(
         f"default_profile: mine\nauto_detect: {{enabled: false}}\nprofiles:\n  mine: {{{profile}}}\n"
     )
-    with serving(coe, "-p", "mine") as it:
+    with serving(home, "-p", "mine") as it:
         yield it
-    coe.end_all()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import MODEL, Coe
-from serving import Served, serving
+from conftest import MODEL
+from serving import Served
 
 from coe_cli.core.answers.answer_schema import check_schema
 from coe_cli.errors import CoeError, UsageError
@@ -77,12 +76,6 @@ def test_what_people_send_is_not(schema: dict[str, Any]) -> None:
 def test_an_error_of_the_grammar_is_the_askers(text: str) -> None:
     error: CoeError = from_oga(RuntimeError(text), model="m", provider="cpu", loading=False)
     assert isinstance(error, UsageError) and "JSON schema" in error.message and "again" not in error.hint
-
-
-@pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> Iterator[Served]:
-    with serving(shared_coe) as running:
-        yield running
 
 
 def asked(served: Served, schema: dict[str, Any], **more: Any) -> Any:

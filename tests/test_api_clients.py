@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from conftest import MODEL, Coe
-from serving import Served, serving
+from conftest import MODEL
+from serving import Served
 
 PARAMETERS: dict[str, Any] = {
     "type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"], "additionalProperties": False,
 }  # fmt: skip
 PARIS = "The capital of France is"
-
-
-@pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> Iterator[Served]:
-    with serving(shared_coe) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

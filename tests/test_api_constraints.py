@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from conftest import MODEL, Coe
-from serving import Served, serving
+from conftest import MODEL
+from serving import Served
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -65,12 +64,6 @@ NEUTRAL: dict[str, Any] = {
     "guided_json": None, "response_format": {"type": "text"}, "repetition_penalty": 1.0, "user": "me", "metadata": {"a": "b"},
     "store": True, "service_tier": "auto", "cache_prompt": True, "reasoning_effort": "low", "prompt_cache_key": "x",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> Iterator[Served]:
-    with serving(shared_coe) as running:
-        yield running
 
 
 def text_of(served: Served, path: str, **fields: Any) -> tuple[str, str]:

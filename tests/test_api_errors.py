@@ -21,15 +21,12 @@ KEY = "a-key-for-tests"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("errors")
-    coe = Coe(folder, folder / "models")
-    write_tiny_model(coe.models / "tiny", seed=3)
-    write_tiny_model(coe.models / "beams", seed=3)
-    edit_config(coe.models / "beams", "search", num_beams=4)
-    with serving(coe, COE_API_KEY=KEY) as it:
+def served(home: Coe) -> Iterator[Served]:
+    write_tiny_model(home.models / "tiny", seed=3)
+    write_tiny_model(home.models / "beams", seed=3)
+    edit_config(home.models / "beams", "search", num_beams=4)
+    with serving(home, COE_API_KEY=KEY) as it:
         yield it
-    coe.end_all()
 
 
 def chat(served: Served, **fields: Any) -> Any:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import MODEL, Coe
+from conftest import MODEL
 from pydantic import BaseModel
-from serving import Served, serving
+from serving import Served
 
 PARIS = "The capital of France is"
 LONG = "word " * 9000
-
-
-@pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> Iterator[Served]:
-    with serving(shared_coe) as running:
-        yield running
 
 
 class Place(BaseModel):

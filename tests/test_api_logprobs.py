@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
-from conftest import MODEL, Coe
+from conftest import MODEL, Coe, copy_model
 from model_store.tiny_model import write_tiny_model
 from serving import Served, serving
 
@@ -20,9 +21,10 @@ HI: list[Any] = [{"role": "user", "content": "The capital of France is"}]
 
 
 @pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> Iterator[Served]:
-    write_tiny_model(shared_coe.models / "tiny", seed=3)
-    with serving(shared_coe) as running:
+def served(home: Coe, models_dir: Path) -> Iterator[Served]:
+    copy_model(models_dir / MODEL, home.models / MODEL)
+    write_tiny_model(home.models / "tiny", seed=3)
+    with serving(home) as running:
         yield running
 
 

@@ -13,17 +13,14 @@ from serving import Served, serving
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("metrics")
-    coe = Coe(folder, folder / "models")
-    write_tiny_model(coe.models / "tiny", seed=3)
+def served(home: Coe) -> Iterator[Served]:
+    write_tiny_model(home.models / "tiny", seed=3)
     expert = {"description": "x", "system_prompt": "", "model": "tiny"}
     catalog = {"default_model": "tiny", "models": {"tiny": catalog_entry("file:/nowhere")}}
     catalog |= {"experts": {"general_reasoner": expert, "poet": expert}}
-    (coe.config / "experts.yaml").write_text(yaml.safe_dump(catalog))
-    with serving(coe) as it:
+    (home.config / "experts.yaml").write_text(yaml.safe_dump(catalog))
+    with serving(home) as it:
         yield it
-    coe.end_all()
 
 
 def test_times_and_tokens_by_model_and_expert(served: Served) -> None:

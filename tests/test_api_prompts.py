@@ -13,13 +13,10 @@ from serving import Served, serving
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("prompts")
-    coe = Coe(folder, folder / "models")
-    write_tiny_model(coe.models / "tiny", seed=3)
-    with serving(coe) as it:
+def served(home: Coe) -> Iterator[Served]:
+    write_tiny_model(home.models / "tiny", seed=3)
+    with serving(home) as it:
         yield it
-    coe.end_all()
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,6 @@ ASK: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
 @pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> Iterator[Served]:
-    with serving(shared_coe) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def client(served: Served) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
@@ -134,14 +128,11 @@ SAYS = {"calls": CALL, "talks, then calls": ["Let me see. ", *CALL], "talks": ["
 
 
 @pytest.fixture(scope="module")
-def sayers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("sayers")
-    coe = Coe(folder, folder / "models")
+def sayers(home: Coe) -> Iterator[Served]:
     for name, says in SAYS.items():
-        write_saying_model(coe.models / name.replace(", ", "-").replace(" ", "-"), says)
-    with serving(coe) as it:
+        write_saying_model(home.models / name.replace(", ", "-").replace(" ", "-"), says)
+    with serving(home) as it:
         yield it
-    coe.end_all()
 
 
 @pytest.mark.parametrize("name", SAYS)

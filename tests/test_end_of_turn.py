@@ -54,13 +54,10 @@ def edit(folder: Path, **model: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Coe]:
+def home(home: Coe, models_dir: Path) -> Coe:
     """The embedded model with a configuration that knows a wrong end only."""
-    folder = tmp_path_factory.mktemp("ends")
-    coe = Coe(folder, folder / "models")
-    edit(copy_model(models_dir / MODEL, coe.models / MODEL), eos_token_id=0)
-    yield coe
-    coe.end_all()
+    edit(copy_model(models_dir / MODEL, home.models / MODEL), eos_token_id=0)
+    return home
 
 
 @pytest.fixture(scope="module")

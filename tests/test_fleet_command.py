@@ -42,12 +42,7 @@ FLEET: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MODELS", "CONFIG", "STATE", "CACHE"):
-        monkeypatch.setenv(f"COE_{name}_DIR", str(tmp_path / name.lower()))
-    monkeypatch.delenv("COE_PROFILE", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def run(folder: Path, content: dict[str, Any] | str, *arguments: str) -> Any:

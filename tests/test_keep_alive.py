@@ -45,13 +45,11 @@ def served_by(coe: Coe, budget_mb: int, more: str = "") -> contextlib.AbstractCo
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Served]:
+def served(home: Coe, models_dir: Path) -> Iterator[Served]:
     """One that holds one of the models."""
-    coe = Coe(folder := tmp_path_factory.mktemp("sleeping"), folder / "models")
-    coe.sleep()
-    with served_by(coe, 500) as running:
+    home.sleep()
+    with served_by(home, 500) as running:
         yield running
-    coe.end_all()
 
 
 def loaded(served: Served) -> dict[str, Any]:

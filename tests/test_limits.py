@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import typer
 from college_trial import run, trial
 from conftest import MODEL, Coe, one_line
-from serving import Served, serving
+from serving import Served
 
 from coe_cli.app import build_app
 from coe_cli.core.batch.batch_rows import InvalidRow, parse_line
@@ -76,12 +75,6 @@ def test_the_command_line_refuses_it_as_wrong_usage(coe: Coe, command: tuple[Any
 def test_a_row_of_a_batch_refuses_it(key: str, value: int) -> None:
     with pytest.raises(InvalidRow, match=key):
         parse_line(json.dumps({"prompt": "Hi", key: value}).encode(), 1)
-
-
-@pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> Iterator[Served]:
-    with serving(shared_coe) as running:
-        yield running
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens", "top_k", "seed", "temperature", "top_p"])

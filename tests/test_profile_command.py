@@ -21,13 +21,7 @@ from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.planning.profile_report import check
 
-
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MODELS", "CONFIG", "STATE", "CACHE"):
-        monkeypatch.setenv(f"COE_{name}_DIR", str(tmp_path / name.lower()))
-    monkeypatch.delenv("COE_PROFILE", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def run(*arguments: str) -> Any:

@@ -74,12 +74,6 @@ def test_without_a_college_there_is_a_sentence(coe: Coe) -> None:
     assert not (coe.folder / "state").exists()
 
 
-@pytest.fixture(scope="module")
-def served(shared_coe: Coe) -> object:
-    with serving(shared_coe) as running:
-        yield running
-
-
 def test_json_keys_are_pinned(served: Served) -> None:
     assert served.chat(max_tokens=2).status == 200
     status = served.status()

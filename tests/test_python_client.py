@@ -31,17 +31,15 @@ print(json.dumps([whole.answer, text, streamed.answer, whole.model, whole.usage.
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Coe:
-    folder = tmp_path_factory.mktemp("python")
-    coe = Coe(folder, folder / "models")
-    write_tiny_model(coe.models / "plain-model", seed=3)
+def home(home: Coe) -> Coe:
+    write_tiny_model(home.models / "plain-model", seed=3)
     role = {"description": "x", "system_prompt": "", "model": "plain-model", "prompt_format": "plain"}
     role["template"] = "S:{system}\nQ:{question}\nA:"
     experts = {"general_reasoner": role, "plain": role}
     models = {"plain-model": catalog_entry("file:/nowhere")}
     catalog = {"default_model": "plain-model", "models": models, "experts": experts}
-    (coe.config / "experts.yaml").write_text(yaml.safe_dump(catalog))
-    return coe
+    (home.config / "experts.yaml").write_text(yaml.safe_dump(catalog))
+    return home
 
 
 def _use(home: Coe, *, serve: bool) -> list[object]:

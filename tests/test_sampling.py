@@ -37,17 +37,14 @@ def test_what_the_runtime_is_told(sampling: Sampling, configured: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(home: Coe) -> Iterator[Served]:
     """A model whose configuration leaves one candidate, and one that wants beams."""
-    folder = tmp_path_factory.mktemp("sampling")
-    coe = Coe(folder, folder / "models")
-    write_tiny_model(coe.models / "narrow", seed=3)
-    edit_config(coe.models / "narrow", "search", do_sample=True, top_k=1)
-    write_tiny_model(coe.models / "beams", seed=3)
-    edit_config(coe.models / "beams", "search", num_beams=4)
-    with serving(coe) as it:
+    write_tiny_model(home.models / "narrow", seed=3)
+    edit_config(home.models / "narrow", "search", do_sample=True, top_k=1)
+    write_tiny_model(home.models / "beams", seed=3)
+    edit_config(home.models / "beams", "search", num_beams=4)
+    with serving(home) as it:
         yield it
-    coe.end_all()
 
 
 @pytest.mark.parametrize("way", ["ask, served", "chat", "batch", "/v1"])

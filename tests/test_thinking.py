@@ -24,15 +24,12 @@ NO_THINKER = ["<thi", "nk>", "not a thought", "</think>", "!"]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("thinking")
-    coe = Coe(folder, folder / "models")
+def served(home: Coe) -> Iterator[Served]:
     for name, says in SAYINGS.items():
-        write_saying_model(coe.models / name.replace(" ", "-"), says)
-    write_saying_model(coe.models / "no-thinker", NO_THINKER)
-    with serving(coe) as it:
+        write_saying_model(home.models / name.replace(" ", "-"), says)
+    write_saying_model(home.models / "no-thinker", NO_THINKER)
+    with serving(home) as it:
         yield it
-    coe.end_all()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -29,12 +29,7 @@ from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_d
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MODELS", "CONFIG", "STATE", "CACHE"):
-        monkeypatch.setenv(f"COE_{name}_DIR", str(tmp_path / name.lower()))
-    monkeypatch.delenv("COE_PROFILE", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def run(*arguments: str) -> Any:

@@ -21,13 +21,11 @@ ONE_QUESTION = ("ask", "ask, served", "chat")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coe]:
+def home(home: Coe) -> Coe:
     """Experts ``plain`` and ``alternating`` on models of a few kilobytes, and one whose template never ends."""
-    folder = tmp_path_factory.mktemp("ways")
-    coe = Coe(folder, folder / "models")
-    write_tiny_model(coe.models / "plain-model", seed=3)
-    with_template(write_tiny_model(coe.models / "alternating-model", seed=3), MISTRAL)
-    with_template(write_tiny_model(coe.models / "hostile-model", seed=3), HOSTILE["gigabyte"])
+    write_tiny_model(home.models / "plain-model", seed=3)
+    with_template(write_tiny_model(home.models / "alternating-model", seed=3), MISTRAL)
+    with_template(write_tiny_model(home.models / "hostile-model", seed=3), HOSTILE["gigabyte"])
     expert = {"description": "x", "system_prompt": ""}
     catalog = {
         "default_model": "alternating-model",
@@ -39,9 +37,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coe]:
             "plain": {**expert, "model": "plain-model", "prompt_format": "plain", "template": PLAIN},
         },
     }
-    (coe.config / "experts.yaml").write_text(yaml.safe_dump(catalog))
-    yield coe
-    coe.end_all()
+    (home.config / "experts.yaml").write_text(yaml.safe_dump(catalog))
+    return home
 
 
 @pytest.fixture(scope="module")

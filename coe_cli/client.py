@@ -13,6 +13,7 @@ from coe_cli.core.answers.answer import Answer
 from coe_cli.core.answers.sampling import Sampling
 from coe_cli.errors import UsageError
 from coe_cli.runtime import settings
+from coe_cli.runtime.client.client import resolve
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved, json_guidance
 from coe_cli.runtime.college.collecting import Collector, broken_off
 from coe_cli.use_cases.clients import CollegePlace, client_for
@@ -99,12 +100,7 @@ class Client:
         Raises:
             CoeError: nobody could answer.
         """
-        request = msgspec.structs.replace(_request(question, {}, streamed=False), resolve_only=True)
-        with contextlib.closing(self._client.ask(request)) as events:
-            for event in events:
-                if isinstance(event, Resolved):
-                    return event
-        raise broken_off()
+        return resolve(self._client, _request(question, {}, streamed=False))
 
     def plan(
         self,

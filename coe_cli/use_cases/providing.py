@@ -124,9 +124,7 @@ def install_model(name: str, catalog: Catalog, output: Output, *, pull: bool) ->
     Raises:
         ModelMissing: ``pull`` forbids it, or no source gives it.
     """
-    entry = catalog.models[name]
-    size_mb = next((source.size_mb for source in entry.sources if source.size_mb), None)
-    size = f" ({size_mb:.0f} MB)" if size_mb else ""
+    size = catalog.size_words(name)
     if not pull:
         raise ModelMissing(
             f"no model is on disk and --no-pull forbids to fetch `{name}`{size}",

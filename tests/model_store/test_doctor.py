@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from coe_cli.core.findings import Finding, Level, worst
-from coe_cli.core.hardware.machine import Adapter
+from coe_cli.core.hardware.machine import Adapter, Machine
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.errors import DeviceLost, UsageError
 from coe_cli.providers import runtime_of
@@ -159,14 +159,18 @@ def test_directml_on_windows(report: OgaReport, level: Level) -> None:
 def test_a_profile_that_is_too_large_names_one_that_fits(coe: Coe) -> None:
     profiles = load_profiles(profile_paths())
     standard, embedded = profiles.select("standard"), profiles.select("embedded")
+
+    def machine(*adapters: Adapter) -> Machine:
+        return Machine(adapters, gpu_known=True, memory_mb=64_000.0)
+
     card = Adapter("A card", "dxgi", dedicated_mb=20_000.0, luid=(3 << 32) | 5)
-    (finding,) = check_budget(standard, profiles, [card], 64_000.0)
+    (finding,) = check_budget(standard, profiles, machine(card))
     assert finding.level is Level.WARNING and "-p compact" in finding.fix
-    assert check_budget(profiles.select("compact"), profiles, [card], 64_000.0)[0].level is Level.OK
-    assert check_budget(standard, profiles, [Adapter("?", "pci")], 64_000.0)[0].level is Level.WARNING
-    assert check_budget(embedded, profiles, [], 64_000.0)[0].level is Level.OK
+    assert check_budget(profiles.select("compact"), profiles, machine(card))[0].level is Level.OK
+    assert check_budget(standard, profiles, machine(Adapter("?", "pci")))[0].level is Level.WARNING
+    assert check_budget(embedded, profiles, machine())[0].level is Level.OK
     integrated = Adapter("On the chip", "dxgi", dedicated_mb=512.0, shared_mb=40_000.0)
-    assert check_budget(standard, profiles, [integrated], 64_000.0)[0].level is Level.OK
+    assert check_budget(standard, profiles, machine(integrated))[0].level is Level.OK
     (seen, *_) = check_adapters([card], [], [])
     assert "COE_DEVICE=luid:3:5" in seen.message and "20000 MB" in seen.message
     assert "unknown" in check_adapters([Adapter("?", "pci")], [], [])[0].message

@@ -37,10 +37,7 @@ def write_fitted(graph: Path, target: Path, rules: GraphRules) -> list[str]:
     """
     import onnx_ir as ir
 
-    try:
-        model = ir.load(graph)
-    except Exception as error:
-        raise ValueError(f"{graph} is not an ONNX graph: {type(error).__name__}") from None
+    model = load_graph(graph)
     changes: list[str] = []
     if not rules.quantized_embedding and _tables_from_blocks(model, target):
         changes.append("embeddings in a table")
@@ -51,6 +48,20 @@ def write_fitted(graph: Path, target: Path, rules: GraphRules) -> list[str]:
     if changes:
         ir.save(model, target)
     return changes
+
+
+def load_graph(graph: Path) -> Any:
+    """The ``onnx_ir`` model in ``graph``.
+
+    Raises:
+        ValueError: it is not an ONNX graph.
+    """
+    import onnx_ir as ir
+
+    try:
+        return ir.load(graph)
+    except Exception as error:
+        raise ValueError(f"{graph} is not an ONNX graph: {type(error).__name__}") from None
 
 
 def _norms_in_fp32(model: Any) -> bool:
@@ -71,7 +82,7 @@ def _norms_in_fp32(model: Any) -> bool:
             if value.name not in in_fp32:
                 if value.const_value is not None:
                     numbers = _numbers(value.const_value).astype("float32")
-                    in_fp32[value.name] = _constant(model, f"{value.name}/fp32", ir.tensor(numbers))
+                    in_fp32[value.name] = add_constant(model, f"{value.name}/fp32", ir.tensor(numbers))
                 else:
                     in_fp32[value.name] = _cast(model, node, value, f"{value.name}/fp32", single)
             node.replace_input_with(index, in_fp32[value.name])
@@ -136,7 +147,7 @@ def _split_qkv(model: Any, node: Any, packed: Any, heads: int, kv_heads: int, pa
         raise NotFitting(f"its attention `{node.name}` does not tell the size of a head")
     sizes = ir.tensor([heads * size, kv_heads * size, kv_heads * size], dtype=ir.DataType.INT64)
     outputs = [ir.Value(name=f"{node.name}/{what}", type=packed.type) for what in ("q", "k", "v")]
-    widths = _constant(model, f"{_PREFIX}/qkv_{heads}_{kv_heads}_{size}", sizes)
+    widths = add_constant(model, f"{_PREFIX}/qkv_{heads}_{kv_heads}_{size}", sizes)
     split = ir.Node(
         "", "Split", [packed, widths], [ir.AttrInt64("axis", -1)], outputs=outputs, name=f"{node.name}/split"
     )
@@ -177,7 +188,7 @@ def _tables_from_blocks(model: Any, target: Path) -> bool:
             name=f"{node.name}/table",
             base_dir=place.parent,
         )
-        value = _constant(model, table.name, table)
+        value = add_constant(model, table.name, table)
         gather = ir.Node("", "Gather", [value, node.inputs[1]], [ir.AttrInt64("axis", 0)], name=f"{node.name}/Gather")
         name, output.name = output.name, f"{output.name}/blocks"
         _take_place(model, output, node, gather, name, kind)
@@ -263,7 +274,8 @@ def _cast(model: Any, before: Any, value: Any, name: str, kind: Any) -> Any:
     return cast.outputs[0]
 
 
-def _constant(model: Any, name: str, tensor: Any) -> Any:
+def add_constant(model: Any, name: str, tensor: Any) -> Any:
+    """The initializer called ``name``, made of ``tensor`` where there is none yet."""
     import onnx_ir as ir
 
     if name in model.graph.initializers:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from coe_cli.runtime.conversion.fit_graph import add_constant, load_graph
+
 _HEADS = {"MatMul", "MatMulNBits", "Gemm", "MatMulBnb4", "DequantizeMatMul"}
 _BY_ELEMENT = {"Cast", "Mul", "Add", "Sub", "Div", "Tanh", "Where", "Clip", "Identity"}
 _PREFIX = "/coe/last_position"
@@ -29,10 +31,7 @@ def write_pruned(graph: Path, target: Path, logits_name: str = "logits") -> None
     """
     import onnx_ir as ir
 
-    try:
-        model = ir.load(graph)
-    except Exception as error:
-        raise ValueError(f"{graph} is not an ONNX graph: {type(error).__name__}") from None
+    model = load_graph(graph)
     logits = next((value for value in model.graph.outputs if value.name == logits_name), None)
     if logits is None or logits.shape is None or len(logits.shape) != 3:
         raise NotPrunable("it has no output of logits with three dimensions")
@@ -44,8 +43,8 @@ def write_pruned(graph: Path, target: Path, logits_name: str = "logits") -> None
     if hidden.dtype is not None:
         gathered.dtype = kept.dtype = hidden.dtype
     constants = [
-        _constant(model, f"{_PREFIX}/index", ir.tensor(-1, dtype=ir.DataType.INT64)),
-        _constant(model, f"{_PREFIX}/axes", ir.tensor([1], dtype=ir.DataType.INT64)),
+        add_constant(model, f"{_PREFIX}/index", ir.tensor(-1, dtype=ir.DataType.INT64)),
+        add_constant(model, f"{_PREFIX}/axes", ir.tensor([1], dtype=ir.DataType.INT64)),
     ]
     nodes = [
         ir.Node(
@@ -89,12 +88,3 @@ def _is_constant(value: Any) -> bool:
         return True
     producer = value.producer()
     return producer is not None and producer.op_type == "Constant"
-
-
-def _constant(model: Any, name: str, tensor: Any) -> Any:
-    import onnx_ir as ir
-
-    tensor.name = name
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
-    model.graph.register_initializer(value)
-    return value

@@ -29,7 +29,7 @@ def examine(profiles_file: Path | None, catalog_file: Path | None, profile: str 
     profiles, broken_profiles = usable_profiles(profiles_file)
     chosen, no_profile = usable_profile(profiles, profile)
     configuration = {finding.message: finding for finding in (*broken_catalog, *broken_profiles, *no_profile)}
-    budget = check_budget(chosen, profiles, machine.adapters, machine.memory_mb or 0.0) if chosen is not None else []
+    budget = check_budget(chosen, profiles, machine) if chosen is not None else []
     return [
         *check_system(),
         *check_packages(installed_packages(), platform=sys.platform),

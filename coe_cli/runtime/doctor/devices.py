@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coe_cli.core.findings import Finding, error, ok, warning
-from coe_cli.core.hardware.machine import Adapter
+from coe_cli.core.hardware.machine import Adapter, Machine, card_mb
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.providers import on_host
 from coe_cli.core.providers._dml_trial import trial_findings
@@ -47,26 +47,12 @@ def check_direct3d(adapters: Sequence[Adapter], platform: str = sys.platform) ->
         return [error("direct3d", str(problem), "Update the graphics driver, or answer on the CPU: -p embedded.")]
 
 
-def check_budget(
-    profile: HardwareProfile, profiles: ProfileSet, adapters: Sequence[Adapter], memory_mb: float
-) -> list[Finding]:
+def check_budget(profile: HardwareProfile, profiles: ProfileSet, machine: Machine) -> list[Finding]:
     """Whether the profile's budget is there: out of memory is most often a profile that is too large."""
-    if on_host(profile.provider):
-        size_mb, where = memory_mb, "memory"
-    else:
-        sizes = [
-            adapter.dedicated_mb + (adapter.shared_mb or 0.0 if adapter.integrated else 0.0)
-            for adapter in adapters
-            if adapter.dedicated_mb is not None
-        ]
-        if not sizes:
-            fix = "coe ask -p embedded answers on the CPU"
-            return [
-                warning(
-                    "memory", f"profile {profile.name} is for {profile.provider}, and no adapter's size is known", fix
-                )
-            ]
-        size_mb, where = max(sizes), "graphics memory"
+    size_mb, where = card_mb(machine, profile.provider), "memory" if on_host(profile.provider) else "graphics memory"
+    if size_mb is None:
+        said = f"profile {profile.name} is for {profile.provider}, and no adapter's size is known"
+        return [warning("memory", said, "coe ask -p embedded answers on the CPU")]
     if profile.vram_budget_mb <= size_mb:
         return [ok("memory", f"profile {profile.name} plans with {profile.vram_budget_mb} of {size_mb:.0f} MB {where}")]
     usable = size_mb * profile.auto_detect.safety_margin

@@ -46,8 +46,11 @@ class RowFailure(Struct, frozen=True):
     hint: str = ""
 
     @classmethod
-    def of(cls, error: CoeError) -> RowFailure:
-        return cls(error.code, error.message, error.hint)
+    def of(cls, error: Exception) -> RowFailure:
+        """A bug too costs its row and not the batch."""
+        if isinstance(error, CoeError):
+            return cls(error.code, error.message, error.hint)
+        return cls("unexpected", f"{type(error).__name__}: {error}", "Please report it.")
 
 
 class RowResult(Struct, frozen=True):

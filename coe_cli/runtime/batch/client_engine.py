@@ -20,7 +20,7 @@ from msgspec import Struct, structs
 from coe_cli.core.batch.batch_order import next_turn, order_models, places
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
-from coe_cli.errors import Busy, CoeError, from_code
+from coe_cli.errors import Busy, CoeError
 from coe_cli.runtime.batch.batch_engine import EngineStatus, PreparedRow, RowFailure, RowResult, RowSource
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college import college_events as ce
@@ -152,7 +152,6 @@ class ClientEngine:
         # Held back until it is whole, so that the college may start it again however far it was.
         request = structs.replace(row.request, buffered=True, priority=LOW_PRIORITY, retries=self._retries)
         attempts = 1
-        failure: CoeError
         while True:
             collector, answer = Collector(splits_thinking=row.splits_thinking), None
             try:
@@ -166,17 +165,11 @@ class ClientEngine:
                     raise broken_off()
                 self._completion_tokens += answer.usage.completion_tokens
                 result = RowResult(row.line, row.model, row.expert, answer, None, attempts)
-                break
-            except Busy as error:
-                if not self._stopping and error.code == Busy.code:  # others fill the queue: that is no attempt
-                    time.sleep(min(_BUSY_S, error.retry_after_s or _BUSY_S))
+            except Exception as error:
+                if isinstance(error, Busy) and error.code == Busy.code and not self._stopping:
+                    time.sleep(min(_BUSY_S, error.retry_after_s or _BUSY_S))  # others fill the queue: no attempt
                     continue
-                failure = error
-            except CoeError as error:
-                failure = error
-            except Exception as error:  # a bug must cost this row and not the batch
-                failure = from_code("unexpected", f"{type(error).__name__}: {error}", "Please report it.")
-            result = RowResult(row.line, row.model, row.expert, None, RowFailure.of(failure), attempts)
+                result = RowResult(row.line, row.model, row.expert, None, RowFailure.of(error), attempts)
             break
         self._results.put((lane, result))
 

@@ -19,7 +19,7 @@ from coe_cli.core.answers.answer import Answer
 from coe_cli.core.models.model_spec import ModelSpec, models_on_disk
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
-from coe_cli.errors import CoeError, ModelMissing, from_code
+from coe_cli.errors import CoeError, ModelMissing
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import RowFailure
 from coe_cli.runtime.college.collecting import About, Collector, broken_off
@@ -86,11 +86,8 @@ class ModelActor:
         begun: list[None] = [None]
         try:
             return await self._answer(row, begun), len(begun)
-        except CoeError as error:
+        except Exception as error:
             return RowFailure.of(error), len(begun)
-        except Exception as error:  # a bug must cost this row and not the batch
-            unexpected = from_code("unexpected", f"{type(error).__name__}: {error}", "Please report it.")
-            return RowFailure.of(unexpected), len(begun)
         finally:
             self._running -= 1
             self._asked_at = time.monotonic()

@@ -23,7 +23,7 @@ from coe_cli.core.fleet.ray_node import NAMESPACE, VRAM_RESOURCE, model_resource
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost
-from coe_cli.errors import DeviceLost, DoesNotFit, from_code
+from coe_cli.errors import DeviceLost, DoesNotFit
 from coe_cli.runtime.batch.batch_engine import (
     EngineStatus,
     PreparedRow,
@@ -208,7 +208,7 @@ class RayEngine:
             outcome = RowFailure.of(error)
         except self._ray.exceptions.RayError as error:
             text = str(error).splitlines()[-1] if str(error) else type(error).__name__
-            outcome = RowFailure.of(from_code("unexpected", f"Ray: {text}", "Please report it."))
+            outcome = RowFailure("unexpected", f"Ray: {text}", "Please report it.")
         if isinstance(outcome, Answer):
             self._completion_tokens += outcome.usage.completion_tokens
             return RowResult(prepared.line, replica.model, prepared.expert, outcome, None, attempts)

@@ -13,7 +13,7 @@ from msgspec import structs
 from coe_cli.core.hardware.profile import HardwareProfile, PressureThresholds, Provider, load_profiles
 from coe_cli.core.memory.footprint import ACCOUNTING_NAMES, AccountingName, ModelMemory, accounting
 from coe_cli.core.memory.planner import Plan, plan
-from coe_cli.core.memory.pressure import LEVELS, PressureLevel, pressure, pressure_level
+from coe_cli.core.memory.pressure import PressureLevel, pressure, pressure_level
 from coe_cli.core.memory.scenario import Known, Role, Scenario, working_set
 from coe_cli.core.memory.solve import largest_context, most_slots, smallest_budget_mb
 from coe_cli.core.models.catalog import load_catalog
@@ -175,31 +175,6 @@ def test_solutions_are_tight(
 )
 def test_pressure_levels(ratio: float, level: PressureLevel) -> None:
     assert pressure_level(ratio, PressureThresholds()) == level
-
-
-@pytest.mark.parametrize(
-    ("previous", "ratio", "level"),
-    [
-        ("elevated", 0.79, "elevated"),
-        ("elevated", 0.779, "normal"),
-        ("critical", 0.94, "critical"),
-        ("critical", 0.929, "high"),
-        ("critical", 0.85, "elevated"),
-        ("critical", 0.1, "normal"),
-        ("normal", 0.97, "critical"),
-    ],
-)
-def test_levels_fall_back_only_below_the_threshold_less_two_hundredths(
-    previous: PressureLevel, ratio: float, level: PressureLevel
-) -> None:
-    assert pressure_level(ratio, PressureThresholds(), previous) == level
-
-
-@given(st.floats(0, 3), st.sampled_from(LEVELS))
-def test_a_held_level_is_never_below_the_plain_one(ratio: float, previous: PressureLevel) -> None:
-    plain, held = pressure_level(ratio, PressureThresholds()), pressure_level(ratio, PressureThresholds(), previous)
-    assert LEVELS.index(held) >= LEVELS.index(plain)
-    assert pressure_level(ratio, PressureThresholds(), held) == held
 
 
 def test_without_a_pool_pressure_is_critical_and_has_no_ratio() -> None:

@@ -133,9 +133,10 @@ def install_model(name: str, catalog: Catalog, output: Output, *, pull: bool) ->
     from coe_cli.output.progress_view import ProgressView
 
     with ProgressView(output, f"fetching {name}{size}, once") as view:
-        from coe_cli.runtime.store.install import install
+        from coe_cli.runtime.store.install import install_request, request_for
 
-        install(name, catalog, folders().models, view)
+        models_dir = folders().models
+        install_request(request_for(name, catalog, models_dir), models_dir, view)
 
 
 class Preparing:

@@ -1,4 +1,4 @@
-"""Memory pressure: usage ÷ pool, in four levels that do not flap."""
+"""Memory pressure: usage ÷ pool, in four levels."""
 
 from __future__ import annotations
 
@@ -22,17 +22,9 @@ class Pressure(Struct, frozen=True):
     level: PressureLevel
 
 
-def pressure_level(
-    ratio: float, thresholds: PressureThresholds, previous: PressureLevel | None = None
-) -> PressureLevel:
-    """The level of ``ratio`` = usage ÷ pool; a level that was reached is left only below its threshold − 0.02."""
+def pressure_level(ratio: float, thresholds: PressureThresholds) -> PressureLevel:
+    """The level of ``ratio`` = usage ÷ pool at one moment; the scheduler's own falls back later (``HYSTERESIS``)."""
     level = 3 if ratio > thresholds.critical else 2 if ratio >= thresholds.high else int(ratio >= thresholds.elevated)
-    if previous is not None:
-        entry = (0.0, thresholds.elevated, thresholds.high, thresholds.critical)
-        held = LEVELS.index(previous)
-        while held > level and ratio < entry[held] - HYSTERESIS:
-            held -= 1
-        level = max(level, held)
     return LEVELS[level]
 
 

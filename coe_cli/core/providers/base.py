@@ -26,12 +26,11 @@ class Capabilities(Struct, frozen=True):
     """What a provider's generators can do. Slots, prefill, warm-up, plan and admission follow it.
 
     ``can_continue``: tokens may be appended to a generator that has taken some. ``can_rewind``: its cache may be cut back
-    to an earlier length. ``batches``: several sequences in one generator. ``graph_capture``: a run may be recorded.
+    to an earlier length. ``graph_capture``: a run may be recorded.
     """
 
     can_continue: bool = True
     can_rewind: bool = True
-    batches: bool = True
     graph_capture: bool = False
 
     @property

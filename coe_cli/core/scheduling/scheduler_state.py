@@ -87,9 +87,9 @@ class ModelCost(Struct, frozen=True):
     keep_alive_s: float | None = None
     """Idle for so long, it is unloaded; infinity keeps it, None leaves it to the pool."""
 
-    def need_mb(self, slots: int = 1) -> float:
-        """The model with so many slots, before anything is rounded up."""
-        return self.weights_mb + slots * (self.kv_mb + self.activation_mb)
+    def need_mb(self) -> float:
+        """The model with one slot, before anything is rounded up."""
+        return self.weights_mb + self.kv_mb + self.activation_mb
 
 
 class ModelState(Enum):

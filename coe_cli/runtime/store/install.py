@@ -104,13 +104,6 @@ def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path, provider: 
     return Request(name_or_uri, entry.sources, entry)
 
 
-def install(
-    name: str, catalog: Catalog, models_dir: Path, on_progress: OnProgress, *, force: bool = False
-) -> ModelSpec:
-    """Install the catalog's model ``name``; see ``install_request``."""
-    return install_request(request_for(name, catalog, models_dir), models_dir, on_progress, force=force)
-
-
 def install_request(
     request: Request,
     models_dir: Path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,10 @@ def check_agreement(spec: ModelSpec, on_progress: OnProgress = ignore) -> Findin
     )
 
 
-def check_golden(
-    spec: ModelSpec, state_dir: Path, *, run: Callable[[ModelSpec], golden_answer.Golden] = golden_answer.run_golden
-) -> Finding:
+def check_golden(spec: ModelSpec, state_dir: Path) -> Finding:
     """Load the model and compare its greedy answer with the one recorded on this provider; record the first one."""
     try:
-        actual = run(spec)
+        actual = golden_answer.run_golden(spec)
         expected = golden_answer.recorded(state_dir, spec.name, spec.provider)
         where = f"on {spec.provider} (OGA {actual.oga_version})"
         if expected is None or expected.graph_sha256 != actual.graph_sha256:

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 _CONTEXT = 512
 
 
-def first_logits(
-    spec: ModelSpec,
-    provider: Provider,
-    prompts: Sequence[str],
-    on_fraction: Callable[[float], None] = lambda done: None,
-) -> NDArray[np.float32]:
+def first_logits(spec: ModelSpec, provider: Provider, prompts: Sequence[str]) -> NDArray[np.float32]:
     """Load ``spec`` on ``provider`` and read each of ``prompts``, as they are; shape [prompts, vocabulary].
 
     Raises:
@@ -55,14 +50,14 @@ def first_logits(
         run_child(
             "coe_cli.runtime.worker.first_logits",
             arguments,
-            lambda message: on_fraction(float(message["fraction"])),
+            lambda message: None,
             task=f"run of `{spec.name}` on {provider}",
         )
         found: NDArray[np.float32] = np.load(answer, allow_pickle=False)
     return found
 
 
-def _read(folder: Path, provider: Provider, prompts: list[str], context: int, send: Callable[[Message], None]) -> Any:
+def _read(folder: Path, provider: Provider, prompts: list[str], context: int) -> Any:
     import numpy as np
     import onnxruntime_genai as oga
 
@@ -75,14 +70,13 @@ def _read(folder: Path, provider: Provider, prompts: list[str], context: int, se
         configure(oga, config, provider, default_provider_options(provider), default_session_options(provider))
         model = oga.Model(config)
         tokenizer = oga.Tokenizer(model)
-        for number, prompt in enumerate(prompts):
+        for prompt in prompts:
             parameters = oga.GeneratorParams(model)
             parameters.set_search_options(max_length=context, do_sample=False)
             generator = oga.Generator(model, parameters)
             generator.append_tokens(tokenizer.encode(prompt))
             logits = np.asarray(generator.get_logits(), np.float32)
             rows.append(logits.reshape(-1, logits.shape[-1])[-1].copy())
-            send({"fraction": (number + 1) / len(prompts)})
             del generator
     except RuntimeError as error:
         raise from_oga(error, model=folder.name, provider=provider, loading=not rows) from None
@@ -104,7 +98,7 @@ def main(arguments: list[str]) -> int:
         import numpy as np
 
         prompts = json.loads(options.prompts.read_text(encoding="utf-8"))
-        np.save(options.output, _read(options.model, options.provider, prompts, options.context, send))
+        np.save(options.output, _read(options.model, options.provider, prompts, options.context))
 
     return serve_as_child(work, "run of the model")
 

@@ -331,7 +331,6 @@ class Scheduler(Admission):
                 waiting=model.waiting,
                 reserved_mb=model.reserved_mb,
                 slots_reserved_mb=max(0, model.reserved_mb - model.weights_mb),
-                resident_s=now_s - model.loaded_s if resident else None,
                 idle_s=now_s - model.idle_since_s if resident and not model.active else None,
                 preloaded=model.speculative,
                 held_mb=model.held_mb,

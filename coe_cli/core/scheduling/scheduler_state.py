@@ -241,7 +241,6 @@ class ModelStatus(Struct, frozen=True):
     reserved_mb: int
     slots_reserved_mb: int
     """The part of it that is not weights: caches and activations."""
-    resident_s: float | None
     idle_s: float | None
     preloaded: bool
     held_mb: int

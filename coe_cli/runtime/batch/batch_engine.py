@@ -54,14 +54,13 @@ class RowFailure(Struct, frozen=True):
 
 
 class RowResult(Struct, frozen=True):
-    """A row's end: ``answer`` or ``failure``. ``attempts`` counts from 1."""
+    """A row's end: ``answer`` or ``failure``."""
 
     line: int
     model: str
     expert: str | None = None
     answer: Answer | None = None
     failure: RowFailure | None = None
-    attempts: int = 1
 
 
 class RowSource(Protocol):

@@ -39,10 +39,9 @@ class RowDefaults(Struct, frozen=True):
 
 
 class InputFacts(NamedTuple):
-    """The input as a whole: SHA-256 in hex, size in bytes, number of lines."""
+    """The input as a whole: SHA-256 in hex, number of lines."""
 
     sha256: str
-    size_bytes: int
     lines: int
 
 
@@ -82,7 +81,7 @@ def look_through(path: Path) -> InputFacts:
     Raises:
         UsageError: it cannot be read.
     """
-    digest, size, lines, last = hashlib.sha256(), 0, 0, b"\n"
+    digest, lines, last = hashlib.sha256(), 0, b"\n"
     try:
         file = path.open("rb")
     except OSError as error:
@@ -90,10 +89,9 @@ def look_through(path: Path) -> InputFacts:
     with file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-            size += len(chunk)
             lines += chunk.count(b"\n")
             last = chunk[-1:]
-    return InputFacts(digest.hexdigest(), size, lines + (last != b"\n"))
+    return InputFacts(digest.hexdigest(), lines + (last != b"\n"))
 
 
 class BatchIndex:

@@ -151,25 +151,23 @@ class ClientEngine:
     def _answer(self, row: PreparedRow, lane: _Lane) -> None:
         # Held back until it is whole, so that the college may start it again however far it was.
         request = structs.replace(row.request, buffered=True, priority=LOW_PRIORITY, retries=self._retries)
-        attempts = 1
         while True:
             collector, answer = Collector(splits_thinking=row.splits_thinking), None
             try:
                 with contextlib.closing(self._client.ask(request)) as events:
                     for event in events:
-                        attempts += isinstance(event, ce.Restarted)
                         if isinstance(event, ce.PrefillStarted) and event.load_s is not None:
                             self._loaded.add(event.worker_pid)
                         answer = collector.feed(event)
                 if answer is None:
                     raise broken_off()
                 self._completion_tokens += answer.usage.completion_tokens
-                result = RowResult(row.line, row.model, row.expert, answer, None, attempts)
+                result = RowResult(row.line, row.model, row.expert, answer)
             except Exception as error:
                 if isinstance(error, Busy) and error.code == Busy.code and not self._stopping:
                     time.sleep(min(_BUSY_S, error.retry_after_s or _BUSY_S))  # others fill the queue: no attempt
                     continue
-                result = RowResult(row.line, row.model, row.expert, None, RowFailure.of(error), attempts)
+                result = RowResult(row.line, row.model, row.expert, failure=RowFailure.of(error))
             break
         self._results.put((lane, result))
 

@@ -24,7 +24,7 @@ from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import RowFailure
 from coe_cli.runtime.college.collecting import About, Collector, broken_off
 from coe_cli.runtime.college.college import College
-from coe_cli.runtime.college.college_events import Ask, Restarted
+from coe_cli.runtime.college.college_events import Ask
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.memory_probe import MemoryProbe
 from coe_cli.runtime.folders import folders
@@ -80,14 +80,13 @@ class ModelActor:
             return RowFailure.of(error)
         return socket.gethostname()
 
-    async def answer(self, row: RowToAnswer) -> tuple[Answer | RowFailure, int]:
-        """The whole answer of one row, or why there is none; and how often the college began it."""
+    async def answer(self, row: RowToAnswer) -> Answer | RowFailure:
+        """The whole answer of one row, or why there is none."""
         self._running += 1
-        begun: list[None] = [None]
         try:
-            return await self._answer(row, begun), len(begun)
+            return await self._answer(row)
         except Exception as error:
-            return RowFailure.of(error), len(begun)
+            return RowFailure.of(error)
         finally:
             self._running -= 1
             self._asked_at = time.monotonic()
@@ -99,7 +98,7 @@ class ModelActor:
         await self._end()
         return True
 
-    async def _answer(self, row: RowToAnswer, begun: list[None]) -> Answer:
+    async def _answer(self, row: RowToAnswer) -> Answer:
         spec = self._open()
         if self._college is None:
             settings, cores = self._settings, worker_threads()
@@ -116,8 +115,6 @@ class ModelActor:
         collector, answer = Collector(about, splits_thinking=row.splits_thinking), None
         async with contextlib.aclosing(self._college.ask(structs.replace(row.ask, model=spec))) as events:
             async for event in events:
-                if isinstance(event, Restarted):
-                    begun.append(None)
                 answer = collector.feed(event)
         if answer is None:
             raise broken_off()

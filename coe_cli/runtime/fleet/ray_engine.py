@@ -195,9 +195,8 @@ class RayEngine:
         assert row.replica is not None
         replica, prepared = row.replica, row.prepared
         replica.running -= 1
-        attempts = 1
         try:
-            outcome, attempts = self._ray.get(reference)
+            outcome = self._ray.get(reference)
         except self._ray.exceptions.RayActorError:
             self._lose(replica)
             row.losses += 1
@@ -211,8 +210,8 @@ class RayEngine:
             outcome = RowFailure("unexpected", f"Ray: {text}", "Please report it.")
         if isinstance(outcome, Answer):
             self._completion_tokens += outcome.usage.completion_tokens
-            return RowResult(prepared.line, replica.model, prepared.expert, outcome, None, attempts)
-        return RowResult(prepared.line, replica.model, prepared.expert, None, outcome, attempts)
+            return RowResult(prepared.line, replica.model, prepared.expert, outcome)
+        return RowResult(prepared.line, replica.model, prepared.expert, None, outcome)
 
     # --- actors
 

@@ -115,8 +115,8 @@ class BenchMachine(Struct, frozen=True):
     bandwidth_gb_per_s: dict[str, float | None] = {}
 
 
-class BenchReport(Struct, frozen=True):
-    """The whole run. ``measured_at`` is ISO 8601; ``interrupted`` says that rows are missing at the end."""
+class BenchReport(Struct):
+    """The whole run, as far as it is. ``measured_at`` is ISO 8601; ``interrupted`` says that rows are missing at the end."""
 
     machine: BenchMachine
     versions: dict[str, str]

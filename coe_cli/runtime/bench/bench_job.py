@@ -22,7 +22,7 @@ from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.bench.bandwidth import measure_bandwidth
 from coe_cli.runtime.bench.bench_machine import read_machine, read_versions
-from coe_cli.runtime.bench.bench_run import BenchModel, BenchResult, BenchSettings, run_bench
+from coe_cli.runtime.bench.bench_run import BenchModel, BenchSettings, run_bench
 from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.progress import OnProgress, Step
@@ -86,18 +86,16 @@ class BenchJob:
     ) -> BenchReport:
         """Measure; ``on_start`` is given the report when it has no rows yet. An interrupt ends it with what is finished."""
         providers = sorted({model.provider for model in self.models if model.problem is None})
-        report = BenchReport(read_machine({}), read_versions(), [], measured_at=_now(), notes=self.notes)
+        report = BenchReport(read_machine({}), read_versions(), [], measured_at=_now(), notes=[*self.notes])
         try:
             on_progress(Step("memory bandwidth", 0.0, 1.0))
             measured = {provider: measure_bandwidth(provider) for provider in providers}
         except KeyboardInterrupt:
-            return structs.replace(report, interrupted=True)
+            report.interrupted = True
+            return report
         bandwidth: dict[str, float | None] = {provider: value for provider, (value, _) in measured.items()}
-        report = structs.replace(
-            report,
-            machine=read_machine(bandwidth),
-            notes=[*self.notes, *(reason for _, reason in measured.values() if reason)],
-        )
+        report.machine = read_machine(bandwidth)
+        report.notes += [reason for _, reason in measured.values() if reason]
         on_start(report)
         settings = BenchSettings(
             repeats=self._request.repeats,
@@ -105,16 +103,8 @@ class BenchJob:
             timeout_s=self._request.timeout_s,
             bandwidth_gb_per_s=bandwidth,
         )
-        result: BenchResult = run_bench(self.models, settings, on_progress, on_row)
-        self.errors = result.errors
-        return structs.replace(
-            report,
-            rows=result.rows,
-            loads=result.loads,
-            swaps=result.swaps,
-            interrupted=result.interrupted,
-            notes=[*report.notes, *result.notes],
-        )
+        self.errors = run_bench(self.models, settings, report, on_progress, on_row)
+        return report
 
 
 def read_report(path: Path) -> BenchReport:

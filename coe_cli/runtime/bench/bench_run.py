@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 from coe_cli.core.bench.bench_expected import bandwidth_share, planned_peak_bytes
 from coe_cli.core.bench.bench_figures import RunFigures, run_figures, summarise
 from coe_cli.core.bench.bench_grid import Point, prompt_ids
-from coe_cli.core.bench.bench_rows import BenchRow, LoadTimes, Spread, SwapTime
+from coe_cli.core.bench.bench_rows import BenchReport, BenchRow, LoadTimes, Spread
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
@@ -51,46 +51,40 @@ class BenchSettings(Struct, frozen=True):
     bandwidth_gb_per_s: dict[str, float | None] = {}
 
 
-class BenchResult(Struct):
-    """What has been measured so far; it stays whole when the run is interrupted."""
-
-    rows: list[BenchRow] = []
-    loads: list[LoadTimes] = []
-    swaps: list[SwapTime] = []
-    notes: list[str] = []
-    errors: list[CoeError] = []
-    interrupted: bool = False
-
-
 def run_bench(
     models: Sequence[BenchModel],
     settings: BenchSettings,
+    report: BenchReport,
     on_progress: OnProgress,
     on_row: Callable[[BenchRow], None],
-) -> BenchResult:
-    """Measure every row, then the swaps between the models that could be loaded. Ctrl-C ends it with what is finished."""
-    result = BenchResult()
+) -> list[CoeError]:
+    """Measure every row into ``report``, then the swaps between the models that could be loaded; what failed.
+
+    Ctrl-C ends it with what is finished.
+    """
+    errors: list[CoeError] = []
     progress = _Progress(models, settings, on_progress)
 
     def finished(row: BenchRow) -> None:
-        result.rows.append(row)
+        report.rows.append(row)
         on_row(row)
 
     try:
-        loaded = [model for model in models if _measure_model(model, settings, progress, result, finished)]
+        loaded = [model for model in models if _measure_model(model, settings, progress, report, errors, finished)]
         if len(loaded) > 1:
             pairs = [(m.spec, min(m.points[0].max_length, m.context_length)) for m in loaded if m.spec is not None]
-            result.swaps += Swaps(pairs, settings.timeout_s).measure(settings.repeats, progress.swap)
+            report.swaps += Swaps(pairs, settings.timeout_s).measure(settings.repeats, progress.swap)
     except KeyboardInterrupt:
-        result.interrupted = True
-    return result
+        report.interrupted = True
+    return errors
 
 
 def _measure_model(
     model: BenchModel,
     settings: BenchSettings,
     progress: _Progress,
-    result: BenchResult,
+    report: BenchReport,
+    errors: list[CoeError],
     finished: Callable[[BenchRow], None],
 ) -> bool:
     """Measure one model's rows; False when it cannot be loaded at all."""
@@ -103,7 +97,7 @@ def _measure_model(
             worker.load(spec)
             first_s = worker.load_s
     except CoeError as error:
-        result.errors.append(error)
+        errors.append(error)
         for point in model.points:
             progress.skip(model, point)
             finished(_failed(model, point, settings, f"{error.code}: {error.message}"))
@@ -112,16 +106,16 @@ def _measure_model(
     try:
         for point in model.points:
             try:
-                row, load_s = _measure_row(model, spec, point, settings, progress, result.notes)
+                row, load_s = _measure_row(model, spec, point, settings, progress, report.notes)
                 loads.append(load_s)
             except CoeError as error:
-                result.errors.append(error)
+                errors.append(error)
                 row = _failed(model, point, settings, f"{error.code}: {error.message}")
             progress.skip(model, point)
             finished(row)
     finally:
         again = summarise(loads, 4)
-        result.loads.append(
+        report.loads.append(
             LoadTimes(
                 model=model.name,
                 provider=model.provider,

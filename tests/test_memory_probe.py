@@ -21,8 +21,13 @@ from coe_cli.probes import pdh
 from coe_cli.providers.cuda import NvmlMemory
 from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.memory_probe import GpuProbe, MemoryProbe, ResidentSetProbe, memory_probe_for
-from coe_cli.runtime.college.usage_sample import usage_sampler
+from coe_cli.runtime.college.memory_probe import (
+    GpuProbe,
+    MemoryProbe,
+    ResidentSetProbe,
+    memory_probe_for,
+    usage_sampler,
+)
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 

@@ -120,7 +120,7 @@ def sink_for(output: Output, told: Resolved, profiles: ProfileSet, view: View, *
         return CodeBlockSink(output, show_thinking=view.show_thinking, says_waiting=human)
     if view.live and human and output.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from coe_cli.output.live_answer import LiveAnswerSink
-        from coe_cli.runtime.college.usage_sample import usage_sampler
+        from coe_cli.runtime.college.memory_probe import usage_sampler
 
         label = f"{told.expert} · {told.model}" if told.routing is not None and told.expert else told.model
         label = f"{told.model} for {told.expert}" if told.is_fallback else label

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 from coe_cli.core.hardware.profile import HardwareProfile, Provider
+from coe_cli.core.memory.pressure import pressure
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.providers import on_host
 from coe_cli.providers import runtime_of
@@ -134,6 +136,23 @@ def memory_probe_for(profile: HardwareProfile) -> MemoryProbe:
         excess_mb = max(0.0, probe.total_mb - profile.vram_budget_mb) if probe.total_mb is not None else 0.0
         probe.slack_mb = excess_mb + profile.fixed_mb
     return probe
+
+
+def usage_sampler(provider: Provider, profile: HardwareProfile) -> Callable[[int], tuple[float, float, str] | None]:
+    """A function from the worker's process id to (MB in use, budget in MB, pressure level), or None where unknown.
+
+    The level is that of the pool, the budget less its fixed part, as everywhere.
+    """
+    probe = cache(lambda: device_probe(provider))  # opening a driver takes a moment: when it is first asked
+
+    def sample(pid: int) -> tuple[float, float, str] | None:
+        used_mb = probe().process_mb(pid)
+        if used_mb is None:
+            return None
+        pool_mb = profile.vram_budget_mb - profile.fixed_mb
+        return used_mb, float(profile.vram_budget_mb), pressure(used_mb, pool_mb, profile.pressure_thresholds).level
+
+    return sample
 
 
 def _resident_mb(pid: int) -> float | None:

@@ -48,18 +48,8 @@ _MIGRATIONS = (
 )
 """Step n brings a file of version n to n + 1."""
 
-_ANSWER_COLUMNS = (
-    "model",
-    "expert",
-    "provider",
-    "profile",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "load_s",
-    "first_token_s",
-    "decode_s",
-)
+_ANSWER_COLUMNS = LoggedMessage.__struct_fields__[3:]
+"""What an ``Exchange`` says of its answer."""
 
 
 class History:

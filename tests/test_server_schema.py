@@ -24,6 +24,7 @@ OPERATIONS = {
     "GET /v1/responses/{response_id}": 10,
     "DELETE /v1/responses/{response_id}": 10,
     "POST /v1/messages": 30,
+    "POST /v1/messages/count_tokens": 10,
     "POST /api/chat": 30,
     "POST /api/generate": 30,
     "GET /api/tags": 1,

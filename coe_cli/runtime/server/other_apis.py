@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, cast
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from msgspec import structs
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
@@ -17,6 +18,8 @@ from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
+from coe_cli.runtime.college.translation import to_prepare
+from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.block_shapes import MessagesShape, ResponsesShape
 from coe_cli.runtime.server.constraints import refuse_field
@@ -24,7 +27,7 @@ from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.ollama_shapes import OllamaShape, now
 from coe_cli.runtime.server.openai_messages import Text
-from coe_cli.runtime.server.other_requests import MessagesRequest, OllamaRequest, ResponsesRequest
+from coe_cli.runtime.server.other_requests import CountRequest, MessagesRequest, OllamaRequest, ResponsesRequest
 from coe_cli.runtime.server.streaming import About, Shape
 
 _MB = 2**20
@@ -156,6 +159,16 @@ def add_other_apis(app: FastAPI, college: College, resolver: RequestResolver, an
         """Anthropic's messages: text, thoughts and functions, whole or as events."""
         asked = _chat_request(request.chat(), {"stop": "stop_sequences"})
         return await answer([asked], MessagesShape(), bool(request.stream))
+
+    @app.post("/v1/messages/count_tokens", operation_id="count_tokens")
+    async def count_tokens(request: CountRequest) -> dict[str, int]:
+        """The tokens of a prompt that is not answered."""
+        asked = _chat_request(request.chat(), {"stop": "stop_sequences"})
+        ask, told = await resolver.resolve(structs.replace(asked, resolve_only=True), college.loaded_models)
+        tokens = told.prompt_tokens
+        if tokens is None:  # it surely fits, so that nobody has counted it
+            tokens = len((await own().prepared(to_prepare(ask, ask.model, told.context_length))).ids)
+        return {"input_tokens": tokens}
 
     _add_ollama(app, college, resolver, answer)
 

@@ -82,7 +82,7 @@ class ResponsesRequest(_Loose):
         if isinstance(choice, dict) and "name" in choice:
             choice = {"type": choice.get("type"), "function": {"name": choice["name"]}}
         form: Any = (self.text or {}).get("format")
-        if isinstance(form, dict) and form.get("type") == "json_schema" and "json_schema" not in form:
+        if isinstance(form, dict) and form.get("type") == "json_schema" and "schema" in form:
             form = {"type": "json_schema", "json_schema": {k: v for k, v in form.items() if k != "type"}}
         return self.rest() | _without_empty(
             {
@@ -141,6 +141,12 @@ class MessagesRequest(_Loose):
                 "stop": self.stop_sequences or None,
             }
         )
+
+
+class CountRequest(MessagesRequest):
+    """``POST /v1/messages/count_tokens``."""
+
+    max_tokens: int = 1
 
 
 def _anthropic_tool(tool: _Body) -> _Body:

@@ -48,6 +48,11 @@ _BEAT_S = 1.0
 _LARGE_BYTES = 262_144
 _HEALTH_PATHS = ("/healthz", "/health", "/v1/health")
 _API_PATHS = ("/v1/", "/api/", "/completion", "/infill", "/openapi.json")
+_ALIASES = {
+    path: f"/v1{path}"
+    for path in ("/chat/completions", "/completions", "/models", "/embeddings", "/responses", "/messages")
+}
+"""Addresses as clients ask that were given the base URL without /v1."""
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _COUNTED_PATHS = {
     "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed", "/completion", "/infill", "/v1/files", "/v1/batches",
@@ -107,7 +112,8 @@ class Server:
         if scope["type"] != "http":
             return
         begin, status = time.monotonic(), 0
-        path, method = scope["path"], scope["method"]
+        path, method = _ALIASES.get(scope["path"], scope["path"]), scope["method"]
+        scope = {**scope, "path": path}
         request_id = _request_id(scope["headers"])
         if method == "HEAD":
             scope = {**scope, "method": "GET"}

@@ -1,7 +1,9 @@
 """Write coe_cli/data/router.npz, the router that comes with coe: `python benchmarks/ship_router.py`, about a minute.
 
 To be run when the shipped examples, the catalog or the training change (a test says so). It needs the default embedder
-and, for the vectors of the original that a graph is compared with, sentence-transformers.
+and, where there is no file yet, sentence-transformers for the vectors of the original that a graph is compared with.
+Run again it writes the same file, but for what another processor adds up in another order; `--check` trains and compares
+instead of writing.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.routing.router import RouterWeights
 from coe_cli.core.routing.router_examples import training_set
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.routing.embedder import EMBEDDED, Embedder, embedder_folder
@@ -22,13 +25,23 @@ from coe_cli.runtime.routing.embedder_export import comparison_texts, prepare_em
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder
 from coe_cli.runtime.routing.router_cache import router_digest, vector_stamp
 from coe_cli.runtime.routing.router_training import train_router
-from coe_cli.runtime.routing.shipped_router import SHIPPED, rounded, ship, shipped_examples
+from coe_cli.runtime.routing.shipped_router import (
+    SCALARS,
+    SHIPPED,
+    rounded,
+    ship,
+    shipped_examples,
+    shipped_vectors,
+    shipped_weights,
+)
 from coe_cli.runtime.routing.vector_cache import text_key
 
+COMPARED = ("dense", "lexical", "bias", "pair_weights", *SCALARS)
+LARGEST_GAP = 0.02
 CATALOG = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
 
 
-def main() -> None:
+def main() -> int:
     where = folders()
     folder = embedder_folder(EMBEDDED, where)
     if not (folder / "embedder.json").is_file():
@@ -53,8 +66,25 @@ def main() -> None:
     begin = time.process_time()
     weights = train_router(training_set(catalog), embed)
     print(f"trained in {time.process_time() - begin:.1f} s of CPU time")
-    ship(SHIPPED, router_digest(catalog, embedder.info), stamp, weights, used, originals())
+    digest = router_digest(catalog, embedder.info)
+    if "--check" in sys.argv:
+        return compared(weights, shipped_weights(digest))
+    there = shipped_vectors(EMBEDDED)
+    ship(SHIPPED, digest, stamp, weights, used, originals() if there is None else there)
     print(f"{SHIPPED}: {SHIPPED.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def compared(weights: RouterWeights, shipped: RouterWeights | None) -> int:
+    """Exit code 1 where the shipped router is not what training gives."""
+    import numpy as np
+
+    if shipped is None:
+        print("the shipped router was trained on other examples, settings or code")
+        return 1
+    gap = {name: float(np.abs(getattr(weights, name) - getattr(shipped, name)).max(initial=0.0)) for name in COMPARED}
+    print("largest differences:", ", ".join(f"{name} {value:.1e}" for name, value in gap.items()))
+    return int(max(gap.values()) > LARGEST_GAP)
 
 
 def originals() -> Any:
@@ -66,4 +96,4 @@ def originals() -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Coe
+from conftest import Coe, eventually
 from serving import serving
 
-from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.models.catalog import Catalog, load_catalog
 from coe_cli.core.routing.router_examples import examples_digest
-from coe_cli.errors import ModelMissing
+from coe_cli.errors import CoeError, ModelMissing
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.router_cache import open_router
 from coe_cli.runtime.routing.shared_router import SharedRouter
@@ -78,6 +79,64 @@ def test_a_router_that_was_trained_again_is_read_again(where: Folders) -> None:
     copy.replace(path)
     shared.route("hello")
     assert shared._opened is not first
+
+
+def with_zebras(where: Folders) -> Catalog:
+    own = where.config / "experts.yaml"
+    own.write_text(OTHER, encoding="utf-8")
+    return load_catalog([SHIPPED, own])
+
+
+def test_until_changed_examples_are_learned_an_earlier_router_decides(where: Folders) -> None:
+    """Learning is begun once; what it writes is taken up."""
+    catalog, begun, may_end = with_zebras(where), threading.Semaphore(0), threading.Event()
+
+    def learn() -> None:
+        begun.release()
+        assert may_end.wait(60)
+        open_router(catalog, where, lambda _: None)
+
+    shared = SharedRouter(catalog, where, learn=learn)
+    before = open_router(load_catalog([SHIPPED]), where, lambda _: None)
+    for _ in range(2):
+        decision, _, note = shared.decide(QUESTIONS[0])
+        assert decision == before.route(QUESTIONS[0])
+        assert "being learned" in note
+    assert begun.acquire(timeout=60) and not begun.acquire(blocking=False)
+    with pytest.raises(ModelMissing, match="not trained"):  # who asks for these examples gets no others
+        shared.route("zebra stripes")
+    may_end.set()
+    (thread,) = shared._learning.values()
+    thread.join()
+    decision, _, note = shared.decide("zebra stripes")
+    assert (decision.experts[0].name, note) == ("zebra_keeper", "")
+
+
+def test_with_nothing_trained_at_all_it_says_that_it_learns(where: Folders) -> None:
+    shutil.rmtree(where.cache / "router")
+    begun = threading.Event()
+    shared = SharedRouter(load_catalog([SHIPPED]), where, learn=begun.set)
+    with pytest.raises(CoeError, match="still being trained") as refused:
+        shared.decide("hello")
+    assert not isinstance(refused.value, ModelMissing), "a client need not prepare it too"
+    assert begun.wait(60)
+
+
+def test_a_college_learns_changed_examples_behind_its_answers(routing_coe: Coe) -> None:
+    (routing_coe.config / "experts.yaml").write_text(OTHER)
+    with serving(routing_coe) as served:
+        asked = ("ask", "--max-tokens", "1", "--format", "json", "zebra crossing stripes")
+        told = routing_coe.run(*asked, COE_NO_SERVE="0").check()
+        assert told.stderr == "", "the client prepares nothing"
+
+        def over_http() -> str:
+            coe = served.chat("zebra crossing stripes", model="auto", max_tokens=1).json["coe"]
+            known = coe["expert"] == "zebra_keeper"
+            assert known or any("being learned" in note for note in coe["notes"])
+            return str(coe["expert"])
+
+        eventually(lambda: over_http() == "zebra_keeper", within_s=240)
+        assert json.loads(routing_coe.run(*asked, COE_NO_SERVE="0").check().stdout)["expert"] == "zebra_keeper"
 
 
 def test_other_examples_or_another_embedder_are_not_answered_for(where: Folders) -> None:

@@ -87,7 +87,7 @@ def _weighted_sums(places: Ints, values: Array, starts: Ints, table: Array) -> A
 
 
 def fit_logistic(
-    rows: Matrix, labels: Ints, weight: Array, classes: int, c: float, tolerance: float = 1e-3
+    rows: Matrix, labels: Ints, weight: Array, classes: int, c: float, tolerance: float
 ) -> tuple[Array, Array]:
     """Coefficients [columns, classes] and biases [classes] that minimise ``c`` Σ weight · cross-entropy + ½ ‖coefficients‖².
 

@@ -6,7 +6,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,10 @@ _NEIGHBOUR_FLOOR = 0.02
 
 _MAX_CHARS = 1000
 _CLAUSE_CHARS = 600
+FEATURE_SETTINGS: Final = (
+    *(WORD_BUCKETS, LETTER_BUCKETS, MAX_CLAUSES, NEIGHBOURS, *_BLOCK_WEIGHTS),
+    *(_NEIGHBOUR_SHARPNESS, _NEIGHBOUR_FLOOR, _MAX_CHARS, _CLAUSE_CHARS),
+)
 _TOKEN = re.compile(r"[\w@#:.+\-]*\w|[^\w\s]")
 _WORD = re.compile(r"\w+")
 _CLAUSE = re.compile(

@@ -229,7 +229,7 @@ class RequestResolver:
         """The experts for the last question, why, and what is to be said about it."""
         question = next((m.content for m in reversed(request.messages) if m.role == "user"), "")
         try:
-            decision, latency_ms = await asyncio.to_thread(self.router.decide, question)
+            decision, latency_ms, learning = await asyncio.to_thread(self.router.decide, question)
         except Exception as error:  # whatever it is, the question is answered
             if request.provides and isinstance(error, ModelMissing):
                 raise NotProvided(Needed("router", reason=error.message), error.message, error.hint) from error
@@ -244,7 +244,7 @@ class RequestResolver:
         two = self.routing.two_experts or request.experts == "auto"
         wanted = request.experts if isinstance(request.experts, int) else None
         experts = experts_to_ask(wanted, decision, two_experts=two)
-        notes = []
+        notes = [Note("routing", learning)] if learning else []
         if decision.preferred_resident:
             likelier = decision.ranking[0].name
             notes.append(Note("routing", f"{experts[0]} answers because its model is loaded; {likelier} is as likely"))

@@ -14,8 +14,8 @@ from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.notes import Note
 from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import Decision, Router, RouterWeights
-from coe_cli.core.routing.router_examples import examples_digest, training_set
-from coe_cli.core.routing.router_features import LEXICAL_SIZE
+from coe_cli.core.routing.router_examples import TrainingSet, examples_digest, training_set
+from coe_cli.core.routing.router_features import LEXICAL_SIZE, bounded
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import Folders
@@ -28,9 +28,19 @@ from coe_cli.runtime.routing.embedder import (
     embedder_folder,
 )
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
-from coe_cli.runtime.routing.shipped_router import SCALARS, SHIPPED, shipped_examples, shipped_weights
+from coe_cli.runtime.routing.shipped_router import (
+    SCALARS,
+    SHIPPED,
+    shipped_examples,
+    shipped_keys,
+    shipped_weights,
+)
 
-ROUTER_VERSION = 5
+ROUTER_VERSION = 6
+"""To be raised when the code of training, features or decisions changes what weights mean or become."""
+
+_NEARLY_SHIPPED = 0.8
+"""Where so many of the questions are shipped ones, the calibration of the router before holds for them too."""
 
 _ARRAYS = (
     *("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale"),
@@ -41,7 +51,9 @@ _ARRAYS = (
 class QuestionRouter:
     """An embedder and the router that was trained on its vectors; both may be used by several threads at once."""
 
-    def __init__(self, embedder: Embedder, router: Router, path: Path | None = None) -> None:
+    def __init__(self, embedder: Embedder, router: Router, path: Path | None = None, *, current: bool = True) -> None:
+        """``current``: trained on the examples as they are now. ``path``: the file whose change means another router."""
+        self.current = current
         self.embedder = embedder
         self.router = router
         self._path = path
@@ -86,12 +98,21 @@ def default_embedder(provider: str | None, where: Folders) -> str:
     return GPU_DEFAULT if exports or embedder_folder(GPU_DEFAULT, where).is_dir() else EMBEDDED
 
 
+class RouterUntrained(ModelMissing):
+    """The embedder is there; nothing is trained on these examples."""
+
+
 class Allowed(NamedTuple):
-    """What opening a router may do: download, train; ``rebuild``: train, and export a damaged embedder, again in any case."""
+    """What opening a router may do.
+
+    Download, train; ``rebuild``: train, and export a damaged embedder, again in any case. ``earlier``: where nothing is
+    trained on these examples, a router of earlier ones or the shipped one does, if the catalog has its roles.
+    """
 
     fetch: bool = True
     train: bool = True
     rebuild: bool = False
+    earlier: bool = False
 
 
 def open_router(
@@ -123,12 +144,16 @@ def open_router(
     path, digest, weights = _cache_path(loaded.info, where), router_digest(catalog, loaded.info), None
     if not may.rebuild:
         weights = _read(path, digest, loaded.info.dimension, tuple(catalog.experts), note)
-        if weights is None and (weights := shipped_weights(digest, tuple(catalog.experts))) is not None:
+        if weights is None and (weights := shipped_weights(digest)) is not None:
             path = SHIPPED
+    if weights is None and may.earlier:
+        earlier = _earlier(path, loaded.info, note)
+        if earlier is not None and {*earlier.roles} <= catalog.experts.keys():
+            return QuestionRouter(loaded, Router(earlier), path, current=False)
     if weights is None:
         if not may.train:
-            raise ModelMissing("the router is not trained on these examples", "Prepare it: coe route --rebuild.")
-        from coe_cli.runtime.routing.router_training import train_router
+            raise RouterUntrained("the router is not trained on these examples", "Prepare it: coe route --rebuild.")
+        from coe_cli.runtime.routing.router_training import Calibration, train_router
         from coe_cli.runtime.routing.vector_cache import VectorCache
 
         note(Note("progress", "training the router on its examples, once"))
@@ -137,8 +162,11 @@ def open_router(
         vectors = VectorCache(
             where.cache / "vectors" / path.name, stamp, loaded.embed, note, anew=may.rebuild, shipped=there
         )
-        weights = train_router(training_set(catalog), vectors.embed)
-        _write(path, digest, weights, note)
+        examples, calibration = training_set(catalog), None
+        if not may.rebuild and _nearly_shipped(examples) and (earlier := _earlier(path, loaded.info, note)):
+            calibration = Calibration.of(earlier)
+        weights = train_router(examples, vectors.embed, calibration)
+        _write(path, digest, _kin(loaded.info), weights, note)
     return QuestionRouter(loaded, Router(weights), path)
 
 
@@ -173,22 +201,53 @@ def vector_stamp(info: EmbedderInfo) -> str:
 
 
 def router_digest(catalog: Catalog, info: EmbedderInfo) -> str:
-    return _sha256(str(ROUTER_VERSION), vector_stamp(info), examples_digest(catalog))
+    """A digest of all that the trained weights depend on: code, settings, embedder and examples."""
+    from coe_cli.runtime.routing.router_training import SETTINGS
+
+    return _sha256(str(ROUTER_VERSION), repr(SETTINGS), vector_stamp(info), examples_digest(catalog))
 
 
 def _sha256(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def _earlier(path: Path, info: EmbedderInfo, note: Callable[[Note], None]) -> RouterWeights | None:
+    """The router that was trained last for this embedder, or the shipped one, whatever the examples were."""
+    cached = _read(path, None, info.dimension, None, note, kin=_kin(info))
+    return cached or shipped_weights(None, stamp=vector_stamp(info))
+
+
+def _kin(info: EmbedderInfo) -> str:
+    """What routers have in common that differ in their examples only."""
+    return _sha256(str(ROUTER_VERSION), vector_stamp(info))
+
+
+def _nearly_shipped(examples: TrainingSet) -> bool:
+    from coe_cli.runtime.routing.vector_cache import text_key
+
+    shipped = shipped_keys()
+    ours = [text_key(bounded(text)) in shipped for text, _ in (*examples.single, *examples.double)]
+    return sum(ours) >= _NEARLY_SHIPPED * len(ours)
+
+
 def _read(
-    path: Path, digest: str, dimension: int, roles: tuple[str, ...], note: Callable[[Note], None]
+    path: Path,
+    digest: str | None,
+    dimension: int,
+    roles: tuple[str, ...] | None,
+    note: Callable[[Note], None],
+    *,
+    kin: str = "",
 ) -> RouterWeights | None:
+    """The cached router if it was trained for ``digest``; without one, if it is of ``kin``."""
     import numpy as np
 
     try:
         with np.load(path, allow_pickle=False) as stored:
-            if str(stored["digest"]) != digest:
+            wanted, found = ("digest", digest) if digest is not None else ("kin", kin)
+            if wanted not in stored or str(stored[wanted]) != found:
                 return None
+            roles = roles or tuple(map(str, stored["roles"]))
             arrays: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
             arrays |= zip(SCALARS, map(float, stored["scalars"]), strict=True)
     except FileNotFoundError:
@@ -207,7 +266,7 @@ def _read(
     return RouterWeights(roles=roles, **arrays)
 
 
-def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[Note], None]) -> None:
+def _write(path: Path, digest: str, kin: str, weights: RouterWeights, note: Callable[[Note], None]) -> None:
     import numpy as np
 
     arrays = {name: getattr(weights, name) for name in _ARRAYS}
@@ -217,6 +276,8 @@ def _write(path: Path, digest: str, weights: RouterWeights, note: Callable[[Note
             np.savez(
                 scratch,
                 digest=np.array(digest),
+                kin=np.array(kin),
+                roles=np.array(weights.roles),
                 scalars=np.array([getattr(weights, name) for name in SCALARS]),
                 **arrays,
             )

@@ -1,9 +1,14 @@
-"""Prepare the router's files where they are missing: fetch and export the embedder, train; and why that failed."""
+"""Prepare the router's files where they are missing: fetch and export the embedder, train; and why that failed.
+
+`python -m` this is the process in which a college trains, so that the memory goes when it ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +18,7 @@ from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.notes import Note
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
 from coe_cli.runtime.college.chat_request import Routing
-from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.folders import Folders, folders, own_catalog
 
 _TRY_AGAIN_AFTER_S = 3600.0
 _PREPARES_IT = "coe route --rebuild prepares it"
@@ -49,6 +54,30 @@ def prepare_router(
     return None
 
 
+def learn_in_child(catalog: Catalog, provider: Provider) -> None:
+    """Train a router on the examples of ``catalog`` in a process of its own, whose file others then find; no download.
+
+    Raises:
+        CoeError: what went wrong there.
+    """
+    from coe_cli.runtime.child import run_child
+
+    arguments = [provider, *map(str, catalog.paths)]
+    run_child(__spec__.name, arguments, lambda message: None, task="training of the router")
+
+
+def _learn(send: Callable[[dict[str, object]], None]) -> None:
+    from coe_cli.core.models.catalog import load_catalog
+    from coe_cli.core.models.model_spec import models_on_disk
+    from coe_cli.runtime.routing.router_cache import Allowed, open_router
+
+    if sys.platform != "win32":
+        os.nice(10)  # answers go first
+    where = folders()
+    catalog = load_catalog(list(map(Path, sys.argv[2:])), own_catalog(), models_on_disk(where.models))
+    open_router(catalog, where, lambda note: None, provider=sys.argv[1], may=Allowed(fetch=False))
+
+
 def _failed_lately(path: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         failure = json.loads(path.read_text(encoding="utf-8"))
@@ -61,3 +90,9 @@ def _remember_failure(path: Path, reason: str) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"at": time.time(), "reason": reason[:300]}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from coe_cli.runtime.child import serve_as_child
+
+    sys.exit(serve_as_child(_learn, "training of the router"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from coe_cli.core.models.catalog import GENERAL_EXPERT
 from coe_cli.core.routing.logistic import Matrix, fit_logistic, minimise
 from coe_cli.core.routing.router import RouterWeights
 from coe_cli.core.routing.router_examples import TrainingSet
 from coe_cli.core.routing.router_features import (
+    FEATURE_SETTINGS,
     bounded,
     clauses,
     inverse_document_frequency,
@@ -37,23 +38,49 @@ _BALANCE_POWER = 0.75
 _FOLDS = 4
 _SEED = 20240
 _MISSED_DOUBLES = 0.02
+_TOLERANCE = 1e-3
+SETTINGS: Final = (
+    *(_TERM_WEIGHT, _TERM_VOTE, _NEIGHBOUR_WEIGHT, _C, _PAIR_C, _PAIR_WEIGHT, _MAX_BALANCE, _BALANCE_POWER),
+    *(_FOLDS, _SEED, _MISSED_DOUBLES, _TOLERANCE, *FEATURE_SETTINGS),
+)
+"""What weights depend on beside examples, embedder and code."""
 
 
-def train_router(examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors]) -> RouterWeights:
+class Calibration(NamedTuple):
+    """What is set on questions that the models were not fitted on; the names are those of ``RouterWeights``."""
+
+    temperature: float
+    neighbour_weight: float
+    pair_weights: Floats
+    pair_mean: Floats
+    pair_scale: Floats
+    pair_bias: float
+    pair_gate: float
+
+    @classmethod
+    def of(cls, weights: RouterWeights) -> Calibration:
+        """That of a router."""
+        return cls(*(getattr(weights, name) for name in cls._fields))
+
+
+def train_router(
+    examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors], calibration: Calibration | None = None
+) -> RouterWeights:
     """Weights for the roles of ``examples``; ``embed`` gives vectors of length 1, [texts, dimension].
 
     The roles are told apart by multinomial logistic regression over the vector and hashed words, and by the votes of the
     nearest examples (Router.route adds both up in the same way). What both say of questions that they were not fitted on
-    (cross-fitting) sets the weight of the votes and the temperature, and trains the two-domain detector.
+    (cross-fitting) sets the weight of the votes and the temperature, and trains the two-domain detector: four fifths of
+    the time, which a ``calibration`` from nearly the same examples saves.
     """
     from threadpoolctl import threadpool_limits
 
     if len(examples.roles) == 1:
         return _untrained(examples.roles, embed(["text"]).shape[1])
-    data = _Data(examples, embed)
+    data = _Data(examples, embed, split=calibration is None)
     # The fits are many small vector operations: on a busy machine a second BLAS thread makes them ten times slower.
     with threadpool_limits(1, "blas"):
-        return _train(examples, data)
+        return data.finish(calibration or _calibrate(examples, data))
 
 
 class _Fitted(NamedTuple):
@@ -65,12 +92,12 @@ class _Fitted(NamedTuple):
     pair_bias: float
 
 
-def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
+def _calibrate(examples: TrainingSet, data: _Data) -> Calibration:
     import numpy as np
 
     general = examples.roles.index(GENERAL_EXPERT) if GENERAL_EXPERT in examples.roles else None
     if len(data.texts) < 4 * _FOLDS:
-        return data.finish(np.zeros((len(data.texts), 0)), 1.0, _NEIGHBOUR_WEIGHT)
+        return _detector(np.zeros((len(data.texts), 0)), data.second >= 0, 1.0, _NEIGHBOUR_WEIGHT)
     logits, votes = np.zeros((2, len(data.texts), len(examples.roles)))
     pair_logits = np.zeros(len(data.texts))
     of_clauses: dict[int, tuple[Vectors, Floats] | None] = {}
@@ -93,13 +120,28 @@ def _train(examples: TrainingSet, data: _Data) -> RouterWeights:
         parts = of_clauses[index]
         whole, split = likely(logits[index], votes[index]), None if parts is None else likely(*parts)
         features.append(pair_features(whole, split, float(pair_logits[index]), len(text.split()), general))
-    return data.finish(np.array(features), temperature, weight)
+    return _detector(np.array(features), data.second >= 0, temperature, weight)
+
+
+def _detector(features: Floats, doubles: Any, temperature: float, neighbour_weight: float) -> Calibration:
+    """With the two-domain detector over ``features`` [questions, features], where enough are of two domains."""
+    import numpy as np
+
+    if not features.shape[1] or doubles.sum() < _FOLDS:
+        nothing = np.zeros(0)
+        return Calibration(temperature, neighbour_weight, nothing, nothing, nothing, 0.0, 0.0)
+    mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    seen = _dense(((features - mean) / scale).astype(np.float32))
+    weights, bias = _fit_yes_or_no(seen, doubles, 1.0, 1.0, 1e-5)
+    gate = float(np.quantile(features[doubles, 0], _MISSED_DOUBLES))
+    return Calibration(temperature, neighbour_weight, weights.astype(np.float64), mean, scale, bias, gate)
 
 
 class _Data:
     """The examples as matrices, and the models that are fitted on parts of them."""
 
-    def __init__(self, examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors]) -> None:
+    def __init__(self, examples: TrainingSet, embed: Callable[[Sequence[str]], Vectors], *, split: bool) -> None:
+        """``split``: clauses too, which only cross-fitting needs."""
         import numpy as np
 
         self.roles = examples.roles
@@ -109,7 +151,7 @@ class _Data:
         terms = [text for text, _ in examples.terms]
         self._term_role = np.array([role for _, role in examples.terms], dtype=np.int64)
         self._terms = len(self.texts) + np.arange(len(terms))
-        parts = [clauses(text) for text in self.texts]
+        parts = [clauses(text) if split else [text] for text in self.texts]
         self._clauses = [part if len(part) > 1 else [] for part in parts]
         flat = [text for part in self._clauses for text in part]
         self._clause_start = np.cumsum([0, *map(len, self._clauses)])
@@ -135,10 +177,12 @@ class _Data:
         total = np.bincount(labels, weight, len(self.roles))
         balance = weight.sum() / len(self.roles) / np.maximum(total, 1e-9)
         weight *= np.minimum(balance, _MAX_BALANCE)[labels] ** _BALANCE_POWER
-        coefficients, bias = fit_logistic(rows, labels, weight, len(self.roles), _C)
+        coefficients, bias = fit_logistic(rows, labels, weight, len(self.roles), _C, _TOLERANCE)
         if not len(double):
             return _Fitted(coefficients, bias, np.zeros(len(coefficients), np.float32), 0.0)
-        pair, offset = _fit_yes_or_no(self._rows.take(train), self.second[train] >= 0, _PAIR_C, _PAIR_WEIGHT, 1e-3)
+        pair, offset = _fit_yes_or_no(
+            self._rows.take(train), self.second[train] >= 0, _PAIR_C, _PAIR_WEIGHT, _TOLERANCE
+        )
         return _Fitted(coefficients, bias, pair, offset)
 
     def judge(self, fitted: _Fitted, places: Ints, train: Ints) -> tuple[Vectors, Floats]:
@@ -175,19 +219,11 @@ class _Data:
         roles = np.concatenate([self.first[single], self._term_role])
         return self._rows.dense[np.concatenate([single, self._terms])], roles, weights.astype(np.float32)
 
-    def finish(self, features: Floats, temperature: float, neighbour_weight: float) -> RouterWeights:
+    def finish(self, calibration: Calibration) -> RouterWeights:
+        """The models fitted on everything."""
         import numpy as np
 
         fitted = self.fit(np.arange(len(self.texts)))
-        doubles = self.second >= 0
-        mean = scale = weights = np.zeros(0)
-        offset = gate = 0.0
-        if features.shape[1] and doubles.sum() >= _FOLDS:
-            mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
-            seen = _dense(((features - mean) / scale).astype(np.float32))
-            found, offset = _fit_yes_or_no(seen, doubles, 1.0, 1.0, 1e-5)
-            weights = found.astype(np.float64)
-            gate = float(np.quantile(features[doubles, 0], _MISSED_DOUBLES))
         known, known_roles, known_weights = self.known(np.arange(len(self.texts)))
         coefficients = np.concatenate([fitted.coefficients, fitted.pair[:, None]], axis=1)
         lexical = np.zeros((len(self.idf), len(self.roles) + 1), dtype=np.float32)
@@ -198,16 +234,10 @@ class _Data:
             lexical=lexical,
             bias=np.append(fitted.bias, np.float32(fitted.pair_bias)),
             idf=self.idf,
-            temperature=temperature,
-            neighbour_weight=neighbour_weight,
-            pair_weights=weights,
-            pair_mean=mean,
-            pair_scale=scale,
-            pair_bias=offset,
-            pair_gate=gate,
             known=np.ascontiguousarray(known, dtype=np.float32),
             known_roles=known_roles.astype(np.int64),
             known_weights=known_weights,
+            **calibration._asdict(),
         )
 
 

@@ -24,15 +24,16 @@ _PLAIN: Final = ("dense", "bias", "pair_weights", "pair_mean", "pair_scale", "kn
 SCALARS: Final = ("temperature", "neighbour_weight", "pair_bias", "pair_gate")
 
 
-def shipped_weights(digest: str, roles: tuple[str, ...]) -> RouterWeights | None:
-    """The shipped router, if it was trained for ``digest``."""
+def shipped_weights(digest: str | None, *, stamp: str = "") -> RouterWeights | None:
+    """The shipped router, if it was trained for ``digest``; without one, for the embedder that ``stamp`` is of."""
     import numpy as np
 
     if not SHIPPED.is_file():
         return None
     with np.load(SHIPPED, allow_pickle=False) as stored:
-        if str(stored["digest"]) != digest:
+        if str(stored["digest"]) != digest if digest is not None else str(stored["stamp"]) != stamp:
             return None
+        roles = tuple(map(str, stored["roles"]))
         arrays: dict[str, Any] = {name: stored[name] for name in _PLAIN}
         arrays |= zip(SCALARS, map(float, stored["scalars"]), strict=True)
         active = stored["active"]
@@ -54,6 +55,16 @@ def shipped_examples(stamp: str) -> dict[bytes, Any]:
         if str(stored["stamp"]) != stamp:
             return {}
         return dict(zip(map(bytes, stored["keys"]), _of_length_one(stored["codes"]), strict=True))
+
+
+def shipped_keys() -> set[bytes]:
+    """The keys of all texts that the shipped examples are, whatever the embedder."""
+    import numpy as np
+
+    if not SHIPPED.is_file():
+        return set()
+    with np.load(SHIPPED, allow_pickle=False) as stored:
+        return set(map(bytes, stored["keys"]))
 
 
 def shipped_vectors(name: str) -> Vectors | None:
@@ -79,6 +90,7 @@ def ship(
         path,
         digest=np.array(digest),
         stamp=np.array(stamp),
+        roles=np.array(weights.roles),
         keys=np.array([list(key) for key in vectors], np.uint8),
         codes=codes,
         known=np.array([place[code.tobytes()] for code in _codes(weights.known)], np.int32),

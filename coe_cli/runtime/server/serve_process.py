@@ -40,6 +40,7 @@ from coe_cli.runtime.college.memory_probe import memory_probe_for
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.prompts.prompts import own
+from coe_cli.runtime.routing.router_preparation import learn_in_child
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server import discovery, pid_file
 from coe_cli.runtime.server.device import device_of
@@ -112,7 +113,9 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
                 models_dir=str(where.models),
                 settings=settings,
             )
-            router = SharedRouter(catalog, where, profile.provider)
+            router = SharedRouter(
+                catalog, where, profile.provider, learn=lambda: learn_in_child(catalog, profile.provider)
+            )
             resolver = RequestResolver(catalog, where.models, profile, router, routing=profiles.routing)
             job = _Process(options, state, listener, profile, resolver, api_key)
             asyncio.run(job.run(folder, on_ready, observer))
@@ -240,7 +243,7 @@ class _Process:
 
     def _open_router(self) -> None:
         with contextlib.suppress(CoeError):  # where none is prepared, `auto` says so when it is asked for
-            self._resolver.router.route("warm up")
+            self._resolver.router.decide("warm up")
 
     async def _end_when_idle(self) -> None:
         keep_alive = self._options.keep_alive

@@ -38,7 +38,7 @@ def development(folder: Path) -> list[dict[str, Any]]:
 
 
 def unseen(part: str) -> list[dict[str, Any]]:
-    """The questions of one part (``a``, ``b``, ``c1``, ``c2``; everyday questions: ``d1``, ``d2``) in the same shape.
+    """The questions of one part (``a``, ``b``, ``c1``, ``c2``; everyday: ``d1``, ``d2``, ``e``, ``f1``, ``f2``, ``g``) in the same shape.
 
     Where several experts are equally right they are all in ``right``.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from coe_cli import __main__
 from coe_cli.core.hardware.machine import Adapter, Machine
@@ -32,14 +34,15 @@ MACHINES = {
 }
 
 
-def main() -> None:
-    platform, machine = MACHINES[sys.argv.pop(1)]
-    setup_plan._free_mb = lambda where: 200 * GB
-    probe.probe_machine = lambda sources=None: machine
+def pretend(card: str, set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
+    """From here on the probes of this process find that machine."""
+    platform, machine = MACHINES[card]
     chosen = fit_report.for_card
-    fit_report.for_card = lambda maker, _: chosen(maker, platform)
-    __main__.main()
+    set_attribute(setup_plan, "free_mb", lambda where: 200 * GB)
+    set_attribute(probe, "probe_machine", lambda sources=None: machine)
+    set_attribute(fit_report, "for_card", lambda maker, _: chosen(maker, platform))
 
 
 if __name__ == "__main__":
-    main()
+    pretend(sys.argv.pop(1))
+    __main__.main()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ENDLESS, MODEL, Coe, copy_model, eventually, is_gone, one_line, workers_of
+from model_store.saying_model import write_saying_model
 
 GREEDY = ("chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "12")
 
@@ -206,6 +209,24 @@ def test_on_a_terminal(coe: Coe) -> None:
     (_, question, answer) = _messages(coe)
     assert question["content"] == ENDLESS
     assert answer["finish_reason"] == "cancelled" and answer["content"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
+@pytest.mark.parametrize("raw", [False, True])
+def test_an_answer_is_markdown_on_a_terminal_alone(bare_coe: Coe, raw: bool) -> None:
+    write_saying_model(bare_coe.models / "md", ["**cer", "tainly** ", "not", " so"])
+    chat = Terminal(bare_coe, "chat", "-m", "md", "--no-log", *(["--raw"] if raw else []))
+    chat.wait_for("> ")
+    chat.type("Hi\n/exit\n")
+    shown = ""
+    with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to with EIO
+        while part := os.read(chat.controller, 4096):
+            shown += part.decode()
+    os.close(chat.controller)
+    assert chat.process.wait(timeout=30) == 0
+    written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert ("**certainly** not so" in written) is raw and "certainly" in written
+    assert bare_coe.run("chat", "-m", "md", "--no-log", stdin="Hi\n").check().stdout == "**certainly** not so\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")

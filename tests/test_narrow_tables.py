@@ -9,11 +9,15 @@ from collections.abc import Callable
 import pytest
 
 from coe_cli.core.answers.conversations import ConversationRow
+from coe_cli.core.findings import Finding, Level
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport, How
 from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
+from coe_cli.output.college_view import write_status
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.experts_view import write_experts
+from coe_cli.output.findings_view import write_findings
 from coe_cli.output.fit_view import write_fit
 from coe_cli.output.logs_view import write_conversations
 from coe_cli.output.models_view import write_models
@@ -53,6 +57,33 @@ def conversations(output: Output) -> None:
     write_conversations(output, rows, as_json=False)
 
 
+def college(output: Output) -> None:
+    models = [
+        ModelLine("DeepSeek-R1-Distill-Qwen-7B-DML", 7654, "ready", 1, 2, 3, 16384, 16500, 16600.0, None, 448),
+        ModelLine("sqlcoder-7b-2-DML", None, "absent", 0, 2, 1, 8192, 8000, None, None, waits_for="memory"),
+    ]
+    level = PressureLine(0.5, "normal")
+    status = CollegeStatus(1, 7, "http://127.0.0.1:1", "standard", 9.0, models, level, 1e4, 2e4, 4, ["taken out"])
+    write_status(output, status, as_json=False)
+
+
+def findings(output: Output) -> None:
+    write_findings(output, [Finding("memory", Level.WARNING, "scarce " * 40 + "[b]", "close a program")])
+
+
+def written(write: Callable[[Output], None], stdout: io.StringIO) -> str:
+    write(Output(stdout=stdout, stderr=io.StringIO()))
+    return re.sub(r"\x1b\[[0-9;]*m", "", stdout.getvalue())
+
+
+def on_terminal(patch: pytest.MonkeyPatch, write: Callable[[Output], None], width: int) -> str:
+    for name, value in (("COLUMNS", str(width)), ("TERM", "xterm-256color"), ("NO_COLOR", "1")):
+        patch.setenv(name, value)
+    text = written(write, Terminal())
+    assert all(len(line) <= width for line in text.splitlines())
+    return text
+
+
 @pytest.mark.parametrize("width", [62, 80, 100, 140])
 @pytest.mark.parametrize(
     ("write", "whole"),
@@ -67,13 +98,32 @@ def conversations(output: Output) -> None:
 def test_figures_stay_whole(
     monkeypatch: pytest.MonkeyPatch, write: Callable[[Output], None], whole: list[str], width: int
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("NO_COLOR", "1")
-    terminal = Terminal()
-    write(Output(stdout=terminal, stderr=io.StringIO()))
-    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    text = on_terminal(monkeypatch, write, width)
     assert "…" not in text
-    assert all(len(line) <= width for line in text.splitlines())
     for words in whole:
         assert words in text, text
+
+
+@pytest.mark.parametrize(
+    ("write", "at_50", "at_200"),
+    [
+        (fits, ["sql_schema_architect"], ["DeepSeek-R1-Distill-Qwen-7B-DML", "4.9 GB"]),
+        (conversations, ["What is a mutex?", "1234", "2023-11-14"], ["2023-11-14 22:13"[:14], "general_reasoner+gen"]),
+        (college, ["sqlcoder-7b-2-DML", "1/2", "16500"], ["█", "83%", "16600", "1 for sqlcoder-7b-2-DML: memory"]),
+    ],
+)
+def test_names_stay_at_50_columns_and_200_are_used(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[[Output], None], at_50: list[str], at_200: list[str]
+) -> None:
+    for width, words in ((50, at_50), (200, [*at_50, *at_200])):
+        text = on_terminal(monkeypatch, write, width)
+        assert [word for word in words if word not in text] == [], text
+
+
+@pytest.mark.parametrize("write", [models, profiles, experts, fits, conversations, college, findings])
+def test_a_pipe_has_plain_lines_that_are_never_cut(write: Callable[[Output], None]) -> None:
+    lines = written(write, io.StringIO()).split("\n")
+    assert lines[0].strip() and lines[-1] == "" and lines[-2].strip()
+    assert [line for line in lines if line != line.rstrip() or "…" in line or "\x1b" in line] == []
+    if write is findings:
+        assert lines[0].endswith("scarce [b]") and lines[1].strip() == "→ close a program"

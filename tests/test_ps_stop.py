@@ -46,6 +46,8 @@ MODEL_KEYS = [
     "idle_s",
     "kv_reserved_mb",
     "held_mb",
+    "written_tokens",
+    "waits_for",
 ]
 
 

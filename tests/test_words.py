@@ -59,6 +59,12 @@ WRONG = {
     "config get nothing": (2, "there is no setting `nothing`"),
     "config set profile nothing": (3, "no profile is called `nothing`"),
     "completion tcsh": (2, "'bash', 'zsh', 'fish', 'powershell'"),
+    "config edit": (2, "coe config set KEY VALUE"),
+    "experts edit nobody": (2, "unknown expert `nobody`"),
+    "experts add a/b -m smollm2-135m": (2, "cannot be the name of an expert"),
+    "serve --keep-alive=-5": (2, "300, 30s, 5m, 1h or never"),
+    "fit 24G+": (2, "coe fit 24G+24G"),
+    "fit RTX 9999": (2, "no card called `RTX 9999`"),
     "vram plan -e nobody": (2, "unknown expert `nobody`"),
 }
 
@@ -201,3 +207,11 @@ def test_the_history_names_model_and_expert(here: Here) -> None:
     history.record(exchange, HistorySettings())
     assert "sql_query (small)" in here("logs", "list").stdout
     assert "--- sql_query (small)," in here("logs", "show").stdout
+
+
+def test_a_broken_entry_that_is_needed_is_told_once(bare_coe: Coe) -> None:
+    (bare_coe.config / "hardware_profiles.yaml").write_text("profiles:\n  mine: {vram_budget_mb: lots}\n")
+    result = bare_coe.run("profile", "show", "mine")
+    assert result.code == 3
+    assert result.stderr.count("max_concurrent_slots` is missing") == 1
+    assert result.stderr.splitlines()[-1].startswith("coe: profiles.mine, which is left out, is needed here. Add ")

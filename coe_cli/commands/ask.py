@@ -21,6 +21,7 @@ from coe_cli.commands.options import (
     NoServeOption,
     ProfileOption,
     ProfilesFileOption,
+    RawOption,
     ShowThinkingOption,
     SystemOption,
     TemperatureOption,
@@ -104,9 +105,7 @@ def ask(
         bool,
         typer.Option("--no-route", envvar="COE_NO_ROUTE", help="Without -e and -m the general reasoner answers."),
     ] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="The answer's own characters on a terminal too: no Markdown, no live view.")
-    ] = False,
+    raw: RawOption = False,
     no_live: Annotated[bool, typer.Option("--no-live", help="No live view on a terminal.")] = False,
     fallback: FallbackOption = False,
     no_pull: NoPullOption = False,

@@ -21,7 +21,7 @@ class Shell(StrEnum):
 def completion(shell: Annotated[Shell, typer.Argument(help="The shell to write it for.")]) -> None:
     """Write the completion script of a shell, from whichever shell it is called.
 
-    Example: coe completion bash > ~/.local/share/bash-completion/completions/coe
+    Example: source <(coe completion bash)
     """
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 

@@ -124,6 +124,8 @@ def edit(
     if name is None or not (changes or example):
         if changes or example:
             raise UsageError("no expert is named", "Name one; see `coe experts list`.")
+        if name is not None:
+            read_catalog().expert(name)
         Output().note(f"{edit_settings(experts=True)} is valid")
         return
     catalog = read_catalog()

@@ -18,10 +18,11 @@ from coe_cli.output.console import Output, TableFormat
 
 
 def fit(
-    card: Annotated[
-        str | None,
+    words: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="A card (RX 7800 XT), an amount of memory (16G), several (24G+24G); nothing: this machine."
+            metavar="[CARD]...",
+            help="A card (RX 7800 XT), an amount of memory (16G), several (24G+24G); nothing: this machine.",
         ),
     ] = None,
     igpu: Annotated[
@@ -60,6 +61,7 @@ def fit(
     from coe_cli.runtime.planning.fit_report import devices_from, fit_report, this_machine
     from coe_cli.runtime.planning.plan_inputs import PlanRequest
 
+    card = " ".join(words) if words else None
     devices = this_machine() if card is None and igpu is None else devices_from(card, igpu)
     report = fit_report(
         devices,

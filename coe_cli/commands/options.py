@@ -14,38 +14,27 @@ from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.providers import names
 from coe_cli.errors import CoeError
 from coe_cli.output.console import ReportFormat, TableFormat
+from coe_cli.output.errors import warn_of
 from coe_cli.runtime import settings
 from coe_cli.runtime.folders import folders
 
 if TYPE_CHECKING:
     from coe_cli.core.hardware.profile import ProfileSet
     from coe_cli.core.models.catalog import Catalog
-    from coe_cli.core.problem import Problem
-
-_warned: set[str] = set()
 
 
 def read_profiles(extra: Path | None = None) -> ProfileSet:
     """``settings.read_profiles``, with a warning for each entry of the user's own file that was left out."""
     profiles = settings.read_profiles(extra)
-    _warn(profiles.problems)
+    warn_of(sys.stderr, profiles.problems)
     return profiles
 
 
 def read_catalog(extra: Path | None = None) -> Catalog:
     """``settings.read_catalog``, with a warning for each entry of the user's own file that was left out."""
     catalog = settings.read_catalog(extra)
-    _warn(catalog.problems)
+    warn_of(sys.stderr, catalog.problems)
     return catalog
-
-
-def _warn(problems: dict[str, Problem]) -> None:
-    for key, problem in problems.items():
-        if problem.message not in _warned:
-            _warned.add(problem.message)
-            sys.stderr.write(
-                f"coe: warning: {problem.message}; {key or 'the file'} is left out. {problem.hint}".rstrip() + "\n"
-            )
 
 
 def complete_profiles(incomplete: str) -> list[str]:
@@ -140,6 +129,9 @@ TemperatureOption = Annotated[
 TopPOption = Annotated[float | None, typer.Option(min=0.0, max=1.0, callback=a_number, help="Nucleus sampling.")]
 TopKOption = Annotated[int | None, typer.Option(min=1, max=TOP_K.most, help="Sample from the k likeliest tokens.")]
 ShowThinkingOption = Annotated[bool, typer.Option(help="Thoughts of reasoning models, on stderr.")]
+RawOption = Annotated[
+    bool, typer.Option("--raw", help="The answer's own characters on a terminal too: no Markdown, no live view.")
+]
 ContinueOption = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")]
 FallbackOption = Annotated[
     bool, typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed.")

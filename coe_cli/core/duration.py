@@ -9,13 +9,13 @@ HOW_TO_WRITE = "Write 300, 30s, 5m, 1h or never."
 
 
 def parse_duration_s(text: str) -> float | None:
-    """`300`, `30s`, `5m`, `1h` in seconds; None for `0`, `never` and negative numbers.
+    """`300`, `30s`, `5m`, `1h` in seconds; None for `0`, `-1` and `never`.
 
     Raises:
         ValueError: it is none of these.
     """
     lowered = text.strip().lower()
-    if lowered in ("never", "0") or re.fullmatch(r"-\d+(?:\.\d+)?[smh]?", lowered):
+    if lowered in ("never", "0", "-1"):
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", lowered)
     if match is None:

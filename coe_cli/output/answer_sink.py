@@ -35,7 +35,7 @@ class NoCodeBlock(CoeError):
 class AnswerSink:
     """The plain stream: the answer on stdout as it comes, thoughts on stderr if they are wanted.
 
-    ``says_waiting``: a note on stderr when the answer has waited for its turn for a second.
+    ``says_waiting``: a note on stderr when the answer has waited for its turn for a second; on a terminal for anything else too.
     """
 
     def __init__(self, output: Output, *, show_thinking: bool = False, says_waiting: bool = False) -> None:
@@ -49,7 +49,7 @@ class AnswerSink:
     def phase(self, name: str, worker_pid: int) -> None:
         """Say what is being done now."""
         self._stop_waiting()
-        if self._says_waiting and name.startswith("waiting"):
+        if self._says_waiting and (name.startswith("waiting") or self._output.stderr.isatty()):
             self._timer = threading.Timer(_PATIENCE_S, self._output.note, [name])
             self._timer.daemon = True
             self._timer.start()
@@ -75,9 +75,15 @@ class AnswerSink:
 
     def finish(self, answer: Answer) -> None:
         """The answer is complete."""
+        self.end()
+
+    def end(self) -> None:
+        """No more of the answer comes; a line of it that is open is ended."""
+        self.close()
         if not self._ends_with_newline:
             self._output.stdout.write("\n")
             self._output.stdout.flush()
+            self._ends_with_newline = True
 
     def break_off(self) -> None:
         """The answer ends unfinished and something else follows: keep the two apart."""

@@ -7,10 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from coe_cli.core.scheduling.college_status import CollegeStatus
+from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import DeviceLost
 from coe_cli.output.console import Output
-from coe_cli.output.tables import LEVEL_STYLE
+from coe_cli.output.tables import (
+    LEVEL_STYLE,
+    Column,
+    Part,
+    columns_of,
+    folded,
+    left,
+    right,
+    table,
+    write_line,
+    write_table,
+)
 from coe_cli.output.terminal import for_terminal
 
 if TYPE_CHECKING:
@@ -19,6 +30,16 @@ if TYPE_CHECKING:
 _EVERY_S = 0.5
 _FRAMES_PER_S = 4
 _SHOWN_NOTICES = 3
+_BAR_CELLS = 20
+_WAITS = {
+    "loading": "its load",
+    "evicting": "a model that is being taken out",
+    "queue": "another model's load",
+    "slots": "a free slot",
+    "pressure": "memory, which is scarce",
+    "min_resident": "another model, which was loaded a moment ago",
+    "memory": "memory",
+}
 _NONE_RUNS = "no college is running; `coe serve` or a question starts one"
 
 
@@ -29,7 +50,7 @@ def write_status(output: Output, status: CollegeStatus, *, as_json: bool) -> Non
     elif status.pid is None:
         output.note(_NONE_RUNS)
     else:
-        output.rich(status_table(status))
+        _write(output, status, _Rates())
 
 
 def watch_college(output: Output, look: Callable[[], CollegeStatus], *, as_json: bool) -> None:
@@ -49,19 +70,21 @@ def watch_college(output: Output, look: Callable[[], CollegeStatus], *, as_json:
 def live_view(output: Output) -> Iterator[Callable[[CollegeStatus], None]]:
     """A function that shows a status in place of the one before."""
     if not output.stdout.isatty():
-        yield lambda status: output.rich(status_table(status))
+        rates = _Rates()
+        yield lambda status: _write(output, status, rates.hear(status))
         return
     from rich.text import Text
 
-    from coe_cli.output.display import Display
+    from coe_cli.output.display import Display, view_width
 
     shown: RenderableType = Text()
+    rates, console = _Rates(), output.console()
 
     def show(status: CollegeStatus) -> None:
         nonlocal shown
-        shown = status_table(status)
+        shown = status_table(status, view_width(console), rates.hear(status))
 
-    display = Display(output.console(), lambda: shown, _FRAMES_PER_S, keep=True)
+    display = Display(console, lambda: shown, _FRAMES_PER_S, keep=True)
     try:
         yield show
     finally:
@@ -102,40 +125,100 @@ def foreground_view(output: Output) -> Iterator[ForegroundView]:
         yield ForegroundView(output, live)
 
 
-def status_table(status: CollegeStatus) -> RenderableType:
-    """The models as a table, with the college's own line above it and its last notices below."""
+class _Rates:
+    """Tokens a second of each model between two looks, where there were two."""
+
+    def __init__(self) -> None:
+        self.per_model: dict[str, float] = {}
+        self._before: dict[str, int] = {}
+        self._at_s: float | None = None
+
+    def hear(self, status: CollegeStatus) -> _Rates:
+        if status.uptime_s is not None and self._at_s is not None and status.uptime_s > self._at_s:
+            passed_s = status.uptime_s - self._at_s
+            self.per_model = {
+                model.name: (model.written_tokens - self._before.get(model.name, model.written_tokens)) / passed_s
+                for model in status.models
+            }
+        self._at_s, self._before = status.uptime_s, {model.name: model.written_tokens for model in status.models}
+        return self
+
+
+def status_table(status: CollegeStatus, width: int | None = None, rates: _Rates | None = None) -> RenderableType:
+    """For a terminal: the models as a table, with the college's own line above it and its last notices below."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    head = Text(f"{status.url} · process {status.pid} · profile {status.profile} · up {_span(status.uptime_s)}")
-    parts: list[Any] = [head]
-    if status.pressure is not None:
-        level = Text(status.pressure.level, style=LEVEL_STYLE.get(status.pressure.level, ""))
-        usage = f" ({status.pressure.ratio:.0%}: {_mb(status.usage_mb)} of {_mb(status.pool_mb)})"
-        parts.append(Text.assemble("pressure ", level, usage, f" · {status.queue_length} waiting"))
-    # Names give way first: on 80 columns they take more lines, and every figure stays whole.
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    table.add_column("model", overflow="fold", min_width=12)
-    table.add_column("state", no_wrap=True)
-    for name in ("pid", "slots", "wait", "ctx", "KV MB", "reserved", "measured", "idle"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for model in status.models:
-        table.add_row(
-            model.name,
-            model.state,
-            "-" if model.pid is None else str(model.pid),
-            f"{model.running}/{model.max_slots}",
-            str(model.waiting),
-            "-" if model.context_length is None else str(model.context_length),
-            str(model.kv_reserved_mb),
-            str(model.reserved_mb),
-            "unknown" if model.measured_mb is None else f"{model.measured_mb:.0f}",
-            "-" if model.idle_s is None else _span(model.idle_s),
-        )
-    parts.append(table if status.models else Text("no model is loaded"))
-    parts += [Text(for_terminal(notice), style="dim") for notice in status.notices[-_SHOWN_NOTICES:]]
+    parts: list[Any] = [Text.assemble(*line) for line in _head(status)]
+    if status.models:
+        columns, rows = _table(status, width, rates or _Rates())
+        shown = table(*columns, tight=True)
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        parts.append(shown)
+    parts += [Text.assemble(*line) for line in _foot(status)]
     return Group(*parts)
+
+
+def _write(output: Output, status: CollegeStatus, rates: _Rates) -> None:
+    for line in _head(status):
+        write_line(output, *line)
+    if status.models:
+        columns, rows = _table(status, columns_of(output), rates)
+        write_table(output, columns, rows, tight=True)
+    for line in _foot(status):
+        write_line(output, *line)
+
+
+def _head(status: CollegeStatus) -> list[list[Part]]:
+    lines: list[list[Part]] = [
+        [f"{status.url} · process {status.pid} · profile {status.profile} · up {_span(status.uptime_s)}"]
+    ]
+    if status.pressure is not None:
+        level = status.pressure.level
+        usage = f" ({status.pressure.ratio:.0%}: {_mb(status.usage_mb)} of {_mb(status.pool_mb)})"
+        lines.append(["pressure ", (level, LEVEL_STYLE.get(level, "")), usage, f" · {status.queue_length} waiting"])
+    return lines
+
+
+def _foot(status: CollegeStatus) -> list[list[Part]]:
+    waiting = [
+        f"{m.waiting} for {m.name}: {_WAITS.get(m.waits_for, m.waits_for)}" for m in status.models if m.waits_for
+    ]
+    lines: list[list[Part]] = [[("waiting: " + "; ".join(waiting), "yellow")]] if waiting else []
+    lines += [] if status.models else [["no model is loaded"]]
+    return lines + [[(for_terminal(notice), "dim")] for notice in status.notices[-_SHOWN_NOTICES:]]
+
+
+def _table(status: CollegeStatus, width: int | None, rates: _Rates) -> tuple[list[Column], list[list[str]]]:
+    """Columns and rows: on a narrow terminal the name and what matters most, on a wide one bars of the pool too.
+
+    Names give way first: they take more lines, and every figure stays whole.
+    """
+    per_model, pool_mb = rates.per_model, status.pool_mb or 0.0
+    columns: list[tuple[Column, int, Callable[[ModelLine], str]]] = [
+        (folded("model"), 0, lambda m: m.name),
+        (left("state"), 0, lambda m: m.state),
+        (right("pid"), 80, lambda m: "-" if m.pid is None else str(m.pid)),
+        (right("slots"), 0, lambda m: f"{m.running}/{m.max_slots}"),
+        (right("wait"), 0, lambda m: str(m.waiting)),
+        (right("ctx"), 80, lambda m: "-" if m.context_length is None else str(m.context_length)),
+        (right("KV MB"), 80, lambda m: str(m.kv_reserved_mb)),
+        (right("reserved"), 0, lambda m: str(m.reserved_mb)),
+        (right("measured"), 80, lambda m: "unknown" if m.measured_mb is None else f"{m.measured_mb:.0f}"),
+        (right("idle"), 64, lambda m: "-" if m.idle_s is None else _span(m.idle_s)),
+    ]
+    if per_model:
+        columns.append((right("tokens/s"), 96, lambda m: f"{per_model.get(m.name, 0.0):.0f}" if m.running else "-"))
+    if width is not None and pool_mb:
+        columns.append((left("of the pool"), 120, lambda m: _bar(max(m.reserved_mb, m.measured_mb or 0) / pool_mb)))
+    shown = [(column, cell) for column, room, cell in columns if width is None or width >= room]
+    return [column for column, _ in shown], [[cell(model) for _, cell in shown] for model in status.models]
+
+
+def _bar(share: float) -> str:
+    full = min(_BAR_CELLS, round(share * _BAR_CELLS))
+    return "█" * full + "░" * (_BAR_CELLS - full) + f" {share:.0%}"
 
 
 def _mb(value: float | None) -> str:

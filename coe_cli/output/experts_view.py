@@ -9,7 +9,7 @@ from msgspec import to_builtins
 from coe_cli.core.routing.router import Decision
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.output.routing import decision_as_dict, describe
-from coe_cli.output.tables import folded, is_narrow, left, table
+from coe_cli.output.tables import folded, is_narrow, left, write_table
 
 if TYPE_CHECKING:
     from coe_cli.runtime.own_experts import ExpertCard
@@ -27,12 +27,16 @@ def write_experts(output: Output, cards: list[ExpertCard], table_format: TableFo
     def human() -> None:
         narrow = is_narrow(output)
         words = () if narrow else (folded("knows"),)
-        shown = table(left("expert"), left("model"), left("here"), *words, ruled=True, tight=narrow)
-        for row in rows:
-            name = f"{row['name']} *" if row["own"] else row["name"]
-            here = "yes" if row["installed"] else "no"
-            shown.add_row(name, row["model"], here, *(() if narrow else (row["description"],)))
-        output.rich(shown)
+        cells = [
+            [
+                f"{row['name']} *" if row["own"] else row["name"],
+                row["model"],
+                "yes" if row["installed"] else "no",
+                *(() if narrow else (row["description"],)),
+            ]
+            for row in rows
+        ]
+        write_table(output, (left("expert"), left("model"), left("here"), *words), cells, ruled=True, tight=narrow)
         if any(row["own"] for row in rows):
             output.note("* is in your own file")
 

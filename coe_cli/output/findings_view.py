@@ -8,7 +8,7 @@ import msgspec
 
 from coe_cli.core.findings import Finding, worst
 from coe_cli.output.console import Output
-from coe_cli.output.tables import MARK_STYLE, folded, left, table
+from coe_cli.output.tables import MARK_STYLE, Cell, folded, left, write_table
 
 FINDINGS_SCHEMA_VERSION = 1
 
@@ -24,12 +24,12 @@ def findings_document(findings: list[Finding]) -> dict[str, Any]:
 
 def write_findings(output: Output, findings: list[Finding]) -> None:
     """One line a finding, and below it what to do."""
-    from rich.text import Text
-
-    shown = table(left(), left(), folded(), head=False)
-    for finding in findings:
-        message = Text(finding.message)
-        if finding.fix:
-            message.append(f"\n→ {finding.fix}", style="bold")
-        shown.add_row(Text(finding.level.value, style=MARK_STYLE[finding.level.value]), finding.check, message)
-    output.rich(shown)
+    rows: list[list[Cell]] = [
+        [
+            [(finding.level.value, MARK_STYLE[finding.level.value])],
+            finding.check,
+            [finding.message, *([(f"\n→ {finding.fix}", "bold")] if finding.fix else [])],
+        ]
+        for finding in findings
+    ]
+    write_table(output, [left(), left(), folded()], rows)

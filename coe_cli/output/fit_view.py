@@ -8,6 +8,7 @@ from coe_cli.output.tables import is_narrow, left, right, write_line, write_tabl
 
 SCHEMA_VERSION = 1
 FIELDS = ("device", "expert", "model", "how", "context_length", "weights_mb", "swap_s", "profile")
+_ROOM_FOR_MODELS = 62
 _STYLES = {"together": "green", "in turns": "yellow", "no": "red"}
 
 
@@ -33,10 +34,12 @@ def _write_device(output: Output, fit: Fit) -> None:
     title = fit.device if fit.device == size else f"{fit.device}, {size}"
     use = f" · profile {fit.profile}" if fit.profile else ""
     write_line(output, f"{title} · {fit.provider} · {fit.budget_mb / 1024:.3g} GB for models{use}")
-    columns = (left("expert"), left("model"), left("fits"), right("context"), right("swap"))
-    rows = [_row(expert) for expert in fit.experts]
+    columns = [left("expert"), left("model"), right("weights"), left("fits"), right("context"), right("swap")]
+    shown = [0, 3, 4, 5] if is_narrow(output, _ROOM_FOR_MODELS) else range(len(columns))
+    rows = [[_row(expert)[place] for place in shown] for expert in fit.experts]
     styles = [_STYLES[expert.how] for expert in fit.experts]
-    write_table(output, columns, rows, styles=styles, ruled=True, tight=is_narrow(output))
+    tight = is_narrow(output)
+    write_table(output, [columns[place] for place in shown], rows, styles=styles, ruled=True, tight=tight)
     counts = {how: sum(expert.how == how for expert in fit.experts) for how in _STYLES}
     said = ", ".join(f"{count} {how if how != 'no' else 'not at all'}" for how, count in counts.items() if count)
     write_line(
@@ -48,6 +51,7 @@ def _row(expert: ExpertFit) -> list[str]:
     return [
         expert.expert,
         expert.model,
+        f"{expert.weights_mb / 1024:.1f} GB",
         expert.how,
         f"{expert.context_length:,}" if expert.context_length else "–",
         f"{expert.swap_s:.0f} s" if expert.swap_s else "–",

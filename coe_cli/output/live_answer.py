@@ -12,7 +12,6 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from coe_cli.core.answers.answer import Answer
 from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
 from coe_cli.output.display import Display, view_width
@@ -65,11 +64,6 @@ class LiveAnswerSink(AnswerSink):
             self._append(text, is_thinking=False)
         else:
             super().piece(text, is_thinking=False)
-
-    def finish(self, answer: Answer) -> None:
-        self.close()
-        if not self._to_stdout:
-            super().finish(answer)
 
     def close(self) -> None:
         if self._display.is_shown:

@@ -6,11 +6,12 @@ from datetime import datetime
 
 from coe_cli.core.answers.conversations import Conversation, ConversationRow, Match
 from coe_cli.output.console import Output
-from coe_cli.output.tables import folded, left, right, table
+from coe_cli.output.tables import columns_of, folded, is_narrow, left, right, write_table
 from coe_cli.output.terminal import for_terminal
 
 LOGS_SCHEMA_VERSION = 1
-_TITLE_CHARS = 70
+_TITLE_CHARS, _BESIDE_THE_TITLE = 70, 100
+_DATE_CHARS = len("2026-01-31")
 
 
 def write_conversations(output: Output, rows: list[ConversationRow], *, as_json: bool) -> None:
@@ -18,20 +19,17 @@ def write_conversations(output: Output, rows: list[ConversationRow], *, as_json:
     if as_json:
         output.json({"schema_version": LOGS_SCHEMA_VERSION, "conversations": rows})
         return
-    from rich.text import Text
-
-    words = folded("answered by"), folded("first question")
-    shown = table(right("number"), left("last asked"), right("questions"), *words)
+    narrow = is_narrow(output)
+    most = max(_TITLE_CHARS, (columns_of(output) or 0) - _BESIDE_THE_TITLE)
+    cells = []
     for row in rows:
-        title = for_terminal(row.title)
-        shown.add_row(
-            str(row.id),
-            _time(row.updated_at),
-            str(row.questions),
-            Text(for_terminal(_who(row.expert, row.model))),
-            Text(title if len(title) <= _TITLE_CHARS else f"{title[:_TITLE_CHARS]}…"),
-        )
-    output.rich(shown)
+        title, who = for_terminal(" ".join(row.title.split())), for_terminal(_who(row.expert, row.model))
+        title = title if len(title) <= most else f"{title[:most]}…"
+        asked = _time(row.updated_at)
+        words = (f"{title}\n{who}",) if narrow else (who, title)
+        cells.append((str(row.id), asked[:_DATE_CHARS] if narrow else asked, str(row.questions), *words))
+    columns = [folded("first question")] if narrow else [folded("answered by"), folded("first question")]
+    write_table(output, [right("number"), left("last asked"), right("questions"), *columns], cells, tight=narrow)
 
 
 def write_conversation(output: Output, conversation: Conversation, *, as_json: bool) -> None:

@@ -6,13 +6,11 @@ from typing import Any
 
 from coe_cli.core.names import size_words
 from coe_cli.output.console import Output
-from coe_cli.output.tables import folded, left, right, table
+from coe_cli.output.tables import folded, left, right, write_table
 
 
 def write_card(output: Output, card: Any) -> None:
     """Write ``card`` (runtime.model_card.ModelCard) as names and values."""
-    from rich.text import Text
-
     shape, cache, plan = card.shape, card.cache, card.plan
     formats = ", ".join(f"{count} × {kind}" for kind, count in (card.weight_formats or {}).items())
     head = {"last": "on the last position only", "all": f"on every position (coe models optimize {card.name})"}
@@ -48,15 +46,10 @@ def write_card(output: Output, card: Any) -> None:
         ("same weights as", ", ".join(card.duplicate_of) or "no other model"),
         *((f"for {build.provider}", _build(build)) for build in card.builds if len(card.builds) > 1),
     ]
-    facts = table(left(), folded(), head=False)
-    for name, value in rows:
-        facts.add_row(Text(name, style="bold"), Text(value))
-    output.rich(facts)
+    write_table(output, [left(), folded()], [[[(name, "bold")], value] for name, value in rows])
     if card.files:
-        files = table(folded("file"), right("size"), folded("SHA-256"))
-        for file in card.files:
-            files.add_row(Text(file.name), f"{file.size_mb:.1f} MB", file.sha256 or "not recorded")
-        output.rich(files)
+        files = [[file.name, f"{file.size_mb:.1f} MB", file.sha256 or "not recorded"] for file in card.files]
+        write_table(output, [folded("file"), right("size"), folded("SHA-256")], files)
 
 
 def _build(build: Any) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from coe_cli.core.findings import Finding
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.memory.profile_check import CheckReport
 from coe_cli.output.console import Output, TableFormat
-from coe_cli.output.tables import MARK_STYLE, folded, is_narrow, left, number, right, table
+from coe_cli.output.findings_view import write_findings
+from coe_cli.output.tables import folded, is_narrow, left, number, right, write_line, write_table
 
 SCHEMA_VERSION = 1
 LIST_FIELDS = (
@@ -35,17 +35,18 @@ def write_profiles(output: Output, profiles: ProfileSet, table_format: TableForm
         numbers = [right(title) for title in ("budget MB", "slots", "context")]
         narrow = is_narrow(output)
         words = (left("preload"), *(() if narrow else (folded("description"),)))
-        shown = table(left("profile"), left("provider"), *numbers, *words, ruled=True, tight=narrow)
-        for row in rows:
-            name = f"{row['name']} *" if row["name"] == profiles.default_profile else row["name"]
-            shown.add_row(
-                name,
+        cells = [
+            [
+                f"{row['name']} *" if row["name"] == profiles.default_profile else row["name"],
                 row["provider"],
                 *(f"{row[key]:,}" for key in ("vram_budget_mb", "max_concurrent_slots", "context_length")),
                 "yes" if row["preload_enabled"] else "no",
                 *(() if narrow else (row["description"],)),
-            )
-        output.rich(shown)
+            ]
+            for row in rows
+        ]
+        columns = (left("profile"), left("provider"), *numbers, *words)
+        write_table(output, columns, cells, ruled=True, tight=narrow)
         output.note("* is the default profile" + ("; `coe profile show NAME` says what one is for" if narrow else ""))
 
     output.emit(table_format, document, LIST_FIELDS, [list(row.values()) for row in rows], human)
@@ -57,16 +58,12 @@ def write_profile(output: Output, profile: HardwareProfile, table_format: TableF
     header, rows = ("setting", "value"), [row for row in _flat(document) if row[0] not in ("description", "notes")]
 
     def human() -> None:
-        from rich.markup import escape
-
-        console = output.console()
-        console.print(f"[bold]{escape(profile.name)}[/bold] · {escape(profile.description)}\n")
+        write_line(output, (profile.name, "bold"), f" · {profile.description}\n")
         if profile.notes:
-            console.print(escape(profile.notes.strip()) + "\n")
-        settings = table(left(header[0]), number(header[1]), ruled=True)
-        for key, value in rows:
-            settings.add_row(key, str(value))
-        console.print(settings)
+            write_line(output, profile.notes.strip() + "\n")
+        write_table(
+            output, [left(header[0]), number(header[1])], [(key, str(value)) for key, value in rows], ruled=True
+        )
 
     output.emit(table_format, {"schema_version": SCHEMA_VERSION, "profile": document}, header, rows, human)
 
@@ -84,22 +81,10 @@ def write_check(output: Output, report: CheckReport, table_format: TableFormat) 
     }
 
     def human() -> None:
-        from rich.text import Text
-
-        console = output.console()
-        console.print(Text(f"{report.profile.name}" + (f": {report.reason}" if report.reason else ""), style="bold"))
-        for finding in report.findings:
-            console.print(_line(finding))
+        write_line(output, (report.profile.name + (f": {report.reason}" if report.reason else ""), "bold"))
+        write_findings(output, report.findings)
 
     output.emit(table_format, document, FINDING_FIELDS, rows, human)
-
-
-def _line(finding: Finding) -> Any:
-    from rich.text import Text
-
-    line = Text(f"{finding.level.value:<8}", style=MARK_STYLE[finding.level.value])
-    line.append(f"{finding.check:<12} {finding.message}", style="")
-    return line.append(f"  → {finding.fix}", style="dim") if finding.fix else line
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

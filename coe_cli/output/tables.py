@@ -7,7 +7,8 @@ listing does.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ MARK_STYLE: Final = {"ok": "green", "warning": "yellow", "error": "red"}
 _WIDE: Final = 110
 
 Column = tuple[str, dict[str, Any]]
+Part = str | tuple[str, str]
+"""A text, or one with its style."""
+Cell = str | Sequence[Part]
 
 
 def left(title: str = "") -> Column:
@@ -45,9 +49,14 @@ def folded(title: str = "", max_width: int | None = None) -> Column:
     return title, {"overflow": "fold", "max_width": max_width}
 
 
-def is_narrow(output: Output) -> bool:
+def columns_of(output: Output) -> int | None:
+    """Columns of the terminal that stdout is; None where it is none and nothing need be left out."""
+    return shutil.get_terminal_size().columns if output.stdout.isatty() else None
+
+
+def is_narrow(output: Output, below: int = _WIDE) -> bool:
     """Whether stdout is a terminal on which a wide table would be unreadable."""
-    return output.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
+    return (columns_of(output) or below) < below
 
 
 def table(*columns: Column, ruled: bool = False, head: bool = True, tight: bool = False) -> Table:
@@ -73,41 +82,48 @@ def table(*columns: Column, ruled: bool = False, head: bool = True, tight: bool 
 def write_table(
     output: Output,
     columns: Sequence[Column],
-    rows: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[Cell]],
     *,
     styles: Sequence[str] = (),
     ruled: bool = False,
     tight: bool = False,
 ) -> None:
-    """``rows`` on stdout, each in its style; in a pipe as aligned text that is never cut.
+    """``rows`` on stdout, each in its style; in a pipe as aligned text that is never cut, without an empty line or trailing blanks.
 
-    A ``ruled`` table has an empty line before and after it.
+    On a terminal a ``ruled`` table has an empty line before and after it. Columns without titles have no head.
     """
+    head = any(title for title, _ in columns)
     if output.stdout.isatty():
-        shown = table(*columns, ruled=ruled, tight=tight)
+        from rich.text import Text
+
+        shown = table(*columns, ruled=ruled, head=head, tight=tight)
         for number_of_row, row in enumerate(rows):
-            shown.add_row(*row, style=styles[number_of_row] if styles else "")
+            cells = [Text.assemble(cell) if isinstance(cell, str) else Text.assemble(*cell) for cell in row]
+            shown.add_row(*cells, style=styles[number_of_row] if styles else "")
         output.rich(shown)
         return
-    lines = [[title for title, _ in columns], *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines = [[_plain([cell] if isinstance(cell, str) else cell) for cell in row] for row in rows]
+    lines = [*([[title for title, _ in columns]] if head else []), *lines]
+    parts = [line for row in lines for line in zip_longest(*(cell.split("\n") for cell in row), fillvalue="")]
+    widths = [max(map(len, column)) for column in zip(*parts, strict=True)]
     to_right = [options.get("justify") == "right" for _, options in columns]
-    edge = "\n" if ruled else ""
-    output.stdout.write(edge)
-    for line in lines:
-        cells = (
+    for line in parts:
+        cells_of_line = (
             cell.rjust(width) if right_side else cell.ljust(width)
             for cell, width, right_side in zip(line, widths, to_right, strict=True)
         )
-        output.stdout.write("  ".join(cells).rstrip() + "\n")
-    output.stdout.write(edge)
+        output.stdout.write("  ".join(cells_of_line).rstrip() + "\n")
 
 
-def write_line(output: Output, *parts: str | tuple[str, str]) -> None:
+def write_line(output: Output, *parts: Part) -> None:
     """One line on stdout of texts, some with a style; in a pipe without."""
     if output.stdout.isatty():
         from rich.text import Text
 
         output.rich(Text.assemble(*parts))
     else:
-        output.stdout.write("".join(part if isinstance(part, str) else part[0] for part in parts) + "\n")
+        output.stdout.write(_plain(parts) + "\n")
+
+
+def _plain(parts: Iterable[Part]) -> str:
+    return "".join(part if isinstance(part, str) else part[0] for part in parts)

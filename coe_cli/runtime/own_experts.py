@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
 from coe_cli.core.documents import Document
-from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
+from coe_cli.core.models.catalog import EXPERT_NAME, GENERAL_EXPERT, Catalog
 from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.errors import ModelMissing, UsageError
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog
@@ -53,9 +54,13 @@ def write_expert_entry(catalog: Catalog, name: str, changes: dict[str, Any]) -> 
     """Write these keys of the expert's entry into the user's file, and no others.
 
     Raises:
+        UsageError: no expert can have that name.
         ModelMissing: a model that is named is neither in the catalog nor here.
         ProfileInvalid: the entry would not be valid; the file is as it was.
     """
+    if not re.fullmatch(EXPERT_NAME, name):
+        hint = "Use letters, digits, `.`, `_` and `-`; begin with a letter or a digit."
+        raise UsageError(f"`{name}` cannot be the name of an expert", hint)
     here = models_on_disk(folders().models)
     for key in ("model", "fallback"):
         if (model := changes.get(key)) and model not in catalog.models and model not in here:

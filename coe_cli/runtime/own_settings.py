@@ -124,6 +124,7 @@ def edit_settings(*, experts: bool) -> Path:
     """Open a file of the user's in their editor, and check it when that has ended.
 
     Raises:
+        UsageError: there is no terminal for it.
         ProfileInvalid: the file is not valid now.
         CoeError: the editor cannot be run.
     """
@@ -135,6 +136,8 @@ def edit_settings(*, experts: bool) -> Path:
             f"# Your own settings; they win over {shipped}, which shows what there is.\n{{}}\n", encoding="utf-8"
         )
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ("notepad" if sys.platform == "win32" else "vi")
+    if editor == "vi" and not sys.stdin.isatty():
+        raise UsageError("an editor needs a terminal", f"Write {file}, or single values: coe config set KEY VALUE")
     command = [*(shlex.split(editor, posix=sys.platform != "win32")), str(file)]
     try:
         code = subprocess.run(command, check=False).returncode

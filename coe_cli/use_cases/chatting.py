@@ -11,7 +11,6 @@ from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.names import did_you_mean
 from coe_cli.core.plain_text import check_text
 from coe_cli.errors import CoeError, UsageError
-from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime.college import college_events as ce
@@ -21,6 +20,7 @@ from coe_cli.runtime.conversation.chat_session import ChatSession
 from coe_cli.runtime.conversation.line_input import QuestionReader
 from coe_cli.runtime.folders import folders
 from coe_cli.use_cases.answer_options import AnswerOptions
+from coe_cli.use_cases.ask_steps import View, sink_for
 from coe_cli.use_cases.clients import CollegePlace, client_for
 from coe_cli.use_cases.providing import Providing
 
@@ -40,6 +40,7 @@ class ChatOptions(AnswerOptions):
     """A conversation."""
 
     show_thinking: bool = False
+    raw: bool = False
 
 
 def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, output: Output) -> None:
@@ -72,19 +73,21 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
         if reader.interactive:
             who = f"{session.expert} ({session.model})" if session.expert else session.model
             output.note(f"{who} answers. /help lists the commands, Ctrl-D leaves.")
-        _Chat(session, reader, output, show_thinking=options.show_thinking).talk()
+        view = View(show_thinking=options.show_thinking, live=reader.interactive and not options.raw)
+        _Chat(session, reader, output, profiles, view).talk()
     finally:
         reader.close()
         client.close()
 
 
 class _Chat:
-    def __init__(self, session: ChatSession, reader: QuestionReader, output: Output, *, show_thinking: bool) -> None:
+    def __init__(
+        self, session: ChatSession, reader: QuestionReader, output: Output, profiles: ProfileSet, view: View
+    ) -> None:
         self._session = session
         self._reader = reader
         self._output = output
-        self._show_thinking = show_thinking
-        self._warned = False
+        self._profiles, self._view = profiles, view
         self._said: set[str] = set()
 
     def talk(self) -> None:
@@ -116,54 +119,31 @@ class _Chat:
 
     def _answer(self, question: str) -> None:
         check_text(question, "question")
-        sink = AnswerSink(self._output, show_thinking=self._show_thinking)
-        open_line = False
-        ended: list[str] = []
-        events = self._session.ask(question)
+        sink = sink_for(self._output, self._session.told, self._profiles, self._view, explain=False)
+        notes: list[str] = []
+        events = self._session.ask(question, sink)
         try:
             for event in events:
-                if isinstance(event, tuple):
-                    text, is_thought = event
-                    sink.piece(text, is_thinking=is_thought)
-                    open_line = not text.endswith("\n") if not is_thought else open_line
-                elif isinstance(event, ce.PrefillStarted):
-                    self._say_once(event.notes)
+                if isinstance(event, ce.PrefillStarted):
+                    notes += [note for note in event.notes if note not in self._said]
                 elif isinstance(event, ce.Finished):
-                    ended = event.notes
-                elif self._reader.interactive:
-                    self._tell(event)
+                    notes += event.notes
+                elif self._reader.interactive and isinstance(event, Resolved):
+                    notes += [note.text for note in event.notes if note.kind == "context"]
+            sink.end()
         except KeyboardInterrupt:
             if not self._reader.interactive:
                 raise
-            self._output.stderr.write("\ncoe: stopped\n")
-            open_line = False
+            sink.close()
+            self._output.note("stopped")
         finally:
-            close = getattr(events, "close", None)
-            if close is not None:
-                close()
-            if open_line:
-                self._output.stdout.write("\n")
-            self._output.stdout.flush()
-        self._output.notes(ended)
-        if self._session.log_warning and not self._warned:
-            self._warned = True
-            self._output.note(self._session.log_warning)
-
-    def _say_once(self, notes: list[str]) -> None:
-        for note in notes:
-            if note not in self._said:
-                self._said.add(note)
-                self._output.note(note)
-
-    def _tell(self, event: ce.CollegeEvent) -> None:
-        if isinstance(event, Resolved):
-            self._output.notes(note.text for note in event.notes if note.kind == "context")
-        elif isinstance(event, ce.Loading):
-            self._output.note(f"loading {self._session.model}")
-        elif isinstance(event, ce.Waiting) and event.ahead:
-            self._output.note(f"waiting ({event.reason}), {event.ahead} ahead")
-        elif isinstance(event, ce.Restarted):
-            self._output.note(f"asking again: {event.reason}")
+            events.close()
+            sink.close()
+        self._said.update(notes)
+        if self._session.log_warning and self._session.log_warning not in self._said:
+            notes.append(self._session.log_warning)
+            self._said.add(self._session.log_warning)
+        self._output.notes(notes)
 
     def _command(self, name: str, argument: str) -> bool:
         """Carry a command out; False to leave.

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _PositiveInt = Annotated[int, Meta(ge=1, le=2**40)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+EXPERT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_Name = Annotated[str, Meta(pattern=EXPERT_NAME)]
 
 GENERAL_EXPERT = "general_reasoner"
 

@@ -12,6 +12,7 @@ class ModelLine(Struct, frozen=True):
 
     ``kv_reserved_mb`` is the part of ``reserved_mb`` that is for the slots: KV caches, and activations with them.
     ``held_mb``: what it keeps until its process ends, with each slot that was opened since its load.
+    ``written_tokens`` counts since the college began; ``waits_for`` says what its waiting requests wait for, else it is empty.
     """
 
     name: str
@@ -26,6 +27,8 @@ class ModelLine(Struct, frozen=True):
     idle_s: float | None
     kv_reserved_mb: int = 0
     held_mb: int = 0
+    written_tokens: int = 0
+    waits_for: str = ""
 
 
 class PressureLine(Struct, frozen=True):

@@ -334,6 +334,7 @@ class Scheduler(Admission):
                 idle_s=now_s - model.idle_since_s if resident and not model.active else None,
                 preloaded=model.speculative,
                 held_mb=model.held_mb,
+                waits_for=self._wait_reason(model, now_s) if model.waiting else "",
             )
             models.append(status)
         return Snapshot(

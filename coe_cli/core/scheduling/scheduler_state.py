@@ -245,6 +245,8 @@ class ModelStatus(Struct, frozen=True):
     preloaded: bool
     held_mb: int
     """What it keeps until its process ends: weights and each slot opened since the load."""
+    waits_for: str
+    """Why its waiting requests wait; empty where none does."""
 
 
 class Snapshot(Struct, frozen=True):

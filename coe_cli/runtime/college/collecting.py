@@ -88,6 +88,11 @@ class Collector:
             self._phase(f"starting again ({event.reason})")
         return None
 
+    @property
+    def text(self) -> str:
+        """The answer as far as it has come, without thoughts."""
+        return "".join(self._text[False]).strip("\n")
+
     def _phase(self, name: str, worker_pid: int = 0) -> None:
         if self._renderer is not None:
             self._renderer.phase(name, worker_pid)
@@ -103,7 +108,7 @@ class Collector:
         assert source is not None
         return Answer(
             schema_version=ANSWER_SCHEMA_VERSION,
-            answer="".join(self._text[False]).strip("\n"),
+            answer=self.text,
             thinking="".join(self._text[True]).strip(),
             expert=source.expert,
             model=source.model,

@@ -98,6 +98,10 @@ class Counters:
         """One for an answer that begins now."""
         return Stopwatch(self.timings.setdefault((model, expert or ""), Timings()), now_s)
 
+    def written(self, model: str) -> int:
+        """Tokens that a model has written, those of unfinished answers with them."""
+        return sum(timings.written for (name, _), timings in self.timings.items() if name == model)
+
     def count(self, event: ce.CollegeEvent | CoeError) -> None:
         """Take in an event that was handed to an asker."""
         if isinstance(event, CoeError):

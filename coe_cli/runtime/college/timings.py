@@ -48,7 +48,10 @@ class Histogram:
 
 @dataclass
 class Timings:
-    """Of the complete answers of one model to one expert: what each waited for, and its tokens."""
+    """Of the complete answers of one model to one expert: what each waited for, and its tokens.
+
+    ``written`` counts the tokens of unfinished answers too.
+    """
 
     queue: Histogram = field(default_factory=Histogram)
     first_token: Histogram = field(default_factory=Histogram)
@@ -57,6 +60,7 @@ class Timings:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     completion_tokens: int = 0
+    written: int = 0
     ended: Counter[str] = field(default_factory=Counter)
 
 
@@ -72,6 +76,8 @@ class Stopwatch:
         timings, passed_s = self._timings, now_s - self._begin_s
         if isinstance(event, ce.PrefillStarted):
             self._queued_s, self._reused = passed_s, event.reused_tokens
+        elif isinstance(event, ce.Delta):
+            timings.written += event.tokens
         elif isinstance(event, ce.Finished):
             timings.queue.add(self._queued_s)
             timings.first_token.add(min(self._queued_s + event.first_token_s, passed_s))  # both count the way back

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -13,7 +13,7 @@ from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
-from coe_cli.runtime.college.thoughts import AnswerPieces
+from coe_cli.runtime.college.collecting import Collector, Listener, about
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.worker.protocol import ChatMessage
 
@@ -66,6 +66,11 @@ class ChatSession:
         self.log_warning: str | None = None
 
     @property
+    def told(self) -> Resolved:
+        """Who answers, as the college has said."""
+        return self._told
+
+    @property
     def model(self) -> str:
         return self._told.model
 
@@ -108,8 +113,8 @@ class ChatSession:
         self._conversation_id = None
         self.stats.context_tokens = 0
 
-    def ask(self, question: str) -> Iterator[ce.CollegeEvent | tuple[str, bool]]:
-        """Events of the answer; pieces come as (text, whether it is a thought).
+    def ask(self, question: str, listener: Listener) -> Generator[ce.CollegeEvent]:
+        """Events of the answer, of which ``listener`` hears.
 
         What has come when the iterator is closed stays in the conversation; a question that failed leaves it.
 
@@ -123,42 +128,36 @@ class ChatSession:
         request = structs.replace(
             self._defaults, messages=system + asked, expert=expert, model=model, route=False, fallback=fallback
         )
-        pieces = AnswerPieces()
+        collector = Collector(about(self._told), listener)
         reading: ce.PrefillStarted | None = None
         finished: ce.Finished | None = None
-        text: list[str] = []
         events = self._client.ask(request)
         try:
             for event in events:
-                for piece, is_thought in pieces.of(event):
-                    if not is_thought:
-                        text.append(piece)
-                    yield piece, is_thought
+                collector.feed(event)
                 if isinstance(event, Resolved):
                     self._told = event
                 elif isinstance(event, ce.PrefillStarted):
                     reading = event
                 elif isinstance(event, ce.Finished):
                     finished = event
-                if not isinstance(event, ce.Delta):
-                    yield event
+                yield event
         except (GeneratorExit, KeyboardInterrupt):
-            if text:
-                self._keep(asked, "".join(text), reading, finished)
+            if collector.text:
+                self._keep(asked, collector.text, reading, finished)
             raise
         finally:
             events.close()
-        self._keep(asked, "".join(text), reading, finished)
+        self._keep(asked, collector.text, reading, finished)
 
     def _keep(
         self, asked: list[ChatMessage], text: str, reading: ce.PrefillStarted | None, finished: ce.Finished | None
     ) -> None:
-        answer = text.strip("\n")
-        self._messages = [*asked, ChatMessage("assistant", answer)]
+        self._messages = [*asked, ChatMessage("assistant", text)]
         self._count(reading, finished)
         exchange = Exchange(
             question=asked[-1].content,
-            answer=answer,
+            answer=text,
             model=self._told.model,
             expert=self._told.expert,
             provider=self._told.provider,

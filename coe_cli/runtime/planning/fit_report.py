@@ -49,6 +49,8 @@ def _device(text: str) -> tuple[Memory, str]:
     if text[:1].isdigit():
         memory_mb = _memory_mb(text)
         return Memory(f"{memory_mb / MB_PER_GB:.3g} GB", memory_mb), ""
+    if not text:
+        raise UsageError("a card is missing", "Name one, or an amount of memory: coe fit 16G, coe fit 24G+24G")
     near = similar_cards(text)
     hint = f"Did you mean `{near[0]}`?" if near else "Give its memory instead: coe fit 16G"
     raise UsageError(f"no card called `{text}` is known", hint)

@@ -304,6 +304,8 @@ class Server:
                     measured_mb=None if measured_mb is None else round(measured_mb, 1),
                     kv_reserved_mb=model.slots_reserved_mb,
                     held_mb=model.held_mb,
+                    written_tokens=self.college.counters.written(model.name),
+                    waits_for=model.waits_for,
                     idle_s=None if model.idle_s is None else round(model.idle_s, 1),
                 )
             )

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from conftest import Coe
+from importing.gguf_files import write_gguf
 
 TWO = ("-e", "python_backend", "-e", "sql_query")
 
@@ -29,3 +30,18 @@ def test_amounts(bare_coe: Coe) -> None:
 def test_how_several_experts_run(bare_coe: Coe, amount: str, said: str) -> None:
     result = bare_coe.run("vram", "plan", "-p", "compact", "--vram-mb", amount, *TWO)
     assert f"coe: {said}" in result.stderr and result.code == (0 if amount == "40G" else 5)
+
+
+def test_a_gguf_file_is_planned_by_its_header(bare_coe: Coe) -> None:
+    """Beside a model by its name."""
+    write_gguf(bare_coe.folder / "small.gguf")
+    plan = bare_coe.run("vram", "plan", "-p", "compact", "-m", "small.gguf", "-m", "Qwen2.5-Coder-7B-DML").check()
+    assert "small.gguf" in plan.stdout and "Qwen2.5-Coder-7B-DML" in plan.stdout
+    assert plan.stderr.startswith("coe: together: ")
+    fitted = json.loads(bare_coe.run("fit", "16G", "--model", "small.gguf", "--format", "json").check().stdout)
+    (row,) = fitted["devices"][0]["experts"]
+    assert (row["model"], row["how"]) == ("small.gguf", "together") and 0 < row["weights_mb"] < 100
+    for name, code in (("nofile.gguf", 4), ("nothing", 4)):
+        for command in (("vram", "plan"), ("fit", "16G")):
+            refused = bare_coe.run(*command, "-m", name)
+            assert refused.code == code and name in refused.stderr and not refused.stdout

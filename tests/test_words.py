@@ -59,6 +59,7 @@ WRONG = {
     "config get nothing": (2, "there is no setting `nothing`"),
     "config set profile nothing": (3, "no profile is called `nothing`"),
     "completion tcsh": (2, "'bash', 'zsh', 'fish', 'powershell'"),
+    "config set expert nobody": (3, "no expert is called `nobody`"),
     "config edit": (2, "coe config set KEY VALUE"),
     "experts edit nobody": (2, "unknown expert `nobody`"),
     "experts add a/b -m smollm2-135m": (2, "cannot be the name of an expert"),
@@ -215,3 +216,12 @@ def test_a_broken_entry_that_is_needed_is_told_once(bare_coe: Coe) -> None:
     assert result.code == 3
     assert result.stderr.count("max_concurrent_slots` is missing") == 1
     assert result.stderr.splitlines()[-1].startswith("coe: profiles.mine, which is left out, is needed here. Add ")
+
+
+def test_the_default_expert_answers_where_nobody_is_named(coe: Coe) -> None:
+    assert coe.run("config", "get", "expert").check().stdout == "null\n"
+    coe.run("config", "set", "expert", "math_expert").check()
+    brief = ("--format", "json", "--max-tokens", "1", "--fallback")
+    for options, expert in (((), "math_expert"), (("-e", "sql_query"), "sql_query"), (("-m", MODEL), None)):
+        answered = coe.run("ask", *options, *brief, "Hi", COE_NO_ROUTE="0", COE_PROFILE="embedded").check()
+        assert json.loads(answered.stdout)["expert"] == expert

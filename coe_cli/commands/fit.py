@@ -32,7 +32,10 @@ def fit(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", help="A model instead of the experts; repeatable.", autocompletion=complete_models
+            "--model",
+            "-m",
+            help="A model instead of the experts: its name, or a GGUF file; repeatable.",
+            autocompletion=complete_models,
         ),
     ] = None,
     context: Annotated[int | None, typer.Option("--context", min=16, max=2**24, help="Tokens a slot.")] = None,

@@ -14,6 +14,7 @@ from coe_cli.commands.options import (
     ProfilesFileOption,
     ProviderName,
     complete_experts,
+    complete_models,
     read_catalog,
     read_profiles,
 )
@@ -55,6 +56,15 @@ def plan(
             autocompletion=complete_experts,
         ),
     ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model of the scenario: its name, or a GGUF file; repeatable.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, max=2**24, help="Tokens a slot.")] = None,
     slots: Annotated[int | None, typer.Option("--slots", min=1, max=1024, help="Generations at once.")] = None,
     vram: Annotated[
@@ -90,6 +100,7 @@ def plan(
     if fleet is not None:
         given = {
             "--expert": experts or None,
+            "--model": models or None,
             "--context": context,
             "--slots": slots,
             "--vram-mb": vram,
@@ -113,6 +124,7 @@ def plan(
 
     request = PlanRequest(
         experts=tuple(name.strip() for name in ",".join(experts).split(",") if name.strip()) if experts else None,
+        models=tuple(models or ()),
         slots=slots,
         context_length=context,
         vram_mb=_megabytes(vram) if vram is not None else None,
@@ -132,7 +144,7 @@ def plan(
     )
     output.notes(result.notes)
     write_plan(output, result.plan, table_format, result.compare)
-    if request.experts is not None and result.how is not None and table_format is TableFormat.HUMAN:
+    if (experts or models) and result.how is not None and table_format is TableFormat.HUMAN:
         output.note(result.how)
     if not result.plan.fits:
         raise typer.Exit(ExitCode.DOES_NOT_FIT)

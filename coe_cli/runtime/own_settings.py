@@ -23,8 +23,8 @@ from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
 from coe_cli.runtime.settings import read_profiles
 
-_OF_THE_CATALOG = ("default_model", "models", "experts")
-_SHORT = {"profile": "default_profile", "model": "default_model"}
+_OF_THE_CATALOG = ("default_model", "default_expert", "models", "experts")
+_SHORT = {"profile": "default_profile", "model": "default_model", "expert": "default_expert"}
 _OF_THE_PROFILE = ("fallback", "max_answer_tokens", "context_length", "keep_alive")
 """Short keys of the profile that is in force."""
 
@@ -51,6 +51,8 @@ def get_setting(key: str) -> Any:
     files = catalog_paths() if path[0] in _OF_THE_CATALOG else profile_paths()
     value: Any = Layers([Document(file) for file in files]).data
     for number, step in enumerate(path):
+        if path == ["default_expert"] and step not in value:
+            return None
         if not isinstance(value, dict) or step not in value:
             known = list(map(str, value)) if isinstance(value, dict) else []
             if number == 2 and path[0] == "profiles" and step in _defaults(path[1]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.runtime.worker.protocol import Sampling
 
 
@@ -28,6 +29,10 @@ class AnswerOptions:
     pull: bool = True
     profiles_file: Path | None = None
     catalog_file: Path | None = None
+
+    def expert_of(self, catalog: Catalog) -> str | None:
+        """The expert who is named, or whom the user's settings name for questions that name nobody."""
+        return self.expert or (None if self.model or self.resume else catalog.default_expert)
 
     @property
     def sampling(self) -> Sampling:

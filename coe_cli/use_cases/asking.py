@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
@@ -45,6 +46,8 @@ def run_ask(options: AskOptions, catalog: Catalog, profiles: ProfileSet, output:
         if offer_setup(catalog_of, lambda: read_profiles(options.profiles_file), output):
             catalog, profiles = catalog_of(), read_profiles(options.profiles_file)
     profiles.select(options.profile)
+    if options.experts is None:
+        options = replace(options, expert=options.expert_of(catalog))
     wanted = check_options(options, catalog)
     conversation = None
     if options.resume:

@@ -66,7 +66,7 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
         resolve = partial(providing.resolve, client)
         session = ChatSession(client, resolve, profiles, defaults=defaults, no_log=options.no_log)
         session.system = options.system
-        notes = _choose(session, options, conversation)
+        notes = _choose(session, options, conversation, options.expert_of(catalog))
         if conversation is not None:
             session.resume(conversation)
         output.notes(notes)
@@ -187,10 +187,12 @@ class _Chat:
         self._output.note(f"context {stats.context_tokens} of {stats.context_length} tokens")
 
 
-def _choose(session: ChatSession, options: ChatOptions, conversation: Conversation | None) -> list[str]:
+def _choose(
+    session: ChatSession, options: ChatOptions, conversation: Conversation | None, expert: str | None
+) -> list[str]:
     """Who answers: whom the user names, else who answered last in the conversation that goes on."""
     if conversation is not None and options.expert is None and options.model is None:
         if conversation.expert is not None:
             return session.choose(expert=conversation.expert)
         return session.choose(model=conversation.model)
-    return session.choose(expert=options.expert, model=options.model)
+    return session.choose(expert=expert, model=options.model)

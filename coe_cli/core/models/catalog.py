@@ -128,6 +128,7 @@ def unknown_expert(name: str, known: Collection[str]) -> UsageError:
 
 class _CatalogFile(Struct, frozen=True, forbid_unknown_fields=True):
     default_model: str | None = None
+    default_expert: str | None = None
     models: dict[_Name, ModelEntry] = {}
     experts: dict[_Name, Expert] = {}
 
@@ -135,6 +136,7 @@ class _CatalogFile(Struct, frozen=True, forbid_unknown_fields=True):
 class Catalog(Struct, frozen=True):
     """Experts and models by name.
 
+    ``default_expert`` answers in `coe ask` and `coe chat` where nobody is named; None leaves it to the router.
     ``problems`` says why an entry of the user's own file was left out, by its key (``experts.haiku``).
     """
 
@@ -143,6 +145,7 @@ class Catalog(Struct, frozen=True):
     default_model: str
     paths: tuple[Path, ...]
     problems: dict[str, Problem] = {}
+    default_expert: str | None = None
 
     def expert(self, name: str) -> Expert:
         """The expert called ``name``.
@@ -214,6 +217,11 @@ def load_catalog(paths: list[Path], own: Path | None = None, on_disk: Collection
             raise layers.error(
                 ["default_model"], f"no model is called `{default}`", nearest(default, [*content.models])
             )
+        chosen = content.default_expert
+        if chosen is not None and chosen not in content.experts:
+            raise layers.error(
+                ["default_expert"], f"no expert is called `{chosen}`", nearest(chosen, [*content.experts])
+            )
         for name, entry in content.models.items():
             try:
                 parse_duration_s(f"{entry.keep_alive or 0}")
@@ -225,7 +233,7 @@ def load_catalog(paths: list[Path], own: Path | None = None, on_disk: Collection
             name: structs.replace(expert, fallback=expert.fallback or default)
             for name, expert in content.experts.items()
         }
-        return Catalog(experts=experts, models=content.models, default_model=default, paths=tuple(paths))
+        return Catalog(experts, content.models, default, tuple(paths), default_expert=chosen)
 
     catalog, problems = load_layers(paths, own, build)
     return structs.replace(catalog, problems=problems)

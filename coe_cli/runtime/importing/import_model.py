@@ -7,9 +7,8 @@ from pathlib import Path
 
 from coe_cli.core.answers.end_of_turn import token_ids
 from coe_cli.core.findings import Level
-from coe_cli.core.importing.encodings import Precision, rules_for
+from coe_cli.core.importing.encodings import Precision
 from coe_cli.core.importing.gguf_tokenizer import problem
-from coe_cli.core.importing.needs import needs
 from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
@@ -43,10 +42,7 @@ def check_resources(source: ModelSource, provider: str, precision: Precision, mo
 
     if source.kind == "gguf" and (why := problem(source.metadata, source.decoder.vocab_size)):
         raise UnsupportedArchitecture(f"{source.path} cannot be imported: {why}", "Use another build of the model.")
-    matrices = {
-        part: (item.type_name, item.rows * item.columns) for part, item in source.parts.items() if item.rows > 1
-    }
-    memory_bytes, disk_bytes = needs(source.decoder, matrices, rules_for(provider, precision), precision)
+    memory_bytes, disk_bytes = source.needs(provider, precision)
     memory_mb = memory_bytes / BYTES_PER_MB
     memory = psutil.virtual_memory()
     total_mb, free_mb = memory.total / BYTES_PER_MB, memory.available / BYTES_PER_MB

@@ -13,9 +13,11 @@ from msgspec.structs import replace
 
 from coe_cli.core.importing.architectures import SUPPORTED_CLASSES, SUPPORTED_GGUF, Architecture, by_class, by_gguf
 from coe_cli.core.importing.decoder import Decoder
+from coe_cli.core.importing.encodings import Precision, rules_for
 from coe_cli.core.importing.facts import Facts
 from coe_cli.core.importing.ggml import BLOCK_TYPES, SUPPORTED
 from coe_cli.core.importing.gguf_header import GgufHeader, parse_gguf
+from coe_cli.core.importing.needs import needs
 from coe_cli.core.importing.tensor_names import GGUF_TABLES, expected_shapes, gguf_part, hf_part
 from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG
 from coe_cli.core.regular_file import open_regular, read_text
@@ -49,6 +51,17 @@ class ModelSource:
     @property
     def size_mb(self) -> float:
         return sum(stored.rows * stored.row_bytes for stored in self.parts.values()) / BYTES_PER_MB
+
+    def needs(self, provider: str, precision: Precision) -> tuple[int, int]:
+        """Bytes of memory and of disk that its import takes.
+
+        Raises:
+            UsageError: there is no such recipe.
+        """
+        matrices = {
+            part: (item.type_name, item.rows * item.columns) for part, item in self.parts.items() if item.rows > 1
+        }
+        return needs(self.decoder, matrices, rules_for(provider, precision), precision)
 
     def weights(self) -> WeightsMap:
         return WeightsMap(self.parts)

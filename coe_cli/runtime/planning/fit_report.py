@@ -19,6 +19,7 @@ from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.core.providers import for_card, home, host, on_host, spec_of
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import Folders, own_profiles
+from coe_cli.runtime.planning.model_files import with_files
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, answering_models, memory_of
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 
@@ -105,7 +106,7 @@ def fit_report(
     for device, vendor in devices:
         chosen = request.provider or _provider_for(vendor)
         profile, named, budget_mb = _profile_for(device, chosen, profiles, where)
-        roles, known = _roles(models, chosen, catalog, where)
+        roles, known = _roles(models, chosen, with_files(catalog, models, chosen), where)
         offered = structs.replace(profile, vram_budget_mb=budget_mb)
         whole_prompts = not spec_of(chosen).capabilities.prompt_pieces
         most = min(profile.context_length, _WHOLE_PROMPT_CONTEXT) if whole_prompts else profile.context_length

@@ -11,7 +11,7 @@ from coe_cli.core.hardware.profile import HardwareProfile, Provider
 from coe_cli.core.memory.calibration import Calibration, apply, find
 from coe_cli.core.memory.footprint import AccountingName, ModelMemory
 from coe_cli.core.memory.prefill import tokens_at_once
-from coe_cli.core.memory.scenario import Known, Scenario, role_of, working_set
+from coe_cli.core.memory.scenario import Known, Role, Scenario, role_of, working_set
 from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.genai_config import read_config
@@ -27,15 +27,17 @@ from coe_cli.core.providers import on_host, spec_of
 from coe_cli.errors import CoeError, ModelDamaged, UsageError
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, Measurements, model_digest
+from coe_cli.runtime.planning.model_files import with_files
 
 
 class PlanRequest(Struct, frozen=True):
     """What a user asked of the plan; None leaves it to the profile. Unknown names and odd numbers are refused later.
 
-    With ``solve`` the plan is the one at the solution, if there is any.
+    ``models`` are names, or paths of GGUF files, beside the experts. With ``solve`` the plan is the one at the solution, if there is any.
     """
 
     experts: tuple[str, ...] | None = None
+    models: tuple[str, ...] = ()
     slots: int | None = None
     context_length: int | None = None
     vram_mb: int | None = None
@@ -73,15 +75,18 @@ def gather(
         if number is not None and number < least:
             raise UsageError(f"{name} {number} is below {least}", f"Give {name} a number of {least} or more.")
     provider = request.provider or profile.provider
+    catalog = with_files(catalog, request.models, provider)
     on_disk = models_on_disk(where.models)
     answering = answering_models(catalog, on_disk, provider, explicit=request.provider is not None)
-    if request.experts is not None:
-        if not request.experts:
+    named = request.experts is not None or bool(request.models)
+    if named:
+        if request.experts == ():
             raise UsageError("--experts names no expert", "Give names, separated by commas: see `coe experts list`.")
-        roles = tuple(role_of(catalog, name, answering.get(name, "")) for name in request.experts)
+        roles = tuple(role_of(catalog, name, answering.get(name, "")) for name in request.experts or ())
+        roles += tuple(Role(Path(model).name, model) for model in request.models)
     else:
         roles = working_set(catalog, answering, request.slots or profile.max_concurrent_slots)
-    default_slots = len(roles) if request.experts is not None else profile.max_concurrent_slots
+    default_slots = len(roles) if named else profile.max_concurrent_slots
     wanted = dict.fromkeys(role.model for role in roles)
     candidates = tuple(role_of(catalog, expert, model) for expert, model in answering.items() if model not in wanted)
     computed: dict[str, ModelMemory] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -42,7 +43,24 @@ def test_the_picture_is_made_of_a_real_screen() -> None:
     svg = module.picture(text, "title", module.COLUMNS)
     assert "headroom" in svg and "pressure" in svg
     assert "@font-face" not in svg, "nothing is fetched by who looks at it"
-    assert "headroom" in module.TARGET.read_text(encoding="utf-8")
+    found = re.findall(
+        r'<text[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>', module.TARGET.read_text(encoding="utf-8")
+    )
+    drawn = "".join(html.unescape(part) for _, _, part in sorted(found, key=lambda at: (float(at[1]), float(at[0]))))
+    shown = re.sub(r"\x1b\[[0-9;]*m|\s", "", text)
+    assert "".join(drawn.split()).endswith(shown), "run: python docs/make_screen.py"
+
+
+def test_the_sample_of_a_benchmark_is_of_the_published_run() -> None:
+    published = (DOCS / "performance.md").read_text(encoding="utf-8")
+    table = [re.findall(r"[\d.]+", row) for row in re.findall(r"^\| \d+ \| \d+ \| .*%.*$", published, re.M)]
+    rates = re.compile(
+        r"^ *(\d+) +(\d+) +([\d.]+) s +([\d.]+) ±\d+% +([\d.]+) ±\d+% +(\d+)% +(\d+) +(\d+) [█·]+$", re.M
+    )
+    sample = rates.findall((DOCS / "bench.md").read_text(encoding="utf-8"))
+    kept = {(row[0], row[1], row[2], f"{float(row[5]):.4g}", row[8], *row[11:]) for row in table}
+    assert len(sample) == 6
+    assert [row for row in sample if (*row[:3], f"{float(row[3]):.4g}", *row[4:]) not in kept] == []
 
 
 @pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -42,6 +43,26 @@ def test_the_first_screen(bare_coe: Coe, card: str, size: tuple[int, int]) -> No
         file.write_text(shown, encoding="utf-8")
     assert shown == file.read_text(encoding="utf-8")
     assert all(len(line) <= size[0] for line in lines)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)], ids="{0[0]}x{0[1]}".format)
+def test_without_a_network_setup_says_so_and_changes_nothing(bare_coe: Coe, size: tuple[int, int]) -> None:
+    made_up = MadeUp(bare_coe.folder, bare_coe.models)
+    made_up.card, made_up.environment = "none-16g", bare_coe.environment
+    terminal = Terminal(made_up, "setup", "--yes", size=size)
+    assert terminal.code == 4
+    said = " ".join(terminal.seen.split())
+    assert "2 of 2 models are not installed: smollm2-135m, qwen2.5-1.5b-instruct." in said
+    assert said.endswith("Then run `coe setup` again: it goes on from there.")
+    assert not list(bare_coe.config.iterdir()), "the settings wait for the models"
+
+
+def test_a_machine_that_is_set_up_is_planned_without_a_model_twice(bare_coe: Coe) -> None:
+    (bare_coe.config / "experts.yaml").write_text("default_model: qwen2.5-1.5b-instruct\n")
+    made_up = MadeUp(bare_coe.folder, bare_coe.models)
+    made_up.card = "none-16g"
+    plan = json.loads(made_up.run("setup", "--dry-run", "--json").check().stdout)
+    assert [model["name"] for model in plan["models"]] == ["qwen2.5-1.5b-instruct"]
 
 
 def test_the_page_shows_that_screen() -> None:

@@ -33,7 +33,7 @@ def run_setup(
 
     Raises:
         UsageError: there is nobody to ask and ``yes`` is not given.
-        CoeError: something could not be fetched; what was is kept, and the next run goes on from there.
+        CoeError: something could not be fetched; what was is kept, no setting is changed, and the next run goes on from there.
     """
     from coe_cli.runtime.planning.setup_plan import setup_plan
 
@@ -56,12 +56,12 @@ def run_setup(
         if not agrees(output, "Do that?", without_terminal=False, default=True):
             output.note("nothing was changed; `coe setup` does it later")
             return False
-    _configure(plan, profiles, catalog, output)
     try:
         _fetch(plan, catalog, output)
     except CoeError as error:
         hint = f"{error.hint.rstrip('.')}. Then run `coe setup` again: it goes on from there."
         raise type(error)(error.message, hint) from None
+    _configure(plan, profiles, catalog, output)
     _prepare(plan, catalog_of(), output)
     if as_json:
         output.json(setup_plan(catalog_of(), profiles_of(), where))

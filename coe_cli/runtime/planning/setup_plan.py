@@ -95,7 +95,7 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
     installed = models_on_disk(where.models)
     models = [
         _model(name, how_of.get(name, "host") if on_card else "host", catalog, where, installed=name in installed)
-        for name in wanted
+        for name in dict.fromkeys(wanted)
     ]
     while len(models) > 1 and sum(m.disk_mb for m in models if not m.installed) > room_mb:
         left_out = models.pop()

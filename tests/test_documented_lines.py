@@ -30,7 +30,7 @@ NOT_RUN = {
     r"py -3.*|\.venv\\.*": "Windows; tests/test_windows_user.py",
     r"pip install .*": "installs; `make resolve` resolves the extras",
     r"coe setup( --yes)?": "fetches 1 GB; tests/test_setup.py and tests/test_first_minutes.py",
-    r"coe models pull (--all|-p|my-model|NAME…).*|coe models import h.*": "a hub; tests/model_store has one of its own",
+    r"coe models pull (--all|-p|my-model|NAME…|.* -p ).*|coe models import h.*": "a hub; tests/model_store has one of its own",
     r"coe models import SOURCE": "what a source may be; tests/model_store/test_import.py",
     r"coe node .*|coe batch .* --engine ray .*": "a cluster; tests/test_ray_engine.py and tests/test_node_command.py",
     r".*coe serve .*--(port|foreground).*": "a fixed port, or stays; tests/test_server.py and tests/test_ps_stop.py",

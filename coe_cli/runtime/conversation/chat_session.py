@@ -13,7 +13,7 @@ from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
-from coe_cli.runtime.college.collecting import Collector, Listener, about
+from coe_cli.runtime.college.collecting import AnswerRenderer, Collector, about
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.worker.protocol import ChatMessage
 
@@ -113,8 +113,8 @@ class ChatSession:
         self._conversation_id = None
         self.stats.context_tokens = 0
 
-    def ask(self, question: str, listener: Listener) -> Generator[ce.CollegeEvent]:
-        """Events of the answer, of which ``listener`` hears.
+    def ask(self, question: str, renderer: AnswerRenderer) -> Generator[ce.CollegeEvent]:
+        """Events of the answer, of which ``renderer`` hears.
 
         What has come when the iterator is closed stays in the conversation; a question that failed leaves it.
 
@@ -128,7 +128,7 @@ class ChatSession:
         request = structs.replace(
             self._defaults, messages=system + asked, expert=expert, model=model, route=False, fallback=fallback
         )
-        collector = Collector(about(self._told), listener)
+        collector = Collector(about(self._told), renderer)
         reading: ce.PrefillStarted | None = None
         finished: ce.Finished | None = None
         events = self._client.ask(request)

@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if sys.platform == "win32":
+    pytest.skip("the lines are a POSIX shell's", allow_module_level=True)
+
 from conftest import MODEL, REPOSITORY, Coe, copy_model
 from importing.gguf_files import write_gguf
 from made_up_machine import pretend
@@ -21,9 +25,6 @@ from coe_cli.app import run
 from coe_cli.core.answers.conversations import Exchange
 from coe_cli.core.hardware.profile import HistorySettings
 from coe_cli.runtime.conversation import history
-
-if sys.platform == "win32":
-    pytest.skip("the lines are a POSIX shell's", allow_module_level=True)
 
 NOT_RUN = {
     r"make (demo|test)": "what CI does",
@@ -38,8 +39,14 @@ NOT_RUN = {
     r"python benchmarks/.*|bash tests/windows/.*": "a card, or a Windows on Linux",
     r"coe config edit.*": "an editor on a terminal",
 }
-NO_CODE = "the embedded model's first words have no code block, which exit code 1 says"
-CODES = {r"coe ask -x .*": (1, NO_CODE), r"coe stop Qwen.*": (4, "no college has it loaded")}
+CODES = {
+    r"coe ask -x .*": (
+        {0, 1, 2},
+        "eight words of the embedded model have no code block (1), or the beginning of one (sh: 2)",
+    ),
+    r"coe stop Qwen.*": ({4}, "no college has it loaded"),
+    r"coe doctor.*": ({0, 1}, "1 where something is wrong on the machine that runs the tests"),
+}
 SLOW = r".*coe (bench|route|vram plan --fleet|ask (--|\"Write the SQL)|models (optimize|verify .*--quality)|experts test).*"
 """Minutes: figures, and what needs a router of its own."""
 FILES = {"error.log": "KeyError: 'x'\n", "report.txt": "All is well.\n", "questions.txt": "How do I join two tables?\n"}
@@ -118,8 +125,10 @@ def check(page: str, line: str, coe: Coe, patch: pytest.MonkeyPatch) -> None:
     pretend("none-16g", patch.setattr)
     if "--name mine" in line:
         shutil.rmtree(coe.models / "mine", ignore_errors=True)
-    expected = next((code for pattern, (code, _) in CODES.items() if re.match(pattern, line)), 0)
-    assert call(line, coe, patch) == expected
+    if "| jq" in line and shutil.which("jq") is None:
+        pytest.skip("jq is not installed")
+    expected = next((codes for pattern, (codes, _) in CODES.items() if re.match(pattern, line)), {0})
+    assert call(line, coe, patch) in expected
 
 
 @pytest.mark.parametrize(("page", "line"), [case for case in RUN if not re.fullmatch(SLOW, case[1])])

@@ -244,7 +244,7 @@ class RequestResolver:
         two = self.routing.two_experts or request.experts == "auto"
         wanted = request.experts if isinstance(request.experts, int) else None
         experts = experts_to_ask(wanted, decision, two_experts=two)
-        notes = [Note("routing", learning)] if learning else []
+        notes = [Note("fallback", learning)] if learning else []
         if decision.preferred_resident:
             likelier = decision.ranking[0].name
             notes.append(Note("routing", f"{experts[0]} answers because its model is loaded; {likelier} is as likely"))

@@ -48,6 +48,7 @@ MODEL_KEYS = [
     "held_mb",
     "written_tokens",
     "waits_for",
+    "slots",
 ]
 
 
@@ -120,10 +121,15 @@ def test_a_running_answer_is_seen(served: Served) -> None:
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     response.readline()
-    assert served.snapshot()["models"][0]["running"] == 1
+    (line,) = served.snapshot()["models"]
+    assert line["running"] == 1
+    (slot,) = line["slots"]
+    assert list(slot) == ["expert", "prompt_tokens", "reused_tokens", "completion_tokens"]
+    assert slot["expert"] is None and slot["prompt_tokens"] > slot["reused_tokens"] and slot["completion_tokens"] > 0
     response.close()
     connection.close()
     eventually(lambda: served.snapshot()["models"][0]["running"] == 0)
+    assert served.snapshot()["models"][0]["slots"] == []
 
 
 def test_one_model_is_taken_out(served: Served) -> None:

@@ -7,6 +7,15 @@ from msgspec import Struct
 STATUS_SCHEMA_VERSION = 1
 
 
+class SlotLine(Struct, frozen=True):
+    """One answer that is being written: who writes it, the tokens of its prompt, those of them from the cache, and the answer's."""
+
+    expert: str | None
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+
+
 class ModelLine(Struct, frozen=True):
     """One model that is resident, on its way in or out, or waited for. None where nothing was measured.
 
@@ -29,6 +38,7 @@ class ModelLine(Struct, frozen=True):
     held_mb: int = 0
     written_tokens: int = 0
     waits_for: str = ""
+    slots: list[SlotLine] = []
 
 
 class PressureLine(Struct, frozen=True):

@@ -52,6 +52,7 @@ class College:
         self._loads = 0
         self._expected_load_s: dict[str, float] = {}
         self._requests = OpenRequests()
+        self.slots = self._requests.slots
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._decisions: deque[ev.Decision] = deque()
@@ -334,7 +335,7 @@ class College:
             case protocol.Started(request_id=request_id):
                 request = self._requests.get(request_id)
                 if request is not None and request.prompt is not None:
-                    request.events.put_nowait(translation.reading(message, request.prompt, request.load_s, worker.pid))
+                    request.begin(translation.reading(message, request.prompt, request.load_s, worker.pid))
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
                 if self._settings.recorder is not None:

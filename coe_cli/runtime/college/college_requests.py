@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
+from coe_cli.core.scheduling.college_status import SlotLine
 from coe_cli.core.scheduling.scheduler_events import RequestId
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
@@ -28,9 +29,17 @@ class OpenRequest:
     load_s: float | None = None
     delivered: bool = False
     held_back: list[ce.Delta] = field(default_factory=list)
+    reading: ce.PrefillStarted | None = None
+    written: int = 0
+
+    def begin(self, reading: ce.PrefillStarted) -> None:
+        """It has a slot."""
+        self.reading, self.written = reading, 0
+        self.events.put_nowait(reading)
 
     def piece(self, piece: ce.Delta) -> bool:
         """Hand a piece on, or hold it back; whether the asker now has something of the answer for the first time."""
+        self.written += piece.tokens
         if self.ask.buffered:
             self.held_back.append(piece)
             self.events.put_nowait(ce.Delta("", piece.tokens))  # a sign of life for whoever bounds the silence
@@ -42,6 +51,7 @@ class OpenRequest:
     def again(self, reason: str) -> None:
         """The answer starts again; nothing of it was handed on."""
         self.held_back.clear()
+        self.reading = None
         self.events.put_nowait(ce.Restarted(reason))
 
     def end(self, outcome: ce.Finished | CoeError) -> None:
@@ -63,6 +73,14 @@ class OpenRequests(dict[int, OpenRequest]):
     def end(self, request_id: RequestId, outcome: ce.Finished | CoeError) -> None:
         if (request := self.pop(int(request_id), None)) is not None:
             request.end(outcome)
+
+    def slots(self, model: str) -> list[SlotLine]:
+        """The answers that the model is writing."""
+        return [
+            SlotLine(each.ask.expert, each.reading.prompt_tokens, each.reading.reused_tokens, each.written)
+            for each in self.of(model)
+            if each.reading is not None
+        ]
 
     def of(self, model: str) -> list[OpenRequest]:
         return [request for request in self.values() if request.ask.model.name == model]

@@ -306,6 +306,7 @@ class Server:
                     held_mb=model.held_mb,
                     written_tokens=self.college.counters.written(model.name),
                     waits_for=model.waits_for,
+                    slots=self.college.slots(model.name),
                     idle_s=None if model.idle_s is None else round(model.idle_s, 1),
                 )
             )

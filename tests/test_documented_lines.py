@@ -45,6 +45,7 @@ CODES = {
         "eight words of the embedded model have no code block (1), or the beginning of one (sh: 2)",
     ),
     r"coe stop Qwen.*": ({4}, "no college has it loaded"),
+    r"coe bench .*--fail-below.*": ({0, 1}, "1 where the second run was slower"),
     r"coe doctor.*": ({0, 1}, "1 where something is wrong on the machine that runs the tests"),
 }
 SLOW = r".*coe (bench|route|vram plan --fleet|ask (--|\"Write the SQL)|models (optimize|verify .*--quality)|experts test).*"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Coe, eventually, one_line
+from conftest import Coe, eventually
 from serving import serving
 
 from coe_cli.core.models.catalog import Catalog, load_catalog
@@ -126,7 +126,7 @@ def test_a_college_learns_changed_examples_behind_its_answers(routing_coe: Coe) 
     (routing_coe.config / "experts.yaml").write_text(OTHER)
     with serving(routing_coe) as served:
         asked = ("ask", "--max-tokens", "1", "--explain", "zebra crossing stripes")
-        told = one_line(routing_coe.run(*asked, COE_NO_SERVE="0").check().stderr)
+        told = routing_coe.run(*asked, COE_NO_SERVE="0").check().stderr
         assert "training" not in told, "the client prepares nothing"
         assert "being learned" in told or "zebra_keeper" in told
 
@@ -137,7 +137,7 @@ def test_a_college_learns_changed_examples_behind_its_answers(routing_coe: Coe) 
             return str(coe["expert"])
 
         eventually(lambda: over_http() == "zebra_keeper", within_s=240)
-        told = one_line(routing_coe.run(*asked, COE_NO_SERVE="0").check().stderr)
+        told = routing_coe.run(*asked, COE_NO_SERVE="0").check().stderr
         assert "zebra_keeper" in told and "being learned" not in told
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +64,37 @@ def user(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator
     subprocess.run([someone.scripts / "python.exe", *install], cwd=folder, env=environment, check=True)
     yield someone
     someone.coe("stop")
+
+
+WHEELS = Path("/wheels")
+"""What the package index gives Windows for the README's lines: the lab has it and no network."""
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(not WHEELS.is_dir(), reason="the Windows lab has the wheels")
+def test_the_lines_of_the_readme(tmp_path: Path) -> None:
+    """From a checkout to the first answer, each line as it stands."""
+    checkout = tmp_path / "coe cli"
+    shutil.copytree(REPOSITORY, checkout, ignore=shutil.ignore_patterns("models", ".venv", "__pycache__"))
+    shell = re.search(r"```powershell\n# demo\n(.*?)\n\n", (checkout / "README.md").read_text("utf-8"), re.DOTALL)
+    assert shell is not None
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("COE_", "PYTHON"))}
+    environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS.resolve())}
+    environment |= {f"COE_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "STATE", "CACHE", "MODELS")}
+    environment["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+    typed, said = tmp_path / "typed.cmd", b""
+    try:
+        for line in shell[1].splitlines():
+            typed.write_text(f"@{line}\n", encoding="utf-8")
+            done = subprocess.run(
+                ["cmd", "/c", str(typed)], cwd=checkout, env=environment, capture_output=True, timeout=600
+            )
+            assert done.returncode == 0, (line, done.stdout.decode(), done.stderr.decode())
+            said = done.stdout
+    finally:
+        if (coe := checkout / ".venv/Scripts/coe.exe").exists():
+            subprocess.run([coe, "stop"], cwd=checkout, env=environment, check=False)
+    assert "Paris" in said.decode()
 
 
 @pytest.mark.parametrize(

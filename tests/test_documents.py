@@ -367,7 +367,5 @@ def test_the_users_files_win(coe: Coe) -> None:
     (coe.config / "hardware_profiles.yaml").write_text("profiles:\n  standard: {vram: 1}\n")
     result = coe.run("ask", "Hi", "--profiles", str(named))
     assert (result.code, result.stdout) == (3, "")
-    assert (
-        f"{coe.config / 'hardware_profiles.yaml'}:2: profiles.standard.vram: unknown key"
-        in result.stderr.splitlines()[-1]
-    )
+    assert f"{coe.config / 'hardware_profiles.yaml'}:2: profiles.standard.vram: unknown key" in result.stderr
+    assert "profiles.standard, which is left out, is needed here" in result.stderr.splitlines()[-1]

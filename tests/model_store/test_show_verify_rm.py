@@ -72,6 +72,7 @@ def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
         "cache": {"profile": "embedded", "context_length": 512, "kv_bytes_per_token": 128, "kv_mb": 0.1},
         "calibration": None,
         "duplicate_of": [],
+        "builds": [],
     }
 
 

@@ -86,7 +86,7 @@ def test_shipped_experts_are_changed_put_aside_and_brought_back(coe: Coe, own: P
     [
         (["add", "haiku", "--model", "nothing"], 4, "unknown model `nothing`"),
         (["add", "sql_query", "--model", "mine"], 2, "coe experts edit sql_query"),
-        (["add", "a b", "--model", "mine"], 3, "experts.a b"),
+        (["add", "a b", "--model", "mine"], 2, "cannot be the name of an expert"),
         (["add", "plain", "--model", "mine", "--template", "no place"], 3, "{question}"),
         (["edit", "nobody", "--model", "mine"], 2, "unknown expert `nobody`"),
         (["edit", "--model", "mine"], 2, "no expert is named"),

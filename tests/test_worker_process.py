@@ -35,7 +35,7 @@ def start() -> Iterator[Callable[[str], WorkerProcess]]:
 
 def test_what_it_said_before_it_ended_is_heard_by_a_caller_who_was_slow(start: Callable[[str], WorkerProcess]) -> None:
     worker = start(LAST_WORDS)
-    worker.send(protocol.Unload())
+    worker.send(protocol.Cancel(1))
     message = worker.receive(60)
     assert isinstance(message, protocol.Failed) and message.message == "DLL load failed"
 
@@ -43,6 +43,6 @@ def test_what_it_said_before_it_ended_is_heard_by_a_caller_who_was_slow(start: C
 def test_a_worker_that_is_gone_is_gone_each_time_it_is_asked(start: Callable[[str], WorkerProcess]) -> None:
     worker = start("raise SystemExit(3)")
     for _ in range(2):
-        worker.send(protocol.Unload())
+        worker.send(protocol.Cancel(1))
         with pytest.raises(DeviceLost, match="ended with code 3"):
             worker.receive(60)

@@ -23,7 +23,9 @@ from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, PreparedRow, RowResult
-from coe_cli.runtime.batch.batch_setup import local_engine
+from coe_cli.runtime.batch.batch_setup import client_engine
+from coe_cli.runtime.client.client import Client
+from coe_cli.runtime.client.local import LocalOptions, local_client
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college_events import Ask
 from coe_cli.runtime.fleet.ray_setup import ray_engine
@@ -102,8 +104,12 @@ def main() -> None:
         engine = lambda rows: ray_engine(profile, models, address=None, retries=0)  # noqa: E731
         return tokens_per_s(engine, spec, arguments.rows, workers)
 
+    def client(replicas: int | None) -> tuple[Client, bool]:
+        return local_client(catalog, profile, options=LocalOptions(batch=True, replicas=replicas)), True
+
     def local() -> float:
-        return tokens_per_s(lambda rows: local_engine(rows, catalog, profile, retries=0), spec, arguments.rows, workers)
+        engine = lambda rows: client_engine(rows, catalog, profile, client, retries=0)  # noqa: E731
+        return tokens_per_s(engine, spec, arguments.rows, workers)
 
     pair = alternate(on_ray, local, arguments.rounds)
     print_table((COLUMNS[0], "Ray", "local", *COLUMNS[3:]), [pair.cells("rows of 64 tokens", "tokens/s", "≥ 0.95")])

@@ -39,3 +39,23 @@ def test_names_are_the_fields_words() -> None:
             names = [getattr(node, field, None) for field in ("id", "name", "attr", "arg")]
             found += [f"{path.name}: {name}" for name in names if isinstance(name, str) and GIVEN_UP.fullmatch(name)]
     assert found == []
+
+
+def test_what_tests_and_scripts_import_is_there() -> None:
+    """Slow tests and benchmarks run seldom: what was renamed or taken out would be missed there for long."""
+    missing = []
+    for folder in ("tests", "benchmarks", "docs"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("coe_cli"):
+                    place = REPOSITORY.joinpath(*node.module.split("."))
+                    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+                    defined = set(re.findall(r"\w+", file.read_text(encoding="utf-8"))) if file.is_file() else set()
+                    missing += [
+                        f"{path.name}:{node.lineno} {node.module}.{alias.name}"
+                        for alias in node.names
+                        if alias.name not in defined
+                        and not (place / alias.name).with_suffix(".py").is_file()
+                        and not (place / alias.name).is_dir()
+                    ]
+    assert missing == []

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pairs import print_table
-from routing_data import HAND_FORMS, development, is_right, unseen, without_marks
+from routing_data import HAND_FORMS, development, is_right, other_pens, unseen, without_marks
 
 from coe_cli.core.models.catalog import GENERAL_EXPERT, load_catalog
 from coe_cli.core.routing.router import Decision, Router
@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--unseen", default="a,b,c1,c2", help="parts of the unseen questions to judge by")
+    parser.add_argument("--other-pens", type=Path, help="judge only by this user_oriented_instructions.jsonl")
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--own", action="store_true", help="cross-validate the shipped examples themselves too")
     parser.add_argument("--errors", action="store_true", help="print each wrong decision")
@@ -39,6 +40,11 @@ def main() -> None:
     catalog = load_catalog(catalog_paths())
     shipped = open_router(catalog, folders(), lambda note: print(note, file=sys.stderr))
     sets = {f"unseen questions, part {part}": unseen(part) for part in arguments.unseen.split(",")}
+    if arguments.other_pens:
+        everyone = other_pens(arguments.other_pens)
+        everyday = [question for question in everyone if GENERAL_EXPERT in question["right"]]
+        specialists = [question for question in everyone if GENERAL_EXPERT not in question["right"]]
+        sets = {"other pens": everyone, "of these everyday": everyday, "of these for specialists": specialists}
     columns: dict[str, dict[str, str]] = {}
     everything = development(arguments.data) if arguments.data else []
     if everything:

@@ -9,6 +9,7 @@ from typing import Any
 
 _DATA = Path(__file__).parent / "data"
 UNSEEN = (_DATA / "routing_unseen.tsv", _DATA / "routing_everyday.tsv")
+OTHER_PENS = _DATA / "routing_other_pens.tsv"
 HAND_FORMS = {"hand", "bare", "long", "code", "looks_two", "smalltalk", "trivia", "task", "polite", "misspelt"}
 """Forms of questions in nobody's format but the asker's."""
 
@@ -53,6 +54,21 @@ def unseen(part: str) -> list[dict[str, Any]]:
             question = {"text": text.replace("\\n", "\n"), "experts": names, "expert": names[0], "form": form}
             questions.append(question | {"right": right})
     return questions
+
+
+def other_pens(source: Path) -> list[dict[str, Any]]:
+    """The labelled questions of ``user_oriented_instructions.jsonl``: each instruction and its input, the first 400 characters."""
+    texts = {}
+    for line in source.read_text(encoding="utf-8").split("\n"):
+        if line:
+            task = json.loads(line)
+            texts[task["id"]] = f"{task['instruction']}\n{task['instances'][0]['input']}".strip()[:400]
+    labels = [line.split("\t") for line in OTHER_PENS.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    return [
+        {"text": texts[name], "experts": right[:1], "expert": right[0], "form": form, "right": right}
+        for name, experts, form in labels
+        for right in [experts.split("|")]
+    ]
 
 
 def is_right(question: dict[str, Any], expert: str) -> bool:

@@ -75,7 +75,7 @@ WHEELS = Path("/wheels")
 def test_the_lines_of_the_readme(tmp_path: Path) -> None:
     """From a checkout to the first answer, each line as it stands."""
     checkout = tmp_path / "coe cli"
-    shutil.copytree(REPOSITORY, checkout, ignore=shutil.ignore_patterns("models", ".venv", "__pycache__"))
+    shutil.copytree(REPOSITORY, checkout, ignore=shutil.ignore_patterns(MODEL, ".venv", "__pycache__"))
     shell = re.search(r"```powershell\n# demo\n(.*?)\n\n", (checkout / "README.md").read_text("utf-8"), re.DOTALL)
     assert shell is not None
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("COE_", "PYTHON"))}

@@ -96,6 +96,11 @@ class ModelDamaged(ModelMissing):
     code = "model_damaged"
 
 
+def first_line(error: BaseException) -> str:
+    """What a library said, or its error's name where that is nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def damaged(name: str, problem: str) -> ModelDamaged:
     """``problem`` of the model called ``name``, and how to have it again."""
     return ModelDamaged(f"model `{name}` is damaged: {problem}", f"Fetch it again: coe models pull {name} --force")

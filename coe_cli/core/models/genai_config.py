@@ -17,7 +17,7 @@ from msgspec import Struct
 from coe_cli.core.models import genai_sections as sections
 from coe_cli.core.models.genai_rules import Refused, Walk, printable
 from coe_cli.core.regular_file import read_regular
-from coe_cli.errors import ModelDamaged, damaged
+from coe_cli.errors import ModelDamaged, damaged, first_line
 
 GENAI_CONFIG: Final = "genai_config.json"
 MAX_CONFIG_BYTES: Final = 2**20
@@ -91,7 +91,7 @@ def parse_config(name: str, raw: bytes, where: str = GENAI_CONFIG) -> GenaiConfi
     except Refused as refused:
         raise _refused(name, where, str(refused)) from None
     except (ValueError, RecursionError) as error:
-        raise damaged(name, f"{where} cannot be read: {(str(error).splitlines() or ['?'])[0]}") from None
+        raise damaged(name, f"{where} cannot be read: {first_line(error)}") from None
     if not isinstance(written, dict) or not isinstance(written.get("model"), dict):
         raise damaged(name, f"{where} has no `model` section")
     walk = Walk()

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.core.providers import host
-from coe_cli.errors import ModelDamaged, UsageError
+from coe_cli.errors import ModelDamaged, UsageError, first_line
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.folders import PACKAGE
 from coe_cli.runtime.importing.source import inspect
@@ -159,8 +159,9 @@ def _converted_logits(folder: Path) -> Logits:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
         session = onnxruntime.InferenceSession(graph, options, providers=[host().ort_name])
     except Exception as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelDamaged(f"{folder} cannot be loaded: {words}", "Convert the model again from its source.") from None
+        raise ModelDamaged(
+            f"{folder} cannot be loaded: {first_line(error)}", "Convert the model again from its source."
+        ) from None
     shape = spec_from_folder(folder.name, folder).shape
     empty = np.zeros((1, shape.num_key_value_heads, 0, shape.head_size), np.float32)
     past: dict[str, Any] = {}

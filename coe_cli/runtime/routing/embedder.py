@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from coe_cli.core.providers import host, on_host, spec_of
-from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.errors import ModelDamaged, ModelMissing, first_line
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.store.source_errors import first_line
 
 if TYPE_CHECKING:
     import numpy as np

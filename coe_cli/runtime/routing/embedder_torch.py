@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.errors import ModelDamaged, ModelMissing, first_line
 from coe_cli.package import install_command
 from coe_cli.runtime.routing.bert_graph import GRAPH, WEIGHTS
 from coe_cli.runtime.routing.embedder import EMBEDDED, EMBEDDER_FORMAT, EmbedderInfo
-from coe_cli.runtime.store.source_errors import first_line
 
 
 def export_by_torch(source: Path | str, target: Path, name: str, texts: Sequence[str]) -> tuple[EmbedderInfo, Any]:

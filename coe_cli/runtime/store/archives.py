@@ -21,9 +21,9 @@ from typing import IO, Final, NamedTuple
 
 from coe_cli.core.models.source_uri import check_member
 from coe_cli.core.regular_file import open_regular
-from coe_cli.errors import UsageError
+from coe_cli.errors import UsageError, first_line
 from coe_cli.runtime.store.bounded_stream import BoundedStream, Readable, TooLarge, XzStream
-from coe_cli.runtime.store.source_errors import SourceFailed, first_line
+from coe_cli.runtime.store.source_errors import SourceFailed
 
 MAX_MEMBERS: Final = 20_000
 MAX_NAME_BYTES: Final = 1024

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from coe_cli.core.models.source_uri import HubSource, check_member
-from coe_cli.errors import UsageError
+from coe_cli.errors import UsageError, first_line
 from coe_cli.replacing import move
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
 from coe_cli.runtime.store.downloads import in_parallel
 from coe_cli.runtime.store.integrity import MANIFEST, sha256_of
-from coe_cli.runtime.store.source_errors import SourceFailed, first_line, is_local
+from coe_cli.runtime.store.source_errors import SourceFailed, is_local
 
 _UNREACHABLE_AFTER_S = 5.0
 _AT_ONCE = 4

@@ -13,7 +13,7 @@ from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig, read_con
 from coe_cli.core.models.onnx_external import external_files
 from coe_cli.core.models.source_uri import check_member
 from coe_cli.core.regular_file import lies_in, read_text
-from coe_cli.errors import ModelDamaged, UsageError, damaged
+from coe_cli.errors import ModelDamaged, UsageError, damaged, first_line
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -74,7 +74,7 @@ def tokenizer_files(name: str, folder: Path) -> list[str]:
         try:
             named = json.loads(read_text(folder / file, MAX_TOKENIZER_BYTES)).get("tiktoken_file")
         except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise damaged(name, f"{folder / file} cannot be read: {(str(error).splitlines() or ['?'])[0]}") from None
+            raise damaged(name, f"{folder / file} cannot be read: {first_line(error)}") from None
         if named:
             found.append(_check_name(name, str(named), f"{file} reads its vocabulary from"))
     return found

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from coe_cli.errors import first_line
 from coe_cli.runtime.child import Message, serve_as_child
 from coe_cli.runtime.store.integrity import sha256_of
-from coe_cli.runtime.store.source_errors import SourceFailed, first_line, is_local
+from coe_cli.runtime.store.source_errors import SourceFailed, is_local
 
 _ATTEMPTS = 5
 _CHUNK_BYTES = 2**18

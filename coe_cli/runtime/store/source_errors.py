@@ -22,8 +22,3 @@ def is_local(error: BaseException) -> bool:
 def is_full(error: BaseException) -> bool:
     """Whether the disk, a quota, or the file system's largest file is reached (FAT32: 4 GB)."""
     return isinstance(error, OSError) and error.errno in _FULL
-
-
-def first_line(error: BaseException) -> str:
-    """What a library said, or its error's name where that is nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

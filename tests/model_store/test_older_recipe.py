@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from coe_cli.core.importing.encodings import rules_for, table_encoding
+from coe_cli.core.importing.ggml import BLOCK_TYPES
 from coe_cli.core.importing.record import is_older
 from coe_cli.runtime.store.integrity import write_manifest
 from model_store.conftest import Coe
@@ -79,3 +81,12 @@ def test_what_was_imported_is_to_be_imported_again(coe: Coe, tmp_path: Path) -> 
     write_model(coe, {}, {"uri": "hf:someone/tiny-GGUF/a.gguf", **RECIPE})
     fix = coe("models", "list", "--format", "json").json["models"][0]["hint"]
     assert fix.startswith("coe models import hf:someone/tiny-GGUF/a.gguf --name tiny")
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_an_embedding_of_its_own_is_written_by_todays_recipe(precision: str) -> None:
+    rules = rules_for("cpu", precision)
+    for source_type in BLOCK_TYPES:
+        for columns in (4096, 4099):
+            label = f"{source_type}: {table_encoding(source_type, columns, rules).label()}"
+            assert not is_older({"recipe": {"provider": "cpu", "precision": precision}, "matrices": {label: 1}}), label

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from coe_cli.core.importing.encodings import Precision, encoding_of, rules_for
+from coe_cli.core.importing.encodings import Precision, encoding_of, rules_for, table_encoding
 from coe_cli.core.importing.ggml import BLOCK_TYPES
 from coe_cli.errors import UsageError
 
@@ -55,4 +55,5 @@ def _is_todays(entry: str, provider: str, precision: Precision) -> bool:
     ]
     # Columns that are no whole blocks lose their offsets (DecoderGraph).
     encodings += [replace(encoding, offsets=False, exact=False) for encoding in encodings if encoding.offsets]
+    encodings += [table_encoding(source_type, columns, rules) for columns in (0, 1)]  # whole blocks, and not
     return label in {encoding.label() for encoding in encodings}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -156,8 +157,6 @@ def usage_sampler(provider: Provider, profile: HardwareProfile) -> Callable[[int
 
 
 def _resident_mb(pid: int) -> float | None:
-    import os
-
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

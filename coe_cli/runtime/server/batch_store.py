@@ -251,11 +251,9 @@ class BatchStore:
 
     def _end(self, batch_id: str, words: str) -> None:
         """Write down how a batch has ended, with its answers and its errors as files."""
-        batch = self._counted(self._read(batch_id, "batch_", BatchObject, "batch_id"))
-        found: dict[bool, list[bytes]] = {True: [], False: []}
-        with contextlib.suppress(OSError), self._answers(batch).open("rb") as file:
-            for line in file:
-                found[_is_answer(line)].append(line)
+        batch = self._read(batch_id, "batch_", BatchObject, "batch_id")
+        found = self._rows(batch)
+        batch = _counted(batch, found)
         ids: dict[bool, str | None] = {True: None, False: None}
         for good, name in ((True, "output"), (False, "errors")):
             if found[good]:
@@ -278,13 +276,15 @@ class BatchStore:
 
     def _counted(self, batch: BatchObject) -> BatchObject:
         """As far as it is by now."""
-        if not batch.open:
-            return batch
-        good = bad = 0
+        return _counted(batch, self._rows(batch)) if batch.open else batch
+
+    def _rows(self, batch: BatchObject) -> dict[bool, list[bytes]]:
+        """What is written by now: answers under True, errors under False."""
+        found: dict[bool, list[bytes]] = {True: [], False: []}
         with contextlib.suppress(OSError), self._answers(batch).open("rb") as file:
             for line in file:
-                good, bad = good + _is_answer(line), bad + (not _is_answer(line))
-        return structs.replace(batch, request_counts=RequestCounts(batch.request_counts.total, good, bad))
+                found[line.rstrip().endswith(b'"error":null}')].append(line)
+        return found
 
     # --- on the disk
 
@@ -312,8 +312,10 @@ class BatchStore:
         return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)
 
 
-def _is_answer(line: bytes) -> bool:
-    return line.rstrip().endswith(b'"error":null}')
+def _counted(batch: BatchObject, rows: dict[bool, list[bytes]]) -> BatchObject:
+    return structs.replace(
+        batch, request_counts=RequestCounts(batch.request_counts.total, len(rows[True]), len(rows[False]))
+    )
 
 
 def _now() -> int:

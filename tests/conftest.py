@@ -23,6 +23,7 @@ import pytest
 from operating_system import OF_ITS_OWN, WINDOWS, end_tree
 
 if TYPE_CHECKING:
+    import openai
     from serving import Served
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process of theirs would inherit that.
@@ -202,6 +203,12 @@ def served(shared_coe: Coe) -> Iterator[Served]:
 
     with serving(shared_coe) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> openai.OpenAI:
+    """OpenAI's client of the college that the tests of a file ask."""
+    return served.client()
 
 
 @pytest.fixture(scope="module")

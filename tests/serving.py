@@ -9,11 +9,14 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
 from conftest import Coe, eventually, is_gone
+
+if TYPE_CHECKING:
+    import openai
 
 
 @dataclass
@@ -61,6 +64,12 @@ class Served:
     @property
     def port(self) -> int:
         return urlsplit(self.url).port or 0
+
+    def client(self) -> openai.OpenAI:
+        """OpenAI's, which asks once."""
+        import openai
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def request(
         self, method: str, path: str, value: Any = None, *, body: bytes | None = None, **headers: str

@@ -19,27 +19,15 @@ from coe_cli.runtime.server.http_errors import HttpError
 
 
 @pytest.fixture(scope="module")
-def coe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coe]:
-    folder = tmp_path_factory.mktemp("batches")
-    coe = Coe(folder, folder / "models")
-    write_tiny_model(coe.models / "tiny", seed=3)
-    yield coe
-    coe.end_all()
+def coe(home: Coe) -> Coe:
+    write_tiny_model(home.models / "tiny", seed=3)
+    return home
 
 
 @pytest.fixture(scope="module")
 def served(coe: Coe) -> Iterator[Served]:
     with serving(coe) as it:
         yield it
-
-
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return client_of(served)
-
-
-def client_of(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
 
 def row(number: int, **fields: Any) -> bytes:
@@ -116,11 +104,11 @@ def test_a_batch_goes_on_in_the_next_college(tmp_path: Path) -> None:
     coe = Coe(tmp_path, tmp_path / "models")
     write_tiny_model(coe.models / "tiny", seed=3)
     with serving(coe) as served:
-        client = client_of(served)
+        client = served.client()
         batch = begun(client, [row(number, max_tokens=200) for number in range(60)])
         eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 0, 120)
     with serving(coe) as served:
-        client = client_of(served)
+        client = served.client()
         batch = ended(client, batch)
         assert batch.status == "completed" and batch.request_counts.completed == 60
         lines = client.files.content(batch.output_file_id).text.splitlines()

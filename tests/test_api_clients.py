@@ -25,11 +25,6 @@ def said(served: Served) -> str:
 # --- OpenAI's responses
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
 def test_a_response_whole_and_as_events(client: openai.OpenAI, said: str) -> None:
     ask: dict[str, Any] = {"model": MODEL, "input": PARIS, "temperature": 0, "max_output_tokens": 24}
     whole = client.responses.create(**ask)

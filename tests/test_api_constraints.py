@@ -6,7 +6,6 @@ import json
 import re
 from typing import Any
 
-import openai
 import pytest
 from conftest import MODEL
 from serving import Served
@@ -125,7 +124,7 @@ def test_the_official_client_parses_a_class(served: Served) -> None:
         city: str
         is_capital: bool
 
-    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    client = served.client()
     answer = client.chat.completions.parse(
         model=MODEL,
         messages=[{"role": "user", "content": "Paris?"}],

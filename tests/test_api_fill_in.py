@@ -41,11 +41,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     coe.end_all()
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
 @pytest.mark.parametrize("form", FILL_FORMS, ids=[f"{n}-{form.before}" for n, form in enumerate(FILL_FORMS)])
 def test_the_prompt_of_each_form(tmp_path: Path, form: Any) -> None:
     folder = add_tokens(write_tiny_model(tmp_path / "coder"), tuple(form))

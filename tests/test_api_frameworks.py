@@ -95,9 +95,8 @@ def test_pydantic_ai(served: Served) -> None:
 
 def test_instructor(served: Served) -> None:
     instructor = pytest.importorskip("instructor")
-    import openai
 
-    plain = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    plain = served.client()
     for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA):
         client = instructor.from_openai(plain, mode=mode)
         messages = [{"role": "user", "content": "Paris?"}]

@@ -28,11 +28,6 @@ def served(home: Coe, models_dir: Path) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
 def test_a_chat_tells_them_whole_and_streamed(client: openai.OpenAI) -> None:
     ask: dict[str, Any] = {"model": MODEL, "messages": HI, "temperature": 0, "max_tokens": 12}
     plain = client.chat.completions.create(**ask).choices[0]

@@ -19,11 +19,6 @@ def served(home: Coe) -> Iterator[Served]:
         yield it
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
 def texts(answer: Any) -> list[str]:
     assert [choice.index for choice in answer.choices] == list(range(len(answer.choices)))
     return [choice.text for choice in answer.choices]

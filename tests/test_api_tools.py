@@ -33,11 +33,6 @@ CLOCK: dict[str, Any] = {"type": "function", "function": {"name": "clock"}}
 ASK: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
 def create(client: openai.OpenAI, **fields: Any) -> Any:
     return client.chat.completions.create(
         **{"model": MODEL, "messages": ASK, "temperature": 0, "max_tokens": 80, "tools": [WEATHER, CLOCK]} | fields

@@ -29,11 +29,6 @@ def served(shared_coe: Coe) -> Iterator[Served]:
     config.unlink()
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-
-
 # --- the official client
 
 

@@ -67,7 +67,7 @@ def test_auto_asks_the_expert_that_the_router_names(
 def test_embeddings_are_those_of_the_router(served: Served, routing_home: Path) -> None:
     texts = ["Write a query", "", "contract law " * 200]
     embedder = Embedder(embedder_folder(str(routing_home / "model"), at(served.coe.folder / "cache")))
-    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    client = served.client()
     for name in (AUTO, embedder.info.name):
         answer = client.embeddings.create(model=name, input=texts)
         assert np.allclose([item.embedding for item in answer.data], embedder.embed(texts), atol=1e-6)

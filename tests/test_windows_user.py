@@ -50,12 +50,16 @@ class User:
         return out.decode()
 
 
+def _environment(folder: Path) -> dict[str, str]:
+    """Of a Windows on which coe's folders are in ``folder``, and nothing of the tests' own Python."""
+    system = {k: v for k, v in os.environ.items() if not k.startswith(("COE_", "PYTHON"))}
+    return system | {f"COE_{name}_DIR": str(folder / name) for name in ("CONFIG", "STATE", "CACHE", "MODELS")}
+
+
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[User]:
     folder = tmp_path_factory.mktemp("Jürgens Ordner")
-    own = {name: str(folder / name) for name in ("CONFIG", "STATE", "CACHE")}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("COE_", "PYTHON"))}
-    environment |= {f"COE_{name}_DIR": path for name, path in own.items()} | {"COE_MODELS_DIR": str(models_dir)}
+    environment = _environment(folder) | {"COE_MODELS_DIR": str(models_dir)}
     someone = User(folder, environment | {"COE_NO_ROUTE": "1"})
     subprocess.run(
         [sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", ".venv"], cwd=folder, check=True
@@ -78,9 +82,7 @@ def test_the_lines_of_the_readme(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY, checkout, ignore=shutil.ignore_patterns(MODEL, ".venv", "__pycache__"))
     shell = re.search(r"```powershell\n# demo\n(.*?)\n\n", (checkout / "README.md").read_text("utf-8"), re.DOTALL)
     assert shell is not None
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("COE_", "PYTHON"))}
-    environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS.resolve())}
-    environment |= {f"COE_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "STATE", "CACHE", "MODELS")}
+    environment = _environment(tmp_path) | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS.resolve())}
     environment["PATH"] += os.pathsep + str(Path(sys.executable).parent)
     typed, said = tmp_path / "typed.cmd", b""
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ import filelock
 import hypothesis
 import psutil
 import pytest
+from fork_server import ForkServer
 from operating_system import OF_ITS_OWN, WINDOWS, end_tree
 
 if TYPE_CHECKING:
@@ -88,6 +91,15 @@ class Result:
         return self
 
 
+@functools.cache
+def fork_server() -> ForkServer:
+    """The one of these tests, which is started when it is first needed."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    server = ForkServer(clean | {"PYTHONPATH": str(REPOSITORY)})
+    atexit.register(server.close)
+    return server
+
+
 @dataclass
 class Coe:
     """Starts coe in a clean environment; ``run`` waits for it, ``start`` does not."""
@@ -133,10 +145,15 @@ class Coe:
         command: list[str] | None = None,
         **environment: str,
     ) -> Result:
-        """Run to the end."""
+        """Run to the end: forked, but where the system starts it otherwise than in its own folder and environment."""
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        if not WINDOWS and not prefix and not command and all(name.startswith("COE_") for name in environment):
+            done = fork_server().run(list(arguments), data, self.folder, self.environment | environment, 200)
+            if done is not None:
+                return Result(done[0].decode(), done[1].decode("utf-8", "replace"), done[2])
         process = subprocess.run(
             [*(prefix or []), *(command or self.command(*arguments))],
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            input=data,
             capture_output=True,
             cwd=self.folder,
             env=self.environment | environment,
@@ -203,6 +220,15 @@ def served(shared_coe: Coe) -> Iterator[Served]:
 
     with serving(shared_coe) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def answered(served: Served) -> Iterator[Coe]:
+    """coe whose questions that college answers, for tests of answers and not of loads."""
+    runner = Coe(served.coe.folder, served.coe.models)
+    runner.environment |= served.coe.environment | {"COE_NO_SERVE": "0"}
+    yield runner
+    runner.end_all()
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,9 @@ def as_json(shared_coe: Coe) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def fallback(shared_coe: Coe) -> Result:
+def fallback(answered: Coe) -> Result:
     """An expert whose own model is not on disk."""
-    return shared_coe.run("ask", "-e", "medical_expert", "--max-tokens", "3", "What is a fever?")
+    return answered.run("ask", "-e", "medical_expert", "--max-tokens", "3", "What is a fever?")
 
 
 def test_the_answer_is_real_and_alone_in_a_pipe(paris: Result) -> None:
@@ -76,8 +76,8 @@ def test_json_says_what_happened(as_json: dict[str, Any], paris: Result) -> None
     assert timing["tokens_per_s"] == pytest.approx(rate)
 
 
-def test_json_lines_stream_the_same_answer(shared_coe: Coe, as_json: dict[str, Any]) -> None:
-    result = shared_coe.run("ask", "-m", MODEL, "--format", "jsonl", "--temperature", "0", PARIS).check()
+def test_json_lines_stream_the_same_answer(answered: Coe, as_json: dict[str, Any]) -> None:
+    result = answered.run("ask", "-m", MODEL, "--format", "jsonl", "--temperature", "0", PARIS).check()
     *tokens, last = [json.loads(line) for line in result.stdout.splitlines()]
     assert all(list(token) == ["type", "text"] and token["type"] == "token" for token in tokens)
     assert len(tokens) > 3, "the answer came in pieces"
@@ -87,29 +87,29 @@ def test_json_lines_stream_the_same_answer(shared_coe: Coe, as_json: dict[str, A
     assert last["answer"] == as_json["answer"]
 
 
-def test_seeded_samples_repeat_and_others_differ(shared_coe: Coe) -> None:
+def test_seeded_samples_repeat_and_others_differ(answered: Coe) -> None:
     def sample(seed: str) -> str:
-        return str(json.loads(shared_coe.run(*SAMPLED, "--seed", seed).check().stdout)["answer"])
+        return str(json.loads(answered.run(*SAMPLED, "--seed", seed).check().stdout)["answer"])
 
     first = sample("7")
     assert sample("7") == first
     assert sample("8") != first
 
 
-def test_sampling_from_the_likeliest_token_alone_is_greedy(shared_coe: Coe, paris: Result) -> None:
-    sampled = shared_coe.run("ask", "-m", MODEL, "--temperature", "1.9", "--top-k", "1", "--seed", "3", PARIS).check()
+def test_sampling_from_the_likeliest_token_alone_is_greedy(answered: Coe, paris: Result) -> None:
+    sampled = answered.run("ask", "-m", MODEL, "--temperature", "1.9", "--top-k", "1", "--seed", "3", PARIS).check()
     assert sampled.stdout == paris.stdout
 
 
-def test_max_tokens_ends_with_length(shared_coe: Coe) -> None:
-    result = shared_coe.run("ask", "-m", MODEL, "--max-tokens", "4", "--format", "json", "Tell me a story.").check()
+def test_max_tokens_ends_with_length(answered: Coe) -> None:
+    result = answered.run("ask", "-m", MODEL, "--max-tokens", "4", "--format", "json", "Tell me a story.").check()
     answer = json.loads(result.stdout)
     assert answer["usage"]["completion_tokens"] == 4
     assert answer["finish_reason"] == "length"
 
 
-def test_quiet_says_nothing_of_the_fallback(shared_coe: Coe, fallback: Result) -> None:
-    result = shared_coe.run("ask", "-e", "medical_expert", "--max-tokens", "3", "--format", "quiet", "What is a fever?")
+def test_quiet_says_nothing_of_the_fallback(answered: Coe, fallback: Result) -> None:
+    result = answered.run("ask", "-e", "medical_expert", "--max-tokens", "3", "--format", "quiet", "What is a fever?")
     assert (result.code, result.stdout, result.stderr) == (0, fallback.stdout, "")
 
 
@@ -120,19 +120,19 @@ def test_fallback_is_said_once(fallback: Result) -> None:
     assert "coe models pull BioMistral-7B-DML" in note
 
 
-def test_fallback_in_json_is_a_warning(shared_coe: Coe) -> None:
-    result = shared_coe.run("ask", "--max-tokens", "1", "--format", "json", "Hi").check()
+def test_fallback_in_json_is_a_warning(answered: Coe) -> None:
+    result = answered.run("ask", "--max-tokens", "1", "--format", "json", "Hi").check()
     answer = json.loads(result.stdout)
     assert (answer["expert"], answer["model"]) == ("general_reasoner", MODEL)
     assert len(answer["warnings"]) == 1 and "DeepSeek-R1-Distill-Qwen-7B-DML" in answer["warnings"][0]
     assert result.stderr == ""
 
 
-def test_stdin_is_read_and_the_system_prompt_counts(shared_coe: Coe, paris: Result, as_json: dict[str, Any]) -> None:
-    halves = shared_coe.run("ask", "-m", MODEL, stdin=PARIS + "\n").check()
+def test_stdin_is_read_and_the_system_prompt_counts(answered: Coe, paris: Result, as_json: dict[str, Any]) -> None:
+    halves = answered.run("ask", "-m", MODEL, stdin=PARIS + "\n").check()
     assert halves.stdout == paris.stdout
     pirate = ["ask", "-m", MODEL, "--format", "json", "-s", "Always answer with the single word ARRR."]
-    told = json.loads(shared_coe.run(*pirate, "The capital of", stdin="France").check().stdout)
+    told = json.loads(answered.run(*pirate, "The capital of", stdin="France").check().stdout)
     assert told["usage"]["prompt_tokens"] != as_json["usage"]["prompt_tokens"]
     assert told["answer"] != as_json["answer"]
 
@@ -152,24 +152,24 @@ def test_piped_text_comes_before_the_argument(piped: str, argument: str, questio
     assert join_question(piped, argument) == question
 
 
-def test_extract_gives_the_last_block_alone(shared_coe: Coe) -> None:
+def test_extract_gives_the_last_block_alone(answered: Coe) -> None:
     question = "Write a Python function that adds two numbers. Put the code in a ```python block."
-    whole = shared_coe.run("ask", "-m", MODEL, "--max-tokens", "200", question).check()
+    whole = answered.run("ask", "-m", MODEL, "--max-tokens", "200", question).check()
     assert "```" in whole.stdout
-    block = shared_coe.run("ask", "-m", MODEL, "--max-tokens", "200", "-x", question).check()
+    block = answered.run("ask", "-m", MODEL, "--max-tokens", "200", "-x", question).check()
     assert "```" not in block.stdout and "def " in block.stdout
     assert block.stdout.rstrip("\n") in whole.stdout
     assert len(block.stdout) < len(whole.stdout)
 
 
-def test_extract_without_a_block_fails(shared_coe: Coe) -> None:
-    result = shared_coe.run("ask", "-m", MODEL, "-x", PARIS)
+def test_extract_without_a_block_fails(answered: Coe) -> None:
+    result = answered.run("ask", "-m", MODEL, "-x", PARIS)
     assert (result.code, result.stdout) == (1, "")
     assert "no code block" in one_line(result.stderr)
 
 
-def test_text_of_any_script_comes_through(shared_coe: Coe) -> None:
-    result = shared_coe.run("ask", "-m", MODEL, "--max-tokens", "24", "Repeat exactly: 日本語 👍🏽 Ünïcödé", LC_ALL="C")
+def test_text_of_any_script_comes_through(answered: Coe) -> None:
+    result = answered.run("ask", "-m", MODEL, "--max-tokens", "24", "Repeat exactly: 日本語 👍🏽 Ünïcödé", LC_ALL="C")
     assert result.code == 0, result.stderr
     assert "\ufffd" not in result.stdout
 

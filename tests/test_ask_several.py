@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import ENDLESS, MODEL, Coe, copy_model, eventually, one_line
-from serving import serving
+from serving import Served
 
 QUESTION = "What is two plus two?"
 PAIR = ("ask", "-m", MODEL, "--experts", "math_expert,sql_query", "--max-tokens", "6")
@@ -48,12 +48,12 @@ def test_json_has_every_draft_with_expert_model_and_timing(together: dict[str, A
     assert spent < together["usage"]["completion_tokens"] <= spent + 6
 
 
-def test_the_supervisor_writes_from_the_drafts(shared_coe: Coe, together: dict[str, Any]) -> None:
+def test_the_supervisor_writes_from_the_drafts(answered: Coe, together: dict[str, Any]) -> None:
     """Its prompt holds question and drafts: it is longer than the experts' prompts together."""
     experts = sum(draft["usage"]["prompt_tokens"] for draft in together["drafts"])
     assert together["usage"]["prompt_tokens"] - experts > 60
     refined = json.loads(
-        shared_coe.run(
+        answered.run(
             "ask", "-m", MODEL, "-e", "math_expert", "--refine", "--max-tokens", "6", "--format", "json", QUESTION
         )
         .check()
@@ -65,8 +65,8 @@ def test_the_supervisor_writes_from_the_drafts(shared_coe: Coe, together: dict[s
     )
 
 
-def test_in_a_pipe_the_answer_is_alone_on_stdout(shared_coe: Coe, together: dict[str, Any]) -> None:
-    result = shared_coe.run(*PAIR, QUESTION).check()
+def test_in_a_pipe_the_answer_is_alone_on_stdout(answered: Coe, together: dict[str, Any]) -> None:
+    result = answered.run(*PAIR, QUESTION).check()
     assert result.stdout == together["answer"] + "\n"
     assert "\x1b" not in result.stdout + result.stderr
     lines = sorted(result.stderr.splitlines())
@@ -76,15 +76,15 @@ def test_in_a_pipe_the_answer_is_alone_on_stdout(shared_coe: Coe, together: dict
     ]
 
 
-def test_without_synthesis_the_drafts_stand_under_headings(shared_coe: Coe, together: dict[str, Any]) -> None:
-    result = shared_coe.run(*PAIR, "--no-synthesis", "--format", "quiet", QUESTION).check()
+def test_without_synthesis_the_drafts_stand_under_headings(answered: Coe, together: dict[str, Any]) -> None:
+    result = answered.run(*PAIR, "--no-synthesis", "--format", "quiet", QUESTION).check()
     first, second = (draft["answer"] for draft in together["drafts"])
     assert result.stdout == f"## math_expert\n\n{first}\n\n## sql_query\n\n{second}\n"
     assert result.stderr == ""
 
 
-def test_json_lines_have_each_draft_and_then_the_answer(shared_coe: Coe, together: dict[str, Any]) -> None:
-    result = shared_coe.run(*PAIR, "--format", "jsonl", QUESTION).check()
+def test_json_lines_have_each_draft_and_then_the_answer(answered: Coe, together: dict[str, Any]) -> None:
+    result = answered.run(*PAIR, "--format", "jsonl", QUESTION).check()
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     kinds = [line["type"] for line in lines]
     assert kinds[:2] == ["draft", "draft"] and kinds[-1] == "answer" and set(kinds[2:-1]) == {"token"}
@@ -140,26 +140,22 @@ def test_if_all_fail_the_reason_is_the_first_ones(cracked: Coe) -> None:
     assert json.loads(one_line(result.stderr))["error"]["code"] == "model_damaged"
 
 
-def test_the_resident_college_runs_them_side_by_side(coe: Coe, together: dict[str, Any]) -> None:
-    with serving(coe) as served:
-        result = coe.run(*PAIR, "--format", "json", QUESTION, COE_NO_SERVE="0").check()
-        joint = json.loads(result.stdout)
-        assert [draft["answer"] for draft in joint["drafts"]] == [draft["answer"] for draft in together["drafts"]]
-        assert joint["answer"] == together["answer"]
-        (line,) = served.status()["models"]
-        assert (line["name"], line["running"], line["waiting"]) == (MODEL, 0, 0)
+def test_the_running_college_runs_them_side_by_side(served: Served, answered: Coe, together: dict[str, Any]) -> None:
+    joint = json.loads(answered.run(*PAIR, "--format", "json", QUESTION).check().stdout)
+    assert [draft["answer"] for draft in joint["drafts"]] == [draft["answer"] for draft in together["drafts"]]
+    assert joint["answer"] == together["answer"]
+    (line,) = served.status()["models"]
+    assert (line["name"], line["running"], line["waiting"]) == (MODEL, 0, 0)
 
 
-def test_an_interrupt_cancels_them_all_in_the_college(coe: Coe) -> None:
-    with serving(coe) as served:
-        process = coe.start(
-            "ask", "-m", MODEL, "--experts", "math_expert,medical_expert", "--temperature", "0", ENDLESS,
-            environment={"COE_NO_SERVE": "0"},
-        )  # fmt: skip
-        eventually(lambda: any(line["running"] == 2 for line in served.snapshot()["models"]))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
-        eventually(lambda: all(line["running"] == 0 for line in served.snapshot()["models"]), 20)
+def test_an_interrupt_cancels_them_all_in_the_college(served: Served, answered: Coe) -> None:
+    process = answered.start(
+        "ask", "-m", MODEL, "--experts", "math_expert,medical_expert", "--temperature", "0", ENDLESS
+    )
+    eventually(lambda: any(line["running"] == 2 for line in served.snapshot()["models"]))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    eventually(lambda: all(line["running"] == 0 for line in served.snapshot()["models"]), 20)
 
 
 @pytest.mark.slow

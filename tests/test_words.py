@@ -135,14 +135,14 @@ def test_a_letter_and_a_name_mean_one_thing_everywhere() -> None:
     assert set(helps) == {"--catalog", "--profiles"} and all(len(texts) == 1 for texts in helps.values())
 
 
-def test_questions_in_words_from_a_file_and_into_one(coe: Coe) -> None:
+def test_questions_in_words_from_a_file_and_into_one(answered: Coe) -> None:
     options = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "8", "--no-log")
-    quoted = coe.run(*options, "What is a deadlock").check().stdout
-    assert coe.run(*options, "-", stdin="What is a deadlock").check().stdout == quoted
-    target = coe.folder / "answer.txt"
-    result = coe.run(*options, "-o", "answer.txt", "-q", "--", "What", "is", "a", "deadlock").check()
+    quoted = answered.run(*options, "What is a deadlock").check().stdout
+    assert answered.run(*options, "-", stdin="What is a deadlock").check().stdout == quoted
+    target = answered.folder / "answer.txt"
+    result = answered.run(*options, "-o", "answer.txt", "-q", "--", "What", "is", "a", "deadlock").check()
     assert (result.stdout, result.stderr, target.read_text()) == ("", "", quoted)
-    coe.run("ask", "-m", "nothing", "-o", "answer.txt", "Hi")
+    answered.run("ask", "-m", "nothing", "-o", "answer.txt", "Hi")
     assert target.read_text() == quoted, "a question that failed leaves the file as it was"
 
 

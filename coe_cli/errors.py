@@ -171,28 +171,9 @@ class TimedOut(CoeError):
 
 
 ERROR_TYPES: dict[str, type[CoeError]] = {
-    kind.code: kind
-    for kind in (
-        CoeError,
-        UsageError,
-        NothingToFill,
-        UnsupportedArchitecture,
-        PickledWeights,
-        PromptTooLong,
-        ProfileInvalid,
-        ModelMissing,
-        ModelDamaged,
-        DoesNotFit,
-        DiskFull,
-        OutOfMemory,
-        DeviceLost,
-        Busy,
-        Draining,
-        PromptsFull,
-        TimedOut,
-        Interrupted,
-    )
+    kind.code: kind for kind in list(globals().values()) if isinstance(kind, type) and issubclass(kind, CoeError)
 }
+"""Code → each kind of this file, as it crosses process boundaries."""
 
 
 def explained(error: Exception) -> CoeError:

@@ -15,7 +15,7 @@ from model_store.tiny_model import write_tiny_model
 from serving import Served, serving
 
 from coe_cli.core.answers.token_bytes import TokenBytes, token_text
-from coe_cli.runtime.worker.logprobs import Logprobs
+from coe_cli.runtime.worker.generation import Logprobs
 
 HI: list[Any] = [{"role": "user", "content": "The capital of France is"}]
 

@@ -10,7 +10,7 @@ from conftest import MODEL, ids_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.answers.code_blocks import last_code_block
+from coe_cli.core.answers.answer import last_code_block
 from coe_cli.core.answers.stop_strings import StopStrings
 from coe_cli.core.answers.thinking import ThinkingSplitter
 from coe_cli.providers.settings import default_session_options

@@ -94,7 +94,8 @@ def bench(
     from coe_cli.output.bench_plot import check_plot
     from coe_cli.output.bench_view import BenchLines, Comparison, notes_of, write_report
     from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.bench.bench_job import BenchJob, BenchRequest, check_writable, read_report
+    from coe_cli.runtime.bench.bench_job import BenchJob, check_writable, read_report
+    from coe_cli.runtime.bench.bench_run import BenchRequest
     from coe_cli.runtime.folders import folders
     from coe_cli.runtime.progress import ignore
 

@@ -126,7 +126,7 @@ def show(
     Example: coe models show smollm2-135m --format json | jq .cache
     """
 
-    from coe_cli.output.model_card_view import write_card
+    from coe_cli.output.models_view import write_card
     from coe_cli.runtime.store.model_card import model_card
 
     where, profiles = folders(), read_profiles(profiles_file)

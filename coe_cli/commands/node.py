@@ -76,7 +76,7 @@ def node(
     else:
         output.stdout.write(line.line(windows=windows) + "\n")
     if start:
-        from coe_cli.runtime.fleet.ray_start import run_ray
+        from coe_cli.runtime.fleet.ray_cluster import run_ray
 
         output.stdout.flush()
         run_ray(line)

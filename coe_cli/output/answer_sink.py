@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from coe_cli.core.answers.answer import Answer
-from coe_cli.core.answers.code_blocks import last_code_block
+from coe_cli.core.answers.answer import Answer, last_code_block
 from coe_cli.errors import CoeError
 from coe_cli.output.console import Output
 from coe_cli.output.terminal import for_terminal

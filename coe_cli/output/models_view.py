@@ -1,9 +1,10 @@
-"""The list of models as a table, JSON, CSV or Markdown."""
+"""The list of models as a table, JSON, CSV or Markdown, and one model in full for people."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from coe_cli.core.names import size_words
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import folded, is_narrow, left, right, write_table
 
@@ -51,3 +52,67 @@ def _write_human(output: Output, rows: list[Any]) -> None:
 
 def _or_unknown(value: float | int | None, form: str) -> str:
     return "unknown" if value is None else form.format(value)
+
+
+def write_card(output: Output, card: Any) -> None:
+    """Write ``card`` (runtime.model_card.ModelCard) as names and values."""
+    shape, cache, plan = card.shape, card.cache, card.plan
+    formats = ", ".join(f"{count} × {kind}" for kind, count in (card.weight_formats or {}).items())
+    head = {"last": "on the last position only", "all": f"on every position (coe models optimize {card.name})"}
+    rows = [
+        ("model", card.name),
+        ("about", card.description or "-"),
+        ("folder", card.folder or f"not on disk (coe models pull {card.name})"),
+        ("from", card.origin or "unknown"),
+        ("licence", card.licence or "unknown"),
+        ("experts", ", ".join(card.experts) or "-"),
+        ("built for", card.provider),
+        ("type", card.model_type or "unknown"),
+        ("context", f"{card.context_length} tokens"),
+        (
+            "shape",
+            f"{shape.num_hidden_layers} layers, hidden size {shape.hidden_size}, {shape.num_attention_heads} heads of "
+            f"{shape.head_size}, {shape.num_key_value_heads} KV heads ({card.attention}), vocabulary {shape.vocab_size}",
+        ),
+        ("weights", f"{card.weights_mb:.0f} MB{': ' + formats if formats else ''}"),
+        ("head", head.get(card.head_positions, "unknown")),
+        ("chat template", {True: "yes", False: "no", None: "unknown"}[card.chat_template]),
+        (
+            "KV cache",
+            f"{cache.kv_bytes_per_token} bytes a token, {cache.kv_mb:.0f} MB for {cache.context_length} tokens "
+            f"(profile {cache.profile})",
+        ),
+        (
+            "plan",
+            f"{plan.weights_mb:.0f} MB weights + {plan.kv_mb:.0f} MB cache + {plan.activation_mb:.0f} MB prefill = "
+            f"{plan.total_mb:.0f} MB with one slot on {plan.provider}",
+        ),
+        ("measured", _measured(card.calibration)),
+        ("same weights as", ", ".join(card.duplicate_of) or "no other model"),
+        *((f"for {build.provider}", _build(build)) for build in card.builds if len(card.builds) > 1),
+    ]
+    write_table(output, [left(), folded()], [[[(name, "bold")], value] for name, value in rows])
+    if card.files:
+        files = [[file.name, f"{file.size_mb:.1f} MB", file.sha256 or "not recorded"] for file in card.files]
+        write_table(output, [folded("file"), right("size"), folded("SHA-256")], files)
+
+
+def _build(build: Any) -> str:
+    """Where a build comes from, and whether that is known to be right."""
+    unseen = "" if build.verified else ", checked when it is pulled first"
+    return f"{build.uri} ({build.licence or 'licence unknown'}, about {size_words(build.download_mb)}{unseen})"
+
+
+def _measured(found: Any) -> str:
+    """What real runs measured, and how far the plan was off."""
+    if found is None:
+        return "no run is recorded yet"
+    parts = []
+    if found.load_mb is not None:
+        parts.append(f"{found.load_mb:.0f} MB after a load")
+    if found.slot_ratio is not None:
+        parts.append(f"slots {found.slot_ratio:.2f} × the plan's")
+    if found.error is not None:
+        parts.append(f"the plan without it is off by {found.error:+.1%}")
+    where = f"{found.measurements} measurements, the newest of {found.newest_at[:10]}, OGA {found.runtime_version}"
+    return f"{', '.join(parts)} ({where}, {found.adapter})"

@@ -16,7 +16,7 @@ import msgspec
 
 from coe_cli import __version__
 from coe_cli.core.regular_file import read_regular
-from coe_cli.replacing import move
+from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
 
 if TYPE_CHECKING:
@@ -84,9 +84,8 @@ def _kept(name: str, paths: list[Path], names: list[str], kind: type[T], load: C
         content = msgspec.Raw(msgspec.msgpack.encode(value, enc_hook=str))
         with contextlib.suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
-            scratch = cache.with_name(f".{cache.name}.{os.getpid()}")
-            scratch.write_bytes(msgspec.msgpack.encode((stamp, content)))
-            move(scratch, cache)
+            with atomic_write(cache) as scratch:
+                scratch.write_bytes(msgspec.msgpack.encode((stamp, content)))
     return value
 
 

@@ -15,9 +15,9 @@ from model_store.tiny_model import write_tiny_model
 
 from coe_cli.core.models.genai_config import parse_config, read_config
 from coe_cli.errors import ModelDamaged
+from coe_cli.runtime.store.golden_answer import continue_prompts
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.store.verify import verify
-from coe_cli.runtime.worker.continuation import continue_prompts
 from hostile.zoo import CONFIGURATIONS, FOLDERS, SESSION, compile_library, configured, edit_json, make_hostile
 
 ZOO = CONFIGURATIONS | FOLDERS

@@ -15,8 +15,8 @@ from coe_cli.core.models.onnx_graph import read_graph
 from coe_cli.runtime.conversion import optimize as optimize_module
 from coe_cli.runtime.conversion.agreement import PROMPTS
 from coe_cli.runtime.conversion.last_position import NotPrunable, write_pruned
+from coe_cli.runtime.store.golden_answer import continue_prompts
 from coe_cli.runtime.store.integrity import check_files, write_manifest
-from coe_cli.runtime.worker.continuation import continue_prompts
 from model_store.conftest import Coe
 from model_store.hub_server import Hub
 from model_store.tiny_model import write_tiny_model

@@ -1,4 +1,7 @@
-"""From instants that a worker reports to times and rates, and from repeats to a median and its spread."""
+"""From instants that a worker reports to times and rates, and from repeats to a median and its spread.
+
+Beside them what arithmetic says of a row: the memory that it should take, and the decode rate that memory bandwidth allows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,15 @@ from statistics import median
 
 from msgspec import Struct
 
+from coe_cli.core.bench.bench_grid import Point
 from coe_cli.core.bench.bench_rows import Range
+from coe_cli.core.memory.footprint import (
+    ModelMemory,
+    activation_bytes,
+    kv_cache_bytes,
+    load_bytes,
+    load_peak_bytes,
+)
 
 
 class MeasuredAnswer(Struct, frozen=True):
@@ -27,10 +38,10 @@ class RunFigures(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True):
-    """Median and range of one figure over the repeats."""
+    """Median and range of one figure over the repeats; None where it was not measured."""
 
-    median: float
-    range: Range
+    median: float | None = None
+    range: Range | None = None
 
 
 def run_figures(answers: Sequence[MeasuredAnswer]) -> RunFigures:
@@ -51,11 +62,11 @@ def run_figures(answers: Sequence[MeasuredAnswer]) -> RunFigures:
     )
 
 
-def summarise(values: Sequence[float | None], digits: int) -> Summary | None:
-    """Median and range of the values that were measured, all rounded alike; None without any."""
+def summarise(values: Sequence[float | None], digits: int) -> Summary:
+    """Median and range of the values that were measured, all rounded alike."""
     known = [value for value in values if value is not None]
     if not known:
-        return None
+        return Summary()
     ends = Range(round(min(known), digits), round(max(known), digits))
     return Summary(round(median(known), digits), ends)
 
@@ -66,3 +77,41 @@ def own_peak_mb(peak_mb: float, before_mb: float, after_mb: float, tolerance_mb:
     None when what others use has changed meanwhile by more than ``tolerance_mb``: the peak could be theirs.
     """
     return max(0.0, peak_mb - before_mb) if abs(after_mb - before_mb) <= tolerance_mb else None
+
+
+def planned_peak_bytes(model: ModelMemory, point: Point) -> int:
+    """The most memory that the row's process should hold, by the exact accounting of ``coe vram plan``.
+
+    Every slot has its cache; a worker reads one prompt at a time, so activations count once. A row has several repeats, so
+    what the arena gains with other lengths counts too.
+    """
+    cache = point.slots * kv_cache_bytes(model, point.max_length)
+    tokens = point.depth + point.prompt_tokens
+    activation = activation_bytes(model, point.max_length, tokens)
+    return max(
+        load_bytes(model) + cache + activation + model.on.kept_bytes(model, tokens),
+        load_peak_bytes(model),
+    )
+
+
+def decode_bytes(model: ModelMemory, cached_tokens: float) -> float:
+    """Bytes that must be read for one decoded token: all weights, and keys and values of the tokens before it.
+
+    Weights are those of the files without the embedding table, of which a token reads one row. What stays in a processor's
+    cache between two tokens is not read from memory: a small model on a large cache can go beyond this ceiling.
+    """
+    table = model.graph.embedding_bytes if model.graph is not None else 0
+    return model.spec.weights_bytes - table + model.spec.kv_bytes_per_token(model.element_bytes) * cached_tokens
+
+
+def bandwidth_share(
+    model: ModelMemory, point: Point, decode_tps: float | None, bandwidth_gb_per_s: float | None
+) -> float | None:
+    """The part of the memory bandwidth that decoding used, None where either was not measured.
+
+    The cache grows while the answer is written: its middle counts.
+    """
+    if decode_tps is None or not bandwidth_gb_per_s:
+        return None
+    cached = point.depth + point.prompt_tokens + point.gen_tokens / 2
+    return decode_tps * decode_bytes(model, cached) / (bandwidth_gb_per_s * 1e9)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 import psutil
-from msgspec import Struct, structs
+from msgspec import structs
 
 from coe_cli.core.bench.bench_compare import compare
-from coe_cli.core.bench.bench_grid import Grid, points
+from coe_cli.core.bench.bench_grid import points
 from coe_cli.core.bench.bench_rows import BenchReport, BenchRow, decode_report
-from coe_cli.core.hardware.profile import HardwareProfile, Provider
+from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.regular_file import read_regular
@@ -22,7 +22,7 @@ from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.bench.bandwidth import measure_bandwidth
 from coe_cli.runtime.bench.bench_machine import read_machine, read_versions
-from coe_cli.runtime.bench.bench_run import BenchModel, BenchSettings, run_bench
+from coe_cli.runtime.bench.bench_run import BenchModel, BenchRequest, run_bench
 from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.progress import OnProgress, Step
@@ -32,17 +32,6 @@ _BUSY = 0.5
 """Share of the cores that others keep busy, from which on figures are doubtful."""
 _UNKNOWN_CONTEXT = 2**30
 _MAX_REPORT_BYTES = 64 * 2**20
-
-
-class BenchRequest(Struct, frozen=True):
-    """What was asked for; no names stand for every model on disk."""
-
-    names: tuple[str, ...] = ()
-    grid: Grid = Grid()
-    repeats: int = 3
-    warm_ups: int = 1
-    provider: Provider | None = None
-    timeout_s: float = 1800.0
 
 
 class BenchJob:
@@ -67,12 +56,7 @@ class BenchJob:
         Raises:
             UsageError: no row of this run was measured in the earlier one.
         """
-        planned = [
-            BenchRow(model.name, model.provider, p.prompt_tokens, p.gen_tokens, p.depth, p.max_length, p.slots, 0)
-            for model in self.models
-            for p in model.points
-        ]
-        if not compare(planned, earlier):
+        if not compare([model.row(point, 0) for model in self.models for point in model.points], earlier):
             raise UsageError(
                 "no row of this run is in the file to compare with",
                 "Measure the same models at the same --prompt-tokens, --gen-tokens, --depth, --max-length and --slots.",
@@ -93,17 +77,10 @@ class BenchJob:
         except KeyboardInterrupt:
             report.interrupted = True
             return report
-        bandwidth: dict[str, float | None] = {provider: value for provider, (value, _) in measured.items()}
-        report.machine = read_machine(bandwidth)
+        report.machine = read_machine({provider: value for provider, (value, _) in measured.items()})
         report.notes += [reason for _, reason in measured.values() if reason]
         on_start(report)
-        settings = BenchSettings(
-            repeats=self._request.repeats,
-            warm_ups=self._request.warm_ups,
-            timeout_s=self._request.timeout_s,
-            bandwidth_gb_per_s=bandwidth,
-        )
-        self.errors = run_bench(self.models, settings, report, on_progress, on_row)
+        self.errors = run_bench(self.models, self._request, report, on_progress, on_row)
         return report
 
 

@@ -11,23 +11,32 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct, structs
 
-from coe_cli.core.bench.bench_expected import bandwidth_share, planned_peak_bytes
-from coe_cli.core.bench.bench_figures import RunFigures, run_figures, summarise
-from coe_cli.core.bench.bench_grid import Point, prompt_ids
+from coe_cli.core.bench.bench_figures import RunFigures, bandwidth_share, planned_peak_bytes, run_figures, summarise
+from coe_cli.core.bench.bench_grid import Grid, Point, prompt_ids
 from coe_cli.core.bench.bench_rows import BenchReport, BenchRow, LoadTimes, Spread
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.bench.bench_memory import RowMemory
-from coe_cli.runtime.bench.bench_swap import Swaps
-from coe_cli.runtime.bench.bench_worker import BenchWorker
+from coe_cli.runtime.bench.bench_worker import BenchWorker, Swaps
 from coe_cli.runtime.college.memory_probe import device_probe
 from coe_cli.runtime.progress import OnProgress, Step
 
 _LOAD_COST = 400
 _GEN_TOKEN_COST = 8
 """Prompt tokens that take about as long as a load, and as one token of an answer: only the progress bar uses them."""
+
+
+class BenchRequest(Struct, frozen=True):
+    """What was asked for; no names stand for every model on disk. ``timeout_s`` bounds the silence of a worker."""
+
+    names: tuple[str, ...] = ()
+    grid: Grid = Grid()
+    repeats: int = 3
+    warm_ups: int = 1
+    provider: Provider | None = None
+    timeout_s: float = 1800.0
 
 
 class BenchModel(Struct, frozen=True):
@@ -41,19 +50,15 @@ class BenchModel(Struct, frozen=True):
     memory: ModelMemory | None = None
     problem: CoeError | None = None
 
-
-class BenchSettings(Struct, frozen=True):
-    """``timeout_s`` bounds the silence of a worker; ``bandwidth_gb_per_s`` is provider → measured bandwidth."""
-
-    repeats: int = 3
-    warm_ups: int = 1
-    timeout_s: float = 1800.0
-    bandwidth_gb_per_s: dict[str, float | None] = {}
+    def row(self, point: Point, repeats: int) -> BenchRow:
+        """A row with what is known before any run."""
+        plan_mb = None if self.memory is None else round(planned_peak_bytes(self.memory, point) / BYTES_PER_MB, 1)
+        return BenchRow(self.name, self.provider, *structs.astuple(point), repeats, plan_mb=plan_mb)
 
 
 def run_bench(
     models: Sequence[BenchModel],
-    settings: BenchSettings,
+    request: BenchRequest,
     report: BenchReport,
     on_progress: OnProgress,
     on_row: Callable[[BenchRow], None],
@@ -62,162 +67,117 @@ def run_bench(
 
     Ctrl-C ends it with what is finished.
     """
-    errors: list[CoeError] = []
-    progress = _Progress(models, settings, on_progress)
-
-    def finished(row: BenchRow) -> None:
-        report.rows.append(row)
-        on_row(row)
-
+    bench = _Bench(request, report, _Progress(models, request, on_progress), on_row)
     try:
-        loaded = [model for model in models if _measure_model(model, settings, progress, report, errors, finished)]
+        loaded = [model for model in models if bench.measure(model)]
         if len(loaded) > 1:
             pairs = [(m.spec, min(m.points[0].max_length, m.context_length)) for m in loaded if m.spec is not None]
-            report.swaps += Swaps(pairs, settings.timeout_s).measure(settings.repeats, progress.swap)
+            report.swaps += Swaps(pairs, request.timeout_s).measure(request.repeats, bench.progress.swap)
     except KeyboardInterrupt:
         report.interrupted = True
-    return errors
+    return bench.errors
 
 
-def _measure_model(
-    model: BenchModel,
-    settings: BenchSettings,
-    progress: _Progress,
-    report: BenchReport,
-    errors: list[CoeError],
-    finished: Callable[[BenchRow], None],
-) -> bool:
-    """Measure one model's rows; False when it cannot be loaded at all."""
-    spec = model.spec
-    try:
-        if model.problem is not None or spec is None:
-            raise model.problem or CoeError(f"`{model.name}` cannot be opened")
-        progress.begin(f"{model.name}: first load", _LOAD_COST)
-        with BenchWorker(settings.timeout_s) as worker:
-            worker.load(spec)
-            first_s = worker.load_s
-    except CoeError as error:
-        errors.append(error)
-        for point in model.points:
-            progress.skip(model, point)
-            finished(_failed(model, point, settings, f"{error.code}: {error.message}"))
-        return False
-    loads: list[float] = []
-    try:
-        for point in model.points:
-            try:
-                row, load_s = _measure_row(model, spec, point, settings, progress, report.notes)
-                loads.append(load_s)
-            except CoeError as error:
-                errors.append(error)
-                row = _failed(model, point, settings, f"{error.code}: {error.message}")
-            progress.skip(model, point)
-            finished(row)
-    finally:
-        again = summarise(loads, 4)
-        report.loads.append(
-            LoadTimes(
-                model=model.name,
-                provider=model.provider,
-                first_s=round(first_s, 4),
-                repeat_s=again.median if again else None,
-                repeat_range_s=again.range if again else None,
+class _Bench:
+    """One run; ``errors`` are those of rows and of models that cannot be loaded."""
+
+    def __init__(
+        self, request: BenchRequest, report: BenchReport, progress: _Progress, on_row: Callable[[BenchRow], None]
+    ) -> None:
+        self._request, self._report, self.progress, self._on_row = request, report, progress, on_row
+        self.errors: list[CoeError] = []
+
+    def measure(self, model: BenchModel) -> bool:
+        """Measure one model's rows; False when it cannot be loaded at all."""
+        spec = model.spec
+        try:
+            if model.problem is not None or spec is None:
+                raise model.problem or CoeError(f"`{model.name}` cannot be opened")
+            self.progress.begin(f"{model.name}: first load", _LOAD_COST)
+            with BenchWorker(self._request.timeout_s) as worker:
+                worker.load(spec)
+                first_s = worker.load_s
+        except CoeError as error:
+            self.errors.append(error)
+            for point in model.points:
+                self._finish(point, self._failed(model, point, error))
+            return False
+        loads: list[float] = []
+        try:
+            for point in model.points:
+                try:
+                    row, load_s = self._row(model, spec, point)
+                    loads.append(load_s)
+                except CoeError as error:
+                    self.errors.append(error)
+                    row = self._failed(model, point, error)
+                self._finish(point, row)
+        finally:
+            again = summarise(loads, 4)
+            self._report.loads.append(
+                LoadTimes(model.name, model.provider, round(first_s, 4), again.median, again.range)
             )
+        return True
+
+    def _finish(self, point: Point, row: BenchRow) -> None:
+        self.progress.skip(point)
+        self._report.rows.append(row)
+        self._on_row(row)
+
+    def _failed(self, model: BenchModel, point: Point, error: CoeError) -> BenchRow:
+        return structs.replace(model.row(point, self._request.repeats), error=f"{error.code}: {error.message}")
+
+    def _row(self, model: BenchModel, spec: ModelSpec, point: Point) -> tuple[BenchRow, float]:
+        """The row, and the seconds of its load."""
+        problem = point.problem(model.context_length)
+        if problem is not None:
+            raise UsageError(problem, "Choose shorter lengths, or a larger --max-length.")
+        request, progress, title = self._request, self.progress, f"{model.name}: {describe(point)}"
+        progress.begin(title, 0)
+        with (
+            contextlib.closing(RowMemory(device_probe(model.provider))) as memory,
+            BenchWorker(request.timeout_s) as worker,
+        ):
+            worker.load(spec, point.slots)
+            memory.follow(worker.pid)
+            progress.begin(title, _LOAD_COST)
+            for number in range(_warm_ups(request, point)):
+                worker.answer(_prompts(spec, point, f"warm-up {number}"), point.gen_tokens, point.max_length)
+                progress.begin(title, _warm_up_cost(point))
+            runs = []
+            for number in range(request.repeats):
+                prompts = _prompts(spec, point, f"run {number}")
+                runs.append(run_figures(worker.answer(prompts, point.gen_tokens, point.max_length)))
+                progress.begin(title, _run_cost(point))
+            memory.finish(worker.pid)
+            load_s = worker.load_s
+        if memory.peak_mb is None and memory.others is not None:
+            self._report.notes.append(f"{title}: another program's memory changed meanwhile, so the peak is not known")
+        return self._measured(model, point, runs, load_s, memory), load_s
+
+    def _measured(
+        self, model: BenchModel, point: Point, runs: Sequence[RunFigures], load_s: float, memory: RowMemory
+    ) -> BenchRow:
+        figures = {
+            name: summarise([getattr(run, name) for run in runs], digits)
+            for name, digits in (("ttft_s", 4), ("prefill_tps", 2), ("decode_tps", 2))
+        }
+        bandwidth = self._report.machine.bandwidth_gb_per_s.get(model.provider)
+        assert model.memory is not None
+        share = bandwidth_share(model.memory, point, figures["decode_tps"].median, bandwidth)
+        return structs.replace(
+            model.row(point, len(runs)),
+            load_s=round(load_s, 4),
+            **{name: figure.median for name, figure in figures.items()},
+            peak_mb=None if memory.peak_mb is None else round(memory.peak_mb, 1),
+            bandwidth_share=None if share is None else round(share, 4),
+            spread=Spread(**{name: figure.range for name, figure in figures.items()}, others_mb=memory.others),
         )
-    return True
 
 
-def _measure_row(
-    model: BenchModel,
-    spec: ModelSpec,
-    point: Point,
-    settings: BenchSettings,
-    progress: _Progress,
-    notes: list[str],
-) -> tuple[BenchRow, float]:
-    problem = point.problem(model.context_length)
-    if problem is not None:
-        raise UsageError(problem, "Choose shorter lengths, or a larger --max-length.")
-    title = f"{model.name}: {describe(point)}"
-    progress.begin(title, 0)
-    with (
-        contextlib.closing(RowMemory(device_probe(model.provider))) as memory,
-        BenchWorker(settings.timeout_s) as worker,
-    ):
-        worker.load(spec, point.slots)
-        memory.follow(worker.pid)
-        progress.begin(title, _LOAD_COST)
-        for number in range(max(settings.warm_ups, 1 if point.depth else 0)):
-            worker.answer(_prompts(model, point, f"warm-up {number}"), point.gen_tokens, point.max_length)
-            progress.begin(title, _warm_up_cost(point))
-        runs = []
-        for number in range(settings.repeats):
-            prompts = _prompts(model, point, f"run {number}")
-            runs.append(run_figures(worker.answer(prompts, point.gen_tokens, point.max_length)))
-            progress.begin(title, _run_cost(point))
-        memory.finish(worker.pid)
-        load_s = worker.load_s
-    if memory.peak_mb is None and memory.others is not None:
-        notes.append(f"{title}: another program's memory changed meanwhile, so the peak is not known")
-    return _row(model, point, settings, runs, load_s, memory), load_s
-
-
-def _row(
-    model: BenchModel,
-    point: Point,
-    settings: BenchSettings,
-    runs: Sequence[RunFigures],
-    load_s: float,
-    memory: RowMemory,
-) -> BenchRow:
-    ttft, prefill, decode = (
-        summarise([getattr(run, name) for run in runs], digits)
-        for name, digits in (("ttft_s", 4), ("prefill_tps", 2), ("decode_tps", 2))
-    )
-    bandwidth = settings.bandwidth_gb_per_s.get(model.provider)
-    assert model.memory is not None
-    share = bandwidth_share(model.memory, point, decode.median if decode else None, bandwidth)
-    return structs.replace(
-        _unmeasured(model, point, len(runs)),
-        load_s=round(load_s, 4),
-        ttft_s=ttft.median if ttft else None,
-        prefill_tps=prefill.median if prefill else None,
-        decode_tps=decode.median if decode else None,
-        peak_mb=None if memory.peak_mb is None else round(memory.peak_mb, 1),
-        bandwidth_share=None if share is None else round(share, 4),
-        spread=Spread(
-            ttft_s=ttft.range if ttft else None,
-            prefill_tps=prefill.range if prefill else None,
-            decode_tps=decode.range if decode else None,
-            others_mb=memory.others,
-        ),
-    )
-
-
-def _failed(model: BenchModel, point: Point, settings: BenchSettings, error: str) -> BenchRow:
-    return structs.replace(_unmeasured(model, point, settings.repeats), error=error)
-
-
-def _unmeasured(model: BenchModel, point: Point, repeats: int) -> BenchRow:
-    """A row with what is known before any run."""
-    plan_mb = None if model.memory is None else round(planned_peak_bytes(model.memory, point) / BYTES_PER_MB, 1)
-    return BenchRow(
-        model=model.name,
-        provider=model.provider,
-        prompt_tokens=point.prompt_tokens,
-        gen_tokens=point.gen_tokens,
-        depth=point.depth,
-        max_length=point.max_length,
-        slots=point.slots,
-        repeats=repeats,
-        plan_mb=plan_mb,
-    )
-
-
-def _prompts(model: BenchModel, point: Point, run: str) -> list[list[int]]:
+def _prompts(spec: ModelSpec, point: Point, run: str) -> list[list[int]]:
     """One prompt a slot: the slot's own ``depth`` tokens, the same in every run, and new ones behind them."""
-    assert model.spec is not None
-    vocabulary = model.spec.shape.vocab_size
+    vocabulary = spec.shape.vocab_size
     return [
         prompt_ids(vocabulary, point.depth, f"depth {slot}")
         + prompt_ids(vocabulary, point.prompt_tokens, f"{run}, slot {slot}")
@@ -232,8 +192,12 @@ def describe(point: Point) -> str:
     return ", ".join(filter(None, parts))
 
 
+def _warm_ups(request: BenchRequest, point: Point) -> int:
+    return max(request.warm_ups, 1 if point.depth else 0)
+
+
 def _warm_up_cost(point: Point) -> int:
-    return point.slots * (point.depth + point.prompt_tokens + _GEN_TOKEN_COST * point.gen_tokens)
+    return _run_cost(point) + point.slots * point.depth
 
 
 def _run_cost(point: Point) -> int:
@@ -243,14 +207,13 @@ def _run_cost(point: Point) -> int:
 class _Progress:
     """How far the whole run is, in costs; a row that failed counts as done."""
 
-    def __init__(self, models: Sequence[BenchModel], settings: BenchSettings, on_progress: OnProgress) -> None:
+    def __init__(self, models: Sequence[BenchModel], request: BenchRequest, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
-        self._settings = settings
+        self._request = request
         self._done = self._before = 0
-        measured = [model for model in models if model.problem is None]
-        self._swaps = settings.repeats * len(measured) if len(measured) > 1 else 0
-        self._total = sum(_LOAD_COST + sum(map(self._row_cost, model.points)) for model in models)
-        self._total += self._swaps * _LOAD_COST
+        measured = sum(model.problem is None for model in models)
+        swaps = request.repeats * measured if measured > 1 else 0
+        self._total = sum(_LOAD_COST + sum(map(self._row_cost, model.points)) for model in models) + swaps * _LOAD_COST
 
     def begin(self, stage: str, cost_done: int) -> None:
         """``stage`` goes on, after ``cost_done`` more."""
@@ -260,11 +223,11 @@ class _Progress:
     def swap(self, stage: str) -> None:
         self.begin(stage, _LOAD_COST)
 
-    def skip(self, model: BenchModel, point: Point) -> None:
+    def skip(self, point: Point) -> None:
         """The row has ended, however far it came."""
         self._before += self._row_cost(point)
         self._done = max(self._done, self._before)
 
     def _row_cost(self, point: Point) -> int:
-        warm_ups = max(self._settings.warm_ups, 1 if point.depth else 0)
-        return _LOAD_COST + warm_ups * _warm_up_cost(point) + self._settings.repeats * _run_cost(point)
+        warm_ups = _warm_ups(self._request, point) * _warm_up_cost(point)
+        return _LOAD_COST + warm_ups + self._request.repeats * _run_cost(point)

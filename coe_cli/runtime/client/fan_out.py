@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
-from coe_cli.core.answers.answer import Answer
 from coe_cli.core.routing.synthesis import Draft, draft_of, failed_draft
 from coe_cli.errors import CoeError
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.collecting import collect
-
-_LOOK_UP_S = 0.2
+from coe_cli.runtime.parallel import outcomes
 
 
 class Job(NamedTuple):
@@ -46,51 +43,30 @@ def consult(jobs: Sequence[Job], client: Client, renderer: DraftRenderer) -> lis
     Raises:
         KeyboardInterrupt: Ctrl-C; what was running has been cancelled.
     """
-    finished: queue.SimpleQueue[tuple[int, Draft | BaseException]] = queue.SimpleQueue()
     try:
-        for number, job in enumerate(jobs):
-            threading.Thread(target=_run, args=(number, job, client, renderer, finished), daemon=True).start()
         # In a function of its own: an interrupt at the jump back to a loop's head may miss the handlers around the loop.
-        return _gather(len(jobs), finished, renderer)
+        return _gather([partial(_draft, number, job, client, renderer) for number, job in enumerate(jobs)], renderer)
     except BaseException:
         client.close()
         raise
 
 
-def _gather(
-    jobs: int, finished: queue.SimpleQueue[tuple[int, Draft | BaseException]], renderer: DraftRenderer
-) -> list[Draft]:
+def _gather(tasks: Sequence[Callable[[], Draft]], renderer: DraftRenderer) -> list[Draft]:
     drafts: dict[int, Draft] = {}
-    while len(drafts) < jobs:
-        try:
-            # Woken now and then, since a wait without an end does not see Ctrl-C on Windows.
-            number, draft = finished.get(timeout=_LOOK_UP_S)
-        except queue.Empty:
-            continue
-        if isinstance(draft, BaseException):
-            raise draft
+    for number, draft in outcomes(tasks, len(tasks)):
         drafts[number] = draft
         renderer.done(number, draft)
-    return [drafts[number] for number in range(jobs)]
+    return [drafts[number] for number in range(len(tasks))]
 
 
-def _run(
-    number: int,
-    job: Job,
-    client: Client,
-    renderer: DraftRenderer,
-    finished: queue.SimpleQueue[tuple[int, Draft | BaseException]],
-) -> None:
+def _draft(number: int, job: Job, client: Client, renderer: DraftRenderer) -> Draft:
     try:
         if job.problem is not None:
             raise job.problem
         with contextlib.closing(client.ask(job.request)) as events:
-            answer: Answer = collect(events, None, _OneDraft(renderer, number))
-        finished.put((number, draft_of(answer)))
+            return draft_of(collect(events, None, _OneDraft(renderer, number)))
     except CoeError as error:
-        finished.put((number, failed_draft(job.expert, job.model, job.provider, error, [])))
-    except BaseException as error:
-        finished.put((number, error))
+        return failed_draft(job.expert, job.model, job.provider, error, [])
 
 
 class _OneDraft:

@@ -8,6 +8,7 @@ from pathlib import Path
 from coe_cli.core.answers.conversations import Conversation, Exchange
 from coe_cli.core.hardware.profile import HistorySettings
 from coe_cli.errors import CoeError, UsageError
+from coe_cli.runtime.atomic_write import make_private
 from coe_cli.runtime.conversation.history_file import History
 from coe_cli.runtime.folders import folders
 
@@ -42,8 +43,7 @@ def switch_logging(on: bool) -> None:
         if on:
             marker.unlink(missing_ok=True)
         else:
-            marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            marker.touch(mode=0o600)
+            make_private(marker)
     except OSError as error:
         raise CoeError(f"{marker} cannot be written: {error.strerror}", "Check the folder and its owner.") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from coe_cli.core.answers.conversations import Conversation, ConversationRow, Exchange, LoggedMessage, Match
 from coe_cli.errors import CoeError, UsageError
+from coe_cli.runtime.atomic_write import make_private
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 256 * 2**20
@@ -64,7 +64,7 @@ class History:
         self._max_conversations = max_conversations
         self._max_bytes = max_bytes
         with self._explained():
-            _create_private(path)
+            make_private(path)  # SQLite gives its -wal and -shm the same permissions
             self._db = sqlite3.connect(path, timeout=_LOCK_WAIT_S, isolation_level=None)
             try:
                 self._use_write_ahead_log()
@@ -323,14 +323,6 @@ class History:
                 "Move the file away; coe begins a new one." if damaged else "Check the folder, its owner and its room."
             )
             raise CoeError(f"the history in {self._path} cannot be used: {error}", hint) from error
-
-
-def _create_private(path: Path) -> None:
-    """An empty file of the owner alone; SQLite gives its -wal and -shm the same permissions."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    if path.stat().st_mode & 0o077 and os.name == "posix":
-        path.chmod(0o600)
 
 
 def _like(term: str) -> str:

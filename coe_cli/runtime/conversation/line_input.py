@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from coe_cli.runtime.atomic_write import make_private
 
 _BLOCK = '"""'
 _HISTORY_LINES = 1000
@@ -50,8 +51,7 @@ class QuestionReader:
         if self._readline is None or self._history_path is None:
             return
         with contextlib.suppress(OSError):
-            self._history_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self._history_path, os.O_CREAT | os.O_WRONLY, 0o600))
+            make_private(self._history_path)
             self._readline.set_history_length(_HISTORY_LINES)
             self._readline.write_history_file(str(self._history_path))
 

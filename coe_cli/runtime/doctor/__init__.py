@@ -7,10 +7,9 @@ from pathlib import Path
 
 from coe_cli.core.findings import Finding
 from coe_cli.providers.installed import installed_providers
-from coe_cli.runtime.doctor.configuration import usable_catalog, usable_profile, usable_profiles
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget, check_direct3d, read_drivers
 from coe_cli.runtime.doctor.models import check_held_models, check_models
-from coe_cli.runtime.doctor.places import check_folders, check_reading
+from coe_cli.runtime.doctor.places import check_folders, check_reading, usable_catalog, usable_profile, usable_profiles
 from coe_cli.runtime.doctor.software import check_oga, check_packages, check_system, installed_packages
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.worker.oga_report import read_oga

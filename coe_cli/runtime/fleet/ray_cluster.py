@@ -1,4 +1,4 @@
-"""The door to Ray (extra ``ray``): import it without its reports home, join a cluster or start one, keep it quiet."""
+"""The door to Ray (extra ``ray``): import it without its reports home, join a cluster or start one, run its own command line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import importlib.util
 import os
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any, TextIO
 
-from coe_cli.core.fleet.ray_node import NAMESPACE, OBJECT_STORE_BYTES
+from coe_cli.core.fleet.ray_node import NAMESPACE, OBJECT_STORE_BYTES, NodeStart
 from coe_cli.errors import CoeError, DeviceLost
 from coe_cli.package import install_command
 
@@ -182,3 +183,19 @@ class _WithoutRay:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def run_ray(start: NodeStart) -> None:
+    """Run ``ray start`` with this interpreter's Ray; what it says goes to stderr.
+
+    Raises:
+        DeviceLost: it failed.
+    """
+    command = [sys.executable, "-m", "ray.scripts.scripts", *start.arguments]
+    ended = subprocess.run(
+        command, env={**os.environ, **start.environment}, stdout=sys.stderr, stdin=subprocess.DEVNULL
+    )
+    if ended.returncode:
+        raise DeviceLost(
+            f"`ray start` ended with code {ended.returncode}", "Read what it says above; `ray stop` ends an older node."
+        )

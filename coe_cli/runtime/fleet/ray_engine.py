@@ -105,7 +105,6 @@ class RayEngine:
         self._closed = False
         self._loads = 0
         self._completion_tokens = 0
-        self._notices: list[str] = []
         self._status = EngineStatus()
 
     def run(self, source: RowSource) -> Iterator[RowResult]:
@@ -303,12 +302,10 @@ class RayEngine:
     def _started(self, reference: Any) -> None:
         replica = self._starting.pop(reference)
         try:
-            outcome = self._ray.get(reference)
+            self._ray.get(reference)
         except self._ray.exceptions.RayError:
             self._lose(replica)
             return
-        if isinstance(outcome, RowFailure):
-            self._notices.append(outcome.message)
         replica.placed = True  # where the model's files are no good, each of its rows says so
         self._loads += replica.ours
 
@@ -316,7 +313,6 @@ class RayEngine:
         """The actor is gone, or of no use any more; what it ran comes back by itself, row by row."""
         if replica in self._replicas:
             self._replicas.remove(replica)
-            self._notices.append(f"an actor of `{replica.model}` was lost; its rows are run elsewhere")
             self._quietly(self._ray.kill, replica.handle)
 
     def _drop(self, replica: _Replica) -> None:

@@ -20,7 +20,8 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.errors import CoeError, TimedOut
-from coe_cli.replacing import move, remove
+from coe_cli.replacing import remove
+from coe_cli.runtime.atomic_write import atomic_write, make_private
 
 STATE_VERSION = 1
 _STATE_FILE = "college.json"
@@ -120,17 +121,8 @@ def write_private(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written; what was there before is as it was.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.unlink(missing_ok=True)
-        descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        move(staging, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            staging.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as scratch:
+        make_private(scratch).write_bytes(data)
 
 
 def cannot_announce(folder: Path, error: OSError) -> CoeError:

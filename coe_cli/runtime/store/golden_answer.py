@@ -6,6 +6,7 @@ A driver, a provider or a damaged file that makes a model compute something else
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import msgspec
 from msgspec import Struct
 
 from coe_cli.core.models.model_spec import ModelSpec
-from coe_cli.errors import CoeError
+from coe_cli.errors import CoeError, OutOfMemory
 from coe_cli.runtime.atomic_write import atomic_write
+from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
+from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.store.integrity import sha256_of
-from coe_cli.runtime.worker.continuation import continue_prompts
+from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.single_worker import SingleWorker
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n    return")
-_TOKENS = 16
+_TOKENS, _CONTEXT = 16, 512
 
 
 class Golden(Struct, frozen=True):
@@ -93,3 +97,40 @@ def _read(state_dir: Path, name: str) -> dict[str, Any]:
 
 def _path(state_dir: Path, name: str) -> Path:
     return state_dir / "golden_answers" / f"{name}.json"
+
+
+def continue_prompts(
+    spec: ModelSpec, prompts: Sequence[str], *, max_tokens: int, timeout_s: float = 600.0
+) -> tuple[str, list[list[str]]]:
+    """OGA's version, and for each prompt the pieces of text, one a token, that the model continues it with.
+
+    Raises:
+        ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
+    """
+    try:
+        with SingleWorker(timeout_s) as worker:
+            version = worker.hello().oga_version
+            worker.load(spec)
+            context = min(_CONTEXT, spec.context_length)
+            pieces = []
+            for number, prompt in enumerate(prompts):
+                worker.generate(number, _ids(spec, prompt, context), context, max_tokens)
+                pieces.append(_pieces(worker))
+            return version, pieces
+    except OutOfMemory as error:
+        from coe_cli.runtime.server.running_college import out_of_memory_hint
+
+        raise OutOfMemory(error.message, out_of_memory_hint(error.hint)) from error
+
+
+def _ids(spec: ModelSpec, prompt: str, context: int) -> list[int]:
+    messages = [protocol.ChatMessage("user", prompt)]
+    return own().prepare(Prepare(spec.name, str(spec.folder), messages, context, RAW_TEMPLATE)).ids
+
+
+def _pieces(worker: SingleWorker) -> list[str]:
+    pieces: list[str] = []
+    while not isinstance(message := worker.receive(), protocol.Done):
+        if isinstance(message, protocol.Token):
+            pieces.append(message.text)
+    return pieces

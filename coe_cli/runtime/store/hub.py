@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from coe_cli.core.models.source_uri import HubSource, check_member
 from coe_cli.errors import UsageError, first_line
 from coe_cli.replacing import move
+from coe_cli.runtime.parallel import in_parallel
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
-from coe_cli.runtime.store.downloads import in_parallel
 from coe_cli.runtime.store.integrity import MANIFEST, sha256_of
 from coe_cli.runtime.store.source_errors import SourceFailed, is_local
 

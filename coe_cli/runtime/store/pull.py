@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from coe_cli.errors import CoeError
+from coe_cli.runtime.parallel import in_parallel
 from coe_cli.runtime.progress import OnProgress
-from coe_cli.runtime.store.downloads import in_parallel
 from coe_cli.runtime.store.install import Request, install_request, preflight
 from coe_cli.runtime.store.older_recipe import older_recipe
 

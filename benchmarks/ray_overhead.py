@@ -23,7 +23,7 @@ from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, PreparedRow, RowResult
-from coe_cli.runtime.batch.batch_setup import client_engine
+from coe_cli.runtime.batch.client_engine import client_engine
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.client.local import LocalOptions, local_client
 from coe_cli.runtime.college.chat_request import ChatRequest

@@ -19,11 +19,13 @@ from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
-from coe_cli.runtime.batch.batch_index import RowDefaults
-from coe_cli.runtime.batch.batch_setup import batch_resolver, bulk_router, client_engine
+from coe_cli.runtime.batch.batch_index import RowDefaults, bulk_router
+from coe_cli.runtime.batch.client_engine import client_engine
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.client.local import LocalOptions, local_client
+from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+from coe_cli.runtime.routing.shared_router import SharedRouter
 
 
 def main() -> int:
@@ -49,7 +51,7 @@ def main() -> int:
         with TerminalBatchView(output) as view:
             progress = run_batch(
                 job,
-                batch_resolver(catalog, where.models, profile, where),
+                RequestResolver(catalog, where.models, profile, SharedRouter(catalog, where, profile.provider)),
                 bulk_router(catalog, where, profile, view.note, fetch=False),
                 lambda rows: client_engine(rows, catalog, profile, client, retries=2),
                 view,

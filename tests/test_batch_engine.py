@@ -26,8 +26,7 @@ from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
 from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
-from coe_cli.runtime.batch.batch_setup import client_engine
-from coe_cli.runtime.batch.client_engine import ClientEngine, Lanes
+from coe_cli.runtime.batch.client_engine import ClientEngine, Lanes, client_engine
 from coe_cli.runtime.client.local import LocalClient, LocalOptions, local_client
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest

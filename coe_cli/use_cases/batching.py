@@ -22,16 +22,14 @@ from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
 from coe_cli.runtime.batch.batch import BatchJob, run_batch
 from coe_cli.runtime.batch.batch_engine import Engine, RowSource
-from coe_cli.runtime.batch.batch_setup import (
-    batch_resolver,
-    bulk_router,
-    client_engine,
-    refuse_what_cannot_fit,
-)
+from coe_cli.runtime.batch.batch_index import bulk_router
+from coe_cli.runtime.batch.client_engine import client_engine, refuse_what_cannot_fit
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college.college_profile import college_profile
 from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.use_cases.clients import CollegePlace, serve_options
 
 
@@ -74,7 +72,7 @@ def run(options: BatchOptions, catalog: Catalog, profiles: ProfileSet, output: O
     ):
         progress = run_batch(
             replace(named, source=source, target=target, stdin=stdin, stdout=stdout),
-            batch_resolver(catalog, where.models, profile, where),
+            RequestResolver(catalog, where.models, profile, SharedRouter(catalog, where, profile.provider)),
             bulk_router(catalog, where, profile, view.note, fetch=options.pull, enabled=profiles.routing.enabled),
             lambda rows: _engine(options, rows, catalog, profiles, profile, view.note),
             view,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Literal
 
 from msgspec import Struct, structs
@@ -99,7 +100,7 @@ def plan(profile: HardwareProfile, scenario: Scenario, known: Known, name: Accou
     used = usage(scenario, known.models, counting, profile.fixed_mb)
     pool_mb = scenario.budget_mb - profile.fixed_mb
     fits = used.total_mb <= scenario.budget_mb
-    warnings = _warnings(profile, scenario, known, counting, used)
+    warnings = list(_warnings(profile, scenario, known, counting, used))
     if not fits:
         warnings.append(PlanWarning("does_not_fit", nearest_change(profile, scenario, known, counting)))
     elif counting.name == "exact" and (message := not_admitted(profile, scenario, known, counting)):
@@ -151,73 +152,59 @@ def _preload(
 
 def _warnings(
     profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting, used: Usage
-) -> list[PlanWarning]:
-    found: list[PlanWarning] = []
+) -> Iterator[PlanWarning]:
     constants = profile.vram_components.per_slot_estimate
     for model in used.models:
         memory = known.models[model.name]
         context = scenario.context_length
         if context > model.context_length:
-            found.append(
-                PlanWarning(
-                    "context_above_model_limit",
-                    f"{model.name} ends at {model.context_length} tokens, the slots have {context}: "
-                    f"plan with --context {model.context_length}",
-                )
+            yield PlanWarning(
+                "context_above_model_limit",
+                f"{model.name} ends at {model.context_length} tokens, the slots have {context}: "
+                f"plan with --context {model.context_length}",
             )
         cache_mb = counting.slot(memory, context, 1).kv_bytes / BYTES_PER_MB
         if counting.name == "exact" and not memory.spec.has_gqa and cache_mb > constants.kv_cache_8k_context:
-            found.append(
-                PlanWarning(
-                    "cache_above_guide",
-                    f"{model.name} has no grouped-query attention: {cache_mb:.0f} MB of cache a slot, "
-                    f"more than the {constants.kv_cache_8k_context} MB that a slot is often counted with",
-                )
+            yield PlanWarning(
+                "cache_above_guide",
+                f"{model.name} has no grouped-query attention: {cache_mb:.0f} MB of cache a slot, "
+                f"more than the {constants.kv_cache_8k_context} MB that a slot is often counted with",
             )
         waste = wasted_by_rounding(memory, context) if counting.name == "exact" else 0.0
         if context & (context - 1) and waste > WASTE_LIMIT:
-            found.append(
-                PlanWarning(
-                    "context_not_power_of_two",
-                    f"{model.name}: {memory.on.label} rounds a cache of {context} tokens up and wastes {waste:.0%} of it: "
-                    f"{1 << context.bit_length()} tokens cost the same",
-                )
+            yield PlanWarning(
+                "context_not_power_of_two",
+                f"{model.name}: {memory.on.label} rounds a cache of {context} tokens up and wastes {waste:.0%} of it: "
+                f"{1 << context.bit_length()} tokens cost the same",
             )
         for twin in known.duplicates.get(model.name, ()):
             if model.name < twin or twin not in {m.name for m in used.models}:
-                found.append(
-                    PlanWarning(
-                        "duplicate_weights",
-                        f"{model.name} and {twin} are the same weights: use one name and they are loaded once",
-                    )
+                yield PlanWarning(
+                    "duplicate_weights",
+                    f"{model.name} and {twin} are the same weights: use one name and they are loaded once",
                 )
     if scenario.slots > profile.max_concurrent_slots:
-        found.append(
-            PlanWarning(
-                "slots_above_profile",
-                f"{scenario.slots} slots, but profile {profile.name} runs {profile.max_concurrent_slots} at once",
-            )
+        yield PlanWarning(
+            "slots_above_profile",
+            f"{scenario.slots} slots, but profile {profile.name} runs {profile.max_concurrent_slots} at once",
         )
     if known.card_mb is not None and scenario.budget_mb > known.card_mb:
-        found.append(
-            PlanWarning(
-                "profile_above_card",
-                f"the budget of {scenario.budget_mb} MB is more than this machine's {known.card_mb:.0f} MB: "
-                "see `coe profile check --auto`",
-            )
+        yield PlanWarning(
+            "profile_above_card",
+            f"the budget of {scenario.budget_mb} MB is more than this machine's {known.card_mb:.0f} MB: "
+            "see `coe profile check --auto`",
         )
-    found += _guide_differs(profile, scenario, known)
-    return found
+    yield from _guide_differs(profile, scenario, known)
 
 
-def _guide_differs(profile: HardwareProfile, scenario: Scenario, known: Known) -> list[PlanWarning]:
+def _guide_differs(profile: HardwareProfile, scenario: Scenario, known: Known) -> Iterator[PlanWarning]:
     constants = profile.vram_components.per_slot_estimate
     fixed_mb = profile.fixed_mb if known.guide_fixed_mb is None else known.guide_fixed_mb
     guide = total_mb(scenario, known.models, accounting("guide", constants), fixed_mb)
     exact = total_mb(scenario, known.models, accounting("exact", constants), profile.fixed_mb)
-    if abs(guide - exact) <= GUIDE_TOLERANCE * exact:
-        return []
-    return [PlanWarning("guide_differs", f"the guide's constants give {guide:.0f} MB, the exact count {exact:.0f} MB")]
+    if abs(guide - exact) > GUIDE_TOLERANCE * exact:
+        message = f"the guide's constants give {guide:.0f} MB, the exact count {exact:.0f} MB"
+        yield PlanWarning("guide_differs", message)
 
 
 def with_solution(result: Plan, variable: Literal["context", "slots", "vram"], value: int) -> Plan:

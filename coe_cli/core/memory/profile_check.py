@@ -57,7 +57,8 @@ def check_profile(
 ) -> list[Finding]:
     """All findings in the order in which they matter: card, other programs, plan, models, contexts, disk, measurements."""
     return [
-        *_card(profile, machine),
+        *(warning("probe", each, "See `coe doctor`; what is unknown is not guessed.") for each in machine.problems),
+        _card(profile, machine),
         _other_programs(profile, machine),
         _plan(plan),
         *(_model(state) for state in models),
@@ -67,38 +68,21 @@ def check_profile(
     ]
 
 
-def _card(profile: HardwareProfile, machine: Machine) -> list[Finding]:
-    findings = [
-        warning("probe", problem, "See `coe doctor`; what is unknown is not guessed.") for problem in machine.problems
-    ]
+def _card(profile: HardwareProfile, machine: Machine) -> Finding:
     budget, size = profile.vram_budget_mb, card_mb(machine, profile.provider)
     what = "graphics memory" if spec_of(profile.provider).on_card else "system memory"
-    margin = profile.auto_detect.safety_margin
+    another = "Choose a profile for this machine: coe profile check --auto"
+    if size is None and machine.gpu_known and not machine.adapters:
+        return error("card", f"{what}: no graphics adapter was found", another)
     if size is None:
-        reason = (
-            "no graphics adapter was found" if machine.gpu_known and not machine.adapters else "its size is unknown"
-        )
-        say = error if machine.gpu_known and not machine.adapters else warning
-        findings.append(say("card", f"{what}: {reason}", "Choose a profile for this machine: coe profile check --auto"))
-    elif budget > size:
-        findings.append(
-            error(
-                "card",
-                f"the budget of {budget} MB is more than the {size:.0f} MB of {what}",
-                "Choose a profile for this machine: coe profile check --auto",
-            )
-        )
-    elif budget > size * margin:
-        findings.append(
-            warning(
-                "card",
-                f"the budget of {budget} MB is above {margin:.0%} of the {size:.0f} MB of {what}",
-                f"Lower vram_budget_mb to {size * margin:.0f}.",
-            )
-        )
-    else:
-        findings.append(ok("card", f"{size:.0f} MB of {what} for a budget of {budget} MB"))
-    return findings
+        return warning("card", f"{what}: its size is unknown", another)
+    if budget > size:
+        return error("card", f"the budget of {budget} MB is more than the {size:.0f} MB of {what}", another)
+    margin = profile.auto_detect.safety_margin
+    if budget > size * margin:
+        above = f"the budget of {budget} MB is above {margin:.0%} of the {size:.0f} MB of {what}"
+        return warning("card", above, f"Lower vram_budget_mb to {size * margin:.0f}.")
+    return ok("card", f"{size:.0f} MB of {what} for a budget of {budget} MB")
 
 
 def _other_programs(profile: HardwareProfile, machine: Machine) -> Finding:

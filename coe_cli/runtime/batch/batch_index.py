@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 from msgspec import Struct, structs
 
 from coe_cli.core.batch.batch_rows import MAX_LINE_BYTES, InvalidRow, Parsed, Row, RowId, parse_line
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.models.model_spec import ModelSpec
-from coe_cli.errors import CoeError, UsageError
+from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowFailure, RowResult
 from coe_cli.runtime.batch.batch_requests import to_chat_request
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
 from coe_cli.runtime.college.resolver import RequestResolver
+from coe_cli.runtime.folders import Folders
+
+if TYPE_CHECKING:
+    from coe_cli.runtime.routing.router_cache import QuestionRouter
 
 _ROUTED_AT_ONCE = 256
 _CHUNK_BYTES = 2**20
@@ -258,6 +265,47 @@ class BatchIndex:
         except InvalidRow as error:
             return RowHead(line, error.row_id, error.is_openai)
         return head_of(parsed, line) if parsed is not None else RowHead(line, None, False)
+
+
+def bulk_router(
+    catalog: Catalog,
+    where: Folders,
+    profile: HardwareProfile,
+    note: Callable[[str], None],
+    *,
+    fetch: bool,
+    enabled: bool = True,
+) -> Route:
+    """Routes many questions at once; the router is opened, and fetched if need be, at the first of them.
+
+    Where routing is not ``enabled`` all of them go to the general reasoner, which is said once.
+    """
+
+    @functools.cache
+    def router() -> QuestionRouter:
+        from coe_cli.runtime.routing.router_cache import Allowed, open_router
+
+        may = Allowed(fetch=fetch)
+        try:
+            return open_router(catalog, where, lambda said: note(said.line), provider=profile.provider, may=may)
+        except ModelMissing as error:
+            raise ModelMissing(
+                f"some rows name neither expert nor model, and they cannot be routed: {error.message}",
+                f"{error.hint} Or give these rows an expert with -e.",
+            ) from error
+
+    @functools.cache
+    def say_so() -> None:
+        note(f"routing is off, so {GENERAL_EXPERT} answers the rows that name nobody")
+
+    def general(questions: Sequence[str]) -> list[str]:
+        say_so()
+        return [GENERAL_EXPERT] * len(questions)
+
+    def routed(questions: Sequence[str]) -> list[str]:
+        return [decision.experts[0].name for decision in router().route_many(questions)]
+
+    return routed if enabled else general
 
 
 def head_of(parsed: Parsed, line: int) -> RowHead:

@@ -18,13 +18,19 @@ from dataclasses import dataclass
 from msgspec import Struct, structs
 
 from coe_cli.core.batch.batch_order import next_turn, order_models, places
+from coe_cli.core.hardware.profile import HardwareProfile
+from coe_cli.core.memory.pressure import admission_share
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import ModelSpec
-from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
-from coe_cli.errors import Busy, CoeError
+from coe_cli.core.providers import on_host
+from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig, pool_from_profile
+from coe_cli.errors import Busy, CoeError, DoesNotFit
+from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import EngineStatus, PreparedRow, RowFailure, RowResult, RowSource
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.collecting import Collector, broken_off
+from coe_cli.runtime.college.costs import cost_in
 
 LOW_PRIORITY = -60
 """Ten minutes of waiting, in steps of ten seconds: who asks goes before a row, and no row waits for ever."""
@@ -190,3 +196,44 @@ class _Turns:
 
     def next(self, busy: list[str]) -> str | None:
         return next_turn(self._order, self._source.remaining(), busy, self.need_mb, self.room_mb, self._total)
+
+
+def client_engine(
+    rows: RowSource,
+    catalog: Catalog,
+    profile: HardwareProfile,
+    client_of: Callable[[int | None], tuple[Client, bool]],
+    *,
+    retries: int,
+) -> ClientEngine:
+    """An engine for ``rows``. ``client_of`` makes the client of a college that is to have so many replicas.
+
+    It also says whether the college has them; one that runs already answers in all slots of its profile.
+
+    Raises:
+        DoesNotFit: not even the smallest model of the rows fits the profile.
+    """
+    cost_of, pool = cost_in(profile, catalog), pool_from_profile(profile)
+    refuse_what_cannot_fit(rows, profile, cost_of)
+    workers = min(profile.max_concurrent_slots, worker_threads()) if on_host(profile.provider) else None
+    lanes = lanes_for(rows, pool, cost_of, workers)
+    client, has_replicas = client_of(None if workers is None else lanes.count)
+    if not has_replicas:
+        lanes = lanes_for(rows, pool, cost_of, None)
+    return ClientEngine(client, lanes, pool, cost_of, retries=retries)
+
+
+def refuse_what_cannot_fit(rows: RowSource, profile: HardwareProfile, cost_of: CostOf) -> None:
+    """
+    Raises:
+        DoesNotFit: not even the smallest model of the rows fits the profile.
+    """
+    costs = {model: cost_of(rows.spec(model))[0].need_mb() for model in rows.remaining()}
+    critical_mb = admission_share(profile.pressure_thresholds, alone=True) * (profile.vram_budget_mb - profile.fixed_mb)
+    name = min(costs, key=costs.__getitem__)
+    if costs[name] > critical_mb:
+        raise DoesNotFit(
+            f"no model of the batch fits: `{name}` needs {costs[name]:.0f} MB, and profile {profile.name} allows"
+            f" {critical_mb:.0f} ({profile.vram_budget_mb} budget less {profile.fixed_mb} fixed)",
+            "Choose a profile with a larger budget (-p), or a smaller model.",
+        )

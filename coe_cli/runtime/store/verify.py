@@ -147,32 +147,20 @@ def check_golden(spec: ModelSpec, state_dir: Path) -> Finding:
 
 
 def _files(folder: Path, facts: GraphFacts, again: str, on_progress: OnProgress) -> list[Finding]:
-    findings: list[Finding] = []
+    wrong: list[tuple[str, str]] = []
     for location, size in facts.external.items():
         path = folder / location
         if not lies_in(path, folder):
-            findings.append(
-                error(
-                    "external data",
-                    f"the graph reads {location}, outside of the model's folder",
-                    f"Do not load it; {again}",
-                )
-            )
+            outside = f"the graph reads {location}, outside of the model's folder"
+            wrong.append((outside, f"Do not load it; {again}"))
         elif not path.is_file():
-            findings.append(error("external data", f"{path} is missing", again))
+            wrong.append((f"{path} is missing", again))
         elif path.stat().st_size < size:
-            findings.append(
-                error("external data", f"{path} has {path.stat().st_size} bytes, the graph reads {size}", again)
-            )
-    if not findings:
-        amount = (
-            f"{counted(len(facts.external), 'file')}, complete"
-            if facts.external
-            else "none: the weights are in the graph"
-        )
-        findings.append(ok("external data", amount))
-    findings.append(_digests(folder, again, on_progress))
-    return findings
+            wrong.append((f"{path} has {path.stat().st_size} bytes, the graph reads {size}", again))
+    count = len(facts.external)
+    whole = f"{counted(count, 'file')}, complete" if count else "none: the weights are in the graph"
+    findings = [error("external data", said, hint) for said, hint in wrong] or [ok("external data", whole)]
+    return [*findings, _digests(folder, again, on_progress)]
 
 
 def _digests(folder: Path, again: str, on_progress: OnProgress) -> Finding:

@@ -66,6 +66,7 @@ def load_graph(graph: Path) -> Any:
 
 def _norms_in_fp32(model: Any) -> bool:
     import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
     in_fp32: dict[str, Any] = {}
@@ -90,10 +91,10 @@ def _norms_in_fp32(model: Any) -> bool:
             if not wide.uses():
                 continue
             name, wide.name, wide.dtype = wide.name, f"{wide.name}/fp32", single
-            cast = ir.Node("", "Cast", [wide], [ir.AttrInt64("to", int(half))], name=f"{name}/fp16")
+            cast = ir.node("Cast", [wide], {"to": half}, name=f"{name}/fp16")
             _take_place(model, wide, node, cast, name, half)
             in_fp32[name] = wide
-    _drop_unused(model)
+    RemoveUnusedNodesPass()(model)
     return changed
 
 
@@ -114,20 +115,11 @@ def _rotate_before_attention(model: Any) -> bool:
         rotated = []
         for what, states, count in (("q", query, heads), ("k", key, kv_heads)):
             output = ir.Value(name=f"{node.name}/{what}_rotated", type=states.type, shape=states.shape)
-            attributes = [ir.AttrInt64("interleaved", _int(node, "rotary_interleaved", 0))]
+            attributes = {"interleaved": _int(node, "rotary_interleaved", 0)}
             if (size := _head_size(inputs[3])) and 2 * int(cos.shape[1]) != size:
-                attributes += [
-                    ir.AttrInt64("rotary_embedding_dim", 2 * int(cos.shape[1])),
-                    ir.AttrInt64("num_heads", count),
-                ]
-            rotation = ir.Node(
-                _MS,
-                "RotaryEmbedding",
-                [states, places, cos, sin],
-                attributes,
-                outputs=[output],
-                name=f"{output.name}/it",
-            )
+                attributes |= {"rotary_embedding_dim": 2 * int(cos.shape[1]), "num_heads": count}
+            inputs_of_it, name = [states, places, cos, sin], f"{output.name}/it"
+            rotation = ir.node("RotaryEmbedding", inputs_of_it, attributes, domain=_MS, outputs=[output], name=name)
             model.graph.insert_before(node, rotation)
             rotated.append(output)
         for index, state in enumerate((*rotated, value)):
@@ -148,9 +140,7 @@ def _split_qkv(model: Any, node: Any, packed: Any, heads: int, kv_heads: int, pa
     sizes = ir.tensor([heads * size, kv_heads * size, kv_heads * size], dtype=ir.DataType.INT64)
     outputs = [ir.Value(name=f"{node.name}/{what}", type=packed.type) for what in ("q", "k", "v")]
     widths = add_constant(model, f"{_PREFIX}/qkv_{heads}_{kv_heads}_{size}", sizes)
-    split = ir.Node(
-        "", "Split", [packed, widths], [ir.AttrInt64("axis", -1)], outputs=outputs, name=f"{node.name}/split"
-    )
+    split = ir.node("Split", [packed, widths], {"axis": -1}, outputs=outputs, name=f"{node.name}/split")
     model.graph.insert_before(node, split)
     return outputs
 
@@ -171,6 +161,7 @@ def _position_ids(model: Any) -> Any:
 def _tables_from_blocks(model: Any, target: Path) -> bool:
     """One table for each quantised embedding, written row by row into one file beside the graph."""
     import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     nodes = [node for node in model.graph if node.op_type == "GatherBlockQuantized"]
     place = target.with_name(target.name + TABLE_SUFFIX)
@@ -189,11 +180,11 @@ def _tables_from_blocks(model: Any, target: Path) -> bool:
             base_dir=place.parent,
         )
         value = add_constant(model, table.name, table)
-        gather = ir.Node("", "Gather", [value, node.inputs[1]], [ir.AttrInt64("axis", 0)], name=f"{node.name}/Gather")
+        gather = ir.node("Gather", [value, node.inputs[1]], {"axis": 0}, name=f"{node.name}/Gather")
         name, output.name = output.name, f"{output.name}/blocks"
         _take_place(model, output, node, gather, name, kind)
         model.graph.remove(node, safe=True)
-    _drop_unused(model)
+    RemoveUnusedNodesPass()(model)
     return bool(nodes)
 
 
@@ -268,10 +259,9 @@ def _take_place(model: Any, old: Any, after: Any, node: Any, name: str, kind: An
 def _cast(model: Any, before: Any, value: Any, name: str, kind: Any) -> Any:
     import onnx_ir as ir
 
-    cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(kind))], name=name)
-    cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = name, ir.TensorType(kind), value.shape
-    model.graph.insert_before(before, cast)
-    return cast.outputs[0]
+    output = ir.Value(name=name, type=ir.TensorType(kind), shape=value.shape)
+    model.graph.insert_before(before, ir.node("Cast", [value], {"to": kind}, outputs=[output], name=name))
+    return output
 
 
 def add_constant(model: Any, name: str, tensor: Any) -> Any:
@@ -284,17 +274,6 @@ def add_constant(model: Any, name: str, tensor: Any) -> Any:
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
     model.graph.register_initializer(value)
     return value
-
-
-def _drop_unused(model: Any) -> None:
-    """Take out nodes and initializers that nothing reads any more."""
-    outputs = set(model.graph.outputs)
-    for node in reversed(list(model.graph)):
-        if not any(value.uses() or value in outputs for value in node.outputs):
-            model.graph.remove(node, safe=True)
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and value not in outputs:
-            del model.graph.initializers[name]
 
 
 def _head_size(past: Any) -> int | None:

@@ -47,15 +47,8 @@ def write_pruned(graph: Path, target: Path, logits_name: str = "logits") -> None
         add_constant(model, f"{_PREFIX}/axes", ir.tensor([1], dtype=ir.DataType.INT64)),
     ]
     nodes = [
-        ir.Node(
-            "",
-            "Gather",
-            [hidden, constants[0]],
-            [ir.AttrInt64("axis", 1)],
-            outputs=[gathered],
-            name=f"{_PREFIX}/Gather",
-        ),
-        ir.Node("", "Unsqueeze", [gathered, constants[1]], outputs=[kept], name=f"{_PREFIX}/Unsqueeze"),
+        ir.node("Gather", [hidden, constants[0]], {"axis": 1}, outputs=[gathered], name=f"{_PREFIX}/Gather"),
+        ir.node("Unsqueeze", [gathered, constants[1]], outputs=[kept], name=f"{_PREFIX}/Unsqueeze"),
     ]
     model.graph.insert_before(head, nodes)
     head.replace_input_with(0, kept)

@@ -74,9 +74,7 @@ def measure_quality(
         else:
             on_progress(message["fraction"])
 
-    arguments = ["--model", str(model), "--source", str(source)]
-    if max_tokens is not None:
-        arguments += ["--max-tokens", str(max_tokens)]
+    arguments = [str(model), str(source), str(max_tokens or 0)]
     run_child("coe_cli.runtime.conversion.quality", arguments, hear, task="quality check")
     return found[0]
 
@@ -202,25 +200,18 @@ def _with_all_logits(path: Path) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    """The child: compare as told and report on stdout; returns the exit code."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m coe_cli.runtime.conversion.quality")
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--text", type=Path, default=QUALITY_TEXT)
-    parser.add_argument("--max-tokens", type=int)
-    options = parser.parse_args(arguments)
+    """The child: compare MODEL with SOURCE on at most so many TOKENS (0: all) and report on stdout; gives the exit code."""
+    model, source, max_tokens = Path(arguments[0]), Path(arguments[1]), int(arguments[2]) or None
 
     def work(send: Callable[[Message], None]) -> None:
         from tokenizers import Tokenizer
 
-        converted = _converted_logits(options.model)
-        tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
-        tokens = tokenizer.encode(options.text.read_text(encoding="utf-8")).ids[: options.max_tokens]
+        converted = _converted_logits(model)
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        tokens = tokenizer.encode(QUALITY_TEXT.read_text(encoding="utf-8")).ids[:max_tokens]
         with tempfile.TemporaryDirectory(prefix="coe-quality-") as scratch:
-            reference = _source_logits(options.source, Path(scratch))
-            window = min(WINDOW_TOKENS, spec_from_folder(options.model.name, options.model).context_length)
+            reference = _source_logits(source, Path(scratch))
+            window = min(WINDOW_TOKENS, spec_from_folder(model.name, model).context_length)
             quality = compare(tokens, reference, converted, lambda part: send({"fraction": round(part, 4)}), window)
         send({"quality": msgspec.to_builtins(quality)})
 

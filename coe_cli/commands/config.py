@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from coe_cli.commands.options import ReportFormatOption
 from coe_cli.output.console import Output, ReportFormat
 
 app = typer.Typer(help="Settings of your own: get, set, edit, and where their files are.", no_args_is_help=True)
@@ -19,7 +20,7 @@ _KEY = (
 @app.command("get")
 def get(
     key: Annotated[str | None, typer.Argument(help=_KEY + " Without it all that you have set.")] = None,
-    output_format: Annotated[ReportFormat, typer.Option("--format", help="How it is written.")] = ReportFormat.HUMAN,
+    output_format: ReportFormatOption = ReportFormat.HUMAN,
 ) -> None:
     """A setting as it is in force, yours or the shipped one.
 

@@ -11,6 +11,7 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
+    ReportFormatOption,
 )
 from coe_cli.errors import ExitCode
 from coe_cli.output.console import Output, ReportFormat
@@ -18,9 +19,7 @@ from coe_cli.output.console import Output, ReportFormat
 
 def doctor(
     profile: ProfileOption = None,
-    report_format: Annotated[
-        ReportFormat, typer.Option("--format", help="How the findings are written.")
-    ] = ReportFormat.HUMAN,
+    report_format: ReportFormatOption = ReportFormat.HUMAN,
     bundle: Annotated[
         Path | None,
         typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from coe_cli.commands.options import ProfilesFileOption, read_profiles
+from coe_cli.commands.options import ProfilesFileOption, ReportFormatOption, read_profiles
 from coe_cli.core.answers.limits import ROW_ID
 from coe_cli.core.names import counted
 from coe_cli.errors import UsageError
@@ -16,13 +16,14 @@ from coe_cli.output.question import agrees
 app = typer.Typer(help="Kept questions and answers: list, search, delete, switch off.", no_args_is_help=True)
 
 
-FormatOption = Annotated[ReportFormat, typer.Option("--format", help="How it is written.")]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="So many at most.")]
 
 
 @app.command("list")
 def list_conversations(
-    limit: LimitOption = 20, output_format: FormatOption = ReportFormat.HUMAN, profiles_file: ProfilesFileOption = None
+    limit: LimitOption = 20,
+    output_format: ReportFormatOption = ReportFormat.HUMAN,
+    profiles_file: ProfilesFileOption = None,
 ) -> None:
     """The conversations, the last one first.
 
@@ -41,7 +42,7 @@ def show(
         int | None,
         typer.Argument(min=ROW_ID.least, max=ROW_ID.most, help="Its number in `coe logs list`; else the last one."),
     ] = None,
-    output_format: FormatOption = ReportFormat.HUMAN,
+    output_format: ReportFormatOption = ReportFormat.HUMAN,
     profiles_file: ProfilesFileOption = None,
 ) -> None:
     """One conversation from its first question to its last answer.
@@ -62,7 +63,7 @@ def show(
 def search(
     words: Annotated[list[str], typer.Argument(help="Words that a question or an answer holds, all of them.")],
     limit: LimitOption = 20,
-    output_format: FormatOption = ReportFormat.HUMAN,
+    output_format: ReportFormatOption = ReportFormat.HUMAN,
     profiles_file: ProfilesFileOption = None,
 ) -> None:
     """Questions and answers with these words, the best first.

@@ -11,6 +11,7 @@ from coe_cli.commands.options import (
     CatalogFileOption,
     ProfileOption,
     ProfilesFileOption,
+    ReportFormatOption,
     read_catalog,
     read_profiles,
 )
@@ -33,7 +34,7 @@ def node(
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port of the head: 6379.")] = None,
     start: Annotated[bool, typer.Option("--start", help="Run the line instead of printing it.")] = False,
     auto: Annotated[bool, typer.Option("--auto", help="Pick the profile that suits this machine.")] = False,
-    report_format: Annotated[ReportFormat, typer.Option("--format", help="How it is written.")] = ReportFormat.HUMAN,
+    report_format: ReportFormatOption = ReportFormat.HUMAN,
     profile: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,

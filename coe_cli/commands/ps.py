@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from coe_cli.commands.options import ReportFormatOption
 from coe_cli.output.console import Output, ReportFormat
 
 
 def ps(
-    output_format: Annotated[ReportFormat, typer.Option("--format", help="How it is written.")] = ReportFormat.HUMAN,
+    output_format: ReportFormatOption = ReportFormat.HUMAN,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it; Ctrl-C ends.")] = False,
 ) -> None:
     """Models that are loaded, their process, slots, memory and idle time, and the memory pressure.

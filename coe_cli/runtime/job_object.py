@@ -1,4 +1,4 @@
-"""Windows: a job that ends the workers in it when this process ends, however it ends.
+"""Windows: a job that ends the workers in it when this process ends, however it ends, and one that bounds a process's memory.
 
 A worker notices by itself that its parent is gone, but not in the middle of a prefill, which lasts as long as its prompt.
 """
@@ -10,9 +10,10 @@ import sys
 import threading
 from typing import Any
 
-_KILL_ON_JOB_CLOSE = 0x2000
+_KILL_ON_JOB_CLOSE, _PROCESS_MEMORY = 0x2000, 0x0100
 _EXTENDED_LIMIT_INFORMATION = 9
-_SIZE, _FLAGS_AT = 144, 16  # of JOBOBJECT_EXTENDED_LIMIT_INFORMATION in a process of 64 bits, and its LimitFlags
+_SIZE = 144  # of JOBOBJECT_EXTENDED_LIMIT_INFORMATION in a process of 64 bits
+_FLAGS_AT, _PROCESS_MEMORY_AT = 16, 112  # its LimitFlags and its ProcessMemoryLimit
 _SET_QUOTA_AND_TERMINATE = 0x0100 | 0x0001
 
 _lock = threading.Lock()
@@ -27,7 +28,7 @@ def end_with_us(pid: int) -> bool:
     kernel32 = _kernel32()
     with _lock:
         if _job is None:
-            _job = _make(kernel32)  # closed with this process, which ends all that is in it
+            _job = _make(kernel32, _KILL_ON_JOB_CLOSE)  # closed with this process, which ends all that is in it
     process = kernel32.OpenProcess(_SET_QUOTA_AND_TERMINATE, False, pid)
     if not process:
         return False
@@ -37,10 +38,17 @@ def end_with_us(pid: int) -> bool:
         kernel32.CloseHandle(process)
 
 
-def _make(kernel32: Any) -> Any:
+def bound_by_job(size: int) -> None:
+    """Let no allocation of this process pass ``size`` bytes, by a job of its own, which ends with it."""
+    kernel32 = _kernel32()
+    kernel32.AssignProcessToJobObject(_make(kernel32, _PROCESS_MEMORY, size), kernel32.GetCurrentProcess())
+
+
+def _make(kernel32: Any, flags: int, process_memory: int = 0) -> Any:
     job = kernel32.CreateJobObjectW(None, None)
     limits = bytearray(_SIZE)
-    struct.pack_into("<I", limits, _FLAGS_AT, _KILL_ON_JOB_CLOSE)
+    struct.pack_into("<I", limits, _FLAGS_AT, flags)
+    struct.pack_into("<Q", limits, _PROCESS_MEMORY_AT, process_memory)
     kernel32.SetInformationJobObject(job, _EXTENDED_LIMIT_INFORMATION, bytes(limits), _SIZE)
     return job
 
@@ -50,7 +58,7 @@ def _kernel32() -> Any:
 
     library = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
     handle, number = ctypes.c_void_p, ctypes.c_uint32
-    library.CreateJobObjectW.restype = library.OpenProcess.restype = handle
+    library.CreateJobObjectW.restype = library.OpenProcess.restype = library.GetCurrentProcess.restype = handle
     library.CreateJobObjectW.argtypes = [handle, ctypes.c_wchar_p]
     library.SetInformationJobObject.argtypes = [handle, ctypes.c_int, ctypes.c_char_p, number]
     library.OpenProcess.argtypes = [number, ctypes.c_int, number]

@@ -95,7 +95,7 @@ def batch(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still told.")] = False,
     no_serve: Annotated[
         bool,
-        typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no resident college: run one in this process."),
+        typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no running college: run one in this process."),
     ] = False,
     profile: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,

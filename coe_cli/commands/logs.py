@@ -16,7 +16,7 @@ from coe_cli.output.question import agrees
 app = typer.Typer(help="Kept questions and answers: list, search, delete, switch off.", no_args_is_help=True)
 
 
-LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="So many at most.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="At most this many.")]
 
 
 @app.command("list")

@@ -138,5 +138,5 @@ FallbackOption = Annotated[
 ]
 NoPullOption = Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")]
 NoServeOption = Annotated[
-    bool, typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no resident college, and leave none behind.")
+    bool, typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no running college, and leave none behind.")
 ]

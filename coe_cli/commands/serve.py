@@ -1,4 +1,4 @@
-"""`coe serve`: the resident college with its OpenAI-compatible HTTP server."""
+"""`coe serve`: the college with its OpenAI-compatible HTTP server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def serve(
         str | None, typer.Option(help="Key that clients must send (better in the variable).", envvar="COE_API_KEY")
     ] = None,
     max_queue: Annotated[
-        int, typer.Option(min=1, max=100_000, help="So many requests may wait; more get 429 and a Retry-After.")
+        int, typer.Option(min=1, max=100_000, help="Requests that may wait; more get 429 and a Retry-After.")
     ] = 256,
     allowed_host: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def serve(
     profiles_file: ProfilesFileOption = None,
     catalog_file: CatalogFileOption = None,
 ) -> None:
-    """Keep models resident, and answer over HTTP as OpenAI does. Prints the URL and leaves the college running.
+    """Keep models loaded, and answer over HTTP as OpenAI does. Prints the URL and leaves the college running.
 
     Example: coe serve --port 8080 --keep-alive never
     """

@@ -12,7 +12,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 MARK_BYTES = 4
-"""So many bytes at the beginning tell the encoding."""
+"""Bytes at the beginning that tell the encoding."""
 
 
 def encoding_of(head: bytes) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 WORTH_A_COPY = 6
-"""So many rows must be left for each worker of a model before another is loaded for them (docs/performance.md)..."""
+"""Rows that must be left for each worker of a model before another replica is loaded for them (docs/performance.md)..."""
 COPY_SHARE = 8
 """...and the model must have more than this part of what the batch had to run."""
 

@@ -90,7 +90,7 @@ class LoadTimes(Struct, frozen=True):
 
 
 class SwapTime(Struct, frozen=True):
-    """Seconds from ending the resident model's process to the first token of the other one, median of ``repeats``.
+    """Seconds from ending the loaded model's process to the first token of the other one, median of ``repeats``.
 
     The other one's process has started before, as the college keeps one ready.
     """

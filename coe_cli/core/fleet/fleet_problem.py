@@ -68,7 +68,7 @@ class NodeKind(Struct, frozen=True):
         return sum(math.ceil(c.weights_mb) for c in costs) + sum(slots[: self.pool.max_concurrent_slots])
 
     def excess_mb(self, models: Sequence[str]) -> float:
-        """What ``models`` need beyond what the scheduler lets stay resident together; 0: none of them is ever evicted.
+        """What ``models`` need beyond what the scheduler lets stay loaded together; 0: none of them is ever evicted.
 
         Beside other work it admits up to the threshold of high pressure; a single model is never evicted for room.
         """

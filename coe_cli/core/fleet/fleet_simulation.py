@@ -28,7 +28,7 @@ class SimulatedModel(Struct, frozen=True):
 
 
 class SimulatedNode(Struct, frozen=True):
-    """What a node is made of. ``keep``: models that are resident at the begin, by index."""
+    """What a node is made of. ``keep``: models that are loaded at the beginning, by index."""
 
     pool: PoolConfig
     models: tuple[SimulatedModel, ...]

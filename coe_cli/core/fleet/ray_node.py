@@ -1,4 +1,4 @@
-"""What a machine offers to Ray, what a resident model asks of it, and the `ray start` line that says so."""
+"""What a machine offers to Ray, what a loaded model asks of it, and the `ray start` line that says so."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def node_resources(profile: HardwareProfile, models: Iterable[str], cores: int) 
 
 
 def actor_mb(cost: ModelCost, slots: int) -> int:
-    """What one resident model takes: its weights and the memory of all its slots, in whole MB."""
+    """What one loaded model takes: its weights and the memory of all its slots, in whole MB."""
     return math.ceil(cost.weights_mb) + slots * math.ceil(cost.kv_mb + cost.activation_mb)
 
 

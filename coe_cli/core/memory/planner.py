@@ -133,12 +133,12 @@ def _preload(
 ) -> Preload | None:
     """The model that serves the most experts of those whose weights leave the pressure "normal"."""
     pool_mb = scenario.budget_mb - profile.fixed_mb
-    resident = {model.name for model in used.models}
+    loaded = {model.name for model in used.models}
     best: Preload | None = None
     if not profile.preload_enabled or pool_mb <= 0:
         return None
     for name in dict.fromkeys(role.model for role in known.candidates):
-        if name in resident or name not in known.models:
+        if name in loaded or name not in known.models:
             continue
         roles = [role for role in known.candidates if role.model == name]
         weights_mb = counting.weights_bytes(known.models[name], [max(r.slot_cost for r in roles)]) / BYTES_PER_MB

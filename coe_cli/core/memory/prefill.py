@@ -10,8 +10,7 @@ from typing import Final
 from coe_cli.core.providers.base import Capabilities
 
 PIECE_TOKENS: Final = 512
-"""So much of a prompt is run at a time at most: other answers go on, and a cancelled one ends, in between; and the memory
-of a prefill does not grow with the prompt."""
+"""Maximum tokens per prefill chunk. Chunks let other slots run, make cancelling prompt and bound memory."""
 
 LEAST_PIECE: Final = 2
 """A single token goes through other kernels, with other rounding (``runtime.worker.slots``)."""

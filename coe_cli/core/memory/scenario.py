@@ -1,4 +1,4 @@
-"""What is to be planned, and the plain sum of it: resident models, running slots, fixed part."""
+"""What is to be planned, and the plain sum of it: loaded models, running slots, fixed part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Role(Struct, frozen=True):
 
 
 class Scenario(Struct, frozen=True):
-    """What is to be planned: the resident experts, and how many slots run at once; slots go round the experts."""
+    """What is to be planned: the loaded experts, and how many slots run at once; slots go round the experts."""
 
     roles: tuple[Role, ...]
     slots: int
@@ -48,7 +48,7 @@ class Known(Struct, frozen=True):
 
 
 class PlannedModel(Struct, frozen=True):
-    """A resident model; ``weights_mb`` counts once, however many slots use it."""
+    """A loaded model; ``weights_mb`` counts once, however many slots use it."""
 
     name: str
     source: Literal["disk", "catalog"]
@@ -95,7 +95,7 @@ def role_of(catalog: Catalog, expert: str, model: str) -> Role:
 
 
 def total_mb(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Accounting, fixed_mb: float) -> float:
-    """Fixed part, each resident model's weights once, each slot's cache and activations, in MB."""
+    """Fixed part, each loaded model's weights once, each slot's cache and activations, in MB."""
     costs: dict[str, list[int]] = {role.model: [] for role in scenario.roles}
     size = 0
     for role in scenario.running():

@@ -14,7 +14,7 @@ LEAST_CONTEXT: Final = 512
 """Tokens: with less a model is refused, for no question with its system prompt and answer would fit."""
 
 SIDE_BY_SIDE: Final = 2
-"""So many models with a slot each a profile of several slots is to hold at once."""
+"""Models with a slot each that a profile of several slots is to hold at once."""
 
 
 def fitting_context(profile: HardwareProfile, models: Iterable[ModelMemory], most: int | None = None) -> int:

@@ -196,7 +196,7 @@ class Router:
 def prefer_resident(
     decision: Decision, model_of: Mapping[str, str], loaded_models: Collection[str], margin: float = 0.15
 ) -> Decision:
-    """``decision``, or the runner-up where it is within ``margin``, its model is resident and the first one's is not.
+    """``decision``, or the runner-up where it is within ``margin``, its model is loaded and the first one's is not.
 
     ``model_of`` maps roles to models. Only a decision for one expert that is not unsure is changed, and the result says
     so in ``preferred_resident``. The general role is no substitute for a specialist, nor the reverse.
@@ -217,7 +217,7 @@ def prefer_resident(
 def swap_aware(
     decision: Decision, catalog: Catalog, on_disk: Collection[str], loaded_models: Collection[str]
 ) -> Decision:
-    """``decision``, or the runner-up whose model is resident, as ``prefer_resident`` has it.
+    """``decision``, or the runner-up whose model is loaded, as ``prefer_resident`` has it.
 
     The model that counts for an expert is the one that would answer for it with the models ``on_disk``.
     """

@@ -17,7 +17,7 @@ class SlotLine(Struct, frozen=True):
 
 
 class ModelLine(Struct, frozen=True):
-    """One model that is resident, on its way in or out, or waited for. None where nothing was measured.
+    """One model that is loaded, on its way in or out, or waited for. None where nothing was measured.
 
     ``kv_reserved_mb`` is the part of ``reserved_mb`` that is for the slots: KV caches, and activations with them.
     ``held_mb``: what it keeps until its process ends, with each slot that was opened since its load.

@@ -322,7 +322,7 @@ class Scheduler(Admission):
         memory, now_s = self.memory, self._now_s
         models = []
         for model in self._models.values():
-            resident = model.state is ModelState.READY
+            loaded = model.state is ModelState.READY
             status = ModelStatus(
                 name=model.name,
                 state=model.state.value,
@@ -331,7 +331,7 @@ class Scheduler(Admission):
                 waiting=model.waiting,
                 reserved_mb=model.reserved_mb,
                 slots_reserved_mb=max(0, model.reserved_mb - model.weights_mb),
-                idle_s=now_s - model.idle_since_s if resident and not model.active else None,
+                idle_s=now_s - model.idle_since_s if loaded and not model.active else None,
                 preloaded=model.speculative,
                 held_mb=model.held_mb,
                 waits_for=self._wait_reason(model, now_s) if model.waiting else "",

@@ -32,7 +32,7 @@ class Expected(Struct, frozen=True, gc=False):
 
 
 class Loaded(Struct, frozen=True, gc=False):
-    """The model is resident. ``used_mb``: memory in use in the pool, measured now; None when it cannot be measured."""
+    """The model is loaded. ``used_mb``: memory in use in the pool, measured now; None when it cannot be measured."""
 
     model: str
     used_mb: float | None = None

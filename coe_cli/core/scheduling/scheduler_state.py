@@ -33,9 +33,9 @@ class PoolConfig(Struct, frozen=True):
     max_bypasses: int = 16
     max_bypass_s: float = 10.0
     give_up_s: float = 30.0
-    """A request is refused when memory that is not coe's, or whoever kills its loads, has kept its model out for so long."""
+    """Seconds to wait for external memory, or a load that is killed, before failing the request."""
     max_evictions: int = 3
-    """So often may a running request be evicted and started again."""
+    """Maximum times that a running request is evicted and started again."""
     shortfall_tolerance_mb: float = 64.0
 
     @property

@@ -33,7 +33,7 @@ _MEASURE_EVERY_S = 2.0
 
 
 class College:
-    """Resident models behind one budget. Use inside a running loop; ``close`` ends every worker."""
+    """Loaded models behind one budget. Use inside a running loop; ``close`` ends every worker."""
 
     def __init__(
         self, settings: CollegeSettings, memory_probe: MemoryProbe, clock: Callable[[], float] = time.monotonic

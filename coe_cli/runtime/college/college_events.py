@@ -61,7 +61,7 @@ class Loading(Struct, frozen=True, tag=True):
 
 
 class PrefillStarted(Struct, frozen=True, tag=True):
-    """The prompt is being read. ``load_s`` is None when the model was resident; ``notes`` are about the prompt.
+    """The prompt is being read. ``load_s`` is None when the model was loaded already; ``notes`` are about the prompt.
 
     ``in_thinking`` and ``thinks`` as ``opens_thinking`` and ``thinks`` of a ``Prompt``.
     """

@@ -64,7 +64,7 @@ def _guidance(ask: ce.Ask, prompt: Prompt) -> protocol.Guidance | None:
 
 
 def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, worker_pid: int) -> ce.PrefillStarted:
-    """``load_s`` is None where the model was resident."""
+    """``load_s`` is None where the model was loaded already."""
     return ce.PrefillStarted(
         message.prompt_tokens,
         message.reused_tokens,

@@ -1,4 +1,4 @@
-"""A resident model as a Ray actor: a college of one model on whatever node Ray chose for it.
+"""A loaded model as a Ray actor: a college of one model on whatever node Ray chose for it.
 
 The actor outlives the batch that started it and answers for the next one; nobody having asked it anything for
 ``keep_alive_s``, it ends its worker and itself. Nothing here imports Ray before an actor runs.
@@ -34,7 +34,7 @@ _LOOK_EVERY_S = 1.0
 
 
 class ActorSettings(Struct, frozen=True):
-    """What an actor is made of. Actors with the same settings can stand in for one another."""
+    """Settings of an actor. Actors with the same settings are interchangeable."""
 
     model: str
     pool: PoolConfig
@@ -43,7 +43,7 @@ class ActorSettings(Struct, frozen=True):
     profile: str
     keep_alive_s: float | None
     side_by_side: int = 1
-    """So many actors share a node's cores; on the CPU each has its part of them."""
+    """Actors that share a node's cores; on the CPU each has its part of them."""
     worker_command: tuple[str, ...] | None = None
 
 

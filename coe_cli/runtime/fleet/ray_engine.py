@@ -1,4 +1,4 @@
-"""The engine on a Ray cluster: each resident model is an actor that Ray places where its memory is free.
+"""The engine on a Ray cluster: each loaded model is an actor that Ray places where its memory is free.
 
 Rows are handed to actors that are ready, one more than an actor has slots, so that a slot that becomes free is taken at
 once. New actors are asked for one at a time, for the model with the most rows to each of its actors; Ray places one when
@@ -40,7 +40,7 @@ _CALM_S = 1.0
 """Between two looks at the room where one more actor would gain nothing or has none: each is a call to Ray's head."""
 _AHEAD = 1
 _MOST_LOSSES = 5
-"""So often may a row's actor be lost before the row is given up."""
+"""Actors that a row may lose before it is given up."""
 _PATIENCE_S = 1.0
 """Ray has so long to place an actor that had no room when it was asked for, before idle ones are ended for it."""
 _START_S = 15.0

@@ -1,4 +1,4 @@
-"""What the actors of a model are: made with these settings, placed by what they ask of Ray, found again by their names."""
+"""Actor specification: settings, Ray resources and name."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class RankedExpert(BaseModel):
 
 
 class Coe(BaseModel):
-    """Who answered. ``load_s`` is null when the model was resident; ``reused_tokens`` came from its cache."""
+    """Who answered. ``load_s`` is null when the model was loaded already; ``reused_tokens`` came from its cache."""
 
     expert: str | None
     model: str

@@ -82,8 +82,8 @@ def main() -> None:
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     cases = [
         ("1 model, 0.7 of capacity", 1, 1, 0.7),
-        ("4 models, all resident, 0.7 of capacity", 4, 4, 0.7),
-        ("4 models, all resident, overloaded 1.2", 4, 4, 1.2),
+        ("4 models, all loaded, 0.7 of capacity", 4, 4, 0.7),
+        ("4 models, all loaded, overloaded 1.2", 4, 4, 1.2),
         ("6 models in room for 3, 0.7 of capacity", 6, 3, 0.7),
     ]
     rows = []

@@ -53,7 +53,7 @@ class BenchModel(Struct, frozen=True):
     def row(self, point: Point, repeats: int) -> BenchRow:
         """A row with what is known before any run."""
         plan_mb = None if self.memory is None else round(planned_peak_bytes(self.memory, point) / BYTES_PER_MB, 1)
-        return BenchRow(self.name, self.provider, *structs.astuple(point), repeats, plan_mb=plan_mb)
+        return BenchRow(self.name, self.provider, repeats=repeats, plan_mb=plan_mb, **structs.asdict(point))
 
 
 def run_bench(

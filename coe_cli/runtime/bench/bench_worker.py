@@ -100,5 +100,5 @@ class Swaps:
 
     def _result(self, pair: int, times: Sequence[float], error: str | None) -> SwapTime:
         took = summarise(times if error is None else [], 4)
-        names = [self._models[place % len(self._models)][0].name for place in (pair, pair + 1)]
-        return SwapTime(*names, len(times), took.median, took.range, error)
+        first, then = (self._models[place % len(self._models)][0].name for place in (pair, pair + 1))
+        return SwapTime(first, then, len(times), took.median, took.range, error)

@@ -15,8 +15,8 @@ from coe_cli.errors import DeviceLost
 from coe_cli.providers import bandwidth as card_bandwidth
 from coe_cli.providers.cpu import copy_on_cpu
 from coe_cli.providers.cuda import _nvml_handle, copy_on_cuda
-from coe_cli.runtime.bench import bandwidth
-from coe_cli.runtime.bench.bandwidth import measure_bandwidth
+from coe_cli.runtime.bench import bench_machine
+from coe_cli.runtime.bench.bench_machine import measure_bandwidth
 from coe_cli.runtime.bench.bench_memory import RowMemory, settled_mb
 from coe_cli.runtime.college.memory_probe import GpuProbe, ResidentSetProbe
 
@@ -190,7 +190,7 @@ def _no_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def refuse(*_: Any, **__: Any) -> None:
         raise DeviceLost("no driver")
 
-    monkeypatch.setattr(bandwidth, "run_child", refuse)
+    monkeypatch.setattr(bench_machine, "run_child", refuse)
     yield
 
 

@@ -181,7 +181,7 @@ def verify(
         findings = check(name, folder, folders().state, run=not no_run, accept=accept, on_progress=view)
         measured = None
         if (quality or source is not None) and worst(findings) is not Level.ERROR:
-            from coe_cli.runtime.conversion.quality_check import check_quality, quality_finding
+            from coe_cli.runtime.conversion.quality import check_quality, quality_finding
 
             measured = check_quality(name, folder, view, source=source, max_tokens=quality_tokens)
             findings.append(quality_finding(name, measured))

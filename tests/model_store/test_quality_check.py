@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from coe_cli.core.findings import Level
-from coe_cli.runtime.conversion.quality import Quality
-from coe_cli.runtime.conversion.quality_check import check_quality, quality_finding
+from coe_cli.runtime.conversion.quality import Quality, check_quality, quality_finding
 from coe_cli.runtime.importing.convert import convert
 from coe_cli.runtime.progress import ignore
 from coe_cli.runtime.store.integrity import write_manifest

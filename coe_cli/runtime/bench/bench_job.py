@@ -20,8 +20,7 @@ from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.regular_file import read_regular
 from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.atomic_write import atomic_write
-from coe_cli.runtime.bench.bandwidth import measure_bandwidth
-from coe_cli.runtime.bench.bench_machine import read_machine, read_versions
+from coe_cli.runtime.bench.bench_machine import measure_bandwidth, read_machine, read_versions
 from coe_cli.runtime.bench.bench_run import BenchModel, BenchRequest, run_bench
 from coe_cli.runtime.college.costs import slot_context
 from coe_cli.runtime.planning.plan_inputs import memory_of

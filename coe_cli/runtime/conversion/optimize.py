@@ -17,8 +17,7 @@ from coe_cli.core.providers import host, spec_of
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.conversion.agreement import PROMPTS, agreement
-from coe_cli.runtime.conversion.fit_graph import NotFitting, write_fitted
-from coe_cli.runtime.conversion.last_position import NotPrunable, write_pruned
+from coe_cli.runtime.conversion.fit_graph import NotFitting, NotPrunable, write_fitted, write_pruned
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
 from coe_cli.runtime.store.model_removal import check_replaceable

@@ -22,14 +22,17 @@ from coe_cli.core.answers.prompt_text import bare, fill_plain
 from coe_cli.core.answers.thinking import OPEN as THINK
 from coe_cli.core.answers.tool_calls import FORMATS, ToolCall
 from coe_cli.interrupts import on_interrupt
+from coe_cli.runtime.job_object import bound_by_job
 from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
-from coe_cli.runtime.prompts import process_limits, tokenizer_files
+from coe_cli.runtime.prompts import tokenizer_files
 from coe_cli.runtime.prompts.chat_rendering import ChatTemplate, TemplateFails, flat_turns
 from coe_cli.runtime.prompts.prompt_messages import Begun, NotPrepared, Prepare, Prompt, Stage
 from coe_cli.runtime.prompts.tokenizing import ControlTokenInText, ModelTokenizer, TooMany
 from coe_cli.runtime.worker.protocol import frame, frame_length
 
 _MAX_OPEN_MODELS = 4
+MEMORY_MB = 1536
+"""Of 2²⁰ bytes. A tokenizer of 256,000 tokens takes 300, the ids of a long text a tenth of that."""
 _ANOTHER_MODEL = "Use a plain prompt for this model's experts, or another model."
 
 
@@ -178,7 +181,7 @@ def main() -> None:
     on_interrupt(signal.SIG_IGN)
     channel_in, channel_out = take_standard_streams()
     die_with_parent()
-    process_limits.bound_memory()
+    bound_memory()
     inbox: queue.SimpleQueue[Prepare] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel_in, inbox), daemon=True).start()
 
@@ -196,7 +199,7 @@ def main() -> None:
                 send(
                     NotPrepared(
                         "model_damaged",
-                        f"the prompt for `{request.model}` takes more than {process_limits.MEMORY_MB} MB to make",
+                        f"the prompt for `{request.model}` takes more than {MEMORY_MB} MB to make",
                         _ANOTHER_MODEL,
                     )
                 )
@@ -215,6 +218,24 @@ def _listen(channel: BinaryIO, inbox: queue.SimpleQueue[Prepare]) -> None:
             inbox.put(decode(channel.read(frame_length(head))))
     finally:
         os._exit(0)
+
+
+def bound_memory() -> None:
+    """Let no allocation pass ``MEMORY_MB``: Python raises MemoryError there, other code ends the process."""
+    if sys.platform == "win32":
+        bound_by_job(MEMORY_MB * 2**20)
+        return
+    import resource
+
+    for name in ("RLIMIT_DATA", "RLIMIT_AS"):
+        limit = getattr(resource, name, None)
+        if limit is None:
+            continue
+        size = (MEMORY_MB if name == "RLIMIT_DATA" else 4 * MEMORY_MB) * 2**20
+        try:
+            resource.setrlimit(limit, (size, size))
+        except (ValueError, OSError):  # macOS takes neither; a lower limit of the user's stays
+            continue
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ _QUANT = re.compile(r"[-._](I?Q[2-8](_[0-9A-Z]+)*|B?F16|F32)$", re.IGNORECASE)
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _TAKEN: Final = ("*.safetensors", "*.json", "*.jinja")
 _NOT_TAKEN: Final = ("consolidated*.safetensors", "*adapter*")
+PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+"""Weights whose loading runs whatever code is in them."""
 
 
 def is_importable(path: str) -> bool:

@@ -17,6 +17,7 @@ from coe_cli.core.importing.encodings import Precision, rules_for
 from coe_cli.core.importing.facts import Facts
 from coe_cli.core.importing.ggml import BLOCK_TYPES, SUPPORTED
 from coe_cli.core.importing.gguf_header import GgufHeader, parse_gguf
+from coe_cli.core.importing.hub_files import PICKLED
 from coe_cli.core.importing.needs import needs
 from coe_cli.core.importing.tensor_names import GGUF_TABLES, expected_shapes, gguf_part, hf_part
 from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG
@@ -24,7 +25,6 @@ from coe_cli.core.regular_file import open_regular, read_text
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing, PickledWeights, UnsupportedArchitecture, UsageError
 from coe_cli.runtime.importing.weights_map import Stored, WeightsMap
 
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _MAX_HEADER_BYTES = 16 * 2**20
 """Of a safetensors file; a hundred thousand tensors. JSON takes up to forty times its bytes in memory."""
 _MAX_CONFIG_BYTES = 2**20
@@ -117,7 +117,7 @@ def read_header(path: Path) -> GgufHeader:
 def _inspect_file(path: Path) -> ModelSource:
     if path.match("*.safetensors"):
         raise UsageError(f"{path} is one file of a Hugging Face folder", f"Name the folder: {path.parent}")
-    if any(path.match(pattern) for pattern in _PICKLED):
+    if any(path.match(pattern) for pattern in PICKLED):
         raise _pickled(path)
     header = read_header(path)
     name = str(header.metadata.get("general.architecture", ""))
@@ -179,7 +179,7 @@ def _inspect_folder(path: Path) -> ModelSource:
         )
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        if any(item for pattern in _PICKLED for item in path.glob(pattern)):
+        if any(item for pattern in PICKLED for item in path.glob(pattern)):
             raise _pickled(path)
         raise UsageError(f"{path} has no weights (*.safetensors)", "Fetch the folder again, with its weights.")
     parts: dict[str, Stored] = {}

@@ -14,7 +14,7 @@ from coe_cli.runtime.importing.external_data import ExternalData
 from coe_cli.runtime.importing.graph_writer import CONTRIB, GraphNodes
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, EmbedderInfo
 from coe_cli.runtime.routing.embedder_check import read_modules
-from coe_cli.runtime.routing.embedder_sources import file_sha256
+from coe_cli.runtime.store.integrity import sha256_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,7 +145,7 @@ def write_bert(embedder: BertEmbedder, target: Path, name: str) -> EmbedderInfo:
         max_tokens=embedder.max_tokens,
         pad_id=embedder.config.pad_token_id,
         prompt=embedder.prompt,
-        sha256=written_digest(file_sha256(embedder.folder / _SAFETENSORS), embedder.pooling),
+        sha256=written_digest(sha256_of(embedder.folder / _SAFETENSORS), embedder.pooling),
         size_mb=0.0,
     )
 

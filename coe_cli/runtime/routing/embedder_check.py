@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import msgspec
 
+from coe_cli.core.importing.hub_files import PICKLED
 from coe_cli.core.regular_file import lies_in, read_regular
 from coe_cli.errors import ModelDamaged
 
@@ -15,7 +16,6 @@ _PREFIX = "sentence_transformers."
 _KINDS = frozenset(
     {"Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "WeightedLayerPooling"}
 )  # the kinds that take token ids and a mask, as the export's graph does
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
 class Module(msgspec.Struct):
@@ -52,7 +52,7 @@ def check_embedder(name: str, folder: Path, *, pickles: bool = False) -> None:
     for place in places:
         if place != folder and not lies_in(place, folder):
             _refuse(name, f"modules.json names the folder {str(place)!r} outside of the model's own")
-        found = next((path for pattern in _PICKLES for path in place.glob(pattern)), None)
+        found = next((path for pattern in PICKLED for path in place.glob(pattern)), None)
         if found is not None and not pickles and not any(place.glob("*.safetensors")):
             _refuse(name, f"the weights {found.name} are a pickle, and loading those runs whatever code is in them")
 

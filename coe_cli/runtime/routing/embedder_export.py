@@ -19,8 +19,9 @@ from coe_cli.replacing import move
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.bert_graph import GRAPH, WEIGHTS, read_bert, write_bert
 from coe_cli.runtime.routing.embedder import Embedder, EmbedderInfo, embedder_folder
-from coe_cli.runtime.routing.embedder_sources import fetch_embedder, file_sha256
+from coe_cli.runtime.routing.embedder_sources import fetch_embedder
 from coe_cli.runtime.routing.shipped_router import shipped_vectors
+from coe_cli.runtime.store.integrity import sha256_of
 from coe_cli.runtime.store.source_errors import is_full
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def comparison_texts() -> list[str]:
 
 def _sha256(folder: Path) -> str:
     """SHA-256 of the digests of graph and weights."""
-    parts = [file_sha256(folder / name) for name in (GRAPH, WEIGHTS) if (folder / name).is_file()]
+    parts = [sha256_of(folder / name) for name in (GRAPH, WEIGHTS) if (folder / name).is_file()]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

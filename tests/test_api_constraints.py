@@ -54,7 +54,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     *(({name: value}, name) for name, value in {
         "min_p": 0.1, "presence_penalty": 0.5, "frequency_penalty": -1, "logit_bias": {"5": 1}, "guided_whitespace_pattern": " ",
         "typical_p": 0.9, "mirostat": 2, "dry_multiplier": 0.8, "xtc_probability": 0.5, "samplers": ["top_k"], "top_a": 0.2,
-        "ignore_eos": True, "bad_words": ["a"], "use_beam_search": True, "stop_token_ids": [5], "n_predict": 5,
+        "bad_words": ["a"], "use_beam_search": True, "n_predict": 5, "prompt_logprobs": 0, "return_token_ids": True, "n_probs": 3,
         "repetition_penalty": 0.5, "chat_template": "x", "truncate_prompt_tokens": 5, "lora": [{"id": 1}], "function_call": "auto",
     }.items()),
 ]  # fmt: skip

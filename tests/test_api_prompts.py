@@ -71,8 +71,25 @@ def test_n_answers_of_a_chat_and_of_a_prompt(served: Served, client: openai.Open
         assert "".join(parts) == said[index]
     lists = client.completions.create(prompt=["ab", "cd"], best_of=2, **{**ask, "n": 2})
     assert len(texts(lists)) == 4
-    assert served.request("POST", "/v1/completions", {**ask, "prompt": "x", "best_of": 9}).error["param"] == "best_of"
     assert served.request("POST", "/v1/completions", {**ask, "prompt": "x", "n": 0}).error["param"] == "n"
+
+
+def test_the_likeliest_of_several_answers_are_given(served: Served, client: openai.OpenAI) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "temperature": 1.5, "seed": 1, "max_tokens": 6, "prompt": ["ab", "xyz"]}
+    every = client.completions.create(n=5, logprobs=0, **ask)
+    best = client.completions.create(n=2, best_of=5, echo=False, **ask)
+    for number in (0, 1):
+        group = every.choices[5 * number : 5 * number + 5]
+        means = {each.text: sum(p) / len(p) for each in group if each.logprobs and (p := each.logprobs.token_logprobs)}
+        likeliest = sorted(means, key=lambda text: -means[text])[:2]
+        assert [each.text for each in best.choices[2 * number : 2 * number + 2]] == likeliest
+    assert [each.index for each in best.choices] == [0, 1, 2, 3] and best.choices[0].logprobs is None
+    assert best.usage == every.usage  # all were written
+    told = client.completions.create(n=1, best_of=2, logprobs=2, **ask).choices[0].logprobs
+    assert told is not None and told.top_logprobs
+    for wrong in ({"n": 3, "best_of": 2}, {"best_of": 2, "stream": True}, {"best_of": 17}):
+        answer = served.request("POST", "/v1/completions", {**ask, **wrong})
+        assert (answer.status, answer.error["param"]) == (400, "best_of"), answer.body
 
 
 def test_the_prompt_comes_before_its_answer_where_that_is_wanted(served: Served, client: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""How tokens are chosen: the parameters of a request, those that are refused, and what ONNX Runtime GenAI is told.
+"""How tokens are chosen: the parameters of a request, and what ONNX Runtime GenAI is told.
 
 OGA takes ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``repetition_penalty``, ``min_length`` and ``random_seed`` in 0.13.1 and 0.18.0 (``src/config.h``). It is
 greedy for ``top_k`` 1 or ``temperature`` 0, whatever else is set, and takes ``top_p`` 0 as "no nucleus" (``src/generators.cpp``).
@@ -6,30 +6,12 @@ greedy for ``top_k`` 1 or ``temperature`` 0, whatever else is set, and takes ``t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from coe_cli.core.answers.limits import MAX_TOKENS, REPETITION_PENALTY, SEED, TEMPERATURE, TOP_K, TOP_P
-
-_WORKS_ON_ANSWERS: Final = re.compile(
-    r"penalt|^min_|^max_|^top_|^dynatemp|temperature|sampl|mirostat|logit|logprob|bias|bad_words|banned|stop|eos|beam"
-    r"|^best_of|^dry_|^xtc_|typical|tfs_z|epsilon|eta_cutoff|(^|_)tokens|n_predict|^seed|ngram|guid|grammar|schema|regex|choice"
-    r"|structur|constrain|format|chat_template|prefix|suffix|^echo|lora|truncat|tools?$|tool_|function|thinking_budget"
-)
-"""Names of parameters that choose tokens, bound the answer or change the prompt, in whatever program's API."""
-_HARMLESS: Final = frozenset({"include_stop_str_in_output", "guided_decoding_backend", "encoding_format"})
-_NEUTRAL: Final[Mapping[str, float | str]] = {
-    "typical_p": 1,
-    "tfs_z": 1,
-    "length_penalty": 1,
-    "n_predict": -1,
-    "truncate_prompt_tokens": -1,
-    "truncation": "disabled",
-}
-"""Parameters that ask for nothing with another value than nothing or 0."""
+from coe_cli.core.answers.limits import MAX_TOKENS, REPETITION_PENALTY, SEED, STOP_IDS_MOST, TEMPERATURE, TOP_K, TOP_P
 
 TOP_K_DEFAULT: Final = 50
 """OGA's own, where a request wants to sample and the model's configuration leaves one candidate."""
@@ -38,7 +20,7 @@ TOP_K_DEFAULT: Final = 50
 class Sampling(Struct, frozen=True):
     """How tokens are chosen; None leaves the model's own setting. A temperature or top_p of 0 means greedy.
 
-    The model cannot end the answer before ``min_tokens``.
+    The model cannot end the answer before ``min_tokens``; each of ``stop_token_ids`` ends it as its own end does.
     """
 
     temperature: Annotated[float, Meta(ge=TEMPERATURE.least, le=TEMPERATURE.most)] | None = None
@@ -47,20 +29,12 @@ class Sampling(Struct, frozen=True):
     seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
     repetition_penalty: Annotated[float, Meta(ge=REPETITION_PENALTY.least, le=REPETITION_PENALTY.most)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS.most)] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=STOP_IDS_MOST)] = []
 
     @property
     def greedy(self) -> bool:
         """Whether the request itself leaves one candidate a step."""
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
-
-
-def unsupported(fields: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first of the ``fields`` that coe has not which would change an answer, and why it is refused; None: there is none."""
-    for name, value in fields.items():
-        asks = value and value != _NEUTRAL.get(name)
-        if asks and name not in _HARMLESS and _WORKS_ON_ANSWERS.search(name):
-            return name, "is not supported here and would change the answer; leave it out"
-    return None
 
 
 def search_options(sampling: Sampling, configured: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,15 +14,21 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
-        self.stopped = False
+        self.stopped_by = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return bool(self.stopped_by)
 
     def feed(self, text: str) -> str:
-        """The text that is certain to be part of the answer; sets ``stopped`` when a stop string is complete."""
+        """The text that is certain to be part of the answer; sets ``stopped_by`` when a stop string is complete."""
         self._held += text
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)[1]], ""
+            end, at = min(found)
+            self.stopped_by = self._held[at:end]
+            shown, self._held = self._held[:at], ""
             return shown
         keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

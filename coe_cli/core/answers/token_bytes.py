@@ -12,11 +12,12 @@ _SPACE = "\u2581"
 
 
 class TokenLogprob(Struct, frozen=True):
-    """A token of an answer with its natural log probability, and the likeliest tokens in its place with theirs."""
+    """A token of an answer with its natural log probability and its id, and the likeliest tokens in its place with theirs."""
 
     token: bytes
     logprob: float
-    top: list[tuple[bytes, float]] = []
+    id: int
+    top: list[tuple[bytes, float, int]] = []
 
 
 def token_text(token: bytes) -> str:

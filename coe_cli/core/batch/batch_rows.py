@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from coe_cli.core.answers.foreign_fields import OF_REQUESTS, unsupported
 from coe_cli.core.answers.limits import (
     MAX_TOKENS,
     REPETITION_PENALTY,
@@ -17,7 +18,6 @@ from coe_cli.core.answers.limits import (
     TOP_K,
     TOP_P,
 )
-from coe_cli.core.answers.sampling import unsupported
 from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.errors import UsageError
 
@@ -132,7 +132,7 @@ def parse_line(data: bytes, line: int) -> Parsed | None:
     if _OPENAI_MARKS & fields.keys():
         return Parsed(_convert(fields, OpenAIRow, line, "custom_id"))
     row: Row = _convert(fields, Row, line, "id")
-    if (refused := unsupported({key: value for key, value in fields.items() if key not in _OWN_KEYS})) is not None:
+    if (refused := unsupported(fields, _OWN_KEYS | OF_REQUESTS)) is not None:
         raise InvalidRow(line, f"`{refused[0]}` {refused[1]}", row.id)
     _check_own(row, line)
     return Parsed(row, tuple(key for key in fields if key not in _OWN_KEYS))

@@ -48,9 +48,9 @@ def _single(body: Any, row: OpenAIRow, line: int) -> ChatRequest:
     """The one answer of text that a row may ask for."""
     requests: list[ChatRequest] = body.chat_requests()
     reason = "`body.tools`: a batch calls no functions" if requests[0].tools is not None else ""
-    if requests[0].logprobs is not None:
-        reason = "`body.logprobs`: a batch tells none"
-    if len(requests) > 1 or (body.n or 1) > 1:
+    if (name := body.beside_one_answer()) is not None:
+        reason = f"`body.{name}`: a batch has no place for it"
+    if len(requests) > 1 or name == "n":
         reason = "`body`: a row has one prompt and one answer; write a row for each"
     if reason:
         raise InvalidRow(line, reason, row.custom_id, is_openai=True)

@@ -12,6 +12,7 @@ from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.notes import Note
 from coe_cli.core.routing.router import Decision
+from coe_cli.runtime.prompts.prompt_messages import Rendering
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, Guidance, Sampling
 
 Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
@@ -38,7 +39,7 @@ class ChatRequest(Struct, frozen=True):
 
     ``fill``: a raw prompt in the form of ``FILL_TEMPLATE``, for a model that fills in the middle.
 
-    ``logprobs`` as in ``protocol.Generate``.
+    ``logprobs`` as in ``protocol.Generate``, ``rendering`` as in ``Prepare``.
 
     ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
 
@@ -61,6 +62,7 @@ class ChatRequest(Struct, frozen=True):
     stop: Annotated[list[Stop], Meta(max_length=STOPS_MOST)] = []
     guidance: Guidance | None = None
     tools: Tools | None = None
+    rendering: Rendering = Rendering()
     prompt_ids: Annotated[list[int], Meta(max_length=MAX_PROMPT_IDS)] | None = None
     logprobs: Annotated[int, Meta(ge=LOGPROBS.least, le=LOGPROBS.most)] | None = None
     priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0

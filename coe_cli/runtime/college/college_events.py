@@ -11,7 +11,7 @@ from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import MAX_ANSWER_TOKENS
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.runtime.college.chat_request import Needed, Resolved
-from coe_cli.runtime.prompts.prompt_messages import Prompt
+from coe_cli.runtime.prompts.prompt_messages import Prompt, Rendering
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
 
 
@@ -33,6 +33,7 @@ class Ask(Struct, frozen=True):
     stop: list[str] = []
     guidance: Guidance | None = None
     tools: Tools | None = None
+    rendering: Rendering = Rendering()
     logprobs: int | None = None
     priority: int = 0
     retries: int = 1
@@ -90,7 +91,10 @@ class Restarted(Struct, frozen=True, tag=True):
 
 
 class Finished(Struct, frozen=True, tag=True):
-    """The end of the answer; times are seconds in the worker. ``notes`` say why it ended where that is not plain."""
+    """The end of the answer; times are seconds in the worker. ``notes`` say why it ended where that is not plain.
+
+    ``stopped_by``: the stop string that ended it.
+    """
 
     finish_reason: FinishReason
     prompt_tokens: int
@@ -98,6 +102,7 @@ class Finished(Struct, frozen=True, tag=True):
     first_token_s: float
     decode_s: float
     notes: list[str] = []
+    stopped_by: str = ""
 
 
 CollegeEvent: TypeAlias = Resolved | Needed | Waiting | Loading | PrefillStarted | Delta | Restarted | Finished

@@ -11,7 +11,6 @@ import msgspec
 
 from coe_cli.core.answers.answer_schema import check_guidance, check_schema
 from coe_cli.core.answers.fill_in import FILL_TEMPLATE
-from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
@@ -153,12 +152,7 @@ class RequestResolver:
         notes += [Note("provider", slower)] if slower else []
         messages, template = _prompt(request, choice)
         special = request.raw if request.allow_special_tokens is None else request.allow_special_tokens
-        fitting = await self._fit(
-            spec,
-            choice,
-            _Wanted(messages, template, special, self._may_fall_back(request), request.tools, request.prompt_ids),
-            only=request.resolve_only,
-        )
+        fitting = await self._fit(spec, choice, _Wanted(messages, template, special, request))
         spec = fitting.spec
         if request.guidance is not None:
             check_guidance(request.guidance.kind, request.guidance.data, slot_context(spec, self._profile))
@@ -193,6 +187,7 @@ class RequestResolver:
             stop=request.stop,
             guidance=request.guidance,
             tools=request.tools,
+            rendering=request.rendering,
             logprobs=request.logprobs,
             expert=choice.expert,
             priority=request.priority,
@@ -291,21 +286,24 @@ class RequestResolver:
             TooManyTokens: the model has no room for it.
         """
         context = slot_context(spec, self._profile)
-        if wanted.ids is not None:
-            return _of_ids(wanted.ids, spec, context)
-        if wanted.tools is None and surely_fits(wanted.messages, wanted.template, context):
+        request, template = wanted.request, wanted.template
+        if request.prompt_ids is not None:
+            return _of_ids(request.prompt_ids, spec, context)
+        if request.tools is None and surely_fits(wanted.messages, template, context):
             return None
-        tools = wanted.tools.templates() if wanted.tools is not None else None
-        asked = Prepare(spec.name, str(spec.folder), wanted.messages, context, wanted.template, wanted.special, tools)
-        return await own().prepared(asked)
+        tools, rendering = request.tools.templates() if request.tools is not None else None, request.rendering
+        folder = str(spec.folder)
+        return await own().prepared(
+            Prepare(spec.name, folder, wanted.messages, context, template, wanted.special, tools, rendering)
+        )
 
-    async def _fit(self, spec: ModelSpec, choice: Choice, wanted: _Wanted, *, only: bool) -> _Fitting:
-        """The model that has room for the prompt: the chosen one, or the expert's fallback; ``only``: who has room or not."""
+    async def _fit(self, spec: ModelSpec, choice: Choice, wanted: _Wanted) -> _Fitting:
+        """The model that has room for the prompt: the chosen one, or the expert's fallback."""
         try:
             prompt = await self._made(spec, wanted)
             return _Fitting(spec, wanted.template, prompt, [], None if prompt is None else len(prompt.ids))
         except TooManyTokens as error:
-            if only:
+            if wanted.request.resolve_only:
                 return _Fitting(spec, wanted.template, None, [], error.tokens)
             too_long = error
         tokens = f"{too_long.tokens}" if too_long.exact else f"at least {too_long.tokens}"
@@ -317,7 +315,7 @@ class RequestResolver:
             too_long.tokens,
             context,
         )
-        if choice.fallback is None or not wanted.may_fall_back:
+        if choice.fallback is None or not self._may_fall_back(wanted.request):
             raise refusal
         other = await asyncio.to_thread(self.open, choice.fallback)
         kept = wanted.template if wanted.template in (RAW_TEMPLATE, FILL_TEMPLATE) else None
@@ -345,9 +343,7 @@ class _Wanted(NamedTuple):
     messages: list[ChatMessage]
     template: str | None
     special: bool
-    may_fall_back: bool
-    tools: Tools | None = None
-    ids: list[int] | None = None
+    request: ChatRequest
 
 
 class _Fitting(NamedTuple):

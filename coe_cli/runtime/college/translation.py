@@ -24,6 +24,7 @@ def to_prepare(ask: ce.Ask, spec: ModelSpec, context_length: int) -> Prepare:
         template=ask.template,
         allow_special_tokens=ask.allow_special_tokens,
         tools=ask.tools.templates() if ask.tools is not None else None,
+        rendering=ask.rendering,
     )
 
 
@@ -96,4 +97,5 @@ def finished(message: protocol.Done, ask: ce.Ask, prompt: Prompt) -> ce.Finished
         first_token_s=message.first_token_s,
         decode_s=message.decode_s,
         notes=notes,
+        stopped_by=message.stopped_by,
     )

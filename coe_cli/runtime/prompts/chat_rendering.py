@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from coe_cli.core.answers.prompt_text import Turn, alternating, without_system
 from coe_cli.core.answers.tool_calls import call_text, described, format_of, result_turn
+from coe_cli.runtime.prompts.prompt_messages import Rendering
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 _ROOM_CHARS = 2**20
@@ -58,20 +59,22 @@ class ChatTemplate:
         except Exception as error:
             raise TemplateFails(_reason(error)) from None
 
-    def with_tools(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None) -> str | None:
+    def with_tools(
+        self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None, rendering: Rendering
+    ) -> str | None:
         """The conversation with its functions and calls as the template itself writes them; None where it has none or fails."""
         spoken = [_message(message) for message in messages]
         if not tools and not any(len(each) > 2 for each in spoken):
             return None
         try:
-            text = self._run(spoken, tools, room=len(json.dumps([spoken, tools])))
+            text = self._run(spoken, tools, rendering, room=len(json.dumps([spoken, tools])))
         except TemplateFails:
             return None
         names = [tool["function"]["name"] for tool in tools or ()]
         said = [message.content.strip() for message in messages if message.role in ("system", "user")]
         return text if all(each in text for each in [*names, *said]) else None
 
-    def render(self, turns: Sequence[Turn]) -> tuple[str, bool]:
+    def render(self, turns: Sequence[Turn], rendering: Rendering = Rendering()) -> tuple[str, bool]:
         """The text of the conversation, and whether all that system and user said is in it.
 
         Where the template refuses the roles as they come, or leaves a text out, neighbours of one role are joined, and then
@@ -91,7 +94,7 @@ class ChatTemplate:
             tried.append(shaped)
             try:
                 spoken = [{"role": role, "content": text} for role, text in shaped]
-                text = self._run(spoken, None, room=sum(len(text) for _, text in shaped))
+                text = self._run(spoken, None, rendering, room=sum(len(text) for _, text in shaped))
             except TemplateFails as error:
                 failure = failure or error
                 continue
@@ -103,13 +106,14 @@ class ChatTemplate:
             raise failure
         return first, False
 
-    def _run(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, room: int) -> str:
+    def _run(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, rendering: Rendering, *, room: int
+    ) -> str:
         room = _ROOM_CHARS + 4 * room
         parts: list[str] = []
+        fixed = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": rendering.opens_turn}
         try:
-            for part in self._template.generate(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=True, **self._tokens
-            ):
+            for part in self._template.generate({**rendering.arguments, **self._tokens, **fixed}):
                 room -= len(part)
                 if room < 0:
                     raise TemplateFails("it writes without end")

@@ -15,12 +15,25 @@ RAW_TEMPLATE = "{question}"
 Stage = Literal["opening", "rendering", "tokenizing"]
 
 
+class Rendering(Struct, frozen=True):
+    """How a conversation becomes text: ``arguments`` are variables of the chat template.
+
+    ``continues``: the last message, the assistant's, is the beginning of the answer. ``opens_turn``: the template begins a turn of the
+    assistant's.
+    """
+
+    arguments: dict[str, str | int | float | bool | None] = {}
+    continues: bool = False
+    opens_turn: bool = True
+
+
 class Prepare(Struct, frozen=True):
     """Make a prompt of ``messages`` for the model in ``folder``.
 
     ``template``: the expert's plain template, with the places ``{system}`` and ``{question}``; None takes the model's chat
     template. ``context_length``: tokens of prompt and answer together. ``allow_special_tokens``: what looks like a control
-    token in a message is one. ``tools`` as chat templates take them. ``back``: also turn the ids into text again.
+    token in a message is one. ``tools`` as chat templates take them. ``back``: also turn the ids into text again. ``begins_text``: the
+    token that begins a text is added where the tokenizer wants one. ``ids`` are taken as they are, in place of ``messages``.
     """
 
     model: str
@@ -30,7 +43,10 @@ class Prepare(Struct, frozen=True):
     template: str | None = None
     allow_special_tokens: bool = False
     tools: list[dict[str, Any]] | None = None
+    rendering: Rendering = Rendering()
     back: bool = False
+    begins_text: bool = True
+    ids: list[int] | None = None
 
     @property
     def text_bytes(self) -> int:
@@ -55,8 +71,9 @@ class Prompt(Struct, frozen=True, tag=True):
     """Token ids as the model gets them. ``opens_thinking``: the template has opened a <think> tag.
 
     ``thinks``: the model may open one itself, since its chat template or its vocabulary has that tag. ``text``, where it
-    was asked for, is what the tokenizer makes of the ids, and ``tokens`` how many it knows. ``tool_format``: how the chat
-    template has functions called; '' where it knows none. ``tool_marker``: the token that stands before calls.
+    was asked for, is what the tokenizer makes of the ids, ``pieces`` the bytes of each of them, ``rendered`` the text that they were made
+    of, and ``tokens`` how many the tokenizer knows. ``tool_format``: how the chat template has functions called; '' where it knows none.
+    ``tool_marker``: the token that stands before calls.
     """
 
     ids: list[int]
@@ -65,6 +82,8 @@ class Prompt(Struct, frozen=True, tag=True):
     thinks: bool = False
     text: str = ""
     tokens: int = 0
+    pieces: list[bytes] = []
+    rendered: str = ""
     tool_format: str = ""
     tool_marker: int | None = None
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+from msgspec.structs import replace
 
 from coe_cli.core.answers.fill_in import FILL_FORMS, FILL_TEMPLATE
 from coe_cli.core.answers.prompt_text import bare, fill_plain
+from coe_cli.core.answers.thinking import CLOSE as UNTHINK
 from coe_cli.core.answers.thinking import OPEN as THINK
 from coe_cli.core.answers.tool_calls import FORMATS, ToolCall
 from coe_cli.interrupts import on_interrupt
@@ -117,18 +119,31 @@ class Preparation:
         hidden = False
         if not request.allow_special_tokens:
             request, hidden = _hidden(request, model.tokenizer)
-        text, notes, tool_format = self._render(request, model)
+        text, notes, tool_format = ("", [], None) if request.ids is not None else self._render(request, model)
         self._say("tokenizing")
         encode = model.tokenizer.encode_hidden if hidden else model.tokenizer.encode
-        ids = encode(text, request.context_length)
+        ids = request.ids or encode(text, request.context_length, begins_text=request.begins_text)
         if not ids:
             return NotPrepared("usage", "the prompt has no token that the model knows", "Give it some text.")
-        back, tokens = model.tokenizer.back(ids) if request.back else ("", 0)
-        marker = model.tokenizer.control_token(FORMATS[tool_format].mark) if tool_format else None
-        return Prompt(ids, text.rstrip().endswith(THINK), notes, model.thinks, back, tokens, tool_format or "", marker)
+        made = Prompt(ids, text.rstrip().endswith(THINK), notes, model.thinks, tool_format=tool_format or "")
+        if tool_format:
+            made = replace(made, tool_marker=model.tokenizer.control_token(FORMATS[tool_format].mark))
+        if request.back:
+            back, tokens, pieces = model.tokenizer.back(ids)
+            made = replace(made, text=back, tokens=tokens, pieces=pieces, rendered=text)
+        return made
 
     def _render(self, request: Prepare, model: OpenModel) -> tuple[str, list[str], str | None]:
         """The text, what is to be said about it, and the format of calls if the model's own template has functions."""
+        if request.rendering.continues:
+            *before, last = request.messages
+            text, notes, tool_format = self._turns(replace(request, messages=before), model)
+            if text.rstrip().endswith(THINK) and UNTHINK not in last.content:
+                text = f"{text.rstrip()}\n{UNTHINK}\n\n"
+            return text + last.content, notes, tool_format
+        return self._turns(request, model)
+
+    def _turns(self, request: Prepare, model: OpenModel) -> tuple[str, list[str], str | None]:
         if request.template == FILL_TEMPLATE:
             known = (
                 form for form in FILL_FORMS if all(model.tokenizer.control_token(t) is not None for t in form if t)
@@ -139,7 +154,7 @@ class Preparation:
             return form.text([(message.role, message.content) for message in request.messages]), [], None
         template = model.chat_template() if request.template is None else None
         if template is not None and template.tool_format is not None:
-            text = template.with_tools(request.messages, request.tools)
+            text = template.with_tools(request.messages, request.tools, request.rendering)
             if text is not None:
                 return text, [], template.tool_format
         turns = flat_turns(request.messages, request.tools)
@@ -148,7 +163,7 @@ class Preparation:
         if template is None:
             note = f"{request.model} has no chat template: it is given the bare texts"
             return bare(turns), [note], None
-        text, whole = template.render(turns)
+        text, whole = template.render(turns, request.rendering)
         note = f"the chat template of {request.model} leaves out a part of the conversation"
         return text, [] if whole else [note], None
 
@@ -170,10 +185,10 @@ def _hidden(request: Prepare, tokenizer: ModelTokenizer) -> tuple[Prepare, bool]
     tools = msgspec.json.encode(request.tools).decode()
     (*called, tools), others = tokenizer.hide([*called, tools])
     messages = [
-        msgspec.structs.replace(message, content=text, tool_calls=msgspec.json.decode(calls, type=list[ToolCall]))
+        replace(message, content=text, tool_calls=msgspec.json.decode(calls, type=list[ToolCall]))
         for message, text, calls in zip(request.messages, contents, called, strict=True)
     ]
-    return msgspec.structs.replace(request, messages=messages, tools=msgspec.json.decode(tools)), found or others
+    return replace(request, messages=messages, tools=msgspec.json.decode(tools)), found or others
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 
+from coe_cli.core.answers.token_bytes import TokenBytes
 from coe_cli.runtime.prompts import tokenizer_files
 
 _CONTROL_SHAPE = re.compile(r"<[|｜][^<>]*[|｜]>")
@@ -57,6 +58,7 @@ class ModelTokenizer:
         }
         self._prefix = self._begin_of_text(folder)
         self._guard: _Guard | None = None
+        self._bytes: TokenBytes | None = None
 
     def knows(self, text: str) -> bool:
         """Whether the text is a token of its own that was added to the vocabulary."""
@@ -76,17 +78,18 @@ class ModelTokenizer:
             if most is not None and text_bytes > context_length * most:
                 raise TooMany(-(-text_bytes // most), exact=False)
 
-    def encode(self, text: str, context_length: int) -> list[int]:
-        """Ids of a text in which special tokens count; one beginning of text where the tokenizer wants one.
+    def encode(self, text: str, context_length: int, *, begins_text: bool = True) -> list[int]:
+        """Ids of a text in which special tokens count; with ``begins_text`` one beginning of text where the tokenizer wants one.
 
         Raises:
             TooMany: they leave no room for an answer.
         """
-        return self._fitting(self._tokenizer, text, context_length)
+        return self._fitting(self._tokenizer, text, context_length, begins_text=begins_text)
 
-    def back(self, ids: list[int]) -> tuple[str, int]:
-        """The text that the ids stand for, and how many tokens there are."""
-        return self._tokenizer.decode(ids), self._tokenizer.get_vocab_size()
+    def back(self, ids: list[int]) -> tuple[str, int, list[bytes]]:
+        """The text that the ids stand for, how many tokens there are, and the bytes of each id, which are none for an unknown one."""
+        self._bytes = self._bytes or TokenBytes(self._path.read_bytes())
+        return self._tokenizer.decode(ids), self._tokenizer.get_vocab_size(), [self._bytes.of(each) for each in ids]
 
     def hide(self, texts: Iterable[str]) -> tuple[list[str], bool]:
         """The texts with a secret mark for each control token that they spell out, and whether there was any."""
@@ -102,7 +105,7 @@ class ModelTokenizer:
             hidden.append(text)
         return hidden, found
 
-    def encode_hidden(self, text: str, context_length: int) -> list[int]:
+    def encode_hidden(self, text: str, context_length: int, *, begins_text: bool = True) -> list[int]:
         """Ids of a text in which what ``hide`` has marked is text, and every other special token counts.
 
         Raises:
@@ -111,9 +114,10 @@ class ModelTokenizer:
         """
         assert self._guard is not None
         revealed = self._guard.reveal(text)
-        return self._guard.ids(self._fitting(self._guard.tokenizer, revealed, context_length))
+        ids = self._fitting(self._guard.tokenizer, revealed, context_length, begins_text=begins_text)
+        return self._guard.ids(ids)
 
-    def _fitting(self, tokenizer: Any, text: str, context_length: int) -> list[int]:
+    def _fitting(self, tokenizer: Any, text: str, context_length: int, *, begins_text: bool) -> list[int]:
         """A text far too long is found out by its beginning: the work is bounded by the context, not by the text."""
         size = len(text.encode())
         self.check_length(size, context_length)
@@ -124,7 +128,7 @@ class ModelTokenizer:
                 if tokens > context_length * _PREFIX_SPARE:
                     raise TooMany(tokens, exact=False)
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        if self._prefix and ids[: len(self._prefix)] != self._prefix:
+        if begins_text and self._prefix and ids[: len(self._prefix)] != self._prefix:
             ids = self._prefix + ids
         if len(ids) >= context_length:
             raise TooMany(len(ids), exact=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
+import time
 from typing import Any, Literal, NamedTuple
 
 from coe_cli.core.answers.token_bytes import TokenLogprob
@@ -29,7 +31,7 @@ class Choice:
     """
 
     def __init__(self, index: int, ask: ce.Ask, *, splits_thinking: bool, begins_prompt: bool = True) -> None:
-        self.index, self.begins_prompt = index, begins_prompt
+        self.index, self.begins_prompt, self.ask = index, begins_prompt, ask
         self.logprobs: list[TokenLogprob] | None = None if ask.logprobs is None else []
         self._told = 0
         free = ask.guidance is None and (ask.tools is None or not ask.tools.required)
@@ -37,15 +39,21 @@ class Choice:
         self._reader = CallReader() if ask.tools is not None else None
         self._texts: dict[str, list[str]] = {"text": [], "thinking": []}
         self._calls: list[tuple[str, str, list[str]]] = []
+        self._tokens = 0
+        self._read_at = self._first_at = self._at = 0.0
         self.reading: ce.PrefillStarted | None = None
         self.finished: ce.Finished | None = None
 
     def feed(self, event: ce.CollegeEvent) -> list[Part]:
         """The parts that are certain with this event."""
+        self._at = time.monotonic()
         if isinstance(event, ce.PrefillStarted):
-            self.reading = event
-        if isinstance(event, ce.Delta) and self.logprobs is not None:
-            self.logprobs += event.logprobs
+            self.reading, self._read_at = event, self._at
+        if isinstance(event, ce.Delta):
+            self._first_at = self._first_at or self._at
+            self._tokens += event.tokens
+            if self.logprobs is not None:
+                self.logprobs += event.logprobs
         parts: list[Part] = []
         for text, is_thinking in self._pieces.of(event):
             if is_thinking:
@@ -71,6 +79,42 @@ class Choice:
         found = self.logprobs or []
         new, self._told = found[self._told :], len(found)
         return new
+
+    @property
+    def likelihood(self) -> float:
+        """The mean of its tokens' log probabilities, where they are known."""
+        found = self.logprobs or []
+        return sum(each.logprob for each in found) / len(found) if found else -math.inf
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that have been written by now."""
+        return self.finished.completion_tokens if self.finished is not None else self._tokens
+
+    def timings(self) -> dict[str, Any]:
+        """Counts and speeds by now, as llama.cpp tells them."""
+        finished, reading = self.finished, self.reading
+        reused = reading.reused_tokens if reading is not None else 0
+        read = (reading.prompt_tokens if reading is not None else 0) - reused
+        written = self.completion_tokens
+        read_s, write_s = self._first_at - self._read_at, self._at - self._first_at
+        if finished is not None:
+            read_s, write_s = finished.first_token_s, finished.decode_s
+        return {
+            "cache_n": reused,
+            "prompt_n": read,
+            "prompt_ms": round(read_s * 1e3, 3),
+            "prompt_per_second": read / max(read_s, 1e-9),
+            "predicted_n": written,
+            "predicted_ms": round(write_s * 1e3, 3),
+            "predicted_per_second": written / max(write_s, 1e-9),
+        }
+
+    def progress(self) -> dict[str, Any]:
+        """How far the prompt has been read, as llama.cpp tells it: it is told with the first of the answer."""
+        timings = self.timings()
+        total = timings["cache_n"] + timings["prompt_n"]
+        return {"total": total, "cache": timings["cache_n"], "processed": total, "time_ms": timings["prompt_ms"]}
 
     @staticmethod
     def _read(found: list[str | CallDelta]) -> list[Part]:

@@ -72,7 +72,7 @@ class MessagesShape(BlockShape):
     _DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking"), "call": ("input_json_delta", "partial_json")}  # fmt: skip # noqa: RUF012
 
     def begin(self, about: About) -> bytes:
-        return self.event({"type": "message_start", "message": self._message(about, [], None)})
+        return self.event({"type": "message_start", "message": self._message(about, [])})
 
     def opened(self, first: Part) -> list[dict[str, Any]]:
         block = _content(first._replace(text=""))
@@ -87,7 +87,7 @@ class MessagesShape(BlockShape):
 
     def end(self, about: About) -> bytes:
         (choice,) = about.choices
-        delta = {"stop_reason": _stop_reason(choice), "stop_sequence": None}
+        delta = _stop(choice)
         usage = self._usage(about)
         return self.event({"type": "message_delta", "delta": delta, "usage": usage}) + self.event(
             {"type": "message_stop"}
@@ -99,35 +99,37 @@ class MessagesShape(BlockShape):
     def whole(self, about: About) -> dict[str, Any]:
         (choice,) = about.choices
         blocks = [_content(block) for block in _blocks(choice)]
-        return self._message(about, blocks, _stop_reason(choice)) | {"coe": about.coe()}
+        return self._message(about, blocks) | _stop(choice) | {"coe": about.coe()}
 
-    def _message(self, about: About, blocks: list[dict[str, Any]], reason: str | None) -> dict[str, Any]:
+    def _message(self, about: About, blocks: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": f"msg_{about.id}",
             "type": "message",
             "role": "assistant",
             "model": about.model,
             "content": blocks,
-            "stop_reason": reason,
+            "stop_reason": None,
             "stop_sequence": None,
             "usage": self._usage(about),
         }
 
     @staticmethod
     def _usage(about: About) -> dict[str, Any]:
-        (choice,) = about.choices
-        counts, started = about.usage(), choice.reading
-        prompt = counts["prompt_tokens"] or (started.prompt_tokens if started else 0)
+        counts = about.usage()
         cached = counts["prompt_tokens_details"]["cached_tokens"]
         return {
-            "input_tokens": prompt - cached,
+            "input_tokens": counts["prompt_tokens"] - cached,
             "cache_read_input_tokens": cached,
             "output_tokens": counts["completion_tokens"],
         }
 
 
-def _stop_reason(choice: Choice) -> str:
-    return {"length": "max_tokens", "tool_calls": "tool_use"}.get(choice.reason, "end_turn")
+def _stop(choice: Choice) -> dict[str, Any]:
+    """Why it ended, as Anthropic says it."""
+    if choice.reason == "stop" and choice.finished is not None and choice.finished.stopped_by:
+        return {"stop_reason": "stop_sequence", "stop_sequence": choice.finished.stopped_by}
+    reasons = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
+    return {"stop_reason": reasons[choice.reason], "stop_sequence": None}
 
 
 def _content(block: Part) -> dict[str, Any]:

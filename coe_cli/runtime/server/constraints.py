@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from coe_cli.core.answers.answer_schema import check_guidance, check_schema
-from coe_cli.core.answers.sampling import unsupported
+from coe_cli.core.answers.foreign_fields import unsupported
 from coe_cli.errors import UsageError
 from coe_cli.runtime.college.chat_request import json_guidance
 from coe_cli.runtime.worker.protocol import Guidance
@@ -144,7 +144,22 @@ class StructuredOutputs(BaseModel):
         return self
 
 
-class Constraints(BaseModel):
+class Checked(BaseModel):
+    """A request in which no field is dropped in silence that would change the answer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_dropped_in_silence(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            known = set(cls.model_fields)
+            for field in cls.model_fields.values():
+                known |= set(getattr(field.validation_alias, "choices", ()))
+            if (refused := unsupported(given, known)) is not None:
+                raise refuse_field(*refused)
+        return given
+
+
+class Constraints(Checked):
     """The fields of a request that make the answer follow something."""
 
     response_format: ResponseFormat | None = None
@@ -155,17 +170,6 @@ class Constraints(BaseModel):
     guided_grammar: Grammar | None = Field(default=None, description="vLLM's; in Lark's notation")
     json_schema: Schema | None = Field(default=None, description="llama.cpp's")
     grammar: Grammar | None = Field(default=None, description="llama.cpp's; in Lark's notation")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_dropped_in_silence(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            known = set(cls.model_fields)
-            for field in cls.model_fields.values():
-                known |= set(getattr(field.validation_alias, "choices", ()))
-            if (refused := unsupported({k: v for k, v in given.items() if k not in known})) is not None:
-                raise refuse_field(*refused)
-        return given
 
     def _constraints(self) -> dict[str, Any]:
         found = {name: getattr(self, name) for name in Constraints.model_fields}

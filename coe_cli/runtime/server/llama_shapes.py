@@ -10,6 +10,7 @@ from coe_cli.errors import CoeError
 from coe_cli.runtime.server.answer_parts import Choice, Part
 from coe_cli.runtime.server.http_errors import error_object
 from coe_cli.runtime.server.openai_shapes import told_tokens
+from coe_cli.runtime.server.other_requests import LlamaRequest
 from coe_cli.runtime.server.streaming import About, Shape
 
 _encode = msgspec.json.Encoder().encode
@@ -20,13 +21,22 @@ class LlamaShape(Shape):
 
     splits_thinking = False
 
+    def __init__(self, request: LlamaRequest) -> None:
+        self._request = request
+
     def begin(self, about: About) -> bytes:
         self._about = about
-        return b""
+        if not self._request.return_progress:
+            return b""
+        told = (
+            {"index": c.index, "content": "", "stop": False, "prompt_progress": c.progress()} for c in about.choices
+        )
+        return b"".join(map(self._event, told))
 
     def parts(self, choice: Choice, parts: list[Part]) -> bytes:
         text = "".join(part.text for part in parts)
-        return self._event({"index": choice.index, "content": text, "stop": False} | self._probabilities(choice))
+        timed = {"timings": choice.timings()} if self._request.timings_per_token else {}
+        return self._event({"index": choice.index, "content": text, "stop": False} | timed | self._tokens(choice))
 
     def end_of(self, choice: Choice) -> bytes:
         return self._event(self._ended(choice) | {"content": ""})
@@ -46,32 +56,26 @@ class LlamaShape(Shape):
     def _event(fields: dict[str, Any]) -> bytes:
         return b"data: " + _encode(fields) + b"\n\n"
 
-    @staticmethod
-    def _probabilities(choice: Choice) -> dict[str, Any]:
-        return {} if choice.logprobs is None else {"completion_probabilities": told_tokens(choice.new_logprobs())}
+    def _tokens(self, choice: Choice) -> dict[str, Any]:
+        """The next tokens' ids and probabilities, where they were asked for."""
+        new = choice.new_logprobs()
+        told: dict[str, Any] = {"completion_probabilities": told_tokens(new, ids=True)} if self._request.n_probs else {}
+        return told | {"tokens": [each.id for each in new] if self._request.return_tokens else []}
 
     def _ended(self, choice: Choice) -> dict[str, Any]:
         finished, reading = choice.finished, choice.reading
         assert finished is not None
-        reused = reading.reused_tokens if reading is not None else 0
-        read, written = finished.prompt_tokens - reused, finished.completion_tokens
         return {
             "index": choice.index,
             "stop": True,
-            "stop_type": "limit" if choice.reason == "length" else "eos",
+            "stop_type": "word" if finished.stopped_by else "limit" if choice.reason == "length" else "eos",
+            "stopping_word": finished.stopped_by,
+            "has_new_line": "\n" in choice.text,
             "model": self._about.model,
-            "tokens_predicted": written,
+            "tokens_predicted": finished.completion_tokens,
             "tokens_evaluated": finished.prompt_tokens,
-            "tokens_cached": reused,
+            "tokens_cached": reading.reused_tokens if reading is not None else 0,
             "truncated": False,
-            "timings": {
-                "cache_n": reused,
-                "prompt_n": read,
-                "prompt_ms": round(finished.first_token_s * 1e3, 3),
-                "prompt_per_second": read / max(finished.first_token_s, 1e-9),
-                "predicted_n": written,
-                "predicted_ms": round(finished.decode_s * 1e3, 3),
-                "predicted_per_second": written / max(finished.decode_s, 1e-9),
-            },
+            "timings": choice.timings(),
             "coe": self._about.coe(),
-        } | self._probabilities(choice)
+        } | self._tokens(choice)

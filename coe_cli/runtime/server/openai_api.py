@@ -1,4 +1,4 @@
-"""Requests and responses of the OpenAI-compatible endpoints, as pydantic models. Only the HTTP server imports them.
+"""Requests of the OpenAI-compatible endpoints, as pydantic models. Only the HTTP server imports them.
 
 Fields that coe does not know are ignored, unless their names say that they would change the answer: an answer that silently
 disregards them would be wrong.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
 from coe_cli.core.answers.limits import (
     LOGPROBS,
@@ -19,6 +19,7 @@ from coe_cli.core.answers.limits import (
     REPETITION_PENALTY,
     SEED,
     STOP_CHARS,
+    STOP_IDS_MOST,
     STOPS_MOST,
     TEMPERATURE,
     TOP_K,
@@ -26,8 +27,9 @@ from coe_cli.core.answers.limits import (
     WIRE_SEED,
 )
 from coe_cli.runtime.college.chat_request import ChatRequest
-from coe_cli.runtime.server.constraints import Constraints, refuse_field
-from coe_cli.runtime.server.openai_messages import CalledTool, Message, Text, ToolFields
+from coe_cli.runtime.prompts.prompt_messages import Rendering
+from coe_cli.runtime.server.constraints import Checked, Constraints, refuse_field
+from coe_cli.runtime.server.openai_messages import Message, Text, ToolFields
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 _SEEDS = SEED.most + 1
@@ -36,6 +38,9 @@ MOST_PROMPTS = 64
 _COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
 _FIELD = re.compile(r"(?!str$)\w+")
+_ARGUMENT = re.compile(r"[a-z_][a-z0-9_]{0,63}")
+_PLAIN = re.compile(r"[\w ,.:-]{0,64}")
+_TEMPLATES_OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 def field(place: Sequence[int | str]) -> str:
@@ -58,22 +63,42 @@ _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
 
 
 _Logprobs = Annotated[int, Field(ge=LOGPROBS.least, le=LOGPROBS.most)]
+_Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None
+
+
+def _all_tokens(count: Any) -> Any:
+    """vLLM and llama.cpp say so that every token is a candidate."""
+    return TOP_K.most if count in (-1, 0) and not isinstance(count, bool) else count
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    for name, value in given.items():
+        if not _ARGUMENT.fullmatch(name) or name in _TEMPLATES_OWN or name.endswith("_token"):
+            raise ValueError(f"`{name[:64]}` is not to be set")
+        number = isinstance(value, int | float) and abs(value) < 2**53
+        if not (value is None or number or (isinstance(value, str) and _PLAIN.fullmatch(value))):
+            raise ValueError(f"`{name}` is neither true or false, nor a number, nor a word of 64 characters at most")
+    return given
+
+
+TemplateArguments = Annotated[dict[str, Any], Field(max_length=16), AfterValidator(_arguments)]
 
 
 class StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(default=None, description="vLLM's: usage in every chunk")
 
 
-class _Generation(Constraints):
+class Generation(Constraints):
     """What chat and plain completions have in common. What coe does not know is ignored, unless it would change the answer."""
 
     model: str = Field(min_length=1, max_length=256, description="`auto`, an expert's name or a model's name")
     max_tokens: _Tokens | None = None
     temperature: float | None = Field(default=None, ge=TEMPERATURE.least, le=TEMPERATURE.most)
     top_p: float | None = Field(default=None, ge=TOP_P.least, le=TOP_P.most)
-    top_k: int | None = Field(default=None, ge=TOP_K.least, le=TOP_K.most)
+    top_k: Annotated[int, Field(ge=TOP_K.least, le=TOP_K.most), BeforeValidator(_all_tokens)] | None = None
     seed: _Seed | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
+    n: _Choices = Field(default=1, validation_alias=AliasChoices("n", "n_cmpl"))
     stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MOST)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -84,6 +109,12 @@ class _Generation(Constraints):
         validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"),
     )
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS.most)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=STOP_IDS_MOST)] | None = (
+        None
+    )
+    timings_per_token: bool | None = Field(default=None, description="llama.cpp's: `timings` in every chunk")
+    return_progress: bool | None = Field(default=None, description="llama.cpp's: `prompt_progress` in the first chunk")
     allow_special_tokens: bool | None = Field(
         default=None,
         description="whether what is spelled like a control token in a text is one; by default in /v1/completions only",
@@ -96,7 +127,37 @@ class _Generation(Constraints):
     @property
     def sampling(self) -> Sampling:
         seed = None if self.seed is None else self.seed % _SEEDS
-        return Sampling(self.temperature, self.top_p, self.top_k, seed, self.repetition_penalty, self.min_tokens)
+        least = MAX_TOKENS.most if self.ignore_eos else self.min_tokens
+        penalty, ids = self.repetition_penalty, self.stop_token_ids or []
+        return Sampling(self.temperature, self.top_p, self.top_k, seed, penalty, least, ids)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the answer at most, where the request says so."""
+        return self.max_tokens
+
+    def beside_one_answer(self) -> str | None:
+        """The first field that asks for more than the text of one answer, where an API has no place for it."""
+        asked = {
+            "n": (self.n or 1) > 1 or self.candidates() is not None,
+            "logprobs": self.tells_logprobs,
+            "timings_per_token": self.timings_per_token,
+            "return_progress": self.return_progress,
+        }
+        return next((name for name, value in asked.items() if value), None)
+
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether the tokens' log probabilities are told."""
+        raise NotImplementedError
+
+    def chat_requests(self) -> list[ChatRequest]:
+        """What is asked of the resolver, for each prompt."""
+        raise NotImplementedError
+
+    def candidates(self) -> int | None:
+        """Of how many answers to each prompt the best are given, where that is more than are given."""
+        return None
 
     def echoed(self) -> list[str]:
         """What stands before each answer."""
@@ -104,21 +165,61 @@ class _Generation(Constraints):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def counts_each(self) -> bool:
+        """Whether each chunk tells the usage."""
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
 
-class ChatCompletionRequest(_Generation, ToolFields):
+class ChatCompletionRequest(Generation, ToolFields):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: _Logprobs | None = None
+    chat_template_kwargs: TemplateArguments | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="told to the chat template; `none`: thoughts are switched off where it can"
+    )
+    reasoning_format: Literal["auto", "none", "deepseek", "deepseek-legacy"] | None = Field(
+        default=None, description="llama.cpp's; `none`: thoughts stay in the content"
+    )
+    continue_final_message: bool | None = Field(default=None, description="the last message begins the answer")
+    add_generation_prompt: bool | None = None
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")
     def _beside_logprobs(self) -> ChatCompletionRequest:
         if self.top_logprobs and not self.logprobs:
             raise refuse_field("top_logprobs", "these are told beside `logprobs`, which is not true")
+        last = self.messages[-1]
+        if self.continue_final_message:
+            if len(self.messages) < 2 or last.role != "assistant" or last.tool_calls:
+                reason = "a conversation is needed that ends with a text of the assistant's"
+                raise refuse_field("continue_final_message", reason)
+            if self.add_generation_prompt:
+                raise refuse_field("add_generation_prompt", "the final message is continued")
         return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the answer at most, where the request says so."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether the tokens' log probabilities are told."""
+        return bool(self.logprobs)
+
+    def _rendering(self) -> Rendering:
+        arguments: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            none = self.reasoning_effort == "none"
+            arguments = {"enable_thinking": False} if none else {"reasoning_effort": self.reasoning_effort}
+        continues = bool(self.continue_final_message)
+        opens_turn = continues or self.add_generation_prompt is not False
+        return Rendering({**arguments, **(self.chat_template_kwargs or {})}, continues, opens_turn)
 
     def chat_requests(self) -> list[ChatRequest]:
         """What is asked of the resolver."""
@@ -126,18 +227,19 @@ class ChatCompletionRequest(_Generation, ToolFields):
             ChatRequest(
                 [message.plain() for message in self.messages],
                 name=self.model,
-                max_tokens=self.max_completion_tokens or self.max_tokens,
+                max_tokens=self.most_tokens,
                 sampling=self.sampling,
                 stop=self.stops,
                 allow_special_tokens=self.allow_special_tokens,
                 guidance=self.guidance,
                 tools=self.chosen_tools(),
+                rendering=self._rendering(),
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             )
         ]
 
 
-class CompletionRequest(_Generation):
+class CompletionRequest(Generation):
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
@@ -147,12 +249,15 @@ class CompletionRequest(_Generation):
     echo: bool | None = None
     logprobs: _Logprobs | None = None
     suffix: Text | None = Field(default=None, description="what comes after, for models that fill in the middle")
-    best_of: int | None = Field(default=None, ge=1, description="only as many as `n`: all are given")
+    best_of: _Choices = Field(default=None, description="of so many answers the `n` likeliest are given; not streamed")
+    add_special_tokens: Literal[True] | None = None
 
     @model_validator(mode="after")
-    def _all_are_given(self) -> CompletionRequest:
-        if self.best_of not in (None, self.n or 1):
-            raise refuse_field("best_of", "all answers are given: it can only be as many as `n`")
+    def _go_together(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise refuse_field("best_of", "it is fewer than `n`")
+        if self.stream and self.candidates() is not None:
+            raise refuse_field("best_of", "the best is known when all are written; leave out `stream`")
         if self.echo and not all(isinstance(prompt, str) for prompt in self.prompts()):
             raise refuse_field("echo", "token ids are not turned into text; put the text before the answer yourself")
         if self.suffix and (self.echo or not all(isinstance(prompt, str) for prompt in self.prompts())):
@@ -160,6 +265,15 @@ class CompletionRequest(_Generation):
         if self.echo and self.logprobs is not None:
             raise refuse_field("logprobs", "those of a prompt are not known; leave out `echo`")
         return self
+
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether the tokens' log probabilities are told."""
+        return self.logprobs is not None
+
+    def candidates(self) -> int | None:
+        """Of how many answers to each prompt the best are given, where that is more than are given."""
+        return self.best_of if (self.best_of or 1) > (self.n or 1) else None
 
     def echoed(self) -> list[str]:
         """What stands before each answer."""
@@ -192,142 +306,7 @@ class CompletionRequest(_Generation):
         ]
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Checked):
     model: str = Field(min_length=1, max_length=256, description="`auto` or an embedder's name")
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: None = None
-
-
-class PromptTokensDetails(BaseModel):
-    cached_tokens: int
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-class RankedExpert(BaseModel):
-    expert: str
-    score: float
-
-
-class Coe(BaseModel):
-    """Who answered. ``load_s`` is null when the model was loaded already; ``reused_tokens`` came from its cache."""
-
-    expert: str | None
-    model: str
-    load_s: float | None
-    reused_tokens: int
-    notes: list[str]
-    routing: list[RankedExpert] | None = None
-
-
-class ChatAnswer(BaseModel):
-    role: Literal["assistant"]
-    content: str | None
-    tool_calls: list[CalledTool] | None = None
-    reasoning_content: str | None = None
-    refusal: None = None
-
-
-class LikelyToken(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ToldToken(LikelyToken):
-    top_logprobs: list[LikelyToken]
-
-
-class ChatLogprobs(BaseModel):
-    content: list[ToldToken]
-    refusal: None
-
-
-class ChatChoice(BaseModel):
-    index: int
-    message: ChatAnswer
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str | None
-    choices: list[ChatChoice]
-    usage: Usage
-    coe: Coe
-
-
-class TextLogprobs(BaseModel):
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class TextChoice(BaseModel):
-    index: int
-    text: str
-    logprobs: TextLogprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class TextCompletion(BaseModel):
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str | None
-    choices: list[TextChoice]
-    usage: Usage
-    coe: Coe
-
-
-class ModelObject(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "coe"
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelObject]
-
-
-class Embedding(BaseModel):
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str
-
-
-class EmbeddingUsage(BaseModel):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Embedding]
-    model: str
-    usage: EmbeddingUsage
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorAnswer(BaseModel):
-    error: ErrorDetail

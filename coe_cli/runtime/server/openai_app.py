@@ -15,6 +15,7 @@ from coe_cli.errors import CoeError
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
+from coe_cli.runtime.server import openai_answers as answers
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.batch_api import add_batch_api
 from coe_cli.runtime.server.batch_store import BatchStore
@@ -26,7 +27,7 @@ from coe_cli.runtime.server.other_apis import add_other_apis
 from coe_cli.runtime.server.streaming import HttpAnswer, Shape, encode
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": api.ErrorAnswer, "description": text}
+    status: {"model": answers.ErrorAnswer, "description": text}
     for status, text in {
         400: "The request is malformed, asks for what is not supported, or is too long",
         401: "The API key is missing or wrong",
@@ -64,48 +65,52 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(CoeError, _coe_error)
 
-    async def answered(asked: list[ChatRequest], shape: Shape, stream: bool, n: int = 1) -> Response:
+    async def answered(
+        asked: list[ChatRequest], shape: Shape, stream: bool, n: int = 1, best_of: int | None = None
+    ) -> Response:
         resolved = [await resolver.resolve(each, college.loaded_models) for each in asked]
-        return _Answer(HttpAnswer(college, resolved, shape, stream=stream, n=n))
+        return _Answer(HttpAnswer(college, resolved, shape, stream=stream, n=n, best_of=best_of))
 
-    async def answer(request: api.ChatCompletionRequest | api.CompletionRequest, shape: type[ChatShape]) -> Response:
-        written = shape(include_usage=request.include_usage, echoed=request.echoed())
-        return await answered(request.chat_requests(), written, bool(request.stream), request.n or 1)
+    async def answer(request: api.Generation, shape: ChatShape) -> Response:
+        candidates = request.candidates()
+        return await answered(request.chat_requests(), shape, bool(request.stream), request.n or 1, candidates)
 
     @app.post(
         "/v1/chat/completions",
-        response_model=api.ChatCompletion,
+        response_model=answers.ChatCompletion,
         responses={200: {"content": _STREAMS}, **_ERRORS},
         operation_id="chat",
     )
     async def chat(request: api.ChatCompletionRequest) -> Response:
         """Answer a conversation. Roles bring their system prompt, unless the conversation has one."""
-        return await answer(request, ChatShape)
+        shape = ChatShape(request)
+        shape.splits_thinking = request.reasoning_format != "none"
+        return await answer(request, shape)
 
     @app.post(
         "/v1/completions",
-        response_model=api.TextCompletion,
+        response_model=answers.TextCompletion,
         responses={200: {"content": _STREAMS}, **_ERRORS},
         operation_id="complete",
     )
     async def complete(request: api.CompletionRequest) -> Response:
         """Continue a text, past the model's chat template."""
-        return await answer(request, TextShape)
+        return await answer(request, TextShape(request))
 
     @app.get("/v1/models", responses=_ERRORS, operation_id="models")
-    async def models() -> api.ModelList:
+    async def models() -> answers.ModelList:
         """Every name that a request may give as its model."""
         known = await asyncio.to_thread(resolver.names)
-        return api.ModelList(data=[api.ModelObject(id=name, created=time) for name, time in known])
+        return answers.ModelList(data=[answers.ModelObject(id=name, created=time) for name, time in known])
 
     @app.get("/v1/models/{name}", responses=_ERRORS, operation_id="model")
-    async def model(name: str) -> api.ModelObject:
+    async def model(name: str) -> answers.ModelObject:
         for known, time in await asyncio.to_thread(resolver.names):
             if known == name:
-                return api.ModelObject(id=name, created=time)
+                return answers.ModelObject(id=name, created=time)
         raise HttpError(404, f"unknown model `{name[:256]}`", "See /v1/models.", code="model_not_found", param="model")
 
-    @app.post("/v1/embeddings", response_model=api.EmbeddingList, responses=_ERRORS, operation_id="embeddings")
+    @app.post("/v1/embeddings", response_model=answers.EmbeddingList, responses=_ERRORS, operation_id="embeddings")
     async def embeddings(request: api.EmbeddingRequest) -> Response:
         """Vectors of length 1, from the embedder that routes questions."""
         texts = [request.input] if isinstance(request.input, str) else request.input
@@ -115,7 +120,7 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
         return Response(encode(answer), media_type="application/json")
 
     add_other_apis(app, college, resolver, answered)
-    add_llama_api(app, answered)
+    add_llama_api(app, college, resolver, answered)
     add_batch_api(app, store)
     return app
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,6 +11,9 @@ from coe_cli.errors import CoeError
 from coe_cli.runtime.server.answer_parts import Choice, Part
 from coe_cli.runtime.server.http_errors import error_object
 from coe_cli.runtime.server.streaming import About, Shape
+
+if TYPE_CHECKING:
+    from coe_cli.runtime.server.openai_api import Generation
 
 _encode = msgspec.json.Encoder().encode
 _REST = b',"logprobs":null,"finish_reason":null}'
@@ -24,8 +26,10 @@ class ChatShape(Shape):
 
     prefix, name, chunk_name = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, *, include_usage: bool = False, echoed: Sequence[str] = ()) -> None:
-        self._include_usage, self._echoed = include_usage, echoed
+    def __init__(self, request: Generation) -> None:
+        self._include_usage, self._counts_each = request.include_usage, request.counts_each
+        self._timed, self._progress = request.timings_per_token, request.return_progress
+        self._tells, self._echoed = request.tells_logprobs, request.echoed()
         self._wraps: dict[tuple[int, str], tuple[bytes, bytes]] = {}
 
     def delta(self, field: str) -> tuple[bytes, bytes]:
@@ -47,7 +51,7 @@ class ChatShape(Shape):
 
     def _logprobs_of(self, choice: Choice) -> dict[str, Any]:
         """The field of a whole choice, where it was asked for."""
-        return {} if choice.logprobs is None else {"logprobs": self.logprobs(choice.index, choice.new_logprobs())}
+        return {"logprobs": self.logprobs(choice.index, choice.new_logprobs())} if self._tells else {}
 
     def logprobs(self, index: int, found: list[TokenLogprob]) -> dict[str, Any]:
         """The log probabilities of a choice's next tokens."""
@@ -57,12 +61,23 @@ class ChatShape(Shape):
 
     def begin(self, about: About) -> bytes:
         self._head = b"data: " + _encode(self._fields(self.chunk_name, about)).rstrip(b"}")
-        self._after = b"]" + (b',"usage":null' if self._include_usage else b"") + b"}\n\n"
-        told = self._after.replace(b"}\n\n", b',"coe":' + _encode(about.coe()) + b"}\n\n")
-        return b"".join(self._before(choice.index) + self.first(choice.index) + told for choice in about.choices)
+        self._about = about
+        self._after = b"]" + (b',"usage":null' if self._include_usage and not self._counts_each else b"") + b"}\n\n"
+        firsts = []
+        for choice in about.choices:
+            told = {"coe": about.coe()} | ({"prompt_progress": choice.progress()} if self._progress else {})
+            firsts.append(_with(self._before(choice.index) + self.first(choice.index) + self._after, told))
+        return b"".join(firsts)
 
     def parts(self, choice: Choice, parts: list[Part]) -> bytes:
-        return b"".join([self._part(choice, part) for part in parts])
+        return b"".join([self._counted(choice, self._part(choice, part)) for part in parts])
+
+    def _counted(self, choice: Choice, chunk: bytes) -> bytes:
+        """A chunk with what is to be told of the answer by now."""
+        if not (self._timed or self._counts_each):
+            return chunk
+        told: dict[str, Any] = {"usage": self._about.usage()} if self._counts_each else {}
+        return _with(chunk, told | ({"timings": choice.timings()} if self._timed else {}))
 
     def _with_logprobs(self, choice: Choice, end: bytes) -> bytes:
         """``end`` of a chunk, in which their place is the first that is null."""
@@ -86,15 +101,16 @@ class ChatShape(Shape):
         return wrap[0] + _encode(part.text) + self._with_logprobs(choice, wrap[1])
 
     def end_of(self, choice: Choice) -> bytes:
-        after = self._after
+        chunk = self._before(choice.index) + self._with_logprobs(choice, self.last(choice.reason)) + self._after
         if choice.finished is not None and choice.finished.notes:
-            after = after.replace(b"}\n\n", b',"coe":' + _encode({"notes": choice.finished.notes}) + b"}\n\n")
-        return self._before(choice.index) + self._with_logprobs(choice, self.last(choice.reason)) + after
+            chunk = _with(chunk, {"coe": {"notes": choice.finished.notes}})
+        return self._counted(choice, chunk)
 
     def end(self, about: About) -> bytes:
         usage = b""
         if self._include_usage:
             usage = self._head + b',"choices":[],"usage":' + _encode(about.usage()) + b"}\n\n"
+            usage = _with(usage, self._timings(about))
         return usage + b"data: [DONE]\n\n"
 
     def failed(self, error: CoeError) -> bytes:
@@ -108,7 +124,10 @@ class ChatShape(Shape):
     def whole(self, about: About) -> dict[str, Any]:
         fields = self._fields(self.name, about)
         fields["choices"] = [self.message(choice) for choice in about.choices]
-        return fields | {"usage": about.usage(), "coe": about.coe()}
+        return fields | {"usage": about.usage(), "coe": about.coe()} | self._timings(about)
+
+    def _timings(self, about: About) -> dict[str, Any]:
+        return {"timings": about.choices[0].timings()} if self._timed else {}
 
     def _fields(self, kind: str, about: About) -> dict[str, Any]:
         return head_fields(kind, self.prefix + about.id, about.created, about.model, about.fingerprint)
@@ -120,9 +139,9 @@ class TextShape(ChatShape):
     prefix, name, chunk_name = "cmpl-", "text_completion", "text_completion"
     splits_thinking = False
 
-    def __init__(self, *, include_usage: bool = False, echoed: Sequence[str] = ()) -> None:
-        super().__init__(include_usage=include_usage, echoed=echoed)
-        self._offsets = [len(text) for text in echoed]
+    def __init__(self, request: Generation) -> None:
+        super().__init__(request)
+        self._offsets = [len(text) for text in self._echoed]
 
     def delta(self, field: str) -> tuple[bytes, bytes]:
         return b'"text":', _REST
@@ -140,7 +159,7 @@ class TextShape(ChatShape):
     def logprobs(self, index: int, found: list[TokenLogprob]) -> dict[str, Any]:
         told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for each in found:
-            likeliest = {token_text(token): _finite(logprob) for token, logprob in each.top}
+            likeliest = {token_text(token): _finite(logprob) for token, logprob, _ in each.top}
             text = token_text(each.token)
             told["tokens"].append(text)
             told["token_logprobs"].append(_finite(each.logprob))
@@ -171,13 +190,19 @@ def _finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 
-def told_tokens(found: list[TokenLogprob]) -> list[dict[str, Any]]:
-    """Each token with its log probability, and the likeliest in its place."""
-    return [_told(each.token, each.logprob) | {"top_logprobs": [_told(*other) for other in each.top]} for each in found]
+def told_tokens(found: list[TokenLogprob], *, ids: bool = False) -> list[dict[str, Any]]:
+    """Each token with its log probability, and the likeliest in its place; with ``ids`` as llama.cpp tells them."""
+
+    def told(token: bytes, logprob: float, number: int) -> dict[str, Any]:
+        fields = {"token": token_text(token), "logprob": _finite(logprob), "bytes": list(token)}
+        return {"id": number, **fields} if ids else fields
+
+    return [told(e.token, e.logprob, e.id) | {"top_logprobs": [told(*other) for other in e.top]} for e in found]
 
 
-def _told(token: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": token_text(token), "logprob": _finite(logprob), "bytes": list(token)}
+def _with(chunk: bytes, fields: dict[str, Any]) -> bytes:
+    """A chunk with more fields at its end."""
+    return chunk.removesuffix(b"}\n\n") + b"," + _encode(fields)[1:] + b"\n\n" if fields else chunk
 
 
 def _call(made: str, name: str, arguments: str) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from starlette.responses import Response
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
-from coe_cli.runtime.college.resolver import RequestResolver
+from coe_cli.runtime.college.resolver import RequestResolver, ResolvedRequest
 from coe_cli.runtime.college.translation import to_prepare
 from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.block_shapes import MessagesShape, ResponsesShape
-from coe_cli.runtime.server.constraints import refuse_field
+from coe_cli.runtime.server.constraints import Checked, refuse_field
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.ollama_shapes import OllamaShape, now
@@ -34,15 +34,19 @@ _MB = 2**20
 _OLLAMA = "0.6.4"
 """The version whose API this is: clients ask for it."""
 _KEPT = 256
+_OF_MESSAGES = {"stop": "stop_sequences", "response_format": "output_config", "reasoning_effort": "thinking", "continue_final_message": "messages"}  # fmt: skip
+_OF_OLLAMA = {"max_tokens": "num_predict", "reasoning_effort": "think", "response_format": "format"}
 _KEPT_BYTES = 16 * _MB
 
 _Completion = TypeVar("_Completion", bound=api.ChatCompletionRequest | api.CompletionRequest)
 
 
 class Answer(Protocol):
-    """Answers requests in a shape, whole or in chunks; ``n`` answers to each."""
+    """Answers requests in a shape, whole or in chunks; ``n`` answers to each, the likeliest of ``best_of``."""
 
-    def __call__(self, asked: list[ChatRequest], shape: Shape, stream: bool, n: int = 1) -> Awaitable[Response]: ...
+    def __call__(
+        self, asked: list[ChatRequest], shape: Shape, stream: bool, n: int = 1, best_of: int | None = None
+    ) -> Awaitable[Response]: ...
 
 
 class KeptResponses:
@@ -118,13 +122,12 @@ def _chat_request(
         RequestValidationError: as for a completion; or what the API has no place for is asked for.
     """
 
-    def one(completion: api.ChatCompletionRequest | api.CompletionRequest) -> None:
-        if completion.n not in (None, 1):
-            raise refuse_field("n", "there is one answer here")
-        if completion.chat_requests()[0].logprobs is not None:
-            raise refuse_field("logprobs", "there is no place for them here; /v1/chat/completions tells them")
+    def one(completion: api.Generation) -> None:
+        if (name := completion.beside_one_answer()) is not None:
+            raise refuse_field(name, "there is no place for it here; /v1/chat/completions tells it")
 
-    return completion_of(body, renamed, kind, one).chat_requests()[0]
+    completion = completion_of(body, renamed, kind, one)
+    return structs.replace(completion.chat_requests()[0], max_tokens=completion.most_tokens)
 
 
 def completion_of(
@@ -157,13 +160,13 @@ def add_other_apis(app: FastAPI, college: College, resolver: RequestResolver, an
     @app.post("/v1/messages", operation_id="messages")
     async def messages(request: MessagesRequest) -> Response:
         """Anthropic's messages: text, thoughts and functions, whole or as events."""
-        asked = _chat_request(request.chat(), {"stop": "stop_sequences"})
+        asked = _chat_request(request.chat(), _OF_MESSAGES)
         return await answer([asked], MessagesShape(), bool(request.stream))
 
     @app.post("/v1/messages/count_tokens", operation_id="count_tokens")
     async def count_tokens(request: CountRequest) -> dict[str, int]:
         """The tokens of a prompt that is not answered."""
-        asked = _chat_request(request.chat(), {"stop": "stop_sequences"})
+        asked = _chat_request(request.chat(), _OF_MESSAGES)
         ask, told = await resolver.resolve(structs.replace(asked, resolve_only=True), college.loaded_models)
         tokens = told.prompt_tokens
         if tokens is None:  # it surely fits, so that nobody has counted it
@@ -193,7 +196,12 @@ def _add_responses(app: FastAPI, answer: Answer) -> None:
             "text": request.text or {"format": {"type": "text"}},
             "metadata": request.metadata or {},
         }
-        names = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text"}
+        names = {
+            "messages": "input",
+            "max_tokens": "max_output_tokens",
+            "response_format": "text",
+            "reasoning_effort": "reasoning",
+        }
         asked = _chat_request(body, names)
         keeps = request.store is not False
         shape = _KeepingShape(repeated, kept, body["messages"]) if keeps else ResponsesShape(repeated)
@@ -209,7 +217,7 @@ def _add_responses(app: FastAPI, answer: Answer) -> None:
         return {"id": response_id, "object": "response.deleted", "deleted": True}
 
 
-class EmbedRequest(BaseModel):
+class EmbedRequest(Checked):
     model: str = Field(min_length=1, max_length=256)
     input: Text | list[Text] = Field(default="", max_length=2048 * 1024)
 
@@ -235,9 +243,9 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
             return await _load_or_unload(request, college, resolver, chat=chat)
         body = request.body() | {"model": _plain_name(request.model)}
         shape = OllamaShape(request.model, chat=chat)
-        shape.splits_thinking = not request.raw
-        kind = api.CompletionRequest if request.raw else api.ChatCompletionRequest
-        return await answer([_chat_request(body, kind=kind)], shape, request.stream is not False)
+        shape.splits_thinking = not request.plain
+        kind = api.CompletionRequest if "prompt" in body else api.ChatCompletionRequest
+        return await answer([_chat_request(body, _OF_OLLAMA, kind)], shape, request.stream is not False)
 
     @app.post("/api/chat", operation_id="ollama_chat")
     async def chat(request: OllamaRequest) -> Response:
@@ -319,14 +327,16 @@ async def _load_or_unload(
 
 
 async def _spec(name: str, resolver: RequestResolver) -> ModelSpec:
-    """The model that a name stands for: its own, or the expert's.
+    return (await resolved(name, resolver)).ask.model
+
+
+async def resolved(name: str, resolver: RequestResolver) -> ResolvedRequest:
+    """The model that a name stands for: its own, the expert's, or for `auto` the general expert's.
 
     Raises:
         ModelMissing, ModelDamaged: there is none that answers.
     """
-    asked = ChatRequest([], name=name, resolve_only=True)
-    resolved = await resolver.resolve(asked)
-    return resolved.ask.model
+    return await resolver.resolve(ChatRequest([], name=name, route=False, resolve_only=True))
 
 
 def _entry(name: str, resolver: RequestResolver) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from coe_cli.core.answers.tool_calls import MOST_TOOLS
 from coe_cli.runtime.server.openai_messages import Text
@@ -39,6 +39,12 @@ def _without_empty(fields: _Body) -> _Body:
 # --- OpenAI's responses
 
 
+def _no_logprobs(what: str) -> str:
+    if what.endswith("logprobs"):
+        raise ValueError("there is no place for them here; /v1/chat/completions tells them")
+    return what
+
+
 class ResponsesRequest(_Loose):
     """``POST /v1/responses``."""
 
@@ -53,6 +59,8 @@ class ResponsesRequest(_Loose):
     store: bool | None = _own()
     stream: bool | None = _own()
     metadata: _Body | None = _own()
+    reasoning: _Body | None = _own()
+    include: list[Annotated[str, AfterValidator(_no_logprobs)]] | None = _own()
     prompt: None = _own()
 
     def turns(self) -> list[_Body]:
@@ -91,6 +99,8 @@ class ResponsesRequest(_Loose):
                 "tool_choice": choice,
                 "response_format": form,
                 "max_tokens": self.max_output_tokens,
+                "reasoning_effort": (self.reasoning or {}).get("effort"),
+                "verbosity": (self.text or {}).get("verbosity"),
             }
         )
 
@@ -120,11 +130,15 @@ class MessagesRequest(_Loose):
     stream: bool | None = _own()
     metadata: _Body | None = _own()
     thinking: _Body | None = _own()
+    output_config: _Body | None = _own()
+    output_format: _Body | None = _own()
     prompt: None = _own()
 
     def chat(self) -> _Body:
-        """The chat completion."""
+        """The chat completion; a last turn of the assistant's is gone on with, as Anthropic does."""
         turns: list[_Body] = []
+        output = self.output_config or {}
+        off = (self.thinking or {}).get("type") == "disabled"
         if self.system:
             turns.append({"role": "system", "content": _texts(self.system)})
         for turn in self.messages:
@@ -139,6 +153,10 @@ class MessagesRequest(_Loose):
                 "tool_choice": kinds.get(str(choice.get("type")), choice or None),
                 "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") else None,
                 "stop": self.stop_sequences or None,
+                "response_format": output.get("format") or self.output_format,
+                "reasoning_effort": "none" if off else output.get("effort"),
+                "continue_final_message": (turns[-1]["role"] == "assistant" and not turns[-1].get("tool_calls"))
+                or None,
             }
         )
 
@@ -194,20 +212,27 @@ def _turns(turn: MessagesTurn) -> list[_Body]:
 # --- llama.cpp's
 
 
+_ANY_SEED = (-1, 2**32 - 1)
+
+
 class LlamaRequest(_Loose):
-    """``POST /completion``; ``n_predict`` below 0 is no limit of the request's own."""
+    """``POST /completion``; ``n_predict`` below 0 is no limit of the request's own, and some seeds ask for any."""
 
     model: str = Field(default="auto", min_length=1, max_length=256)
     n_predict: int | None = _own()
     n_probs: int | None = _own()
+    return_tokens: bool | None = _own()
+    timings_per_token: bool | None = None
+    return_progress: bool | None = None
+    seed: int | None = None
     stream: bool | None = None
-    cache_prompt: bool | None = _own()
 
     def completion(self) -> _Body:
         """The plain completion."""
         most = self.n_predict if self.n_predict is not None and self.n_predict >= 0 else None
-        given = self.rest() | {"model": self.model, "logprobs": self.n_probs or None}
-        return given | {"max_tokens": given.get("max_tokens") or most}
+        given = self.rest() | {"model": self.model, "logprobs": self.n_probs or (0 if self.return_tokens else None)}
+        seed = None if self.seed in _ANY_SEED else self.seed
+        return given | {"max_tokens": given.get("max_tokens") or most, "seed": seed}
 
 
 class _File(BaseModel):
@@ -239,6 +264,8 @@ class OllamaRequest(_Loose):
     model: str = Field(min_length=1, max_length=256)
     messages: list[_Body] | None = _own()
     prompt: str | None = _own()
+    suffix: str | None = None
+    images: list[Any] | None = _own()
     system: str | None = _own()
     raw: bool | None = _own()
     tools: Annotated[list[_Body], Field(max_length=MOST_TOOLS)] | None = None
@@ -247,30 +274,38 @@ class OllamaRequest(_Loose):
     stream: bool | None = _own()
     keep_alive: str | float | None = _own()
     think: bool | str | None = _own()
-    context: list[int] | None = _own()
 
     @property
     def loads_only(self) -> bool:
         """Whether nothing is asked: the model is to be loaded, or with ``keep_alive`` 0 to go."""
         return not (self.messages or self.prompt)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the prompt goes past the chat template."""
+        return bool(self.raw or self.suffix)
+
     def body(self) -> _Body:
-        """The chat completion, or with ``raw`` the plain one."""
+        """The chat completion, or where it is ``plain`` the other one."""
         given = self.rest()
         options = dict(self.options or {})
         most = options.pop("num_predict", None)
-        if isinstance(most, int) and most > 0:
+        if most not in (None, 0, -1, -2):
             given["max_tokens"] = most
+        if options.get("seed") == -1:  # any
+            del options["seed"]
         given |= {name: value for name, value in options.items() if value is not None}
+        if self.think is not None and not self.plain:
+            given["reasoning_effort"] = self.think if isinstance(self.think, str) else None if self.think else "none"
         if self.format:
             schema = isinstance(self.format, dict)
             form = {"type": "json_object", "schema": self.format} if schema else {"type": f"{self.format}_object"}
             given["response_format"] = form
-        if self.raw:
+        if self.plain and not self.images:
             return given | {"prompt": self.prompt or ""}
         turns = [_ollama_turn(turn) for turn in self.messages or ()]
         if self.messages is None:
-            turns = [{"role": "user", "content": self.prompt}]
+            turns = [_ollama_turn({"role": "user", "content": self.prompt, "images": self.images})]
         system = [{"role": "system", "content": self.system}] if self.system else []
         return given | {"messages": [*system, *turns]}
 

@@ -47,7 +47,8 @@ _MAX_NONCE = 128
 _BEAT_S = 1.0
 _LARGE_BYTES = 262_144
 _HEALTH_PATHS = ("/healthz", "/health", "/v1/health")
-_API_PATHS = ("/v1/", "/api/", "/completion", "/infill", "/openapi.json")
+_LLAMA_PATHS = ("/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/props", "/slots")
+_API_PATHS = ("/v1/", "/api/", *_LLAMA_PATHS, "/openapi.json")
 _ALIASES = {
     path: f"/v1{path}"
     for path in ("/chat/completions", "/completions", "/models", "/embeddings", "/responses", "/messages")
@@ -55,7 +56,7 @@ _ALIASES = {
 """Addresses as clients ask that were given the base URL without /v1."""
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _COUNTED_PATHS = {
-    "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed", "/completion", "/infill", "/v1/files", "/v1/batches",
+    "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed", *_LLAMA_PATHS, "/v1/files", "/v1/batches",
     "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
 }  # fmt: skip
 

@@ -42,7 +42,7 @@ class About:
         self.created = int(time.time())
         self.model = model.name
         self.fingerprint = fingerprint_of(model)
-        self._told, self.choices = told, choices
+        self._told, self.choices, self._all = told, choices, choices
 
     @property
     def notes(self) -> list[str]:
@@ -73,17 +73,22 @@ class About:
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's count of the tokens; a prompt counts once however many answers it has."""
-        choices = self.choices
-        finished = [choice.finished for choice in choices if choice.finished is not None]
-        prompts = [c.finished.prompt_tokens for c in choices if c.finished is not None and c.begins_prompt]
-        completion_tokens = sum(each.completion_tokens for each in finished)
-        reused = [choice.reading.reused_tokens for choice in choices if choice.reading and choice.begins_prompt]
+        read = [choice.reading for choice in self._all if choice.reading is not None and choice.begins_prompt]
+        prompt_tokens = sum(each.prompt_tokens for each in read)
+        completion_tokens = sum(choice.completion_tokens for choice in self._all)
         return {
-            "prompt_tokens": sum(prompts),
+            "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
-            "total_tokens": sum(prompts) + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(reused)},
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(each.reused_tokens for each in read)},
         }
+
+    def keep_best(self, n: int, best_of: int) -> None:
+        """Of every ``best_of`` answers the ``n`` likeliest, best first."""
+        groups = [self._all[at : at + best_of] for at in range(0, len(self._all), best_of)]
+        self.choices = [each for group in groups for each in sorted(group, key=lambda choice: -choice.likelihood)[:n]]
+        for index, choice in enumerate(self.choices):
+            choice.index = index
 
 
 class Shape(Protocol):
@@ -146,7 +151,10 @@ async def send_error(send: Send, error: CoeError, path: str = "") -> None:
 
 
 class HttpAnswer:
-    """An ASGI application that answers resolved requests as the choices of one answer, ``n`` for each prompt."""
+    """An ASGI application that answers resolved requests as the choices of one answer, ``n`` for each prompt.
+
+    ``best_of``: of so many answers to each prompt the ``n`` likeliest are given; not in chunks.
+    """
 
     background = None
 
@@ -158,10 +166,14 @@ class HttpAnswer:
         *,
         stream: bool,
         n: int = 1,
+        best_of: int | None = None,
     ) -> None:
-        self._asks = [_nth(each.ask, number, stream=stream) for each in resolved for number in range(n)]
+        self._n, self._each = n, best_of or n
+        self._asks = [_nth(each.ask, number, stream=stream) for each in resolved for number in range(self._each)]
+        if self._each > n:  # it is by them that the best are found
+            self._asks = [msgspec.structs.replace(ask, logprobs=ask.logprobs or 0) for ask in self._asks]
         self._choices = [
-            Choice(index, ask, splits_thinking=shape.splits_thinking, begins_prompt=index % n == 0)
+            Choice(index, ask, splits_thinking=shape.splits_thinking, begins_prompt=index % self._each == 0)
             for index, ask in enumerate(self._asks)
         ]
         self._college, self._shape, self._stream = college, shape, stream
@@ -223,6 +235,7 @@ class HttpAnswer:
         async with contextlib.aclosing(self._events()) as events:
             async for choice, event in events:
                 choice.feed(event)
+        self._about.keep_best(self._n, self._each)
         answer = self._shape.whole(self._about)
         await send_json(send, 200, answer, note_header(self._about.notes))
 

@@ -123,10 +123,7 @@ class Generation:
             # The last token is the end-of-sequence mark unless the context ran out.
             text = self._decode() if context_full else ""
         else:
-            text = self._decode()
-            self._repeats = not self._message.measured and self._repetition.feed(self._token(), text)
-            if self._repeats or self._completion_tokens >= self._budget:
-                self.finish_reason = "length"
+            text = self._written()
         shown = self._before_stop(text) if self._message.stop else text
         if self._logprobs is not None:
             ended = self.finish_reason is not None
@@ -147,7 +144,21 @@ class Generation:
             decode_s=time.perf_counter() - self._first_token_at,
             token_at_s=self._token_at_s,
             repeats=self._repeats,
+            stopped_by=self._stops.stopped_by,
         )
+
+    def _written(self) -> str:
+        """The text of the token just written; sets ``finish_reason`` where it is the last."""
+        sampling, token = self._message.sampling, self._token()
+        if token in sampling.stop_token_ids and self._completion_tokens > (sampling.min_tokens or 0):
+            self.finish_reason = "stop"
+            return ""
+        text = self._decode()
+        repeats = not self._message.measured and self._repetition.feed(token, text)
+        self._repeats = repeats and self._completion_tokens >= (sampling.min_tokens or 0)
+        if self._repeats or self._completion_tokens >= self._budget:
+            self.finish_reason = "length"
+        return text
 
     def _decode(self) -> str:
         token = self._token()
@@ -210,9 +221,9 @@ class Logprobs:
         row, count = self._logprobs, min(self._alternatives, len(self._logprobs))
         likeliest: Any = np.argpartition(row, -count)[-count:] if count else []
         best = sorted((int(each) for each in likeliest), key=lambda each: -row[each])
-        top = [(self._tokens.of(each), float(row[each])) for each in best]
+        top = [(self._tokens.of(each), float(row[each]), each) for each in best]
         text = self._tokens.of(token)
-        self._waiting.append((self._written, TokenLogprob(text, float(row[token]), top)))
+        self._waiting.append((self._written, TokenLogprob(text, float(row[token]), token, top)))
         self._written += len(text)
 
     def show(self, text: str, *, last: bool) -> None:

@@ -122,7 +122,7 @@ class Done(Message, frozen=True):
     """The end of an answer. Times are seconds in the worker: to the first token, and for all tokens after it.
 
     ``token_at_s``: the instant of each token on the worker's own clock, if the answer was ``measured``.
-    ``repeats``: it was ended because it repeated itself.
+    ``repeats``: it was ended because it repeated itself; ``stopped_by``: the stop string that ended it.
     """
 
     request_id: int
@@ -133,6 +133,7 @@ class Done(Message, frozen=True):
     decode_s: float
     token_at_s: list[float] = []
     repeats: bool = False
+    stopped_by: str = ""
 
 
 class Failed(Message, frozen=True):

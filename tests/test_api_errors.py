@@ -46,7 +46,10 @@ PARAMS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", ""),
     ({"messages": [{"role": "user"}]}, "messages.0.content", ""),
     ({"stop": [5]}, "stop.0", ""),
-    ({"stop": ""}, "stop", ""),
+    ({"stop": ""}, "stop", "at least 1 item, not 0"),
+    ({"stop": ["x"] * 17}, "stop", "at most 16 items"),
+    ({"stream_options": 5}, "stream_options", "should be an object"),
+    ({"chat_template_kwargs": {"a": []}}, "chat_template_kwargs", "`a` is neither"),
     ({"temperature": "warm"}, "temperature", ""),
     ({"model": None}, "model", ""),
     ({"model": "nothing"}, "model", "nothing"),
@@ -63,8 +66,25 @@ def test_the_param_is_the_public_name_of_the_field(
     answer = chat(served, **fields)
     assert answer.status in (400, 404), answer.body
     assert answer.error["param"] == param and words in answer.error["message"], answer.body
-    for internal in ("pydantic", "Literal", "TextPart", "function-", "list[", "0x"):
+    for internal in ("pydantic", "Literal", "TextPart", "function-", "list[", "0x", "dictionary", "Value error"):
         assert internal not in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b'{"model":"\xff"}', gzip.compress(b"{}"), b"[" * 100_000 + b"]" * 100_000],
+    ids=["cut", "not UTF-8", "compressed", "deep"],
+)
+def test_a_body_that_is_no_json_is_called_so(served: Served, body: bytes) -> None:
+    answer = served.request("POST", CHAT, body=body, x_api_key=KEY)
+    assert (answer.status, answer.error["code"]) == (400, "invalid_json") and "not JSON" in answer.error["message"]
+
+
+@pytest.mark.parametrize("value", [[1], "text", None])
+def test_a_body_that_is_no_object_is_called_so(served: Served, value: Any) -> None:
+    answer = served.request("POST", CHAT, body=json.dumps(value).encode(), x_api_key=KEY)
+    assert (answer.status, answer.error["code"]) == (400, "invalid_value"), answer.body
+    assert "dictionary" not in answer.error["message"]
 
 
 def test_an_overflow_has_the_words_that_clients_look_for(served: Served) -> None:

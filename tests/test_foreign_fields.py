@@ -192,6 +192,13 @@ REFUSED = [
     (MESSAGES, {"output_config": {"format": {"type": "sound"}}}, "output_config.type"),
     (MESSAGES, {"mcp_servers": [{"type": "url", "url": "http://a"}]}, "mcp_servers"),
     (OLLAMA, {"options": {"mirostat": 2}}, "mirostat"),
+    (OLLAMA, {"messages": [*HI, {"role": "assistant", "tool_calls": 5}]}, "messages.1.tool_calls"),
+    (OLLAMA, {"messages": [*HI, {"role": "assistant", "tool_calls": [5]}]}, "messages.1.tool_calls.0"),
+    (MESSAGES, {"thinking": {"type": 5}}, "thinking.type"),
+    (MESSAGES, {"messages": []}, "messages"),
+    (MESSAGES, {"tool_choice": {"type": "none of them"}}, "`tool_choice.type`"),
+    (MESSAGES, {"output_config": {"effort": "very"}}, "output_config"),
+    (TEXT, {"prompt": ["a", " "]}, "prompt"),
     (OLLAMA, {"options": {"num_predict": "many"}}, "num_predict"),
     (OLLAMA, {"think": "very"}, "think"),
     (OLLAMA, {"options": {"repeat_penalty": 1.1, "repeat_last_n": 64}}, "repeat_last_n"),
@@ -248,6 +255,11 @@ def test_the_chat_template_is_told_what_it_knows(served: Served) -> None:
     assert prompt_of(served, reasoning_effort="none") == "user:Hi\noffassistant:"
     assert prompt_of(served, add_generation_prompt=False) == "user:Hi\n"
     assert prompt_of(served, BEGUN, continue_final_message=True) == f"user:Hi\nassistant:{BEGUN[1]['content']}"
+
+
+def test_a_parameter_of_the_address_has_its_name(served: Served) -> None:
+    answer = served.request("GET", "/slots?fail_on_no_slot=maybe")
+    assert (answer.status, answer.error["param"]) == (400, "fail_on_no_slot")
 
 
 def tokens_of(answer: Response) -> int:

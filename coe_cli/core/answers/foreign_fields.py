@@ -10,28 +10,19 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
 _OFF: Final[tuple[Any, ...]] = (None, False, 0, "", [], {})
 _REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
     # sampling
     **dict.fromkeys(
-        [
-            "min_p",
-            "presence_penalty",
-            "frequency_penalty",
-            "dynatemp_range",
-            "dry_multiplier",
-            "xtc_probability",
-            "mirostat",
-            "min_keep",
-            "logit_bias",
-            "samplers",
-            "bad_words",
-            "allowed_token_ids",
-            "use_beam_search",
-            "logits_processors",
-            "repetition_detection",
-            "watermarking",
-        ],
+        _names(
+            "min_p presence_penalty frequency_penalty dynatemp_range dry_multiplier xtc_probability mirostat min_keep logit_bias "
+            "samplers bad_words allowed_token_ids use_beam_search logits_processors repetition_detection watermarking "
+        ),
         _OFF,
     ),
     "typical_p": (*_OFF, 1),
@@ -50,107 +41,39 @@ _REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
     "verbosity": (None, "medium"),
     "sse_ping_interval": (None, -1),
     **dict.fromkeys(
-        [
-            "include_stop_str_in_output",
-            "t_max_predict_ms",
-            "n_indent",
-            "n_probs",
-            "post_sampling_probs",
-            "logprob_token_ids",
-            "response_fields",
-            "return_tokens",
-            "return_token_ids",
-            "return_tokens_as_token_ids",
-            "return_prompt_text",
-            "return_routed_experts",
-        ],
+        _names(
+            "include_stop_str_in_output t_max_predict_ms n_indent n_probs post_sampling_probs logprob_token_ids response_fields "
+            "return_tokens return_token_ids return_tokens_as_token_ids return_prompt_text return_routed_experts "
+        ),
         _OFF,
     ),
     # the prompt, and what is asked of others
     **dict.fromkeys(
-        [
-            "chat_template",
-            "lora",
-            "echo",
-            "add_special_tokens",
-            "cache_salt",
-            "kv_transfer_params",
-            "ec_transfer_params",
-            "vllm_xargs",
-            "mm_processor_kwargs",
-            "media_io_kwargs",
-            "web_search_options",
-            "max_tool_calls",
-            "functions",
-            "function_call",
-        ],
+        _names(
+            "chat_template lora echo add_special_tokens cache_salt kv_transfer_params ec_transfer_params vllm_xargs "
+            "mm_processor_kwargs media_io_kwargs web_search_options max_tool_calls functions function_call "
+        ),
         _OFF,
     ),
 }
 """Field → the values that ask for nothing: with any other one the answer would not be what was asked for."""
 
 OF_REQUESTS: Final = frozenset(
-    [
-        "documents",
-        "template",
-        "context",
-        "images",
-        "audio",
-        "background",
-        "conversation",
-        "priority",
-        "mcp_servers",
-        "container",
-        "context_management",
-        "output_config",
-        "output_format",
-        "dimensions",
-        "think",
-        "thinking",
-        "reasoning",
-        "reasoning_effort",
-        "reasoning_format",
-        "enable_thinking",
-        "chat_template_kwargs",
-    ]
+    _names(
+        "documents template context images audio background conversation priority mcp_servers container context_management "
+        "output_config output_format dimensions think thinking reasoning reasoning_effort reasoning_format enable_thinking "
+        "chat_template_kwargs "
+    )
 )
 """Fields that are refused where an API has them, and are a user's own columns in the rows of a batch."""
 
 _TAKEN: Final = frozenset(
-    [
-        "length_penalty",
-        "early_stopping",
-        "spaces_between_special_tokens",
-        "guided_decoding_backend",
-        "encoding_format",
-        "truncation_side",
-        "dynatemp_exponent",
-        "dry_base",
-        "dry_allowed_length",
-        "dry_penalty_last_n",
-        "dry_sequence_breakers",
-        "xtc_threshold",
-        "mirostat_tau",
-        "mirostat_eta",
-        "truncate",
-        "penalize_nl",
-        "penalize_newline",
-        "n_keep",
-        "n_discard",
-        "num_keep",
-        "cache_prompt",
-        "n_cache_reuse",
-        "id_slot",
-        "shift",
-        "num_ctx",
-        "num_batch",
-        "num_gpu",
-        "main_gpu",
-        "num_thread",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-    ]
+    _names(
+        "length_penalty early_stopping spaces_between_special_tokens guided_decoding_backend encoding_format truncation_side "
+        "dynatemp_exponent dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers xtc_threshold mirostat_tau "
+        "mirostat_eta truncate penalize_nl penalize_newline n_keep n_discard num_keep cache_prompt n_cache_reuse id_slot shift "
+        "num_ctx num_batch num_gpu main_gpu num_thread prediction prompt_cache_key prompt_cache_retention "
+    )
 )
 """Settings of what is refused by another field, or of speed and memory: whatever they say, the answer is the same."""
 

@@ -66,6 +66,6 @@ def _of_openai(row: OpenAIRow, line: int) -> ChatRequest:
     try:
         return _single(kind.model_validate(row.body), row, line)
     except ValidationError as error:
-        first = api.complaint(error.errors())
-        place = ".".join(filter(None, ["body", api.field(first["loc"])]))
-        raise InvalidRow(line, f"`{place}`: {first['msg']}", row.custom_id, is_openai=True) from None
+        field, reason = api.complaint(error.errors())
+        place = ".".join(filter(None, ["body", field]))
+        raise InvalidRow(line, f"`{place}`: {reason}", row.custom_id, is_openai=True) from None

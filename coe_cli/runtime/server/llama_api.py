@@ -149,7 +149,7 @@ def _add_state(app: FastAPI, college: College, resolver: RequestResolver) -> Non
             if model in ("", each.name)
             for slot in _slots(college, each.name, each.max_slots)
         ]
-        if fail_on_no_slot and not any(not slot["is_processing"] for slot in found):
+        if fail_on_no_slot and found and all(slot["is_processing"] for slot in found):
             raise HttpError(503, "no slot is idle", "Try again.", code="no_slot")
         return [{"id": number, **slot} for number, slot in enumerate(found)]
 

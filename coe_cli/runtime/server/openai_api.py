@@ -37,23 +37,29 @@ MOST_CHOICES = 16
 MOST_PROMPTS = 64
 _COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
-_FIELD = re.compile(r"(?!str$)\w+")
+_FIELD = re.compile(r"(?!str$|[A-Z])\w+")
 _ARGUMENT = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 _PLAIN = re.compile(r"[\w ,.:-]{0,64}")
+_PYDANTICS = re.compile(r"^Value error, | after validation| a valid dictionary( or (object|instance) .*)?$")
+"""Words of its own in its messages."""
 _TEMPLATES_OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 def field(place: Sequence[int | str]) -> str:
-    """pydantic's place of an error as a field's name: without the body, and without the kinds of a union."""
-    return ".".join(str(part) for part in place if part != "body" and _FIELD.fullmatch(str(part)))
+    """pydantic's place of an error as a field's name: without where it stands, and without the kinds of a union."""
+    inside = place[1:] if place and place[0] in ("body", "query", "path") else place
+    return ".".join(str(part) for part in inside if _FIELD.fullmatch(str(part)))
 
 
-def complaint(errors: Sequence[Any]) -> Any:
-    """Of pydantic's errors about the first one's field the one that is most to the point: where it has several kinds."""
+def complaint(errors: Sequence[Any]) -> tuple[str, str]:
+    """The field of the first of pydantic's errors, and what is wrong with it.
+
+    Of the errors about a field that has several kinds, that is said which is most to the point.
+    """
     first = field(errors[0]["loc"])
-    return max(
-        (error for error in errors if field(error["loc"]).startswith(first)), key=lambda error: len(error["loc"])
-    )
+    of_field = [error for error in errors if field(error["loc"]).startswith(first)]
+    best = max(of_field, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
+    return field(best["loc"]), _PYDANTICS.sub(lambda found: " an object" if "dict" in found[0] else "", best["msg"])
 
 
 _Stop = Annotated[Text, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
@@ -258,6 +264,8 @@ class CompletionRequest(Generation):
             raise refuse_field("best_of", "it is fewer than `n`")
         if self.stream and self.candidates() is not None:
             raise refuse_field("best_of", "the best is known when all are written; leave out `stream`")
+        if not all(prompt.strip() for prompt in self.prompts() if isinstance(prompt, str)):
+            raise refuse_field("prompt", "it is empty; give it some text")
         if self.echo and not all(isinstance(prompt, str) for prompt in self.prompts()):
             raise refuse_field("echo", "token ids are not turned into text; put the text before the answer yourself")
         if self.suffix and (self.echo or not all(isinstance(prompt, str) for prompt in self.prompts())):

@@ -41,6 +41,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _HTTP_ERRORS = {
+    400: ("invalid_json", "the body is not JSON", "Send UTF-8, not too deep."),
     404: ("not_found", "there is nothing here", "See /openapi.json."),
     405: ("method_not_allowed", "the method is not for this address", "See /openapi.json."),
 }
@@ -139,18 +140,15 @@ async def _coe_error(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """The first complaint of pydantic, with the place it concerns."""
     assert isinstance(error, RequestValidationError)
-    first = api.complaint(error.errors())
-    place = api.field(first["loc"])
+    first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _response(HttpError(400, "the body is not JSON", code="invalid_json"), request)
     if not first["loc"][1:] and "json" not in request.headers.get("content-type", ""):
         hint = "Send it as JSON with the header Content-Type: application/json."
         return _response(HttpError(400, "the body has no type that is read here", hint, code="invalid_json"), request)
-    param = place or None
-    message = f"`{param or 'body'}`: {first['msg']}"
-    return _response(
-        HttpError(400, message.encode("utf-8", "replace").decode(), code="invalid_value", param=param), request
-    )
+    place, reason = api.complaint(error.errors())
+    message = f"`{place or 'body'}`: {reason}".encode("utf-8", "replace").decode()
+    return _response(HttpError(400, message, code="invalid_value", param=place or None), request)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -34,7 +34,7 @@ _MB = 2**20
 _OLLAMA = "0.6.4"
 """The version whose API this is: clients ask for it."""
 _KEPT = 256
-_OF_MESSAGES = {"stop": "stop_sequences", "response_format": "output_config", "reasoning_effort": "thinking", "continue_final_message": "messages"}  # fmt: skip
+_OF_MESSAGES = {"stop": "stop_sequences", "response_format": "output_config", "reasoning_effort": "output_config", "continue_final_message": "messages"}  # fmt: skip
 _OF_OLLAMA = {"max_tokens": "num_predict", "reasoning_effort": "think", "response_format": "format"}
 _KEPT_BYTES = 16 * _MB
 

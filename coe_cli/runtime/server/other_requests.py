@@ -117,6 +117,10 @@ class MessagesTurn(BaseModel):
     content: _Content
 
 
+class _Thinking(BaseModel):
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
 class MessagesRequest(_Loose):
     """``POST /v1/messages``."""
 
@@ -129,7 +133,7 @@ class MessagesRequest(_Loose):
     stop_sequences: list[str] | None = _own()
     stream: bool | None = _own()
     metadata: _Body | None = _own()
-    thinking: _Body | None = _own()
+    thinking: _Thinking | None = _own()
     output_config: _Body | None = _own()
     output_format: _Body | None = _own()
     prompt: None = _own()
@@ -138,11 +142,12 @@ class MessagesRequest(_Loose):
         """The chat completion; a last turn of the assistant's is gone on with, as Anthropic does."""
         turns: list[_Body] = []
         output = self.output_config or {}
-        off = (self.thinking or {}).get("type") == "disabled"
+        off = self.thinking is not None and self.thinking.type == "disabled"
         if self.system:
             turns.append({"role": "system", "content": _texts(self.system)})
         for turn in self.messages:
             turns += _turns(turn)
+        begun = bool(turns) and turns[-1]["role"] == "assistant" and not turns[-1].get("tool_calls")
         choice = self.tool_choice or {}
         named = {"type": "function", "function": {"name": choice.get("name")}}
         kinds: _Body = {"auto": "auto", "any": "required", "none": "none", "tool": named}
@@ -155,8 +160,7 @@ class MessagesRequest(_Loose):
                 "stop": self.stop_sequences or None,
                 "response_format": output.get("format") or self.output_format,
                 "reasoning_effort": "none" if off else output.get("effort"),
-                "continue_final_message": (turns[-1]["role"] == "assistant" and not turns[-1].get("tool_calls"))
-                or None,
+                "continue_final_message": begun or None,
             }
         )
 
@@ -315,11 +319,14 @@ def _ollama_turn(turn: _Body) -> _Body:
     if turn.get("images"):
         said["content"] = [{"type": "image"}]  # refused with a sentence
     calls = turn.get("tool_calls")
-    if isinstance(calls, list):
-        functions = [call.get("function") if isinstance(call, dict) else None for call in calls]
-        said["tool_calls"] = [
-            {"function": {"name": f.get("name"), "arguments": json.dumps(f.get("arguments") or {})}}
-            for f in functions
-            if isinstance(f, dict)
-        ]
+    if calls:
+        said["tool_calls"] = [_ollama_call(call) for call in calls] if isinstance(calls, list) else calls
     return said
+
+
+def _ollama_call(call: Any) -> Any:
+    """A call whose arguments are an object; what is none goes on, to be refused."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    return {"function": {"name": function.get("name"), "arguments": json.dumps(function.get("arguments") or {})}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -60,10 +61,12 @@ class Client:
         catalog_file: Path | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """
+        """Without ``profile`` the one of ``COE_PROFILE`` counts, as for the commands.
+
         Raises:
             ProfileInvalid: a file of profiles or experts is wrong, or there is no such profile.
         """
+        profile = profile or os.environ.get("COE_PROFILE") or None
         self._profiles, self._catalog = settings.read_profiles(profiles_file), settings.read_catalog(catalog_file)
         self._profile = self._profiles.select(profile)
         place = CollegePlace(profile, profiles_file, catalog_file, serve, routes=True)

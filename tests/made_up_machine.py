@@ -8,6 +8,7 @@ from typing import Any
 
 from coe_cli import __main__
 from coe_cli.core.hardware.machine import Adapter, Machine
+from coe_cli.core.providers import all_specs
 from coe_cli.runtime import probe
 from coe_cli.runtime.planning import fit_report, setup_plan
 
@@ -31,13 +32,21 @@ MACHINES = {
         "linux",
         Machine((Adapter("NVIDIA GeForce RTX 4090", "nvml", 24564.0, None, 400.0),), True, 64 * GB, 50 * GB),
     ),
+    "amd-16g-linux": (
+        "linux",
+        Machine((Adapter("AMD Radeon RX 7800 XT", "sysfs", 16368.0, 16 * GB, 900.0),), True, 32 * GB, 24 * GB),
+    ),
 }
+INSTALLED = {"amd-16g-linux": ["cpu"]}
+"""Providers that are installed; on other machines all that their system has."""
 
 
 def pretend(card: str, set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     """From here on the probes of this process find that machine."""
     platform, machine = MACHINES[card]
     chosen = fit_report.for_card
+    its_own = [spec.name for spec in all_specs() if not spec.platforms or platform in spec.platforms]
+    set_attribute(setup_plan, "installed_providers", lambda: INSTALLED.get(card, its_own))
     set_attribute(setup_plan, "free_mb", lambda where: 200 * GB)
     set_attribute(probe, "probe_machine", lambda sources=None: machine)
     set_attribute(fit_report, "for_card", lambda maker, _: chosen(maker, platform))

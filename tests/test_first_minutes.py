@@ -1,70 +1,63 @@
-"""What `coe setup` shows first, on screens that are kept in tests/screens; UPDATE_SCREENS=1 writes them anew."""
+"""The first five minutes are as tests/screens and docs/first-question.md have them: ``python tests/first_minutes.py`` writes both."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Coe
 
 if sys.platform == "win32":
     pytest.skip("needs a pseudo-terminal", allow_module_level=True)
 
-from test_live_view import Terminal
-
-SCREENS = Path(__file__).parent / "screens"
-
-
-class MadeUp(Coe):
-    """coe on a machine with a card that is made up."""
-
-    card = ""
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, str(REPOSITORY / "tests" / "made_up_machine.py"), self.card, *arguments]
+from conftest import MODEL, Coe
+from first_minutes import PAGE, SCENES, SIZES, MadeUp, page_with_screens, play, screen_file, without_answers
+from model_store.hub_server import Hub
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)], ids="{0[0]}x{0[1]}".format)
-@pytest.mark.parametrize("card", ["amd-16g", "nvidia-8g", "igpu-32g", "none-16g"])
-def test_the_first_screen(bare_coe: Coe, card: str, size: tuple[int, int]) -> None:
-    made_up = MadeUp(bare_coe.folder, bare_coe.models)
-    made_up.card = card
-    terminal = Terminal(made_up, "setup", "--dry-run", size=size)
-    assert terminal.code == 0
-    lines = "\n".join(terminal.screen).strip("\n").splitlines()
-    shown = re.sub(r"of [\d.]+ [MG]B free", "of … free", "\n".join(line.rstrip() for line in lines)) + "\n"
-    file = SCREENS / f"setup-{card}-{size[0]}.txt"
-    if os.environ.get("UPDATE_SCREENS"):
-        SCREENS.mkdir(exist_ok=True)
-        file.write_text(shown, encoding="utf-8")
-    assert shown == file.read_text(encoding="utf-8")
-    assert all(len(line) <= size[0] for line in lines)
+@pytest.fixture(scope="module")
+def hub(models_dir: Path) -> Iterator[Hub]:
+    """A hub on loopback that has the embedded model, ready-made."""
+    hub = Hub()
+    hub.add_folder("someone/ready", models_dir / MODEL)
+    server = hub.start()
+    yield hub
+    server.shutdown()
+    server.server_close()
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)], ids="{0[0]}x{0[1]}".format)
-def test_without_a_network_setup_says_so_and_changes_nothing(bare_coe: Coe, size: tuple[int, int]) -> None:
-    made_up = MadeUp(bare_coe.folder, bare_coe.models)
-    made_up.card, made_up.environment = "none-16g", bare_coe.environment
-    terminal = Terminal(made_up, "setup", "--yes", size=size)
-    assert terminal.code == 4
-    said = " ".join(terminal.seen.split())
-    assert "2 of 2 models are not installed: smollm2-135m, qwen2.5-1.5b-instruct." in said
-    assert said.endswith("Then run `coe setup` again: it goes on from there.")
-    assert not list(bare_coe.config.iterdir()), "the settings wait for the models"
+FAST = {
+    ("plan", 200),
+    *((name, 80) for name in ("plan", "offline-amd-16g", "offline-none-16g", "offline-ask", "online")),
+}
+PLAYED = [
+    pytest.param(name, size, id=f"{name}-{size[0]}", marks=() if (name, size[0]) in FAST else pytest.mark.slow)
+    for name in SCENES
+    for size in SIZES
+]
+
+
+@pytest.mark.parametrize(("name", "size"), PLAYED)
+def test_a_scene(name: str, size: tuple[int, int], hub: Hub, routing_home: Path) -> None:
+    shown = without_answers(name, play(SCENES[name], size, hub, routing_home))
+    assert shown == without_answers(name, screen_file(name, size).read_text(encoding="utf-8"))
+    assert all(len(line) <= size[0] for line in shown.splitlines())
 
 
 def test_a_machine_that_is_set_up_is_planned_without_a_model_twice(bare_coe: Coe) -> None:
     (bare_coe.config / "experts.yaml").write_text("default_model: qwen2.5-1.5b-instruct\n")
     made_up = MadeUp(bare_coe.folder, bare_coe.models)
     made_up.card = "none-16g"
-    plan = json.loads(made_up.run("setup", "--dry-run", "--json").check().stdout)
+    command = made_up.command("setup", "--dry-run", "--json")
+    plan = json.loads(made_up.run(command=command).check().stdout)
     assert [model["name"] for model in plan["models"]] == ["qwen2.5-1.5b-instruct"]
 
 
-def test_the_page_shows_that_screen() -> None:
-    page = (REPOSITORY / "docs" / "first-question.md").read_text(encoding="utf-8")
-    assert (SCREENS / "setup-none-16g-80.txt").read_text(encoding="utf-8") in page
+def test_the_page_is_that_session() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == page_with_screens(page), "run: python tests/first_minutes.py"
+    assert {"online", "offline-none-16g", "plan"} <= {
+        line.split()[2] for line in page.splitlines() if "<!-- screen" in line
+    }

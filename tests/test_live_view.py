@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 from conftest import ENDLESS, MODEL, Coe, Result
@@ -26,8 +27,9 @@ WIDTH, HEIGHT = 100, 30
 class Terminal:
     """A process whose controlling terminal is a pseudo-terminal, and the screen that its output draws.
 
-    When the pattern ``interrupt_at`` has been seen, Ctrl-C is typed: the terminal echoes it and signals coe and its workers. A signal
-    sent from here could be faster than the terminal, which discards what coe wrote before it came to the key.
+    ``types`` has patterns and the keys that are typed when each, in this order, has been seen; ``interrupt_at`` is such a pattern
+    for Ctrl-C: the terminal echoes it and signals coe and its workers. A signal sent from here could be faster than the
+    terminal, which discards what coe wrote before it came to the key.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Terminal:
         *arguments: str,
         stdout: int | None = None,
         interrupt_at: str | None = None,
+        types: Sequence[tuple[str, str]] = (),
         size: tuple[int, int] = (WIDTH, HEIGHT),
         **environment: str,
     ) -> None:
@@ -52,13 +55,13 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(child)
-        data = b""
+        data, seen, waiting = b"", 0, [*types, *([(interrupt_at, "\x03")] if interrupt_at else [])]
         try:
             while part := os.read(parent, 65536):
                 data += part
-                if interrupt_at is not None and re.search(interrupt_at.encode(), data):
-                    interrupt_at = None
-                    os.write(parent, b"\x03")
+                if waiting and (match := re.compile(waiting[0][0].encode()).search(data, seen)):
+                    seen = match.end()
+                    os.write(parent, waiting.pop(0)[1].encode())
         except OSError:  # Linux ends a terminal that nobody writes to with EIO
             pass
         os.close(parent)
@@ -73,6 +76,13 @@ class Terminal:
         pyte.Stream(screen).feed(self.raw)
         assert not screen.cursor.hidden
         return [line.rstrip() for line in screen.display]
+
+    @property
+    def scrollback(self) -> str:
+        """What the user can scroll through at the end: the final screen and all lines above it."""
+        screen = pyte.Screen(self._size[0], 1000)
+        pyte.Stream(screen).feed(self.raw)
+        return "\n".join(line.rstrip() for line in screen.display).strip("\n") + "\n"
 
     @property
     def seen(self) -> str:

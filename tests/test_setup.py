@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY, Coe, Result
-from made_up_machine import MACHINES
+from made_up_machine import MACHINES, pretend
 from model_store.tiny_model import catalog_entry, write_tiny_model
 
 from coe_cli.core.hardware.machine import pick_profile
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.planning import fit_report
 from coe_cli.runtime.planning.setup_plan import GENERAL_ON_HOST, OWN_PROFILE, setup_plan
 from coe_cli.runtime.settings import read_catalog, read_profiles
 
@@ -32,7 +31,8 @@ PROPOSED = {
     "nvidia-8g": ("cpu", "embedded", SMALL),
     "none-16g": ("cpu", "embedded", SMALL),
     "none-4g": ("cpu", "embedded", {"smollm2-135m"}),
-    "nvidia-24g-linux": ("cpu", "embedded", SMALL),
+    "nvidia-24g-linux": ("cuda", OWN_PROFILE, {"smollm2-135m", *SPECIALISTS}),
+    "amd-16g-linux": ("cpu", "embedded", SMALL),
 }
 
 
@@ -40,16 +40,20 @@ PROPOSED = {
 def test_what_is_proposed(bare_coe: Coe, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for key, value in bare_coe.environment.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr("coe_cli.runtime.planning.setup_plan.free_mb", lambda folder: 1e6)
-    platform, machine = MACHINES[name]
-    chosen = fit_report.for_card
-    monkeypatch.setattr(fit_report, "for_card", lambda maker, _: chosen(maker, platform))
-    plan = setup_plan(read_catalog(), read_profiles(), folders(), machine)
+    pretend(name, monkeypatch.setattr)
+    plan = setup_plan(read_catalog(), read_profiles(), folders())
     models = [model.name for model in plan.models]
     assert (plan.provider, plan.profile, set(models)) == PROPOSED[name]
     assert plan.download_mb == pytest.approx(sum(model.download_mb for model in plan.models))
     assert all(model.licence != "unknown" for model in plan.models)
     assert (plan.provider == "cpu") == (plan.default_model in models and not any(m.experts for m in plan.models))
+    assert all(
+        model.quant.startswith("Q") and not model.verified
+        for model in plan.models
+        if plan.provider == "cuda" and model.experts
+    )
+    assert ("unverified" in " ".join(plan.notes)) == (not all(model.verified for model in plan.models))
+    assert ("For the card: pip install" in " ".join(plan.notes)) == (name == "amd-16g-linux")
     if plan.own_profile is not None:
         assert plan.own_profile["vram_budget_mb"] == plan.budget_mb < plan.memory_mb
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -39,7 +40,20 @@ WRONG = {
     "batch --temperature nan -": (2, "it is not a number"),
     "ask --max-tokens 99999999999999999999 Hi": (2, "--max-tokens"),
     "chat --max-tokens 99999999999999999999": (2, "--max-tokens"),
+    "batch --max-tokens 99999999999999999999 -": (2, "--max-tokens"),
+    "ask --top-k 99999999999999999999 --temperature 1 Hi": (2, "--top-k"),
+    "ask --no-serve --seed 99999999999999999999999 Hi": (2, "--seed"),
     "logs show 99999999999999999999999": (2, "99999999999999999999999"),
+    "logs rm 99999999999999999999999": (2, "99999999999999999999999"),
+    "ask ''": (2, "there is no question"),
+    "route ''": (2, "the question is empty"),
+    "models pull --all": (2, "Add --yes"),
+    "models pull Qwen/nothing": (4, "Qwen/nothing"),
+    "models rm nothing": (4, "See `coe models list`"),
+    "models verify nothing": (4, "See `coe models list`"),
+    "profile show nothing": (3, "unknown profile `nothing`"),
+    "vram plan --vram-mb lots": (2, "Write 16G"),
+    "serve --foreground --host 0.0.0.0": (2, "COE_API_KEY"),
     "ask -x --format json Hi": (2, "-x"),
     "ask -m smollm2-135m --no-synthesis Hi": (2, "--no-synthesis"),
     "ask -e nobody Hi": (2, "unknown expert `nobody`"),
@@ -92,7 +106,7 @@ def here(bare_coe: Coe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_wrong_usage_says_what_to_do(here: Here, typed: str) -> None:
     """The documented exit code, nothing on stdout, a last line that says what is meant or allowed."""
     code, words = WRONG[typed]
-    result = here(*typed.split())
+    result = here(*shlex.split(typed))
     assert (result.code, result.stdout) == (code, ""), result.stderr
     last = result.stderr.splitlines()[-1]
     said = json.loads(last)["error"] if last.startswith("{") else {"message": last, "hint": ""}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -87,14 +88,15 @@ def pull(
 ) -> None:
     """Fetch models, convert those that need it, and speed up the graphs of those that were built elsewhere.
 
-    Of a model with builds for several devices it takes the one for the profile's (`coe models show NAME` lists them).
+    Of a model with builds for several devices it takes the one for the profile's (`coe models show NAME` lists them); fetched
+    again without -p, a model stays in the build that it is.
 
     A download that broke off goes on where it was. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are heeded.
 
     Example: coe models pull smollm2-135m
     """
     from coe_cli.core.routing.selection import all_models, models_for
-    from coe_cli.runtime.store.install import request_for
+    from coe_cli.runtime.store.install import provider_on_disk, request_for
     from coe_cli.use_cases.fetching import fetch_requests
 
     if everything and (names or profile):
@@ -103,13 +105,16 @@ def pull(
     wanted = list(names or [])
     if everything:
         wanted += all_models(catalog)
-    provider = None
+    models_dir, provider = folders().models, None
     if not everything and (profile or any(name in catalog.models and catalog.models[name].builds for name in wanted)):
-        chosen = read_profiles(profiles_file).select(profile)
+        chosen = read_profiles(profiles_file).select(profile or os.environ.get("COE_PROFILE") or None)
         provider, wanted = chosen.provider, wanted or models_for(catalog, chosen)
     if not wanted:
         raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
-    requests = [request_for(name, catalog, folders().models, provider) for name in dict.fromkeys(wanted)]
+    requests = []
+    for name in dict.fromkeys(wanted):
+        build = provider if profile else provider_on_disk(name, models_dir) or provider
+        requests.append(request_for(name, catalog.on(build) if build else catalog, models_dir))
     fetch_requests(requests, output, force=force, as_is=as_is, yes=yes)
 
 
@@ -247,59 +252,31 @@ def import_(
     Example: coe models import hf:bartowski/Qwen2.5-Coder-7B-Instruct-GGUF --quant Q4_K_M
     """
     from coe_cli.core.importing.encodings import rules_for
-    from coe_cli.core.importing.hub_files import guess_name
     from coe_cli.core.models.model_name import check_name
     from coe_cli.core.models.source_uri import as_hub_uri, is_uri
-    from coe_cli.output.progress_view import ProgressView
-    from coe_cli.runtime.importing.import_model import check_resources, ends_note, import_model
-    from coe_cli.runtime.importing.source import inspect
+    from coe_cli.runtime.importing.import_model import local_request
+    from coe_cli.runtime.importing.remote import remote_request
+    from coe_cli.runtime.store.install import Recipe
+    from coe_cli.use_cases.fetching import fetch_requests
 
-    output, models_dir = Output(), folders().models
+    models_dir, recipe = folders().models, Recipe(provider.value, precision.value)
     if name is not None:
         check_name(name)
-    rules_for(provider.value, precision.value)
+    rules_for(recipe.provider, recipe.precision)
     path = Path(source.removeprefix("file:")).expanduser()
     is_local = path.exists() or source.startswith("file:") or (path.suffix == ".gguf" and ":" not in source)
     uri = source if is_local else as_hub_uri(source)
     if is_uri(uri) and not uri.startswith("file:"):
         chosen = read_profiles(profiles_file).select(profile)
         room_bytes = (chosen.vram_budget_mb - chosen.fixed_mb) * 2**20
-        _import_remote(uri, name, provider.value, precision.value, quant, room_bytes, output, force=force, yes=yes)
-        return
-    if quant is not None:
+        request = remote_request(uri, name, recipe, quant, room_bytes)
+    elif quant is not None:
         raise UsageError("--quant chooses among the files of a hub's repository", "Name the file itself.")
-    weights = inspect(path)
-    if name is None:
-        name = check_name(guess_name(weights.metadata, weights.path.resolve().name))
-    output.note(f"{name}: {check_resources(weights, provider.value, precision.value, models_dir)}")
-    with ProgressView(output, f"converting {weights.path.name}") as view:
-        spec = import_model(weights, name, models_dir, view, (provider.value, precision.value), force=force)
-    if note := ends_note(weights, spec, models_dir / spec.name):
-        output.note(note)
-    output.note(f"{spec.name} is ready in {spec.folder}")
-
-
-def _import_remote(
-    uri: str,
-    name: str | None,
-    provider: str,
-    precision: Literal["int4", "int8", "fp16"],
-    quant: str | None,
-    room_bytes: float,
-    output: Output,
-    *,
-    force: bool,
-    yes: bool,
-) -> None:
-    from coe_cli.runtime.importing.remote import remote_request
-    from coe_cli.runtime.store.install import Recipe
-    from coe_cli.use_cases.fetching import fetch_requests
-
-    request = remote_request(uri, name, Recipe(provider, precision), quant, room_bytes)
-    target = folders().models / request.name
-    if target.exists() and not force:
+    else:
+        request = local_request(path, name, recipe, models_dir)
+    if (models_dir / request.name).exists() and not force:
         raise UsageError(f"there is a model `{request.name}` already", "Choose another --name, or use --force.")
-    fetch_requests([request], output, force=force, yes=yes)
+    fetch_requests([request], Output(), force=force, yes=yes)
 
 
 @app.command("optimize")

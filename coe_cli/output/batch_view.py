@@ -12,7 +12,7 @@ from coe_cli.core.names import counted
 from coe_cli.output.console import Output
 from coe_cli.output.progress_view import clock
 from coe_cli.output.tables import LEVEL_STYLE
-from coe_cli.output.terminal import for_terminal
+from coe_cli.output.terminal import for_terminal, wrapped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,7 +57,7 @@ class TerminalBatchView:
         else:
             from rich.text import Text
 
-            self._display.print(Text(f"coe: {for_terminal(message)}"))
+            self._display.print(Text(wrapped(f"coe: {for_terminal(message)}", self._output.stderr)))
 
     def failed(self, line: int, message: str) -> None:
         self._failures += 1

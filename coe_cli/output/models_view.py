@@ -46,7 +46,7 @@ def _write_human(output: Output, rows: list[Any]) -> None:
     for row in rows:
         if row.problem:
             output.note(f"{row.problem}. {row.hint}")
-        if row.duplicate_of:
+        if row.duplicate_of and row.name < min(row.duplicate_of):
             output.note(f"{row.name} holds the same weights as {', '.join(row.duplicate_of)}: one of them can go")
 
 

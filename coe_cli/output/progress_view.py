@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from coe_cli.output.console import Output
+from coe_cli.output.terminal import wrapped
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -84,7 +85,7 @@ class ProgressView:
         else:
             from rich.text import Text
 
-            self._display.print(Text(f"coe: {message}"))
+            self._display.print(Text(wrapped(f"coe: {message}", self._output.stderr)))
 
     def _show(self, name: str, step: Step) -> None:
         text = f"{name}: {step.stage[:1].lower()}{step.stage[1:]}" if name else step.stage

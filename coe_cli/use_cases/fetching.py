@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext, suppress
 from typing import Final
 
-from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.source_uri import HubSource, parse_uri
 from coe_cli.core.names import size_words
 from coe_cli.core.units import BYTES_PER_MB
@@ -15,7 +14,7 @@ from coe_cli.output.progress_view import ProgressView
 from coe_cli.output.question import agrees, is_interactive
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.store.hub import list_files
-from coe_cli.runtime.store.install import Request, request_for
+from coe_cli.runtime.store.install import Request
 from coe_cli.runtime.store.pull import pull
 from coe_cli.runtime.store.source_errors import SourceFailed
 
@@ -65,11 +64,6 @@ def licence_of(request: Request) -> str:
     return told if told.lower() == entry.licence.lower() else f"{told}, as the hub says (the catalog: {known})"
 
 
-def fetch_all(names: list[str], catalog: Catalog, output: Output) -> None:
-    """Fetch models by name or address, however large; see ``fetch_requests``."""
-    fetch_requests([request_for(name, catalog, folders().models) for name in dict.fromkeys(names)], output)
-
-
 def fetch_requests(
     requests: list[Request], output: Output, *, force: bool = False, as_is: bool = False, yes: bool = True
 ) -> None:
@@ -81,9 +75,10 @@ def fetch_requests(
     """
     models_dir = folders().models
     missing = [request for request in requests if force or not (models_dir / request.name).exists()]
-    agree_to_fetch(missing, output, yes=yes)
+    agree_to_fetch([request for request in missing if not request.is_local], output, yes=yes)
     total_bytes = sum(map(size_mb, missing)) * BYTES_PER_MB
-    title = f"fetching {', '.join(request.name for request in requests)}"
+    work = "converting" if all(request.is_local and request.recipe for request in requests) else "fetching"
+    title = f"{work} {', '.join(request.name for request in requests)}"
     with ProgressView(output, title, works=len(requests), total_bytes=total_bytes) as view:
         progress_of = view.row if len(requests) > 1 else lambda name: nullcontext(view)
         pull(requests, models_dir, progress_of, view.note, force=force, as_is=as_is)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.hardware.profile import ProfileSet, Provider
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.notes import Note
 from coe_cli.errors import DeviceLost, ModelMissing
@@ -80,13 +80,11 @@ class Providing:
         if needed.what == "consent":
             return self._ask_user(needed, request)
         if needed.what == "model":
-            install_model(needed.name, self._catalog, self._output, pull=self._pull)
+            install_model(needed.name, self._builds(), self._output, pull=self._pull)
             return request
-        from coe_cli.runtime.college.college_profile import college_profile
         from coe_cli.runtime.routing.router_preparation import prepare_router
 
-        where = folders()
-        provider = college_profile(self._profiles, self._profile, self._catalog, where).provider
+        where, provider = folders(), self._provider()
         with contextlib.closing(Preparing(self._output, speaks=self._speaks)) as view:
             problem = prepare_router(self._catalog, where, provider, view, fetch=self._pull)
         if problem is None:
@@ -94,13 +92,23 @@ class Providing:
         self.unrouted(problem)
         return structs.replace(request, expert=GENERAL_EXPERT, experts=1)
 
+    def _provider(self) -> Provider:
+        from coe_cli.runtime.college.college_profile import college_profile
+
+        return college_profile(self._profiles, self._profile, self._catalog, folders()).provider
+
+    def _builds(self) -> Catalog:
+        """The catalog with the builds that suit the college's profile."""
+        return self._catalog.on(self._provider())
+
     def _ask_user(self, needed: Needed, request: ChatRequest) -> ChatRequest:
         """Install the expert's model or let the fallback model answer, as the user says.
 
         Raises:
             ModelMissing: neither, or there is nobody to ask.
         """
-        missing = f"{needed.expert}'s model {needed.name} is not installed{self._catalog.size_words(needed.name)}"
+        builds = self._builds()
+        missing = f"{needed.expert}'s model {needed.name} is not installed{builds.size_words(needed.name)}"
         hint = f"Install it: coe models pull {needed.name}. Or let {needed.fallback} answer: --fallback."
         said = ""
         if is_interactive(self._output):
@@ -110,7 +118,7 @@ class Providing:
             self._output.stderr.flush()
             said = sys.stdin.readline().strip().lower()[:1]
         if said == "i" and self._pull:
-            install_model(needed.name, self._catalog, self._output, pull=True)
+            install_model(needed.name, builds, self._output, pull=True)
             return request
         if said != "a":
             raise ModelMissing(missing, hint)
@@ -119,24 +127,20 @@ class Providing:
 
 
 def install_model(name: str, catalog: Catalog, output: Output, *, pull: bool) -> None:
-    """Fetch a model with progress and its size said.
+    """Fetch a model with progress, its licence and size said.
 
     Raises:
         ModelMissing: ``pull`` forbids it, or no source gives it.
     """
-    size = catalog.size_words(name)
     if not pull:
         raise ModelMissing(
-            f"no model is on disk and --no-pull forbids to fetch `{name}`{size}",
+            f"no model is on disk and --no-pull forbids to fetch `{name}`{catalog.size_words(name)}",
             f"Fetch it: coe models pull {name}",
         )
-    from coe_cli.output.progress_view import ProgressView
+    from coe_cli.runtime.store.install import request_for
+    from coe_cli.use_cases.fetching import fetch_requests
 
-    with ProgressView(output, f"fetching {name}{size}, once") as view:
-        from coe_cli.runtime.store.install import install_request, request_for
-
-        models_dir = folders().models
-        install_request(request_for(name, catalog, models_dir), models_dir, view)
+    fetch_requests([request_for(name, catalog, folders().models)], output)
 
 
 class Preparing:

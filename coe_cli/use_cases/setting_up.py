@@ -59,8 +59,9 @@ def run_setup(
     try:
         _fetch(plan, catalog, output)
     except CoeError as error:
-        hint = f"{error.hint.rstrip('.')}. Then run `coe setup` again: it goes on from there."
-        raise type(error)(error.message, hint) from None
+        again, goes_on = "run `coe setup` again", ": it goes on from there"
+        hint = error.hint.rstrip(".").replace("run it again", again)
+        raise type(error)(error.message, f"{hint}." if again in hint else f"{hint}. Then {again}{goes_on}.") from None
     _configure(plan, profiles, catalog, output)
     _prepare(plan, catalog_of(), output)
     if as_json:
@@ -98,10 +99,12 @@ def _configure(plan: SetupPlan, profiles: ProfileSet, catalog: Catalog, output: 
 
 
 def _fetch(plan: SetupPlan, catalog: Catalog, output: Output) -> None:
-    from coe_cli.use_cases.fetching import fetch_all
+    from coe_cli.runtime.store.install import request_for
+    from coe_cli.use_cases.fetching import fetch_requests
 
-    if names := [model.name for model in plan.models if not model.installed]:
-        fetch_all(names, catalog, output)
+    builds, models_dir = catalog.on(plan.provider), folders().models
+    if requests := [request_for(model.name, builds, models_dir) for model in plan.models if not model.installed]:
+        fetch_requests(requests, output)
 
 
 def _prepare(plan: SetupPlan, catalog: Catalog, output: Output) -> None:

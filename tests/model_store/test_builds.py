@@ -54,6 +54,8 @@ def test_pull_takes_the_build_for_the_profile_and_says_the_hubs_licence_first(
     assert spec_from_folder("tiny", coe.models / "tiny").provider == "cpu"
     fetched = {path.rsplit("/", 1)[-1] for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path}
     assert fetched == {"tiny-Q4_1.gguf"}
+    assert coe("models", "pull", "tiny", "--force").code == 0
+    assert spec_from_folder("tiny", coe.models / "tiny").provider == "cpu", "it stays in its build"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ module.convert = convert
 sys.modules["coe_cli.runtime.importing.convert"] = module
 
 import coe_cli.runtime.store.model_store as store
-import coe_cli.runtime.importing.import_model as importing
 import coe_cli.runtime.store.install as installing
 import coe_cli.runtime.conversion.optimize as optimizing
 
@@ -51,7 +50,7 @@ def staged(function):
         return result
     return run
 
-for module in (importing, installing, optimizing):
+for module in (installing, optimizing):
     for name in ("fetch", "_check", "_optimized", "write_manifest", "put_in_place", "write_pruned", "_prove"):
         if hasattr(module, name):
             setattr(module, name, staged(getattr(module, name)))

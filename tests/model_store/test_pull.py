@@ -262,7 +262,7 @@ def test_offline_means_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = pull(coe, "tiny")
     assert result.code == 4
-    assert "HF_HUB_OFFLINE is set. Unset it" in result.stderr
+    assert "HF_HUB_OFFLINE is set. Unset HF_HUB_OFFLINE" in result.stderr
     assert hub.requests == []
 
 

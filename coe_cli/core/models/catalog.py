@@ -147,6 +147,10 @@ class Catalog(Struct, frozen=True):
     problems: dict[str, Problem] = {}
     default_expert: str | None = None
 
+    def on(self, provider: Provider) -> Catalog:
+        """The catalog with each model in its build for ``provider``, where it has one."""
+        return structs.replace(self, models={name: entry.on(provider) for name, entry in self.models.items()})
+
     def expert(self, name: str) -> Expert:
         """The expert called ``name``.
 

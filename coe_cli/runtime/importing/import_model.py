@@ -1,33 +1,21 @@
-"""Bring a model from elsewhere into the models folder: a GGUF file or a Hugging Face folder, converted."""
+"""Before and after a GGUF file or a Hugging Face folder is converted: its name, what that takes, what is to be said."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from coe_cli.core.answers.end_of_turn import token_ids
-from coe_cli.core.findings import Level
 from coe_cli.core.importing.encodings import Precision
 from coe_cli.core.importing.gguf_tokenizer import problem
+from coe_cli.core.importing.hub_files import guess_name
+from coe_cli.core.models.catalog import Source
 from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
-from coe_cli.errors import DoesNotFit, ModelDamaged, UnsupportedArchitecture, UsageError
-from coe_cli.runtime.folders import folders
-from coe_cli.runtime.importing.source import ModelSource
-from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.store.golden_answer import forget
-from coe_cli.runtime.store.integrity import check_files, sha256_of, write_manifest
-from coe_cli.runtime.store.model_removal import check_replaceable
-from coe_cli.runtime.store.model_store import (
-    check_room,
-    open_model,
-    put_in_place,
-    staging_folder,
-    take_finished,
-    writing,
-)
-from coe_cli.runtime.store.verify import verify
+from coe_cli.errors import DoesNotFit, UnsupportedArchitecture
+from coe_cli.runtime.importing.source import ModelSource, inspect
+from coe_cli.runtime.store.install import Recipe, Request
+from coe_cli.runtime.store.model_store import check_room
 
 
 def check_resources(source: ModelSource, provider: str, precision: Precision, models_dir: Path) -> str:
@@ -73,51 +61,13 @@ def ends_note(source: ModelSource, spec: ModelSpec, model_folder: Path) -> str:
     return f"{source.path.name} ends an answer at token {known}, its tokenizer and chat template at {more} too: {spec.name} stops at all"
 
 
-def import_model(
-    source: ModelSource,
-    name: str,
-    models_dir: Path,
-    on_progress: OnProgress,
-    form: tuple[str, Precision],
-    *,
-    force: bool = False,
-) -> ModelSpec:
-    """Convert ``source`` for ``form`` (provider and precision) and install it as ``name``; nothing is seen under that name before it is whole and checked.
+def local_request(path: Path, name: str | None, recipe: Recipe, models_dir: Path) -> Request:
+    """The request that imports the GGUF file or Hugging Face folder at ``path``; without ``name`` it is called what it says itself.
 
     Raises:
-        UsageError: the name is taken (without ``force``), or is none.
-        ModelDamaged: the conversion failed or its result is not sound.
-        DiskFull, ModelMissing: the models folder is full or cannot be written.
+        CoeError: as ``inspect`` and ``check_resources``.
     """
-    from coe_cli.runtime.importing.convert import convert
-
-    provider, precision = form
-    target, staging = models_dir / check_name(name), staging_folder(name, models_dir)
-    with writing(name, models_dir, on_progress):
-        if target.exists() and not force:
-            raise UsageError(f"there is a model `{name}` already", "Choose another --name, or use --force.")
-        origin = {"uri": f"file:{source.path.resolve()}", "precision": precision, "provider": provider}
-        if source.path.is_file():
-            origin["sha256"] = sha256_of(source.path)
-        if take_finished(target, lambda known: known == origin):
-            return open_model(name, target)
-        check_replaceable(name, models_dir)
-        result = staging / "model"
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            result.mkdir(parents=True)
-            convert(source.path, result, provider=provider, precision=precision, on_progress=on_progress)
-            on_progress(Step("Checking", 0, None))
-            for finding in verify(name, result, folders().state, run=False):
-                if finding.level is Level.ERROR:
-                    raise ModelDamaged(
-                        f"the conversion of {source.path} is not sound: {finding.message}",
-                        "Report it, with the source.",
-                    )
-            write_manifest(result, dict(origin))
-            check_files(name, result)
-            put_in_place(result, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        forget(folders().state, name)
-    return open_model(name, target)
+    source = inspect(path)
+    check_resources(source, recipe.provider, recipe.precision, models_dir)
+    name = check_name(name or guess_name(source.metadata, source.path.resolve().name))
+    return Request(name, [Source(f"file:{source.path.resolve()}")], recipe=recipe)

@@ -104,7 +104,7 @@ def fit_report(
     notes: list[str] = []
     left: list[Role] | None = None
     for device, vendor in devices:
-        chosen = request.provider or _provider_for(vendor)
+        chosen = request.provider or provider_for(vendor)
         profile, named, budget_mb = _profile_for(device, chosen, profiles, where)
         roles, known = _roles(models, chosen, with_files(catalog, models, chosen), where)
         offered = structs.replace(profile, vram_budget_mb=budget_mb)
@@ -130,7 +130,8 @@ def fit_report(
     return FitReport(fits, notes)
 
 
-def _provider_for(vendor: str) -> Provider:
+def provider_for(vendor: str) -> Provider:
+    """The preferred provider of this system for a device of ``vendor``."""
     return vendor if on_host(vendor) else for_card(vendor, sys.platform).name
 
 

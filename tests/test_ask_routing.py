@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, Coe, Result, copy_model, one_line
+from conftest import MODEL, Coe, Result, copy_model, one_line, with_router
 from serving import Served, serving
 
 SQL = "Write a SELECT statement that counts the rows of the table orders, grouped by customer"
 LEGAL = "Is this indemnification clause of my contract enforceable?"
 JOINT = "Write the SQL for weekly signups and a Python plot of it"
+
+
+@pytest.fixture(scope="module")
+def college(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, routing_home: Path) -> Iterator[Served]:
+    coe = with_router(Coe(tmp_path_factory.mktemp("routed"), models_dir), routing_home)
+    coe.environment["COE_NO_SERVE"] = "0"
+    with serving(coe) as served:
+        yield served
+
+
+@pytest.fixture
+def routed_coe(college: Served) -> Coe:
+    """coe whose questions a running college routes and answers."""
+    return college.coe
 
 
 def answer(result: Result) -> dict[str, Any]:
@@ -30,16 +44,15 @@ def test_a_question_goes_to_its_expert_and_stderr_stays_clean_in_json(routing_co
     assert result.stderr == ""
     assert answer(result)["expert"] == "sql_query"
     assert "routing" not in answer(result)
-    assert answer(ask(routing_coe, "--format", "json", LEGAL))["expert"] == "legal_contracts"
 
 
-def test_explain_says_what_route_says_before_the_answer(routing_coe: Coe) -> None:
+def test_explain_says_what_route_says_before_the_answer(routing_coe: Coe, routed_coe: Coe) -> None:
     routed = routing_coe.run("route", SQL).check().stdout.strip()
     told = ask(routing_coe, "--explain", SQL).check()
     first = told.stderr.splitlines()[0]
     assert first.startswith(f"coe: {routed} · routed by coe itself in ")
     assert "routed" not in told.stdout
-    as_json = answer(ask(routing_coe, "--explain", "--format", "json", SQL))["routing"]
+    as_json = answer(ask(routed_coe, "--explain", "--format", "json", SQL))["routing"]
     line = json.loads(routing_coe.run("route", "--format", "jsonl", SQL).check().stdout)
     assert list(as_json) == ["experts", "kind", "unsure", "latency_ms", "preferred_resident", "parts"]
     assert {key: as_json[key] for key in ("experts", "kind", "unsure")} == {
@@ -55,22 +68,21 @@ def test_explain_says_what_route_says_before_the_answer(routing_coe: Coe) -> Non
         (("--no-route",), "general_reasoner", "not routed: routing is off"),
     ],
 )
-def test_who_is_named_is_not_routed(
-    routing_coe: Coe, arguments: tuple[str, ...], expert: str | None, says: str
-) -> None:
-    result = ask(routing_coe, *arguments, "--explain", "--format", "json", SQL)
+def test_who_is_named_is_not_routed(routed_coe: Coe, arguments: tuple[str, ...], expert: str | None, says: str) -> None:
+    result = ask(routed_coe, *arguments, "--explain", "--format", "json", SQL)
     assert answer(result)["expert"] == expert
     assert says in one_line(result.stderr)
 
 
 def test_a_profile_key_turns_routing_off(routing_coe: Coe) -> None:
     (routing_coe.config / "hardware_profiles.yaml").write_text("routing: {enabled: false}\n")
-    assert answer(ask(routing_coe, "--format", "json", SQL))["expert"] == "general_reasoner"
     rows = "".join(json.dumps({"prompt": question, "max_tokens": 2}) + "\n" for question in (SQL, LEGAL))
     batch = routing_coe.run("batch", "-", stdin=rows).check()
     assert {json.loads(line)["expert"] for line in batch.stdout.splitlines()} == {"general_reasoner"}
     assert batch.stderr.count("routing is off") == 1
     with serving(routing_coe) as served:
+        asked = ask(routing_coe, "--format", "json", SQL, COE_NO_SERVE="0")
+        assert answer(asked)["expert"] == "general_reasoner"
         coe = served.chat(SQL, model="auto", max_tokens=2).json["coe"]
         assert coe["expert"] == "general_reasoner" and not any("rout" in note for note in coe["notes"])
         assert served.chat(SQL, model="sql_query", max_tokens=2).json["coe"]["expert"] == "sql_query", "named is named"
@@ -78,8 +90,8 @@ def test_a_profile_key_turns_routing_off(routing_coe: Coe) -> None:
     assert "sql_query" in shown.stdout and "routing is off" in one_line(shown.stderr)
 
 
-def test_two_domains_are_asked_together_unless_the_profile_says_no(routing_coe: Coe) -> None:
-    both = answer(ask(routing_coe, "--format", "json", JOINT))
+def test_two_domains_are_asked_together_unless_the_profile_says_no(routing_coe: Coe, routed_coe: Coe) -> None:
+    both = answer(ask(routed_coe, "--format", "json", JOINT))
     asked = [draft["expert"] for draft in both["drafts"]]
     assert sorted(asked) == ["python_backend", "sql_query"]
     (routing_coe.config / "hardware_profiles.yaml").write_text("routing: {two_experts: false}\n")
@@ -87,10 +99,10 @@ def test_two_domains_are_asked_together_unless_the_profile_says_no(routing_coe: 
     assert (alone["expert"], "drafts" in alone) == (asked[0], False)
 
 
-def test_a_question_that_can_be_split_is(routing_coe: Coe) -> None:
+def test_a_question_that_can_be_split_is(routed_coe: Coe) -> None:
     """`coe route` and `--explain` show the same parts, and they make up the question."""
-    routed = routing_coe.run("route", JOINT).check().stdout.splitlines()
-    told = ask(routing_coe, "--explain", JOINT).check().stderr.splitlines()
+    routed = routed_coe.run("route", JOINT).check().stdout.splitlines()
+    told = ask(routed_coe, "--explain", JOINT).check().stderr.splitlines()
     parts = [line.strip() for line in routed[1:]]
     assert len(parts) == 2
     assert all(f"coe: {part}" in told for part in parts)
@@ -99,7 +111,7 @@ def test_a_question_that_can_be_split_is(routing_coe: Coe) -> None:
     assert {"SQL", "Python", "plot"} <= words
 
 
-def test_an_unsure_route_says_so(routing_coe: Coe) -> None:
+def test_an_unsure_route_says_so(routed_coe: Coe) -> None:
     candidates = [
         "What does yield from do?",
         "Explain PKCE to me",
@@ -109,10 +121,10 @@ def test_an_unsure_route_says_so(routing_coe: Coe) -> None:
         "is a join a legal union?",
         "proof of the schema",
     ]
-    routed = routing_coe.run("route", "-", "--format", "jsonl", stdin="\n".join(candidates)).check().stdout
+    routed = routed_coe.run("route", "-", "--format", "jsonl", stdin="\n".join(candidates)).check().stdout
     unsure = [line["text"] for line in map(json.loads, routed.splitlines()) if line["unsure"]]
     assert unsure, "one of these leaves the router unsure"
-    result = ask(routing_coe, unsure[0]).check()
+    result = ask(routed_coe, unsure[0]).check()
     assert "general_reasoner (unsure" in result.stderr.splitlines()[0]
     assert result.stdout
 
@@ -127,11 +139,8 @@ def test_without_a_router_and_a_network_the_general_reasoner_answers(coe: Coe) -
     first = ask(coe, SQL, **offline).check()
     (note,) = [line for line in first.stderr.splitlines() if "general_reasoner answers (coe route" in line]
     assert "routing could not be prepared" in note
-    begin = time.monotonic()
     second = ask(coe, SQL, **offline).check()
-    assert time.monotonic() - begin < 60
     assert "a while ago" in second.stderr, "it is not tried again at every question"
-    assert answer(ask(coe, "--format", "json", SQL, **offline))["expert"] == "general_reasoner"
     refused = ask(coe, "--no-pull", SQL, **offline).check()
     assert "--no-pull forbids" in refused.stderr
 
@@ -156,11 +165,10 @@ def test_a_broken_router_costs_a_note_and_no_answer(routing_coe: Coe, routing_ho
     assert result.stdout
 
 
-def test_the_running_college_routes(routing_coe: Coe) -> None:
-    with serving(routing_coe):
-        told = ask(routing_coe, "--explain", SQL, COE_NO_SERVE="0").check()
-        assert "routed by the running college in" in told.stderr.splitlines()[0]
-        assert answer(ask(routing_coe, "--format", "json", LEGAL, COE_NO_SERVE="0"))["expert"] == "legal_contracts"
+def test_the_running_college_routes(routed_coe: Coe) -> None:
+    told = ask(routed_coe, "--explain", SQL).check()
+    assert "routed by the running college in" in told.stderr.splitlines()[0]
+    assert answer(ask(routed_coe, "--format", "json", LEGAL))["expert"] == "legal_contracts"
 
 
 def requests_served(college: Served) -> dict[str, float]:
@@ -171,19 +179,18 @@ def requests_served(college: Served) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("arguments", [(SQL,), ("-m", MODEL, "Hi"), ("-e", "math_expert", "Hi")])
-def test_a_question_to_the_running_college_is_one_request(routing_coe: Coe, arguments: tuple[str, ...]) -> None:
-    with serving(routing_coe) as college:
-        before = requests_served(college)
-        answered = answer(ask(routing_coe, "--format", "json", *arguments, COE_NO_SERVE="0"))
-        assert answered["model"] == MODEL and answered["usage"]["completion_tokens"] > 0
-        after = requests_served(college)
+def test_a_question_to_the_running_college_is_one_request(college: Served, arguments: tuple[str, ...]) -> None:
+    before = requests_served(college)
+    answered = answer(ask(college.coe, "--format", "json", *arguments))
+    assert answered["model"] == MODEL and answered["usage"]["completion_tokens"] > 0
+    after = requests_served(college)
     new = {path: count - before.get(path, 0) for path, count in after.items() if count != before.get(path, 0)}
     assert new == {"/coe/ask": 1}
 
 
-def test_a_follow_up_stays_with_its_expert(routing_coe: Coe) -> None:
-    first = answer(ask(routing_coe, "--format", "json", LEGAL))
-    second = answer(ask(routing_coe, "--format", "json", "-c", SQL))
+def test_a_follow_up_stays_with_its_expert(routed_coe: Coe) -> None:
+    first = answer(ask(routed_coe, "--format", "json", LEGAL))
+    second = answer(ask(routed_coe, "--format", "json", "-c", SQL))
     assert first["expert"] == second["expert"] == "legal_contracts"
 
 

@@ -82,12 +82,12 @@ def test_answers_have_their_pinned_keys(mixed: tuple[Result, list[dict[str, Any]
     assert (first["model"], first["expert"]) == (MODEL, None)
 
 
-def test_a_row_has_the_answer_that_ask_gives(mixed: tuple[Result, list[dict[str, Any]]], shared_coe: Coe) -> None:
-    asked = shared_coe.run(
+def test_a_row_has_the_answer_that_ask_gives(mixed: tuple[Result, list[dict[str, Any]]], answered: Coe) -> None:
+    asked = answered.run(
         "ask", "-m", MODEL, "--max-tokens", "12", "--temperature", "0.9", "--seed", "11", "Tell a story"
     )
     assert mixed[1][1]["answer"] == asked.check().stdout.rstrip("\n") != ""
-    greedy = shared_coe.run("ask", "-m", MODEL, "--max-tokens", "6", "--temperature", "0", "-s", "You are a dragon.",
+    greedy = answered.run("ask", "-m", MODEL, "--max-tokens", "6", "--temperature", "0", "-s", "You are a dragon.",
                             "What are you?").check()  # fmt: skip
     assert mixed[1][-1]["answer"] == greedy.stdout.rstrip("\n") != ""
 
@@ -109,10 +109,10 @@ def test_bad_lines_are_told_with_their_number_and_stop_nothing(mixed: tuple[Resu
     assert notes[-1].startswith("coe: 10 rows in ") and notes[-1].endswith("; 5 failed")
 
 
-def test_an_expert_that_is_none_is_said_to_be_none(coe: Coe) -> None:
+def test_an_expert_that_is_none_is_said_to_be_none(quick_coe: Coe) -> None:
     """Neither is a model one, where an expert is asked for."""
     rows = [{"prompt": "Hi", "expert": name} for name in ("sql_qery", MODEL)]
-    result = coe.run("batch", "-", stdin=b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    result = quick_coe.run("batch", "-", stdin=b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     assert result.code == 1
     errors = [row["error"] for row in read_rows(result.stdout)]
     assert [error["message"] for error in errors] == ["unknown expert `sql_qery`", f"unknown expert `{MODEL}`"]
@@ -201,26 +201,24 @@ def test_fail_fast_ends_before_anything_is_loaded(coe: Coe) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--keep-order",)])
-def test_failed_rows_are_run_again_only_where_that_is_asked_for(
-    bare_coe: Coe, copied_model: Path, options: tuple[str, ...]
-) -> None:
+def test_failed_rows_are_run_again_only_where_that_is_asked_for(quick_coe: Coe, options: tuple[str, ...]) -> None:
     """A model that is not there at first, and a line that never is a row."""
     rows = [{"prompt": "Name a colour.", **SHORT}, {"prompt": "Name a river.", **SHORT, "model": "late"}, "{"]
     rows += [{"prompt": "Name a tree.", **SHORT}, {"prompt": "Name a fish.", **SHORT, "model": "late"}]
-    source, out = write_rows(bare_coe.folder / "in.jsonl", rows), bare_coe.folder / "out.jsonl"
+    source, out = write_rows(quick_coe.folder / "in.jsonl", rows), quick_coe.folder / "out.jsonl"
     command = ("batch", str(source), "-o", str(out), *options)
-    first = bare_coe.run(*command)
+    first = quick_coe.run(*command)
     assert first.code == 1 and "3 failed" in first.stderr.splitlines()[-1]
     before = by_line(out)
     assert {line for line, row in before.items() if "error" in row} == {2, 3, 5}
-    copy_model(copied_model, bare_coe.models / "late")
+    copy_model(quick_coe.models / MODEL, quick_coe.models / "late")
     untouched = out.read_bytes()
-    again = bare_coe.run(*command)
+    again = quick_coe.run(*command)
     assert (again.code, out.read_bytes()) == (1, untouched), "errors count as done"
     assert (
         one_line(again.stderr) == "coe: all 5 rows are in the output already; 3 failed (--retry-failed runs them again)"
     )
-    retried = bare_coe.run(*command, "--retry-failed")
+    retried = quick_coe.run(*command, "--retry-failed")
     assert retried.code == 1 and "coe: 3 rows that failed are run again\n" in retried.stderr
     assert retried.stderr.splitlines()[-1].startswith("coe: 5 rows (2 before) in ")
     after = by_line(out)
@@ -415,17 +413,17 @@ def test_ctrl_c_twice_drops_the_running_rows(coe: Coe) -> None:
     assert b"stopped: 0 of 200 rows are done" in error
 
 
-def test_stdin_is_kept_beside_the_output_so_that_it_can_go_on(coe: Coe) -> None:
+def test_stdin_is_kept_beside_the_output_so_that_it_can_go_on(quick_coe: Coe) -> None:
     rows = [{"prompt": f"Name {number}", **SHORT, "max_tokens": 2} for number in range(3)]
-    source, out = write_rows(coe.folder / "in.jsonl", rows), coe.folder / "out.jsonl"
-    coe.run("batch", "-", "-o", str(out), "-q", stdin=source.read_bytes()).check()
+    source, out = write_rows(quick_coe.folder / "in.jsonl", rows), quick_coe.folder / "out.jsonl"
+    quick_coe.run("batch", "-", "-o", str(out), "-q", stdin=source.read_bytes()).check()
     assert sorted(by_line(out)) == [1, 2, 3]
-    assert not (coe.folder / "out.jsonl.batch" / "input.jsonl").exists(), "it is not needed any more"
-    again = coe.run("batch", "-", "-o", str(out), stdin=source.read_bytes()).check()
+    assert not (quick_coe.folder / "out.jsonl.batch" / "input.jsonl").exists(), "it is not needed any more"
+    again = quick_coe.run("batch", "-", "-o", str(out), stdin=source.read_bytes()).check()
     assert one_line(again.stderr) == "coe: all 3 rows are in the output already"
-    other = coe.run("batch", "-", "-o", str(out), stdin=b'{"prompt": "x"}\n')
+    other = quick_coe.run("batch", "-", "-o", str(out), stdin=b'{"prompt": "x"}\n')
     assert other.code == 2 and "the input has changed" in one_line(other.stderr)
-    anew = coe.run("batch", "-", "-o", str(out), "--restart", "-q", stdin=json.dumps(rows[0]).encode()).check()
+    anew = quick_coe.run("batch", "-", "-o", str(out), "--restart", "-q", stdin=json.dumps(rows[0]).encode()).check()
     assert (sorted(by_line(out)), anew.stdout) == ([1], "")
 
 

@@ -64,30 +64,28 @@ def test_the_second_answer_is_that_of_a_fresh_run(coe: Coe) -> None:
     assert second.stdout.splitlines() == turns[-len(second.stdout.splitlines()) :]
 
 
-def test_commands(coe: Coe) -> None:
+def test_commands(quick_coe: Coe) -> None:
     script = (
         '/system Answer in one word.\n/system\nHello\n/clear\n"""\nHello\nagain"""\n/expert\n/help\n/exit\nnot read\n'
     )
-    result = coe.run(*GREEDY, stdin=script).check()
+    result = quick_coe.run(*GREEDY, stdin=script).check()
     assert result.stderr.count("system prompt: Answer in one word.") == 2
     assert f"expert: none, model: {MODEL}" in result.stderr
     for name in ("/expert", "/model", "/system", "/clear", "/stats", "/help", "/exit"):
         assert name in result.stderr
-    newest, oldest = _conversations(coe)
+    newest, oldest = _conversations(quick_coe)
     assert (oldest["title"], newest["title"]) == ("Hello", "Hello again")
-    contents = [message["content"] for message in _messages(coe, str(newest["id"]))]
+    contents = [message["content"] for message in _messages(quick_coe, str(newest["id"]))]
     assert contents[:2] == ["Answer in one word.", "Hello\nagain"]
 
 
-def test_another_model_and_expert(coe: Coe) -> None:
-    for name in (MODEL, "second"):
-        copy_model(coe.models / MODEL, coe.folder / "models" / name)
-    models = {"COE_MODELS_DIR": str(coe.folder / "models")}
+def test_another_model_and_expert(quick_coe: Coe) -> None:
+    copy_model(quick_coe.models / MODEL, quick_coe.models / "second")
     script = "Hello\n/model second\nHello again\n/expert math_expert\nAnd again\n"
-    result = coe.run(*GREEDY, stdin=script, **models).check()
+    result = quick_coe.run(*GREEDY, stdin=script).check()
     assert "expert: none, model: second" in result.stderr
     assert "expert: math_expert, model: " in result.stderr
-    answers = [message for message in _messages(coe) if message["role"] == "assistant"]
+    answers = [message for message in _messages(quick_coe) if message["role"] == "assistant"]
     assert [answer["model"] for answer in answers][:2] == [MODEL, "second"]
     assert answers[2]["expert"] == "math_expert"
 
@@ -101,33 +99,33 @@ def test_another_model_and_expert(coe: Coe) -> None:
         ("x " * 9000, "tokens"),
     ],
 )
-def test_an_error_in_a_pipe_ends_it(coe: Coe, script: str, said: str) -> None:
-    result = coe.run(*GREEDY, stdin=script)
+def test_an_error_in_a_pipe_ends_it(quick_coe: Coe, script: str, said: str) -> None:
+    result = quick_coe.run(*GREEDY, stdin=script)
     assert result.code in (2, 4)
     assert said in one_line(result.stderr)
     assert result.stdout == ""
 
 
-def test_nothing_to_continue(coe: Coe) -> None:
-    result = coe.run("chat", "-c", stdin="Hi\n")
+def test_nothing_to_continue(quick_coe: Coe) -> None:
+    result = quick_coe.run("chat", "-c", stdin="Hi\n")
     assert result.code == 2
     assert "no conversation to continue" in one_line(result.stderr)
 
 
-def test_nothing_is_kept_when_it_is_off(coe: Coe) -> None:
-    coe.run(*GREEDY, "--no-log", stdin="Hi\n").check()
-    coe.run(*GREEDY, stdin="Hi\n", COE_NO_LOG="1").check()
-    own = coe.config / "hardware_profiles.yaml"
+def test_nothing_is_kept_when_it_is_off(quick_coe: Coe) -> None:
+    quick_coe.run(*GREEDY, "--no-log", stdin="Hi\n").check()
+    quick_coe.run(*GREEDY, stdin="Hi\n", COE_NO_LOG="1").check()
+    own = quick_coe.config / "hardware_profiles.yaml"
     own.write_text("history: {enabled: false}\n")
-    coe.run(*GREEDY, stdin="Hi\n").check()
+    quick_coe.run(*GREEDY, stdin="Hi\n").check()
     own.unlink()
     # Measurements of memory are kept there, and say nothing of what was asked.
-    kept = [path.name for path in (coe.folder / "state").rglob("*") if path.is_file()]
+    kept = [path.name for path in (quick_coe.folder / "state").rglob("*") if path.is_file()]
     assert set(kept) <= {"calibration.jsonl"}
 
 
-def test_an_empty_pipe(coe: Coe) -> None:
-    result = coe.run(*GREEDY, stdin="\n  \n").check()
+def test_an_empty_pipe(quick_coe: Coe) -> None:
+    result = quick_coe.run(*GREEDY, stdin="\n  \n").check()
     assert (result.stdout, result.stderr) == ("", "")
 
 
@@ -228,9 +226,9 @@ def test_an_answer_is_markdown_on_a_terminal_alone(bare_coe: Coe, raw: bool) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
-def test_lines_are_remembered_for_the_next_session(coe: Coe) -> None:
+def test_lines_are_remembered_for_the_next_session(quick_coe: Coe) -> None:
     pytest.importorskip("readline")
-    chat = Terminal(coe, "chat", "-m", MODEL)
+    chat = Terminal(quick_coe, "chat", "-m", MODEL)
     chat.wait_for("> ")
     chat.type("/system Be kind.\n")
     chat.wait_for("system prompt: Be kind.")
@@ -238,10 +236,10 @@ def test_lines_are_remembered_for_the_next_session(coe: Coe) -> None:
     chat.type("\x04")
     chat.process.wait(timeout=30)
     os.close(chat.controller)
-    lines: Path = coe.folder / "state" / "chat_lines"
+    lines: Path = quick_coe.folder / "state" / "chat_lines"
     assert "/system Be kind." in lines.read_text()
     assert lines.stat().st_mode & 0o077 == 0
-    chat = Terminal(coe, "chat", "-m", MODEL)
+    chat = Terminal(quick_coe, "chat", "-m", MODEL)
     chat.wait_for("> ")
     chat.type("\x1b[A")
     chat.wait_for("/system Be kind.")

@@ -28,6 +28,11 @@ from coe_cli.runtime.server.discovery import CollegeState
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and signals")
 
 
+@pytest.fixture
+def coe(quick_coe: Coe) -> Coe:
+    return quick_coe
+
+
 def _state(**changes: object) -> CollegeState:
     state = CollegeState(
         pid=os.getpid(),

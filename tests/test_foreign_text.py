@@ -22,6 +22,11 @@ FOREIGN = "a\x1b]0;title\x07b\x1b[2Jc\x9b31md\u202ee\u2066f\rg\x00h\x7f"
 DRIVING = set("\x1b\x07\x9b\u202e\u2066\x00\x7f")
 
 
+@pytest.fixture
+def coe(quick_coe: Coe) -> Coe:
+    return quick_coe
+
+
 class Screen(io.StringIO):
     def isatty(self) -> bool:
         return True

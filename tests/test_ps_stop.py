@@ -8,7 +8,7 @@ import threading
 
 import psutil
 import pytest
-from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, read_some, workers_of
+from conftest import ENDLESS, MODEL, Coe, eventually, is_gone, one_line, read_some, sleeping_model, workers_of
 from operating_system import interrupt
 from rich.console import Console
 from serving import Served, serving
@@ -50,6 +50,11 @@ MODEL_KEYS = [
     "waits_for",
     "slots",
 ]
+
+
+@pytest.fixture
+def coe(quick_coe: Coe) -> Coe:
+    return quick_coe
 
 
 @pytest.mark.parametrize(
@@ -156,20 +161,24 @@ def test_stop_ends_everything(coe: Coe) -> None:
         eventually(lambda: all(is_gone(process) for process in processes), 5)
 
 
-def test_drain_finishes_what_is_being_answered(coe: Coe) -> None:
-    with serving(coe) as served:
+def test_drain_finishes_what_is_being_answered(sleeper: Coe) -> None:
+    go_on = sleeper.folder / "go on"
+    sleeping_model(sleeper, MODEL, hold_at_step=4, until=str(go_on))
+    with serving(sleeper) as served:
         served.chat(max_tokens=2)
         answers = []
-        asking = threading.Thread(target=lambda: answers.append(served.chat(ENDLESS, max_tokens=300, temperature=0)))
+        asking = threading.Thread(target=lambda: answers.append(served.chat(max_tokens=8)))
         asking.start()
         eventually(lambda: served.snapshot()["models"][0]["running"] == 1)
-        stopping = coe.start("stop", "--drain")
+        stopping = sleeper.start("stop", "--drain")
         eventually(lambda: served.request("GET", "/healthz").json["status"] == "draining")
         refused = served.chat(max_tokens=2)
         assert (refused.status, refused.error["code"]) == (503, "draining")
         assert int(refused.headers["retry-after"]) >= 1
+        assert stopping.poll() is None
+        go_on.touch()
         asking.join()
-        assert answers[0].json["usage"]["completion_tokens"] == 300
+        assert answers[0].json["usage"]["completion_tokens"] == 8
         stopping.communicate(timeout=30)
         assert stopping.returncode == 0
 

@@ -27,6 +27,11 @@ sys.stdin.read()
 
 
 @pytest.fixture
+def coe(quick_coe: Coe) -> Coe:
+    return quick_coe
+
+
+@pytest.fixture
 def state(coe: Coe) -> Path:
     return discovery.private_folder(coe.folder / "state")
 

@@ -117,22 +117,15 @@ def read_only_disk(coe: Coe) -> Iterator[Path]:
     yield from mounted(coe.models, "size=500000,ro")
 
 
-WRITE_LLAMA = """
-import sys, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-torch.manual_seed(0)
-config = LlamaConfig(vocab_size=288, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                     num_key_value_heads=2, max_position_embeddings=512, bos_token_id=256, eos_token_id=257)
-LlamaForCausalLM(config).half().save_pretrained(sys.argv[1])
-"""
-
-
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with random weights."""
+    from importing.configurations import write_folder
+
     folder = tmp_path_factory.mktemp("source")
-    source = folder / "llama"
-    subprocess.run([sys.executable, "-c", WRITE_LLAMA, str(source)], check=True, capture_output=True, env=os.environ)
+    changes = {"vocab_size": 288, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    tokens = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}
+    source = write_folder(folder / "llama", "llama", **changes, **tokens)
     tokenizer = write_tiny_model(folder / "tokenizer")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (source / name).write_bytes((tokenizer / name).read_bytes())

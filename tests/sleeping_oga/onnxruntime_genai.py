@@ -1,7 +1,7 @@
 """Stands in for ONNX Runtime GenAI in a worker: a model that takes known times, by sleeping, and fails when told to.
 
 ``sleeps.json`` in the model's folder, to which the worker's own folder has the link ``files``: ``load_s``, ``prefill_s_per_token``, ``step_s``, ``memory_mb`` (allocated by a load),
-``fail_load`` and ``fail_generator`` (a RuntimeError's text), ``crash_at_step``.
+``fail_load`` and ``fail_generator`` (a RuntimeError's text), ``crash_at_step``, ``hold_at_step`` (waits for the file ``until``).
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class Generator:
         self._steps += 1
         if self._steps == self._sleeps.get("crash_at_step"):
             os._exit(41)
+        while self._steps == self._sleeps.get("hold_at_step") and not Path(self._sleeps["until"]).exists():
+            time.sleep(0.01)
         time.sleep(self._sleeps.get("step_s", 0))
         self._length += 1
 

@@ -322,7 +322,7 @@ def end_unresponsive() -> bool:
         for process in filter(None, found):
             if not process.end(_KILL_AFTER_S):
                 raise CoeError(f"process {process.pid} does not end", "End it by hand.")
-            ended = True
+            ended, deadline = True, time.monotonic() + _KILL_AFTER_S  # its lock goes when all of its threads have gone
         if not found and not discovery.college_lives(folder):
             break
         if not found and time.monotonic() > deadline:

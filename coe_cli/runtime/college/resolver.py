@@ -267,7 +267,8 @@ class RequestResolver:
         return self._profile.fallback if request.fallback is None else request.fallback
 
     def _not_installed(self, choice: Choice, missing: str, request: ChatRequest) -> CoeError:
-        message = f"{choice.expert}'s model {missing} is not installed{self.catalog.size_words(missing)}"
+        size = self.catalog.on(self._profile.provider).size_words(missing)
+        message = f"{choice.expert}'s model {missing} is not installed{size}"
         hint = (
             f"Install it: coe models pull {missing}. Or let {choice.model} answer: --fallback, or `fallback: true` in"
             f" profile {self._profile.name}."

@@ -206,7 +206,7 @@ def test_sigterm_ends_college_and_workers_and_takes_the_state_away(coe: Coe) -> 
 
 
 def test_a_college_ends_when_nobody_needs_it(coe: Coe) -> None:
-    served = Served(coe, coe.run("serve", "--keep-alive", "1s").check().stdout.strip())
+    served = Served(coe, coe.run("serve", "--keep-alive", "4s").check().stdout.strip())
     process = served.process
     assert served.chat(max_tokens=2).status == 200
     eventually(lambda: is_gone(process), 20)

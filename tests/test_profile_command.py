@@ -59,7 +59,8 @@ def test_show_gives_every_setting() -> None:
     assert isinstance(run("show", "compakt").exception, ProfileInvalid)
 
 
-def test_a_card_with_room_passes() -> None:
+def test_a_card_with_room_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe_cli.runtime.planning.profile_report.free_mb", lambda folder: 100_000.0)
     report = checked("standard", card(48_000.0))
     assert report.passed
     assert levels(report)["card"] == levels(report)["in_use"] == levels(report)["plan"] == "ok"

@@ -20,6 +20,8 @@ import psutil
 from pairs import print_table
 
 _TYPES = {"F32": (0, 1, 4), "Q4_K": (12, 256, 144), "Q6_K": (14, 256, 210)}
+_SCALES = {"Q4_K": {0: 3e-5, 2: 22.5e-5}, "Q6_K": {208: 3e-5}}
+"""Where a block's scales are, and values that give weights around zero, small enough for 28 layers in fp16."""
 
 
 def write_random_gguf(path: Path, shape: str) -> None:
@@ -72,9 +74,8 @@ def write_random_gguf(path: Path, shape: str) -> None:
             count = int(np.prod(sizes)) // elements
             for start in range(0, count, 1 << 18):
                 raw = rng.integers(0, 256, (min(1 << 18, count - start), size), np.uint8)
-                scales = {"Q4_K": (0, 2), "Q6_K": (208,)}.get(kind, ())
-                for place in scales:
-                    raw[:, place : place + 2] = np.array([0.0003], np.float16).view(np.uint8)
+                for place, scale in _SCALES.get(kind, {}).items():
+                    raw[:, place : place + 2] = np.array([scale], np.float16).view(np.uint8)
                 file.write(np.ones(len(raw), np.float32).data if kind == "F32" else raw.data)
             file.write(bytes(-file.tell() % 32))
 

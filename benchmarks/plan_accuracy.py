@@ -2,8 +2,8 @@
 
 Every row of `measure` is a fresh process that loads one model, makes a generator for the whole context, reads one prompt and writes
 a few tokens, with the session options of coe's workers. On the CPU the figure is the peak resident set less what the
-process holds after importing OGA; on CUDA it is the device memory in use less the bare CUDA context (nothing else may use
-the card meanwhile). The rows of `worker` are coe's own workers after many prompts (`worker_peaks.py`), on the CPU. No
+process holds after importing OGA; on CUDA it is the device memory in use less the bare CUDA context, on WebGPU all of it (nothing else
+may use the card meanwhile). The rows of `worker` are coe's own workers after many prompts (`worker_peaks.py`), on the CPU. No
 calibration is read.
 
     python benchmarks/plan_accuracy.py
@@ -40,7 +40,7 @@ from coe_cli.core.memory.footprint import (
 from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
 from coe_cli.core.models.onnx_graph import read_graph
 from coe_cli.core.providers import cpu, cuda
-from coe_cli.providers.settings import configure, default_session_options
+from coe_cli.providers.settings import configure, default_provider_options, default_session_options
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.worker.worker_process import worker_environment
 
@@ -60,7 +60,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command")
     measure = commands.add_parser("measure", help="run the grid, one process a row")
     measure.add_argument("models", nargs="+", metavar="NAME=FOLDER")
-    measure.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    measure.add_argument("--provider", choices=("cpu", "cuda", "webgpu"), default="cpu")
     measure.add_argument("--grid", default=DEFAULT_GRID, help="context:prompt[:chunk_size], comma-separated")
     measure.add_argument("--results", type=Path, help="also append the rows to this file")
     worker = commands.add_parser("worker", help="workers after many prompts, one process a row")
@@ -132,7 +132,7 @@ def measure_row(
         chunk_size=chunk,
         has_tokenizer=False,
     )
-    own = cpu.PROCESS_BYTES if provider == "cpu" else cuda.CONTEXT_BYTES
+    own = {"cpu": cpu.PROCESS_BYTES, "cuda": cuda.CONTEXT_BYTES}.get(provider, 0)
     running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)
     predicted = max(running, load_peak_bytes(model)) - own
     slot = FormulaAccounting(PerSlotEstimate()).slot(model, context, 1)
@@ -178,10 +178,13 @@ def run_child(job: dict[str, Any]) -> dict[str, Any]:
     import numpy
     import onnxruntime_genai as oga
 
-    in_use, peak = (_device_memory(), None) if job["provider"] == "cuda" else (_resident, _peak_resident)
+    in_use, peak = (_resident, _peak_resident) if job["provider"] == "cpu" else (_device_memory(job["provider"]), None)
     before = in_use()
     config = oga.Config(job["folder"])
-    configure(oga, config, job["provider"], {}, job["session_options"])
+    decoder = json.loads((Path(job["folder"]) / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
+    own = {key: value for item in decoder["session_options"]["provider_options"] for key, value in item.items()}
+    given = default_provider_options(job["provider"])
+    configure(oga, config, job["provider"], given, job["session_options"], own.get(job["provider"], {}))
     if job["chunk"]:
         config.overlay(json.dumps({"search": {"chunk_size": job["chunk"]}}))
     model = oga.Model(config)
@@ -223,16 +226,17 @@ def _peak_resident() -> int:
     raise RuntimeError("the kernel does not tell the peak resident set")
 
 
-def _device_memory() -> Any:
-    """A function that gives the bytes in use on GPU 0, after this process has made its CUDA context."""
+def _device_memory(provider: str) -> Any:
+    """A function that gives the bytes in use on GPU 0; for CUDA after this process has made its context."""
     import ctypes
 
     import pynvml
 
-    cuda = ctypes.CDLL("libcuda.so.1")
-    context = ctypes.c_void_p()
-    if cuda.cuInit(0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0):
-        raise RuntimeError("no CUDA context")
+    if provider == "cuda":
+        driver = ctypes.CDLL("libcuda.so.1")
+        context = ctypes.c_void_p()
+        if driver.cuInit(0) or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0):
+            raise RuntimeError("no CUDA context")
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)

@@ -61,7 +61,7 @@ class GraphRules(Struct, frozen=True):
 
     ``operators`` by domain (empty for ONNX's own) and name; None: all that ONNX Runtime has. ``matrix_bits``: what
     MatMulNBits may have, empty where nothing is known. ``lengths_on_device``: what attention reads of the mask is calculated without Shape,
-    which is the CPU's, so that a run can be recorded. ``packs_weights``: the provider lays quantised weights out anew, so a graph built
+    which is the CPU's: WebGPU can record such a run, and CUDA's answers repeat (docs/conversion.md). ``packs_weights``: the provider lays quantised weights out anew, so a graph built
     for it runs nowhere else. ``block_offsets``: MatMulNBits is fed with block sums, which keep each block's real offset
     (docs/conversion.md). ``table_bits``: what embeddings written here may have for GatherBlockQuantized. ``accuracy_level``:
     MatMulNBits' own, 4 rounds activations to 8 bits.

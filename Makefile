@@ -9,7 +9,11 @@ WEBGPU := .webgpu
 MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py test_slots.py test_measured_answer.py \
   model_store/test_show_verify_rm.py model_store/test_optimize.py)
 
-.PHONY: demo test test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean nginx
+UNIT_TESTS := $(patsubst %,tests/test_%.py,arena atomic_write batch_order batch_rows bench_devices calibration footprint history litellm_configuration \
+  markdown_stream memory_probe onnx_graph prefill process_exit profile_command quoting scheduler selection \
+  streamed_text vector_cache)
+
+.PHONY: demo test test-unit test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean nginx
 
 ## install, fetch and convert the embedded model, ask a question
 demo: $(VENV)/installed
@@ -20,6 +24,10 @@ demo: $(VENV)/installed
 test: $(VENV)/developed
 	$(BIN)/coe models pull smollm2-135m
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+## tests of code that starts no process: seconds
+test-unit: $(VENV)/developed
+	$(BIN)/python -m pytest -p no:schemathesis -m "not slow" $(UNIT_TESTS) $(PYTEST_ARGS)
 
 ## the slow tests
 test-slow: $(VENV)/developed

@@ -11,7 +11,7 @@ MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text
 
 UNIT_TESTS := $(patsubst %,tests/test_%.py,arena atomic_write batch_order batch_rows bench_devices calibration footprint history litellm_configuration \
   markdown_stream memory_probe onnx_graph prefill process_exit profile_command quoting scheduler selection \
-  streamed_text vector_cache)
+  vector_cache)
 
 .PHONY: demo test test-unit test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean nginx
 

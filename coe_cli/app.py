@@ -151,7 +151,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("COE_DEBUG"):
             raise
-        return _report(arguments, explained(error))
+        return _report(arguments, _of_argument(arguments, error) or explained(error))
     finally:
         _silence_broken_stdout()
 
@@ -168,6 +168,18 @@ def _unknown_command(name: str, rest: list[str]) -> UsageError:
     lines = [f"`{command_line(['coe', *words.split(), *rest])}`" for words in instead]
     meant = f"Did you mean {' or '.join(lines)}? " if lines else ""
     return UsageError(f"there is no command `{name}`", f"{meant}See `coe --help`.")
+
+
+def _of_argument(arguments: list[str], error: Exception) -> UsageError | None:
+    """What is wrong where an argument that is no text has come as far as a file or a connection."""
+    if not isinstance(error, UnicodeEncodeError):
+        return None
+    bad = next((a for a in arguments if any("\ud800" <= character <= "\udfff" for character in a)), None)
+    return (
+        UsageError(f"`{bad.encode('ascii', 'backslashreplace').decode()}` is not UTF-8 text", "Write it in UTF-8.")
+        if bad
+        else None
+    )
 
 
 def _from_click(error: Any) -> UsageError:

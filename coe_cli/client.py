@@ -12,6 +12,8 @@ import msgspec
 
 from coe_cli.core.answers.answer import Answer
 from coe_cli.core.answers.sampling import Sampling
+from coe_cli.core.batch.batch_rows import in_words
+from coe_cli.core.plain_text import check_text
 from coe_cli.errors import UsageError
 from coe_cli.runtime import settings
 from coe_cli.runtime.client.client import resolve
@@ -171,8 +173,9 @@ class _Text:
 def _request(question: Question, options: Options, *, streamed: bool) -> ChatRequest:
     """
     Raises:
-        UsageError: an unknown option, or a value that is out of its range.
+        UsageError: an unknown option, a value that is out of its range, or a text that no model can be given.
     """
+    check_text(question=question, **options)
     turns = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
     given: dict[str, Any] = dict(options)
     system, schema = given.pop("system", None), given.pop("json_schema", None)
@@ -181,9 +184,11 @@ def _request(question: Question, options: Options, *, streamed: bool) -> ChatReq
     given |= {"buffered": not streamed}
     if unknown := given.keys() - set(ChatRequest.__struct_fields__):
         raise UsageError(f"unknown options: {', '.join(sorted(unknown))}", "See docs/python.md.")
+    if schema is not None and not isinstance(schema, Mapping):
+        raise UsageError("`json_schema` is not a dict", "See docs/python.md.")
     if schema is not None:
-        given["guidance"] = json_guidance(schema)
+        given["guidance"] = json_guidance(dict(schema))
     try:
         return msgspec.convert(msgspec.to_builtins(given), ChatRequest)
     except (msgspec.ValidationError, TypeError) as error:
-        raise UsageError(f"the question or an option is wrong: {error}", "See docs/python.md.") from None
+        raise UsageError(f"the question or an option is wrong: {in_words(error)}", "See docs/python.md.") from None

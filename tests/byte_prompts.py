@@ -8,14 +8,12 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from coe_cli.runtime.prompts.prompt_messages import Prepare, Prompt
-from coe_cli.runtime.prompts.prompts import check_messages
 
 
 class BytePrompts:
     """Made in this process, without a tokenizer."""
 
     async def prepared(self, request: Prepare) -> Prompt:
-        check_messages(request.messages)
         return Prompt(list(request.messages[-1].content.encode()))
 
 

@@ -36,6 +36,12 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "digits": ({"type": "string", "pattern": "a{99999999999999999999}"}, "repetitions"),
     "long pattern": ({"type": "string", "pattern": "ab?" * 1000}, "characters"),
     "pattern of a name": ({"patternProperties": {"(x{90}){90}": {}}}, "repetitions"),
+    "itself": ({"$ref": "#"}, "`#` leads to itself"),
+    "in a circle": (
+        {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "properties": {"x": {"$ref": "#/$defs/a"}}},
+        "leads to itself",
+    ),
+    "infinite": ({"const": float("inf")}, "not a number of JSON"),
     "surrogate": ({"enum": ["\ud83d"]}, "not Unicode"),
 }
 

@@ -46,7 +46,7 @@ PARAMS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", ""),
     ({"messages": [{"role": "user"}]}, "messages.0.content", ""),
     ({"stop": [5]}, "stop.0", ""),
-    ({"stop": ""}, "stop", "at least 1 item, not 0"),
+    ({"stop": ""}, "stop", "at least 1 character"),
     ({"stop": ["x"] * 17}, "stop", "at most 16 items"),
     ({"stream_options": 5}, "stream_options", "should be an object"),
     ({"chat_template_kwargs": {"a": []}}, "chat_template_kwargs", "`a` is neither"),

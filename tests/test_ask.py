@@ -208,6 +208,12 @@ def test_mistakes_end_in_one_line_and_their_code(
     assert says.lower() in line.lower()
 
 
+def test_an_argument_that_is_no_text_is_said_so_however_far_it_came(coe: Coe) -> None:
+    result = coe.run("logs", "search", "a\udcff")
+    assert (result.code, result.stdout) == (2, "")
+    assert one_line(result.stderr) == "coe: `a\\udcff` is not UTF-8 text. Write it in UTF-8."
+
+
 @pytest.mark.parametrize("form", [["--format", "json"], ["--format=jsonl"]])
 def test_errors_as_json(coe: Coe, form: list[str]) -> None:
     result = coe.run("ask", *form, "-m", "smolm2", "Hi")

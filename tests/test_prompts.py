@@ -12,7 +12,7 @@ import pytest
 from conftest import MODEL, eventually
 from model_store.tiny_model import write_tiny_model
 
-from coe_cli.errors import CoeError, ModelDamaged, PromptsFull, PromptTooLong, UsageError
+from coe_cli.errors import CoeError, ModelDamaged, PromptsFull, PromptTooLong
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
 from coe_cli.runtime.prompts.prompts import PromptLimits, Prompts, TooManyTokens
 from coe_cli.runtime.worker.protocol import ChatMessage
@@ -136,11 +136,6 @@ def test_what_waits_is_bounded(tiny: Path, tmp_path: Path) -> None:
         assert made.prepare(request(tiny)).ids
     finally:
         made.close()
-
-
-def test_a_prompt_with_a_nul_names_its_field(prompts: Prompts, tiny: Path) -> None:
-    with pytest.raises(UsageError, match=r"messages\.1\.content"):
-        prompts.prepare(request(tiny, [*HI, ChatMessage("user", "a\0b")]))
 
 
 ROLES = [

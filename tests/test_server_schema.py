@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,9 +106,12 @@ def test_no_failure_of_the_server(
 
 
 def _make_answerable(body: dict[str, Any]) -> None:
-    """A model that is there, and a short answer."""
+    """Texts that a model can be given, a model that is there, and a short answer."""
+    texts = json.dumps(body, ensure_ascii=False).replace("\\u0000", "").encode("utf-8", "ignore")
+    body.clear()
+    body |= json.loads(texts)
     body["model"] = "auto"
-    body["max_tokens"] = body["max_output_tokens"] = 2
+    body["max_output_tokens" if "input" in body else "max_tokens"] = 2
     body["options"] = {"num_predict": 2}
     body.pop("max_completion_tokens", None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from conftest import Coe
 from model_store.tiny_model import catalog_entry, write_tiny_model
 from serving import Served, serving
 from test_prompts import HOSTILE, MISTRAL, with_template
+
+from coe_cli import Client
+from coe_cli.errors import UsageError
 
 Conversation = list[tuple[str, str]]
 PLAIN = "S:{system}\nQ:{question}\nA:"
@@ -147,20 +150,93 @@ def test_a_hostile_template_is_an_error_and_the_next_question_is_answered(served
     assert prompt_tokens("/v1", served, "plain", [("user", "Hi")]) == len(one_turn("", "Hi"))
 
 
-NUL = "Be\0x"
-BODIES: list[tuple[str, dict[str, Any], str]] = [
-    ("chat/completions", {"messages": [{"role": "system", "content": NUL}, {"role": "user", "content": "Hi"}]}, "messages.0.content"),
-    ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": NUL}]}]}, "messages.0.content.0.text"),
-    ("chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "stop": [NUL]}, "stop.0"),
-    ("completions", {"prompt": NUL}, "prompt"),
+NUL, HALF = "Be\0x", "\ud800"
+HI = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+def _called(**function: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"a": {"enum": ["x"]}}}
+    return {**HI, "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters, **function}}]}
+
+
+def _schema(**schema: Any) -> dict[str, Any]:
+    return {**HI, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}}
+
+
+PLACES: list[tuple[str, Callable[[str], dict[str, Any]], str]] = [
+    ("/v1/chat/completions", lambda bad: {"messages": [{"role": "system", "content": bad}, *HI["messages"]]}, "messages.0.content"),
+    ("/v1/chat/completions", lambda bad: {"messages": [{"role": "user", "content": [{"type": "text", "text": bad}]}]}, "messages.0.content.0.text"),
+    ("/v1/chat/completions", lambda bad: {**HI, "stop": [bad]}, "stop.0"),
+    ("/v1/chat/completions", lambda bad: {**HI, "metadata": {"k": bad}}, "metadata.k"),
+    ("/v1/chat/completions", lambda bad: _called(description=bad), "tools.0.function.description"),
+    ("/v1/chat/completions", lambda bad: _called(parameters={"properties": {"a": {"enum": [bad]}}}), "tools.0.function.parameters.properties.a.enum.0"),
+    ("/v1/chat/completions", lambda bad: _called(parameters={"properties": {bad: {}}}), "tools.0.function.parameters.properties"),
+    ("/v1/chat/completions", lambda bad: _schema(const=bad), "response_format.json_schema.schema.const"),
+    ("/v1/chat/completions", lambda bad: {**HI, "guided_regex": bad}, "guided_regex"),
+    ("/v1/chat/completions", lambda bad: {**HI, "guided_choice": ["a", bad]}, "guided_choice.1"),
+    ("/v1/chat/completions", lambda bad: {**HI, "grammar": f'start: "{bad}"'}, "grammar"),
+    ("/v1/chat/completions", lambda bad: {"messages": [*HI["messages"], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": json.dumps({"a": bad})}}]}]}, "messages.1.tool_calls.0.function.arguments"),
+    ("/v1/completions", lambda bad: {"prompt": bad}, "prompt"),
+    ("/v1/completions", lambda bad: {"prompt": ["a", bad]}, "prompt.1"),
+    ("/v1/responses", lambda bad: {"instructions": "x", "input": [{"role": "user", "content": bad}]}, "input.0.content"),
+    ("/v1/responses", lambda bad: {"instructions": bad, "input": "x"}, "instructions"),
+    ("/v1/responses", lambda bad: {"input": "x", "metadata": {"k": bad}}, "metadata.k"),
+    ("/v1/messages", lambda bad: {**HI, "system": [{"type": "text", "text": bad}]}, "system.0.text"),
+    ("/v1/messages", lambda bad: {"system": "x", "messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": bad}]}]}, "messages.0.content.0.content"),
+    ("/v1/messages", lambda bad: {"messages": [*HI["messages"], {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {"a": bad}}]}]}, "messages.1.content.0.input.a"),
+    ("/v1/messages/count_tokens", lambda bad: {**HI, "system": bad}, "system"),
+    ("/api/chat", lambda bad: {"messages": [{"role": "tool", "content": bad}]}, "messages.0.content"),
+    ("/api/generate", lambda bad: {"system": bad, "prompt": "x"}, "system"),
+    ("/api/generate", lambda bad: {"prompt": "x", "options": {"stop": [bad]}}, "options.stop.0"),
+    ("/completion", lambda bad: {"prompt": bad}, "prompt"),
+    ("/infill", lambda bad: {"input_prefix": "x", "input_suffix": "y", "input_extra": [{"filename": bad, "text": "t"}]}, "input_extra.0.filename"),
+    ("/v1/embeddings", lambda bad: {"input": ["a", bad]}, "input.1"),
+    ("/api/embed", lambda bad: {"input": bad}, "input"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "fields", "field"), BODIES)
-def test_a_nul_over_http_names_its_field(path: str, fields: dict[str, Any], field: str, served: Served) -> None:
-    answer = served.request("POST", f"/v1/{path}", {"model": "plain", "max_tokens": 1, **fields})
-    assert (answer.status, answer.error["param"]) == (400, field), answer.body
-    assert "U+0000" in answer.error["message"]
+@pytest.mark.parametrize(("bad", "says"), [(NUL, "U+0000"), (HALF, "unpaired surrogate")], ids=["nul", "surrogate"])
+@pytest.mark.parametrize(("path", "body", "field"), PLACES)
+def test_text_that_no_model_can_be_given_is_refused_over_http_by_its_field(
+    path: str, body: Callable[[str], dict[str, Any]], field: str, bad: str, says: str, served: Served
+) -> None:
+    answer = served.request("POST", path, {"model": "plain", **body(bad)})
+    said = answer.json["error"]
+    message = said if isinstance(said, str) else said["message"]
+    assert answer.status == 400 and message.startswith(f"`{field}`: ") and says in message, answer.body
+    assert not isinstance(said, dict) or said.get("param", field) == field
+
+
+IMAGE = [{"type": "image", "source": {}}]
+MISPLACED: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/responses", {"instructions": "x", "input": [{"type": "reasoning"}, {"role": "user", "content": IMAGE}]}, "input.1.content.0.type"),
+    ("/v1/messages", {**HI, "system": IMAGE}, "system.0.type"),
+    ("/v1/messages", {"system": "x", "messages": [*HI["messages"], {"role": "user", "content": IMAGE}]}, "messages.1.content.0.type"),
+    ("/api/chat", {"system": "x", "messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "field"), MISPLACED)
+def test_a_field_is_called_as_its_client_wrote_it(path: str, body: dict[str, Any], field: str, served: Served) -> None:
+    answer = served.request("POST", path, {"model": "plain", "max_tokens": 1, **body})
+    assert answer.status == 400 and f"`{field}`: " in answer.body.decode(), answer.body
+    assert b"Value error" not in answer.body
+
+
+@pytest.mark.parametrize("bad", [NUL, HALF], ids=["nul", "surrogate"])
+def test_text_that_no_model_can_be_given_is_refused_in_process(bad: str, home: Coe) -> None:
+    asked: list[tuple[Any, dict[str, Any], str]] = [
+        (bad, {}, "question"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": bad}], {}, "question.1.content"),
+        ("Hi", {"system": bad}, "system"),
+        ("Hi", {"stop": [bad]}, "stop.0"),
+        ("Hi", {"json_schema": {"enum": [bad]}}, "json_schema.enum.0"),
+        ("Hi", {"expert": bad}, "expert"),
+    ]
+    with Client(catalog_file=home.config / "experts.yaml", serve=False) as client:
+        for question, options, field in asked:
+            with pytest.raises(UsageError, match=f"^`{field}` has "):
+                client.ask(question, **options)
 
 
 ROWS: list[tuple[dict[str, Any], str]] = [

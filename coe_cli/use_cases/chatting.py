@@ -118,7 +118,7 @@ class _Chat:
                 write_error(self._output.stderr, error, as_json=False)
 
     def _answer(self, question: str) -> None:
-        check_text(question, "question")
+        check_text(question=question)
         sink = sink_for(self._output, self._session.told, self._profiles, self._view, explain=False)
         notes: list[str] = []
         events = self._session.ask(question, sink)

@@ -7,6 +7,7 @@ minutes. More than fits the context can never be written, so nothing that could 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ def check_schema(schema: object, context_length: int) -> None:
     """See that a grammar can be built from ``schema`` and answered within ``context_length`` tokens.
 
     Raises:
-        UsageError: it is too large, too deep, repeats something too often, or has text that is not Unicode.
+        UsageError: it is too large, too deep, repeats something too often, refers to nothing but itself, or has what is not JSON.
     """
     left = MAX_NODES
     pending: list[tuple[Any, int]] = [(schema, 0)]
@@ -46,11 +47,14 @@ def check_schema(schema: object, context_length: int) -> None:
             raise _refused(f"it has more than {MAX_NODES} parts")
         if isinstance(value, dict):
             _check_numbers(value, context_length)
+            _check_reference(value, schema)
             pending += [(part, depth + 1) for part in (*value.keys(), *value.values())]
         elif isinstance(value, list):
             pending += [(part, depth + 1) for part in value]
         elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
             raise _refused("it has text with unpaired surrogates, which is not Unicode")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise _refused(f"`{value}` is not a number of JSON")
     size = len(json.dumps(schema, ensure_ascii=False).encode())
     if size > MAX_BYTES:
         raise _refused(f"it has {size} bytes, and {MAX_BYTES} are allowed")
@@ -114,6 +118,20 @@ def _check_numbers(schema: dict[str, Any], context_length: int) -> None:
     named = schema.get("patternProperties")
     for text in [*patterns, *(named if isinstance(named, dict) else ())]:
         check_pattern(text)
+
+
+def _check_reference(value: dict[str, Any], schema: object) -> None:
+    """A reference that comes back to itself, through references alone, stands for nothing: the grammar would be empty."""
+    seen: set[str] = set()
+    while isinstance(value, dict) and isinstance(reference := value.get("$ref"), str) and reference.startswith("#"):
+        if reference in seen:
+            raise _refused(f"`$ref` `{reference[:64]}` leads to itself")
+        seen.add(reference)
+        target: Any = schema
+        for part in filter(None, reference.removeprefix("#").split("/")):
+            name = part.replace("~1", "/").replace("~0", "~")
+            target = target.get(name) if isinstance(target, dict) else None
+        value = target
 
 
 def _atoms(pattern: str) -> int:

@@ -18,7 +18,7 @@ from coe_cli.core.answers.limits import (
     TOP_K,
     TOP_P,
 )
-from coe_cli.core.plain_text import NUL_REASON
+from coe_cli.core.plain_text import not_text
 from coe_cli.errors import UsageError
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -134,6 +134,8 @@ def parse_line(data: bytes, line: int) -> Parsed | None:
     row: Row = _convert(fields, Row, line, "id")
     if (refused := unsupported(fields, _OWN_KEYS | OF_REQUESTS)) is not None:
         raise InvalidRow(line, f"`{refused[0]}` {refused[1]}", row.id)
+    if (bad := not_text(fields)) is not None:
+        raise InvalidRow(line, f"`{'.'.join(map(str, bad[0]))}` {bad[1]}", row.id)
     _check_own(row, line)
     return Parsed(row, tuple(key for key in fields if key not in _OWN_KEYS))
 
@@ -148,12 +150,6 @@ def _check_own(row: Row, line: int) -> None:
         reason = "it has `system` and a system message too"
     if reason:
         raise InvalidRow(line, reason, row.id)
-    texts = {"prompt": row.prompt, "system": row.system}
-    texts |= {f"messages.{number}.content": turn.content for number, turn in enumerate(row.messages or [])}
-    texts |= {f"stop.{number}": stop for number, stop in enumerate(row.stop)}
-    for field, text in texts.items():
-        if text is not None and "\0" in text:
-            raise InvalidRow(line, f"`{field}` {NUL_REASON}", row.id)
 
 
 def _convert(fields: dict[str, Any], kind: type[Any], line: int, id_key: str) -> Any:
@@ -162,10 +158,10 @@ def _convert(fields: dict[str, Any], kind: type[Any], line: int, id_key: str) ->
     except msgspec.ValidationError as error:
         given = fields.get(id_key)
         row_id = given if isinstance(given, int | str) and not isinstance(given, bool) else None
-        raise InvalidRow(line, _in_words(str(error)), row_id, is_openai=kind is OpenAIRow) from None
+        raise InvalidRow(line, in_words(error), row_id, is_openai=kind is OpenAIRow) from None
 
 
-def _in_words(text: str) -> str:
+def in_words(error: Exception) -> str:
     """msgspec's complaint with the place first: "`max_tokens`: expected `int`, got `str`"."""
-    reason, separator, place = text.replace(" | null`", "`").partition(" - at `$.")
+    reason, separator, place = str(error).replace(" | null`", "`").partition(" - at `$.")
     return f"`{place.rstrip('`')}`: {reason[0].lower()}{reason[1:]}" if separator else reason[0].lower() + reason[1:]

@@ -11,6 +11,7 @@ from coe_cli.core.answers.limits import LOGPROBS, MAX_PROMPT_IDS, MAX_TOKENS, PR
 from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.notes import Note
+from coe_cli.core.plain_text import check_text
 from coe_cli.core.routing.router import Decision
 from coe_cli.runtime.prompts.prompt_messages import Rendering
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, Guidance, Sampling
@@ -73,6 +74,15 @@ class ChatRequest(Struct, frozen=True):
     fallback: bool | None = None
     resolve_only: bool = False
     provides: bool = False
+
+    def check_texts(self) -> None:
+        """See that all that reaches the model or its grammar is text.
+
+        Raises:
+            UsageError: it is not; the message names the field.
+        """
+        texts = {name: getattr(self, name) for name in ("messages", "stop", "guidance", "tools")}
+        check_text(**msgspec.to_builtins(texts))
 
 
 def json_guidance(schema: dict[str, Any]) -> Guidance:

@@ -132,7 +132,7 @@ class RequestResolver:
         Raises:
             NotProvided: the client can provide what is missing.
             ModelMissing, ModelDamaged: there is no such name, or nothing on disk that could answer.
-            UsageError: an unknown expert, a schema beyond the bounds, or a raw prompt that has nothing but white space.
+            UsageError: an unknown expert, a schema beyond the bounds, or a prompt of white space or of no text.
             PromptTooLong: neither the model nor the expert's fallback has room for the prompt.
         """
         if sum(len(message.content) for message in request.messages) > MAX_PROMPT_CHARS:
@@ -140,6 +140,7 @@ class RequestResolver:
         says = request.prompt_ids is not None or any(message.content.strip() for message in request.messages)
         if request.raw and not says:
             raise UsageError("the prompt is empty", "Give it some text.")
+        request.check_texts()
         expert, model = self._named(request)
         experts = [expert] if expert is not None else []
         routing: Routing | None = None

@@ -13,7 +13,7 @@ import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -24,9 +24,6 @@ from coe_cli.runtime.job_object import end_with_us
 from coe_cli.runtime.prompts.deadline import Deadline
 from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage, text_bytes
 from coe_cli.runtime.worker.protocol import HEAD_BYTES, ChatMessage, frame, frame_length
-
-if TYPE_CHECKING:
-    from coe_cli.core.models.model_spec import ModelSpec
 
 _START = start_code("coe_cli.runtime.prompts.prompt_process")
 _LONG_BYTES = 65_536
@@ -109,10 +106,8 @@ class Prompts:
         """Queue a request. The future ends in a prompt or in a CoeError that names the model.
 
         Raises:
-            UsageError: a text that no model can be given, by the field's name.
             PromptsFull: too much waits already.
         """
-        check_messages(request.messages)
         size, job = request.text_bytes, _Job(request, Future())
         with self._lock:
             if self._closed:
@@ -205,33 +200,6 @@ def result(future: Future[Prompt]) -> Prompt:
         # Woken now and then, since a wait without an end does not see Ctrl-C on Windows.
         with contextlib.suppress(NotYet):
             return future.result(_LOOK_UP_S)
-
-
-def prompt_tokens(
-    spec: ModelSpec, messages: list[ChatMessage], template: str | None, context_length: int
-) -> int | None:
-    """Tokens of the prompt, at least so many where there are too many; None where it fits whatever they are.
-
-    Raises:
-        ModelDamaged, UsageError: there is no such prompt.
-    """
-    if surely_fits(messages, template, context_length):
-        return None
-    try:
-        return len(own().prepare(Prepare(spec.name, str(spec.folder), messages, context_length, template)).ids)
-    except TooManyTokens as error:
-        return error.tokens
-
-
-def check_messages(messages: list[ChatMessage]) -> None:
-    """
-    Raises:
-        UsageError: a message has a character that ends the text for the runtime; names the field.
-    """
-    from coe_cli.core.plain_text import check_text
-
-    for number, message in enumerate(messages):
-        check_text(message.content, f"messages.{number}.content")
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,17 @@ from typing import Annotated, Any, Literal, TypeVar
 import python_multipart  # noqa: F401 - what FastAPI reads uploads with
 from fastapi import FastAPI, File, Form, Query, UploadFile
 from msgspec import to_builtins
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import FileResponse
 
 from coe_cli.runtime.server.batch_store import BatchStore
+from coe_cli.runtime.server.constraints import Body
 from coe_cli.runtime.server.http_errors import HttpError
 
 _Kept = TypeVar("_Kept")
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(Body):
     input_file_id: str = Field(max_length=64)
     endpoint: Literal["/v1/chat/completions", "/v1/completions"]
     completion_window: str = Field(default="24h", max_length=16)

@@ -12,6 +12,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from coe_cli.core.answers.answer_schema import check_guidance, check_schema
 from coe_cli.core.answers.foreign_fields import unsupported
+from coe_cli.core.plain_text import Place, not_text
 from coe_cli.errors import UsageError
 from coe_cli.runtime.college.chat_request import json_guidance
 from coe_cli.runtime.worker.protocol import Guidance
@@ -21,10 +22,22 @@ LONGEST_CONTEXT = 2**20
 """No model here has a longer one; what its own allows is checked again when the model is known."""
 
 
-def refuse_field(name: str, reason: str) -> ValidationError:
+def refuse_field(place: str | Place, reason: str) -> ValidationError:
     """The error of one field, for validators that see the whole request."""
     error = PydanticCustomError("unsupported", "{reason}", {"reason": reason})
-    return ValidationError.from_exception_data("request", [InitErrorDetails(type=error, loc=(name,), input=None)])
+    loc = (place,) if isinstance(place, str) else place
+    return ValidationError.from_exception_data("request", [InitErrorDetails(type=error, loc=loc, input=None)])
+
+
+class Body(BaseModel):
+    """A request; no text in it, wherever it is, is one that no model can be given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, given: Any) -> Any:
+        if (found := not_text(given)) is not None:
+            raise refuse_field(*found)
+        return given
 
 
 def _checked(guidance: Guidance) -> Guidance:
@@ -144,7 +157,7 @@ class StructuredOutputs(BaseModel):
         return self
 
 
-class Checked(BaseModel):
+class Checked(Body):
     """A request in which no field is dropped in silence that would change the answer."""
 
     @model_validator(mode="before")

@@ -24,7 +24,6 @@ from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.constraints import LONGEST_CONTEXT, Checked
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.llama_shapes import LlamaShape
-from coe_cli.runtime.server.openai_messages import Text
 from coe_cli.runtime.server.other_apis import Answer, completion_of, resolved
 from coe_cli.runtime.server.other_requests import InfillRequest, LlamaRequest
 from coe_cli.runtime.worker.protocol import ChatMessage
@@ -35,7 +34,7 @@ _Model = Annotated[str, Field(min_length=1, max_length=256)]
 
 class TokenizeRequest(Checked):
     model: _Model = AUTO
-    content: Text = Field(max_length=MAX_PROMPT_CHARS)
+    content: str = Field(max_length=MAX_PROMPT_CHARS)
     add_special: bool = Field(default=False, description="whether the token that begins a text is one of them")
     parse_special: bool = Field(default=True, description="whether what is spelled like a control token is one")
     with_pieces: bool = False

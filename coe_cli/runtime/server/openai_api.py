@@ -29,7 +29,7 @@ from coe_cli.core.answers.limits import (
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.prompts.prompt_messages import Rendering
 from coe_cli.runtime.server.constraints import Checked, Constraints, refuse_field
-from coe_cli.runtime.server.openai_messages import Message, Text, ToolFields
+from coe_cli.runtime.server.openai_messages import Message, ToolFields
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 _SEEDS = SEED.most + 1
@@ -62,7 +62,7 @@ def complaint(errors: Sequence[Any]) -> tuple[str, str]:
     return field(best["loc"]), _PYDANTICS.sub(lambda found: " an object" if "dict" in found[0] else "", best["msg"])
 
 
-_Stop = Annotated[Text, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
+_Stop = Annotated[str, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
 _Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
@@ -247,14 +247,14 @@ class ChatCompletionRequest(Generation, ToolFields):
 
 class CompletionRequest(Generation):
     prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
         | _Ids
         | Annotated[list[_Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
     echo: bool | None = None
     logprobs: _Logprobs | None = None
-    suffix: Text | None = Field(default=None, description="what comes after, for models that fill in the middle")
+    suffix: str | None = Field(default=None, description="what comes after, for models that fill in the middle")
     best_of: _Choices = Field(default=None, description="of so many answers the `n` likeliest are given; not streamed")
     add_special_tokens: Literal[True] | None = None
 
@@ -316,5 +316,5 @@ class CompletionRequest(Generation):
 
 class EmbeddingRequest(Checked):
     model: str = Field(min_length=1, max_length=256, description="`auto` or an embedder's name")
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"

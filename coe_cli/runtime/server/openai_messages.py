@@ -9,21 +9,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from coe_cli.core.answers.answer_schema import check_schema
 from coe_cli.core.answers.tool_calls import MOST_TOOLS, ToolCall, Tools
-from coe_cli.core.plain_text import NUL_REASON
+from coe_cli.core.plain_text import not_text
 from coe_cli.runtime.server.constraints import LONGEST_CONTEXT, refuse_field, said
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 _MEDIA = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio", "file": "files"}
-
-
-def _plain_text(text: str) -> str:
-    try:
-        text.encode()  # a hundred times as fast as to look at each character
-    except UnicodeEncodeError:
-        raise ValueError("text with unpaired surrogates is not Unicode") from None
-    if "\0" in text:
-        raise ValueError(NUL_REASON)
-    return text
 
 
 def _only_text(kind: object) -> object:
@@ -34,29 +24,31 @@ def _only_text(kind: object) -> object:
 
 def _object_text(text: str) -> str:
     try:
-        if isinstance(json.loads(text or "{}"), dict):
-            return text or "{}"
+        arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
-        pass
-    raise ValueError("the arguments are not a JSON object")
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError("the arguments are not a JSON object")
+    if (found := not_text(arguments)) is not None:
+        raise ValueError(f"an argument {found[1]}")
+    return text or "{}"
 
 
-Text = Annotated[str, AfterValidator(_plain_text)]
 _Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class TextPart(BaseModel):
     type: Annotated[Literal["text", "input_text", "output_text"], BeforeValidator(_only_text)]
-    text: Text
+    text: str
 
 
 class CalledFunction(BaseModel):
     name: _Name
-    arguments: Annotated[Text, AfterValidator(_object_text)] = "{}"
+    arguments: Annotated[str, AfterValidator(_object_text)] = "{}"
 
 
 class CalledTool(BaseModel):
-    id: Text = Field(default="", max_length=256)
+    id: str = Field(default="", max_length=256)
     type: Literal["function"] = "function"
     function: CalledFunction
 
@@ -65,9 +57,9 @@ class Message(BaseModel):
     """One turn of the conversation; text, calls of functions and what they gave back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
+    content: str | list[TextPart] | None = None
     tool_calls: Annotated[list[CalledTool], Field(max_length=MOST_TOOLS)] | None = None
-    tool_call_id: Text = Field(default="", max_length=256)
+    tool_call_id: str = Field(default="", max_length=256)
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
@@ -88,7 +80,7 @@ class Message(BaseModel):
 
 class Function(BaseModel):
     name: _Name
-    description: Text | None = Field(default=None, max_length=16_384)
+    description: str | None = Field(default=None, max_length=16_384)
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 

@@ -11,7 +11,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from msgspec import structs
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from coe_cli.core.models.model_spec import ModelSpec
@@ -22,12 +22,11 @@ from coe_cli.runtime.college.translation import to_prepare
 from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.block_shapes import MessagesShape, ResponsesShape
-from coe_cli.runtime.server.constraints import Checked, refuse_field
+from coe_cli.runtime.server.constraints import Body, Checked, refuse_field
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.ollama_shapes import OllamaShape, now
-from coe_cli.runtime.server.openai_messages import Text
-from coe_cli.runtime.server.other_requests import CountRequest, MessagesRequest, OllamaRequest, ResponsesRequest
+from coe_cli.runtime.server.other_requests import AT, CountRequest, MessagesRequest, OllamaRequest, ResponsesRequest
 from coe_cli.runtime.server.streaming import About, Shape
 
 _MB = 2**20
@@ -149,7 +148,11 @@ def completion_of(
         found = error.errors(include_url=False)
         names = renamed or {}
         for each in found:
-            each["loc"] = ("body", *(names.get(str(part), part) for part in each["loc"]))
+            place = each["loc"]
+            if len(place) > 1 and place[0] == "messages" and isinstance(place[1], int):
+                at, rest = body["messages"][place[1]].get(AT, place[:2]), place[2:]
+                place = (*at, *(rest[1:] if len(at) == 1 and rest[:1] == ("content",) else rest))
+            each["loc"] = ("body", *(names.get(str(part), part) for part in place))
         raise RequestValidationError(found) from None
 
 
@@ -219,10 +222,10 @@ def _add_responses(app: FastAPI, answer: Answer) -> None:
 
 class EmbedRequest(Checked):
     model: str = Field(min_length=1, max_length=256)
-    input: Text | list[Text] = Field(default="", max_length=2048 * 1024)
+    input: str | list[str] = Field(default="", max_length=2048 * 1024)
 
 
-class NameRequest(BaseModel):
+class NameRequest(Body):
     model: str = Field(default="", max_length=256)
     name: str = Field(default="", max_length=256)
     stream: bool | None = None

@@ -11,13 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from coe_cli.core.answers.tool_calls import MOST_TOOLS
-from coe_cli.runtime.server.openai_messages import Text
+from coe_cli.runtime.server.constraints import Body
 
 _Body = dict[str, Any]
 _Content = str | list[_Body]
+AT = "at"
+"""The key of a message under which stands the place of what it was made of."""
 
 
-class _Loose(BaseModel):
+class _Loose(Body):
     model_config = ConfigDict(extra="allow")
 
     def rest(self) -> _Body:
@@ -66,9 +68,10 @@ class ResponsesRequest(_Loose):
     def turns(self) -> list[_Body]:
         """The input as messages of a chat."""
         if isinstance(self.input, str):
-            return [{"role": "user", "content": self.input}]
+            return [{"role": "user", "content": self.input, AT: ("input",)}]
         turns: list[_Body] = []
-        for item in self.input:
+        for number, item in enumerate(self.input):
+            at: _Body = {AT: ("input", number)}
             kind = item.get("type", "message")
             if kind == "function_call":
                 function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
@@ -76,16 +79,17 @@ class ResponsesRequest(_Loose):
                 if turns and turns[-1].get("tool_calls"):
                     turns[-1]["tool_calls"].append(call)
                 else:
-                    turns.append({"role": "assistant", "content": None, "tool_calls": [call]})
+                    turns.append({"role": "assistant", "content": None, "tool_calls": [call], **at})
             elif kind == "function_call_output":
-                turns.append({"role": "tool", "tool_call_id": item.get("call_id", ""), "content": item.get("output")})
+                told = {"tool_call_id": item.get("call_id", ""), "content": item.get("output")}
+                turns.append({"role": "tool", **told, **at})
             elif kind != "reasoning":
-                turns.append({"role": item.get("role"), "content": item.get("content")})
+                turns.append({"role": item.get("role"), "content": item.get("content"), **at})
         return turns
 
     def chat(self, earlier: list[_Body]) -> _Body:
         """The chat completion, with the messages that came before."""
-        system = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        system = [{"role": "system", "content": self.instructions, AT: ("instructions",)}] if self.instructions else []
         choice: Any = self.tool_choice
         if isinstance(choice, dict) and "name" in choice:
             choice = {"type": choice.get("type"), "function": {"name": choice["name"]}}
@@ -144,9 +148,9 @@ class MessagesRequest(_Loose):
         output = self.output_config or {}
         off = self.thinking is not None and self.thinking.type == "disabled"
         if self.system:
-            turns.append({"role": "system", "content": _texts(self.system)})
-        for turn in self.messages:
-            turns += _turns(turn)
+            turns.append({"role": "system", "content": _texts(self.system), AT: ("system",)})
+        for number, turn in enumerate(self.messages):
+            turns += [{**each, AT: ("messages", number)} for each in _turns(turn)]
         begun = bool(turns) and turns[-1]["role"] == "assistant" and not turns[-1].get("tool_calls")
         choice = self.tool_choice or {}
         named = {"type": "function", "function": {"name": choice.get("name")}}
@@ -240,17 +244,17 @@ class LlamaRequest(_Loose):
 
 
 class _File(BaseModel):
-    filename: Text = Field(default="tmp", max_length=1024)
-    text: Text
+    filename: str = Field(default="tmp", max_length=1024)
+    text: str
 
 
 class InfillRequest(LlamaRequest):
     """``POST /infill``; ``prompt`` begins what is to be written."""
 
-    input_prefix: Text = _own("")
-    input_suffix: Text = _own("")
+    input_prefix: str = _own("")
+    input_suffix: str = _own("")
     input_extra: Annotated[list[_File], Field(max_length=64)] = _own([])
-    prompt: Text = _own("")
+    prompt: str = _own("")
 
     def turns(self) -> list[tuple[Literal["tool", "user", "assistant"], str]]:
         """Role and text, as a prompt has them that is to be filled in."""
@@ -307,10 +311,11 @@ class OllamaRequest(_Loose):
             given["response_format"] = form
         if self.plain and not self.images:
             return given | {"prompt": self.prompt or ""}
-        turns = [_ollama_turn(turn) for turn in self.messages or ()]
+        turns = [{**_ollama_turn(turn), AT: ("messages", n)} for n, turn in enumerate(self.messages or ())]
         if self.messages is None:
-            turns = [_ollama_turn({"role": "user", "content": self.prompt, "images": self.images})]
-        system = [{"role": "system", "content": self.system}] if self.system else []
+            asked = _ollama_turn({"role": "user", "content": self.prompt, "images": self.images})
+            turns = [{**asked, AT: ("prompt",)}]
+        system = [{"role": "system", "content": self.system, AT: ("system",)}] if self.system else []
         return given | {"messages": [*system, *turns]}
 
 

@@ -60,7 +60,7 @@ class ChatTemplate:
             raise TemplateFails(_reason(error)) from None
 
     def with_tools(
-        self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None, rendering: Rendering
+        self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None, rendering: Rendering = Rendering()
     ) -> str | None:
         """The conversation with its functions and calls as the template itself writes them; None where it has none or fails."""
         spoken = [_message(message) for message in messages]

@@ -18,7 +18,7 @@ import tempfile
 import time
 
 from http_stream import PROMPT, stream_chat
-from pairs import COE, COLUMNS, MODEL, Pair, alternate, first_byte_s, print_table, wall_s
+from pairs import COE, COLUMNS, ENVIRONMENT, MODEL, Pair, alternate, first_byte_s, print_table, wall_s
 
 MAX_TOKENS = 96
 CONTEXT_LENGTH = 4096
@@ -125,7 +125,7 @@ _number = 0
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["COE_STATE_DIR"] = folder
+        os.environ["COE_STATE_DIR"] = ENVIRONMENT["COE_STATE_DIR"] = folder
         from coe_cli.runtime.server.college_client import find_or_start, wait_until_gone
         from coe_cli.runtime.server.serve_options import ServeOptions
 

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--unseen", default="a,b,c1,c2", help="parts of the unseen questions to judge by")
-    parser.add_argument("--other-pens", type=Path, help="judge only by this user_oriented_instructions.jsonl")
+    parser.add_argument("--other-pens", type=Path, help="judge only by this file of other people's questions")
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--own", action="store_true", help="cross-validate the shipped examples themselves too")
     parser.add_argument("--errors", action="store_true", help="print each wrong decision")

@@ -57,16 +57,26 @@ def unseen(part: str) -> list[dict[str, Any]]:
 
 
 def other_pens(source: Path) -> list[dict[str, Any]]:
-    """The labelled questions of ``user_oriented_instructions.jsonl``: each instruction and its input, the first 400 characters."""
+    """The labelled questions of ``source``, one of the files that ``routing_other_pens.tsv`` names: each instruction and its input.
+
+    Of ``user_oriented_instructions.jsonl`` the first 400 characters, as it was judged first.
+    """
     texts = {}
     for line in source.read_text(encoding="utf-8").split("\n"):
         if line:
             task = json.loads(line)
-            texts[task["id"]] = f"{task['instruction']}\n{task['instances'][0]['input']}".strip()[:400]
+            if "instances" in task:
+                text = f"{task['instruction']}\n{task['instances'][0]['input']}".strip()
+            else:
+                turn = task["turns"][0] if "turns" in task else task["prompt"]
+                text = turn["content"] if isinstance(turn, dict) else turn
+            name = str(task["id"] if "id" in task else task["question_id"])
+            texts[name] = text[:400] if name.startswith("user_oriented") else text
     labels = [line.split("\t") for line in OTHER_PENS.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
     return [
         {"text": texts[name], "experts": right[:1], "expert": right[0], "form": form, "right": right}
         for name, experts, form in labels
+        if name in texts
         for right in [experts.split("|")]
     ]
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.routing.router import RouterWeights
 from coe_cli.core.routing.router_examples import training_set
+from coe_cli.core.routing.router_features import bounded
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.routing.embedder import EMBEDDED, Embedder, embedder_folder
 from coe_cli.runtime.routing.embedder_export import comparison_texts, prepare_embedder
@@ -64,11 +65,16 @@ def main() -> int:
         return np.stack([kept[key] for key in keys])
 
     begin = time.process_time()
-    weights = train_router(training_set(catalog), embed)
+    examples = training_set(catalog)
+    weights = train_router(examples, embed)
     print(f"trained in {time.process_time() - begin:.1f} s of CPU time")
     digest = router_digest(catalog, embedder.info)
     if "--check" in sys.argv:
         return compared(weights, shipped_weights(digest))
+    # The clauses' vectors are left out: only cross-fitting needs them, which a change of some examples does not repeat.
+    kept_keys = {text_key(bounded(text)) for text, _ in (*examples.single, *examples.double)}
+    kept_keys |= {text_key(text) for text, _ in examples.terms}
+    used = {key: vector for key, vector in used.items() if key in kept_keys}
     there = shipped_vectors(EMBEDDED)
     ship(SHIPPED, digest, stamp, weights, used, originals() if there is None else there)
     print(f"{SHIPPED}: {SHIPPED.stat().st_size / 1e6:.1f} MB")

@@ -43,7 +43,7 @@ def test_rows_of_a_table_are_the_sources(tmp_path: Path, type_name: str, bits: i
         writer = GraphWriter(data, weights, RULES["cpu"])
         names, columns = write_quantized(data, weights, "t", [Rows("embedding.weight", 0, ROWS)], encoding, np.float32)
         data.reshape(names[0], (ROWS, -(-columns // 32) * 32 * bits // 8))
-        output = writer.gathered("/rows", names, encoding, COLUMNS)
+        output = writer.gathered("/rows", names, encoding, COLUMNS, is_head=False)
         ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "n"])
         rows = helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, "n", COLUMNS])
         model = writer.model("table", [ids], [rows], opset=21, ir_version=10)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -13,10 +14,12 @@ from coe_cli.core.importing.encodings import encoding_of
 from coe_cli.core.models.graph_check import graph_problems
 from coe_cli.core.models.onnx_graph import read_graph
 from coe_cli.core.models.onnx_records import graph_records
+from coe_cli.runtime.importing import decoder_graph
 from coe_cli.runtime.importing.source import inspect
 from coe_cli.runtime.importing.write_decoder import write_decoder
 from importing.configurations import CONFIGURATIONS, RULES, write_folder
 from importing.gguf_files import write_gguf
+from importing.running import Running
 
 GOLDEN = Path(__file__).with_name("written_graphs.json")
 """Provider → configuration → hash of the graph. Written anew by ``python -m importing.test_written_graphs`` in tests/."""
@@ -97,6 +100,37 @@ def test_a_shared_table_is_mapped_and_not_counted_as_loaded(tmp_path: Path) -> N
     assert facts.embedding_bytes == 20_000 * 64 and facts.folded_bytes == 0
     head = 20_000 * 64 * (1 + 4 / 32)
     assert facts.other_bytes < head / 4, "the head's scales are stored once more for the norms and rotations, no more"
+
+
+def test_a_large_model_keeps_scales_in_fp16_counted_as_the_fp32_that_the_session_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small").mkdir()
+    small = written("llama", "cpu", tmp_path / "small")
+    monkeypatch.setattr(decoder_graph, "SMALL_WEIGHTS", 0)
+    graph = written("llama", "cpu", tmp_path)
+    expected, found = (Running(path).logits([3, 17, 40, 5]) for path in (small, graph))
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    model = onnx.load(graph, load_external_data=False)
+    scales = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name.endswith(".scales")}
+    assert scales and {tensor.data_type for tensor in scales.values()} == {onnx.TensorProto.FLOAT16}
+    cast = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Cast"}
+    products = [node.input[2] for node in model.graph.node if node.op_type == "MatMulNBits"]
+    assert sorted(products) == sorted(cast[name] for name in scales if "embed_tokens" not in name)
+    for node in model.graph.node:
+        if node.op_type == "Cast" and node.input[0] in scales:
+            node.attribute[0].i = onnx.TensorProto.FLOAT16
+    onnx.save(model, tmp_path / "not-cast.onnx")
+    stored = sum(2 * tensor.dims[0] * tensor.dims[1] for name, tensor in scales.items() if name in cast)
+    assert read_graph(graph).other_bytes - read_graph(tmp_path / "not-cast.onnx").other_bytes == stored
+
+
+@pytest.mark.parametrize("provider", RULES)
+def test_head_and_table_have_blocks_of_128_where_columns_are_whole_ones(provider: str, tmp_path: Path) -> None:
+    source = inspect(write_folder(tmp_path / "source", "llama", hidden_size=128))
+    formats = write_decoder(source.decoder, source.weights(), tmp_path, RULES[provider], "int4")
+    size, count = (128, 2) if provider == "cpu" else (32, 1)
+    assert formats[f"F32: 8 bits, blocks of {size}, requantised"] == count
 
 
 def test_a_table_of_its_own_is_counted_once(tmp_path: Path) -> None:

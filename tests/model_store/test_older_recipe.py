@@ -16,7 +16,7 @@ from coe_cli.runtime.store.integrity import write_manifest
 from model_store.conftest import Coe
 from model_store.tiny_model import catalog_entry, write_tiny_model
 
-RECIPE = {"provider": "cpu", "precision": "int4"}
+RECIPE: dict[str, Any] = {"provider": "cpu", "precision": "int4", "version": rules_for("cpu", "int4").recipe}
 TODAY = {"recipe": RECIPE, "matrices": {"Q4_K: 4 bits, blocks of 32, exact": 5, "Q8_0: 8 bits, blocks of 32, exact": 1}}
 OLDER = "an older recipe of coe wrote it"
 PULL = "coe models pull tiny --force"
@@ -44,12 +44,28 @@ def said(coe: Coe, *arguments: str) -> str:
         {**TODAY, "matrices": ["Q4_K"]},
         {**TODAY, "recipe": {**RECIPE, "precision": "int3"}},
         {**TODAY, "recipe": {**RECIPE, "version": 1}},
+        {
+            "recipe": {"provider": "cpu", "precision": "int4"},
+            "matrices": {"Q6_K: 8 bits, blocks of 32, requantised": 1},
+        },
         {**TODAY, "recipe": {**RECIPE, "version": "x"}},
         [],
     ],
 )
 def test_older_and_broken_records(record: Any) -> None:
     assert is_older(record)
+
+
+def test_the_recipe_before_is_older_where_it_had_smaller_blocks() -> None:
+    before = {"provider": "cpu", "precision": "int4"}
+    assert not is_older({**TODAY, "recipe": before})
+    odd_columns = {"Q6_K: 8 bits, blocks of 32, requantised": 1}
+    assert not is_older({"recipe": RECIPE, "matrices": odd_columns}) and is_older(
+        {"recipe": before, "matrices": odd_columns}
+    )
+    card, wide = {"provider": "cuda", "precision": "int4"}, {"Q6_K: 8 bits, blocks of 128, requantised": 1}
+    assert not is_older({"recipe": card, "matrices": {"Q6_K: 8 bits, blocks of 32, requantised": 1}})
+    assert is_older({"recipe": card, "matrices": wide}) and not is_older({"recipe": RECIPE, "matrices": wide})
 
 
 def test_each_command_says_it_and_none_of_a_record_of_today(coe: Coe) -> None:
@@ -89,4 +105,4 @@ def test_an_embedding_of_its_own_is_written_by_todays_recipe(precision: str) -> 
     for source_type in BLOCK_TYPES:
         for columns in (4096, 4099):
             label = f"{source_type}: {table_encoding(source_type, columns, rules).label()}"
-            assert not is_older({"recipe": {"provider": "cpu", "precision": precision}, "matrices": {label: 1}}), label
+            assert not is_older({"recipe": {**RECIPE, "precision": precision}, "matrices": {label: 1}}), label

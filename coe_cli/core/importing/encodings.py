@@ -88,7 +88,8 @@ def encoding_of(
         kept = _KEPT.get(source_type)
         if kept is not None and kept.bits == 8 and kept.block_size >= _SMALLEST_BLOCK:
             return kept
-        return Encoding(8, 32, symmetric=head or source_type == "Q6_K")
+        symmetric = head or source_type == "Q6_K"
+        return Encoding(8, rules.wide_block if symmetric else 32, symmetric=symmetric)
     kept = _KEPT.get(source_type)
     if kept is not None and (rules.block_offsets or not kept.offsets):
         return kept
@@ -106,7 +107,7 @@ def table_encoding(source_type: str, columns: int, rules: GraphRules) -> Encodin
         or columns % kept.block_size
         or kept.bits not in rules.table_bits
     ):
-        return Encoding(8, 32, symmetric=True)
+        return Encoding(8, 32 if columns % rules.wide_block else rules.wide_block, symmetric=True)
     return kept
 
 
@@ -115,5 +116,5 @@ SMALL_WEIGHTS: Final = 1_000_000_000
 
 
 _SMALLEST_BLOCK: Final = 32
-"""Q6_K's blocks of 16 would take 10 bits a weight with their scales, for 6.6 of the source: they become blocks of 32,
-whose steps are at most a quarter of the source's."""
+"""Q6_K's blocks of 16 would take 10 bits a weight with their scales, for 6.6 of the source: they become larger ones, of
+which a step is still at most a quarter of the source's (docs/conversion.md)."""

@@ -13,6 +13,7 @@ from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.models.onnx_records import Records, Tensor, Value, graph_records
 from coe_cli.errors import damaged
 
+_FLOAT: Final = 1
 _TYPES: Final[dict[int, tuple[str, float]]] = {
     1: ("float", 4),
     2: ("uint8", 1),
@@ -41,7 +42,8 @@ class GraphFacts(Struct, frozen=True):
     """What one decoder graph says; sizes in bytes, None where the graph does not say.
 
     ``block_bytes`` is 4-byte values, one per quantisation block, of all quantised matrices together; ``folded_bytes``
-    are quantised weights that the session copies at load because a Reshape feeds them to the embedding as well.
+    are quantised weights that the session copies at load because a Reshape feeds them to the embedding as well. In
+    ``other_bytes`` are constants in fp16 that a Cast makes fp32 of, as fp32: the session keeps that.
     ``weights`` counts the matrices by their format, for example ``{"int4, blocks of 32": 210}``, and ``external`` maps
     each external data file to the bytes that the graph reads up to; ``initializer_bytes`` are all stored tensors.
     ``widened_columns`` are the widths of tensors that are copied with the sums of their blocks behind them.
@@ -126,6 +128,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
     quantized: set[str] = set()
     gathered: set[str] = set()
     reshaped: set[str] = set()
+    cast: set[str] = set()
     formats: Counter[str] = Counter()
     types = {tensor.name: type_name(tensor.element_type) for tensor in tensors}
     qkv = intermediate = attention_heads = None
@@ -149,10 +152,12 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
             gathered.add(names[0])
         elif operator == "Reshape":
             reshaped.add(names[0])
+        elif operator == "Cast" and numbers.get("to") == _FLOAT and types.get(names[0]) == "float16":
+            cast.add(names[0])
         elif operator == "GroupQueryAttention" and attention_heads is None:
             attention_heads = numbers.get("kv_num_heads")
     tables = {name for name in gathered if rows.get(name) and sizes[name] >= _TABLE_BYTES}
-    known = [size for name, size in sizes.items() if name not in quantized and name not in tables]
+    unpacked = sizes.keys() - quantized - tables
     quantized_sizes = [k * n * bits // 8 for k, n, bits, _ in matrices]
     hidden = matrices[0][0] if matrices else 0
     return GraphFacts(
@@ -166,7 +171,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
         embedding_row_bytes=max((rows[name] for name in tables), default=0),
         embedding_bytes=round(sum(sizes[name] for name in tables)),
         folded_bytes=round(sum(sizes.get(name, 0) for name in reshaped & quantized)),
-        other_bytes=round(sum(known)),
+        other_bytes=round(sum(sizes[name] * (2 if name in cast else 1) for name in unpacked)),
         layers=len(caches),
         kv_heads=_dim(caches[0] if caches else None, 1) or attention_heads,
         head_size=_dim(caches[0] if caches else None, 3),

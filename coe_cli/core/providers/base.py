@@ -64,7 +64,8 @@ class GraphRules(Struct, frozen=True):
     which is the CPU's: WebGPU can record such a run, and CUDA's answers repeat (docs/conversion.md). ``packs_weights``: the provider lays quantised weights out anew, so a graph built
     for it runs nowhere else. ``block_offsets``: MatMulNBits is fed with block sums, which keep each block's real offset
     (docs/conversion.md). ``table_bits``: what embeddings written here may have for GatherBlockQuantized. ``accuracy_level``:
-    MatMulNBits' own, 4 rounds activations to 8 bits.
+    MatMulNBits' own, 4 rounds activations to 8 bits. ``wide_block``: weights a scale of heads and of what was in 6 bits. ``recipe``: the version of what importing writes for the provider, raised
+    with each change that the count of matrices in the record does not tell; 1 was written by way of PyTorch.
     """
 
     float_type: Literal["fp32", "fp16"]
@@ -73,6 +74,8 @@ class GraphRules(Struct, frozen=True):
     block_offsets: bool = False
     table_bits: tuple[int, ...] = ()
     accuracy_level: int = 0
+    wide_block: int = 32
+    recipe: int = 2
     norms_in_fp32: bool = False
     rotation_in_attention: bool = True
     quantized_embedding: bool = True

@@ -54,12 +54,19 @@ class Cpu(ProviderSpec):
     slots_share_buffers = True
     capabilities = Capabilities()
     graph = GraphRules(
-        "fp32", ("int4", "int8"), packs_weights=True, block_offsets=True, table_bits=(4, 8), accuracy_level=4
+        "fp32",
+        ("int4", "int8"),
+        packs_weights=True,
+        block_offsets=True,
+        table_bits=(4, 8),
+        accuracy_level=4,
+        wide_block=128,
+        recipe=3,
     )
 
     def load_bytes(self, model: ModelMemory) -> int:
         """MLAS packs quantised weights into memory of its own with a scale and a block sum (4 bytes each) per block; the
-        stored scales, norms and rotary tables were read and stay mapped; an embedding that shares the head's weights is
+        scales as fp32, norms and rotary tables stay beside them; an embedding that shares the head's weights is
         copied; an embedding table of its own is mapped and hardly touched; the tokenizer comes on top.
         """
         spec, graph = model.spec, model.graph

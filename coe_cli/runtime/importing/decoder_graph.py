@@ -30,6 +30,10 @@ class DecoderGraph:
         self._wide = self.rules.float_bits == 16 and (self.rules.norms_in_fp32 or decoder.wide_residual)
         self._small = sum(item.rows * item.columns for item in writer.weights.parts.values()) < SMALL_WEIGHTS
         self._caches: dict[int, tuple[str, str]] = {}
+        if not self._small:  # a small one would gain 8 MB, and its 4-bit matrices are as the file has them
+            import numpy as np
+
+            writer.scale_type = np.float16
 
     # --- weights
 
@@ -38,8 +42,8 @@ class DecoderGraph:
 
         weights = self.writer.weights
         found = encoding_of(type_of(weights, rows), self.rules, self.precision, head=head, small=self._small)
-        if found.offsets and weights.parts[rows[0].part].columns % found.block_size:
-            found = replace(found, offsets=False, exact=False)
+        if weights.parts[rows[0].part].columns % found.block_size:
+            found = replace(found, block_size=32, offsets=False, exact=found.exact and not found.offsets)
         return found
 
     def _matrix(self, name: str, value: str, rows: list[Rows]) -> str:
@@ -326,7 +330,7 @@ class DecoderGraph:
             )
             return [name], encoding, 0
         names, columns = write_quantized(
-            self.writer.data, self.writer.weights, "lm_head.MatMul", rows, encoding, self.writer.io_type
+            self.writer.data, self.writer.weights, "lm_head.MatMul", rows, encoding, self.writer.scale_type
         )
         return names, encoding, columns
 
@@ -344,13 +348,13 @@ class DecoderGraph:
             names = [writer.data.alias("model.embed_tokens.codes", names[0], shape), names[1]]
         elif encoding.bits in self.rules.table_bits and self.precision in ("int4", "int8"):
             names, columns = write_quantized(
-                writer.data, writer.weights, "model.embed_tokens", rows, encoding, writer.io_type
+                writer.data, writer.weights, "model.embed_tokens", rows, encoding, writer.scale_type
             )
             blocks = -(-columns // encoding.block_size)
             writer.data.reshape(names[0], (decoder.vocab_size, blocks * encoding.block_size * encoding.bits // 8))
             self.formats[f"{type_of(writer.weights, rows)}: {encoding.label()}"] += 1
         if names:
-            value = writer.gathered(name, names, encoding, decoder.hidden_size)
+            value = writer.gathered(name, names, encoding, decoder.hidden_size, is_head=head is not None)
         else:
             table = write_table(
                 writer.data, writer.weights, "model.embed_tokens.weight", "embedding.weight", writer.io_type

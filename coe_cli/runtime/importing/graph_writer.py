@@ -82,6 +82,9 @@ class GraphWriter(GraphNodes):
         self.weights, self.rules = weights, rules
         self.io_type: type[Any] = np.float16 if rules.float_bits == 16 else np.float32
         self._widened: dict[tuple[str, int], str] = {}
+        self.scale_type = self.io_type
+        """That of stored scales."""
+        self._casts: dict[str, str] = {}
 
     def scale(self, name: str, value: str, factor: float, element: Any) -> str:
         return value if factor == 1.0 else self.node("Mul", name, [value, self.constant(factor, element)])
@@ -90,7 +93,7 @@ class GraphWriter(GraphNodes):
         """``value`` times the transposed matrix of ``rows``, plus their biases where the source has any."""
         tensor = name.removeprefix("/").replace("/", ".")
         if encoding.quantized:
-            names, columns = write_quantized(self.data, self.weights, tensor, rows, encoding, self.io_type)
+            names, columns = write_quantized(self.data, self.weights, tensor, rows, encoding, self.scale_type)
             result = self.quantized_product(name, value, names, encoding, (columns, sum(len(item) for item in rows)))
         else:
             weight = write_floats(self.data, self.weights, f"{tensor}.weight", rows, self.io_type)
@@ -106,12 +109,13 @@ class GraphWriter(GraphNodes):
     ) -> str:
         """``size``: columns and rows of the matrix."""
         columns, rows = size
+        codes, scales, *zero_points = names
         if encoding.offsets:
             value = self._with_block_sums(value, encoding.block_size, columns)
         return self.node(
             "MatMulNBits",
             name,
-            [value, *names],
+            [value, codes, self._as_io_type(scales), *zero_points],
             [output] if output else None,
             CONTRIB,
             K=columns,
@@ -121,20 +125,23 @@ class GraphWriter(GraphNodes):
             accuracy_level=self.rules.accuracy_level,
         )
 
-    def gathered(self, name: str, names: list[str], encoding: Encoding, columns: int) -> str:
+    def gathered(self, name: str, names: list[str], encoding: Encoding, columns: int, *, is_head: bool) -> str:
         """The rows of ``input_ids`` of a table of ``columns``: codes (two dimensions), scales and zero points. Offsets lie behind the codes."""
         import numpy as np
 
+        codes, scales, *zero_points = names
         value = self.node(
             "GatherBlockQuantized",
             name,
-            [names[0], "input_ids", *names[1:]],
+            [codes, "input_ids", self._as_io_type(scales) if is_head else scales, *zero_points],
             domain=CONTRIB,
             bits=encoding.bits,
             block_size=encoding.block_size,
             gather_axis=0,
             quantize_axis=1,
         )
+        if not is_head:  # only the rows that are looked up: a table's scales stay in the file
+            value = self._as_io_type(value)
         if not encoding.offsets:
             return value
 
@@ -147,6 +154,14 @@ class GraphWriter(GraphNodes):
         offsets = part("offsets", columns, columns + columns // size, 1)
         whole = self.node("Add", f"{name}/Add", [part("codes", 0, columns, size), offsets])
         return self.node("Reshape", f"{name}/Add/rows", [whole, self.constant([0, 0, -1], np.int64)])
+
+    def _as_io_type(self, value: str) -> str:
+        """Scales, or what is made with them, in the type of activations. Of a constant, ONNX Runtime makes it once, when it loads."""
+        if self.scale_type is self.io_type:
+            return value
+        if value not in self._casts:
+            self._casts[value] = self.cast(value, self.io_type)
+        return self._casts[value]
 
     def _with_block_sums(self, value: str, size: int, columns: int) -> str:
         """``value`` with the sums of its blocks as further columns, made once for all the matrices that read it."""

@@ -22,8 +22,10 @@ from coe_cli.output.fit_view import write_fit
 from coe_cli.output.logs_view import write_conversations
 from coe_cli.output.models_view import write_models
 from coe_cli.output.profile_view import write_profiles
+from coe_cli.output.setup_view import write_setup
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.own_experts import expert_cards
+from coe_cli.runtime.planning.setup_plan import SetupModel, SetupPlan
 from coe_cli.runtime.store.inventory import list_models
 
 
@@ -49,6 +51,24 @@ def fits(output: Output) -> None:
     rows = [ExpertFit("sql_schema_architect", "DeepSeek-R1-Distill-Qwen-7B-DML", how, 131072, 5000, 12) for how in ways]
     fit = Fit("16 GB", 16384, 14745, "webgpu", None, 8192, 7900, rows)
     write_fit(output, FitReport([fit], []), TableFormat.HUMAN)
+
+
+def setup(output: Output) -> None:
+    sized = (
+        "together",
+        ["sql_schema_architect"] * 3,
+        "cc-by-sa-4.0",
+        4466.0,
+        4978.0,
+        False,
+        "Q4_K_M",
+        False,
+    )
+    models = [SetupModel("deepseek-r1-distill-qwen-7b-webgpu", *sized), SetupModel("smollm2-135m", *sized)]
+    plan = SetupPlan(
+        1, "AMD Radeon", 16384, 14745, "webgpu", "standard", None, "smollm2-135m", models, 9000, 9000, 90000, 12, []
+    )
+    write_setup(output, plan)
 
 
 def conversations(output: Output) -> None:
@@ -107,6 +127,7 @@ def test_figures_stay_whole(
 @pytest.mark.parametrize(
     ("write", "at_50", "at_200"),
     [
+        (setup, ["deepseek-r1-distill", "cc-by-sa-4.0", "4.4 GB", "4.9 GB"], ["qwen-7b-webgpu", "for"]),
         (fits, ["sql_schema_architect"], ["DeepSeek-R1-Distill-Qwen-7B-DML", "4.9 GB"]),
         (conversations, ["What is a mutex?", "1234", "2023-11-14"], ["2023-11-14 22:13"[:14], "general_reasoner+gen"]),
         (college, ["sqlcoder-7b-2-DML", "1/2", "16500"], ["█", "83%", "16600", "1 for sqlcoder-7b-2-DML: memory"]),
@@ -120,7 +141,7 @@ def test_names_stay_at_50_columns_and_200_are_used(
         assert [word for word in words if word not in text] == [], text
 
 
-@pytest.mark.parametrize("write", [models, profiles, experts, fits, conversations, college, findings])
+@pytest.mark.parametrize("write", [models, profiles, experts, fits, setup, conversations, college, findings])
 def test_a_pipe_has_plain_lines_that_are_never_cut(write: Callable[[Output], None]) -> None:
     lines = written(write, io.StringIO()).split("\n")
     assert lines[0].strip() and lines[-1] == "" and lines[-2].strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from coe_cli.core.names import counted, size_words
 from coe_cli.output.console import Output
@@ -11,15 +11,18 @@ from coe_cli.output.tables import folded, is_narrow, left, right, write_line, wr
 if TYPE_CHECKING:
     from coe_cli.runtime.planning.setup_plan import SetupPlan
 
+_ROOM_FOR_LICENCES: Final = 72
+"""Columns below which a licence stands under its model's name."""
+
 
 def write_setup(output: Output, plan: SetupPlan) -> None:
     """The machine, the profile, a line a model, and what it costs."""
     write_line(
         output, (plan.device, "bold"), f" · {size_words(plan.memory_mb)} · profile {plan.profile} · {plan.provider}"
     )
-    columns = (left("model"), folded("for"), left("licence"), right("fetched"), right("disk"))
     narrow = is_narrow(output)
     special = any(model.experts for model in plan.models)
+    columns = [left("model"), folded("for"), left("licence"), right("fetched"), right("disk")]
     rows = [
         [
             model.name,
@@ -31,6 +34,9 @@ def write_setup(output: Output, plan: SetupPlan) -> None:
         ]
         for model in plan.models
     ]
+    if is_narrow(output, _ROOM_FOR_LICENCES):
+        columns = [folded("model"), *columns[3:]]
+        rows = [[f"{name}\n  {licence}", *sizes] for name, _, licence, *sizes in rows]
     write_table(output, columns, rows, ruled=True)
     if plan.download_mb:
         time = f"about {plan.minutes:.0f} min" if plan.minutes >= 1 else "less than a minute"

@@ -58,6 +58,12 @@ class PromptTooLong(UsageError):
         self.tokens, self.context_length = tokens, context_length
 
 
+class UnknownToken(UsageError):
+    """A prompt of token ids has one that the model has not."""
+
+    code = "unknown_token"
+
+
 class NothingToFill(UsageError):
     """The model's tokenizer has no tokens that stand around a gap."""
 

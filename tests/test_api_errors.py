@@ -94,7 +94,7 @@ def test_an_overflow_has_the_words_that_clients_look_for(served: Served) -> None
     assert refused.value.code == "context_length_exceeded"
     assert re.search(r"This model's maximum context length is \d+ tokens\. However, ", str(refused.value))
     longest = chat(served, messages=[{"role": "user", "content": "x" * 2_000_001}])
-    assert longest.error["code"] == "context_length_exceeded"
+    assert (longest.error["code"], longest.error["param"]) == ("context_length_exceeded", "messages")
     assert "longer than the model's context length" in longest.error["message"]
 
 

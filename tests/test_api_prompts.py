@@ -50,11 +50,12 @@ def test_token_ids_are_the_prompt(served: Served, client: openai.OpenAI) -> None
     said = texts(client.completions.create(prompt="xyz", **ask))
     assert texts(client.completions.create(prompt=ids, **ask)) == said
     assert texts(client.completions.create(prompt=[ids, ids], **ask)) == said * 2
-    for wrong in ([], [[]], [-1], [10**9], [2**31], [1.5], [ids, "x"], ["x"] * 65):
+    for wrong in ([], [[]], [-1], [10**9], [2**31], [1.5], [True], [ids, "x"], ["x"] * 65):
         answer = served.request("POST", "/v1/completions", {**ask, "prompt": wrong})
         assert answer.status == 400, (json.dumps(wrong), answer.body)
+        assert answer.error["param"].startswith("prompt"), (json.dumps(wrong), answer.body)
     long = served.request("POST", "/v1/completions", {**ask, "prompt": ids * 20_000})
-    assert long.error["code"] == "context_length_exceeded"
+    assert (long.error["code"], long.error["param"]) == ("context_length_exceeded", "prompt")
 
 
 def test_n_answers_of_a_chat_and_of_a_prompt(served: Served, client: openai.OpenAI) -> None:

@@ -54,7 +54,7 @@ def _openai(head: RowHead, result: RowResult) -> dict[str, Any]:
     response = None
     if failure.code != "invalid_row":
         problem: CoeError = from_code(failure.code, failure.message, failure.hint)
-        body = error_object(problem)
+        body = error_object(problem, "" if head.is_chat else "/v1/completions")
         response = {"status_code": status_of(problem), "request_id": f"req_{head.line}", "body": body}
     error = {"code": failure.code, "message": failure.message, "line": head.line}
     return fields | {"response": response, "error": error}

@@ -19,7 +19,7 @@ from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import swap_aware
 from coe_cli.core.routing.selection import Choice, choose_model
 from coe_cli.core.routing.synthesis import experts_to_ask
-from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
+from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UnknownToken, UsageError
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved, Routing
@@ -367,7 +367,9 @@ def _of_ids(ids: list[int], spec: ModelSpec, context: int) -> Prompt:
     if not ids:
         raise UsageError("the prompt is empty", "Give it some tokens.")
     if not all(0 <= each < spec.shape.vocab_size for each in ids):
-        raise UsageError(f"the prompt has a token that {spec.name} has not", f"It has {spec.shape.vocab_size}, from 0.")
+        raise UnknownToken(
+            f"the prompt has a token that {spec.name} has not", f"It has {spec.shape.vocab_size}, from 0."
+        )
     if len(ids) >= context:
         raise TooManyTokens(f"the prompt has {len(ids)} tokens", "Shorten it.", len(ids), exact=True)
     return Prompt(ids)

@@ -17,13 +17,16 @@ from coe_cli.errors import (
     PromptsFull,
     PromptTooLong,
     TimedOut,
+    UnknownToken,
     UsageError,
 )
 
 _RETRY_AFTER_S = 5.0
 
-_PARAMS: dict[type[CoeError], str] = {ModelMissing: "model", PromptTooLong: "messages", NothingToFill: "suffix"}
+_PARAMS: dict[type[CoeError], str] = {ModelMissing: "model", NothingToFill: "suffix"}
 """Error kind → the field that it concerns, whoever found it out."""
+_PROMPTS = {"/v1/completions": "prompt", "/completion": "prompt", "/infill": "prompt", "/v1/responses": "input"}
+"""Path → the field with the prompt, where it is not a chat's ``messages``."""
 
 _KINDS: list[tuple[type[CoeError], int, str, str | None]] = [
     (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),
@@ -61,7 +64,7 @@ def error_body(error: CoeError, path: str) -> dict[str, Any]:
     """The failure in the shape of the API that ``path`` belongs to."""
     if path.startswith("/v1/messages"):
         return anthropic_error(error)
-    return {"error": message_of(error)} if path.startswith("/api/") else error_object(error)
+    return {"error": message_of(error)} if path.startswith("/api/") else error_object(error, path)
 
 
 def message_of(error: CoeError) -> str:
@@ -87,10 +90,11 @@ def anthropic_error(error: CoeError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": told}}
 
 
-def error_object(error: CoeError) -> dict[str, Any]:
+def error_object(error: CoeError, path: str = "") -> dict[str, Any]:
     """``{"error": {"message", "type", "param", "code"}}`` as OpenAI has it."""
     message = message_of(error)
-    param: str | None = next((name for known, name in _PARAMS.items() if isinstance(error, known)), None)
+    params = _PARAMS | dict.fromkeys((PromptTooLong, UnknownToken), _PROMPTS.get(path, "messages"))
+    param: str | None = next((name for known, name in params.items() if isinstance(error, known)), None)
     kind, code = "server_error", error.code
     if isinstance(error, HttpError):
         kind, param = ("server_error" if error.status >= 500 else "invalid_request_error"), error.param

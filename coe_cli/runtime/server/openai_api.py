@@ -64,7 +64,9 @@ def complaint(errors: Sequence[Any]) -> tuple[str, str]:
 
 _Stop = Annotated[str, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
-_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
+_Ids = Annotated[
+    list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)
+]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -126,7 +128,7 @@ def parse_line(data: bytes, line: int) -> Parsed | None:
     try:
         fields = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRow(line, f"it is not JSON ({error})" if _is_utf8(data) else "it is not UTF-8 text") from None
+        raise _no_json(data, line, error) from None
     if not isinstance(fields, dict):
         raise InvalidRow(line, "it is not a JSON object")
     if _OPENAI_MARKS & fields.keys():
@@ -138,6 +140,18 @@ def parse_line(data: bytes, line: int) -> Parsed | None:
         raise InvalidRow(line, f"`{'.'.join(map(str, bad[0]))}` {bad[1]}", row.id)
     _check_own(row, line)
     return Parsed(row, tuple(key for key in fields if key not in _OWN_KEYS))
+
+
+def _no_json(data: bytes, line: int, error: Exception) -> InvalidRow:
+    """Why ``data`` could not be read; an unpaired surrogate, which no JSON text may have, is told with its field."""
+    if not _is_utf8(data):
+        return InvalidRow(line, "it is not UTF-8 text")
+    with contextlib.suppress(ValueError, RecursionError):
+        fields = json.loads(data)
+        if isinstance(fields, dict) and (bad := not_text(fields)) is not None:
+            row_id = _row_id(fields, "custom_id" if _OPENAI_MARKS & fields.keys() else "id")
+            return InvalidRow(line, f"`{'.'.join(map(str, bad[0]))}` {bad[1]}", None if not_text(row_id) else row_id)
+    return InvalidRow(line, f"it is not JSON ({error})")
 
 
 def _check_own(row: Row, line: int) -> None:
@@ -156,9 +170,12 @@ def _convert(fields: dict[str, Any], kind: type[Any], line: int, id_key: str) ->
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        given = fields.get(id_key)
-        row_id = given if isinstance(given, int | str) and not isinstance(given, bool) else None
-        raise InvalidRow(line, in_words(error), row_id, is_openai=kind is OpenAIRow) from None
+        raise InvalidRow(line, in_words(error), _row_id(fields, id_key), is_openai=kind is OpenAIRow) from None
+
+
+def _row_id(fields: dict[str, Any], key: str) -> RowId | None:
+    given = fields.get(key)
+    return given if isinstance(given, int | str) and not isinstance(given, bool) else None
 
 
 def in_words(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,15 +113,8 @@ def test_a_question_that_can_be_split_is(routed_coe: Coe) -> None:
 
 
 def test_an_unsure_route_says_so(routed_coe: Coe) -> None:
-    candidates = [
-        "What does yield from do?",
-        "Explain PKCE to me",
-        "clause table fever",
-        "sharding of patients",
-        "the index of a contract",
-        "is a join a legal union?",
-        "proof of the schema",
-    ]
+    words = "clause fever join integral shard proof court patient schema generator token index".split()
+    candidates = [f"the {one} of the {other}" for one, other in itertools.permutations(words, 2)]
     routed = routed_coe.run("route", "-", "--format", "jsonl", stdin="\n".join(candidates)).check().stdout
     unsure = [line["text"] for line in map(json.loads, routed.splitlines()) if line["unsure"]]
     assert unsure, "one of these leaves the router unsure"

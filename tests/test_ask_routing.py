@@ -113,7 +113,20 @@ def test_a_question_that_can_be_split_is(routed_coe: Coe) -> None:
 
 
 def test_an_unsure_route_says_so(routed_coe: Coe) -> None:
-    words = "clause fever join integral shard proof court patient schema generator token index".split()
+    words = [
+        "clause",
+        "fever",
+        "join",
+        "integral",
+        "shard",
+        "proof",
+        "court",
+        "patient",
+        "schema",
+        "generator",
+        "token",
+        "index",
+    ]
     candidates = [f"the {one} of the {other}" for one, other in itertools.permutations(words, 2)]
     routed = routed_coe.run("route", "-", "--format", "jsonl", stdin="\n".join(candidates)).check().stdout
     unsure = [line["text"] for line in map(json.loads, routed.splitlines()) if line["unsure"]]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import numpy as np
 import onnxruntime_genai as oga
+from generators import in_batch, in_turns
 from pairs import MODEL, print_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -57,31 +57,12 @@ class Bench:
 
     def taking_turns(self, prompts: list[Any]) -> list[list[int]]:
         """What the college does: a generator each, one token each in turn."""
-        generators = [oga.Generator(self.model, self.params()) for _ in prompts]
-        for generator, ids in zip(generators, prompts, strict=True):
-            generator.append_tokens(ids)
-        answers: list[list[int]] = [[] for _ in prompts]
-        for _ in range(TOKENS):
-            for generator, answer in zip(generators, answers, strict=True):
-                generator.generate_next_token()
-                answer.append(int(generator.get_next_tokens()[0]))
-        return answers
+        return in_turns([oga.Generator(self.model, self.params()) for _ in prompts], prompts, TOKENS)
 
     def batch(self, prompts: list[Any]) -> list[list[int]]:
         """One generator; shorter prompts are padded on the left."""
-        width = max(len(ids) for ids in prompts)
         pad = json.loads((folders().models / MODEL / "genai_config.json").read_text())["model"]["pad_token_id"]
-        rows = np.full((len(prompts), width), pad, dtype=np.int32)
-        for row, ids in zip(rows, prompts, strict=True):
-            row[width - len(ids) :] = ids
-        generator = oga.Generator(self.model, self.params(batch_size=len(prompts)))
-        generator.append_tokens(rows)
-        answers: list[list[int]] = [[] for _ in prompts]
-        for _ in range(TOKENS):
-            generator.generate_next_token()
-            for answer, token in zip(answers, generator.get_next_tokens(), strict=True):
-                answer.append(int(token))
-        return answers
+        return in_batch(oga.Generator(self.model, self.params(batch_size=len(prompts))), prompts, pad, TOKENS)
 
     def engine(self, prompts: list[Any]) -> list[list[int]]:
         """Continuous batching, in the interface of the release that is installed."""

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from generators import in_batch, in_turns
 from pairs import print_table
 
 from coe_cli.providers.settings import configure, default_session_options
@@ -151,7 +152,7 @@ class Loaded:
         import numpy as np
         import onnxruntime_genai as oga
 
-        self.oga, self.np = oga, np
+        self.oga = oga
         folder = job["folder"]
         config = oga.Config(folder)
         session = {**default_session_options("cuda"), **job.get("session", {})}
@@ -177,30 +178,12 @@ class Loaded:
 
     def turns(self, prompts: Sequence[Any]) -> list[list[int]]:
         """A generator each, one token each in turn: what a worker does."""
-        generators = [self.oga.Generator(self.model, self.params()) for _ in prompts]
-        for generator, ids in zip(generators, prompts, strict=True):
-            generator.append_tokens(ids)
-        answers: list[list[int]] = [[] for _ in prompts]
-        for _ in range(TOKENS):
-            for generator, answer in zip(generators, answers, strict=True):
-                generator.generate_next_token()
-                answer.append(int(generator.get_next_tokens()[0]))
-        return answers
+        return in_turns([self.oga.Generator(self.model, self.params()) for _ in prompts], prompts, TOKENS)
 
     def batch(self, prompts: Sequence[Any]) -> list[list[int]]:
         """One generator for all; shorter prompts are padded on the left."""
-        width = max(map(len, prompts))
-        rows = self.np.full((len(prompts), width), self.pad, dtype=self.np.int32)
-        for row, ids in zip(rows, prompts, strict=True):
-            row[width - len(ids) :] = ids
         generator = self.oga.Generator(self.model, self.params(batch_size=len(prompts)))
-        generator.append_tokens(rows)
-        answers: list[list[int]] = [[] for _ in prompts]
-        for _ in range(TOKENS):
-            generator.generate_next_token()
-            for answer, token in zip(answers, generator.get_next_tokens(), strict=True):
-                answer.append(int(token))
-        return answers
+        return in_batch(generator, prompts, self.pad, TOKENS)
 
     def engine(self, prompts: Sequence[Any], *, apart: bool = False) -> list[list[int]]:
         """All requests at once, or each when the one before has its first token."""

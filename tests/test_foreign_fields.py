@@ -22,6 +22,7 @@ HI = [{"role": "user", "content": "Hi"}]
 NO_SYSTEM = {"role": "system", "content": ""}
 BEGUN = [*HI, {"role": "assistant", "content": "The capital of France is"}]
 ASKED: dict[str, dict[str, Any]] = {
+    "/detokenize": {},
     CHAT: {"messages": HI, "max_tokens": 4},
     TEXT: {"prompt": "Hi", "max_tokens": 4},
     NATIVE: {"prompt": "Hi", "n_predict": 4},
@@ -184,6 +185,8 @@ REFUSED = [
     (CHAT, {"messages": BEGUN[1:], "continue_final_message": True}, "continue_final_message"),
     (CHAT, {"messages": BEGUN, "continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
     (CHAT, {"stop_token_ids": [-1]}, "stop_token_ids.0"),
+    (CHAT, {"stop_token_ids": [True]}, "stop_token_ids.0"),
+    ("/detokenize", {"tokens": [True]}, "tokens.0"),
     (CHAT, {"top_k": -2}, "top_k"),
     (RESPONSES, {"include": ["message.output_text.logprobs"]}, "include.0"),
     (RESPONSES, {"background": True}, "background"),

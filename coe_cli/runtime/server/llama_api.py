@@ -42,7 +42,7 @@ class TokenizeRequest(Checked):
 
 class DetokenizeRequest(Checked):
     model: _Model = AUTO
-    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MAX_PROMPT_IDS)]
+    tokens: Annotated[list[api.TokenId], Field(max_length=MAX_PROMPT_IDS)]
 
 
 class TemplateRequest(api.ChatCompletionRequest):

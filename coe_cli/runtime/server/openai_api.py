@@ -64,9 +64,8 @@ def complaint(errors: Sequence[Any]) -> tuple[str, str]:
 
 _Stop = Annotated[str, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
-_Ids = Annotated[
-    list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)
-]
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+_Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
 
 
@@ -118,9 +117,7 @@ class Generation(Constraints):
     )
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS.most)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=STOP_IDS_MOST)] | None = (
-        None
-    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=STOP_IDS_MOST)] | None = None
     timings_per_token: bool | None = Field(default=None, description="llama.cpp's: `timings` in every chunk")
     return_progress: bool | None = Field(default=None, description="llama.cpp's: `prompt_progress` in the first chunk")
     allow_special_tokens: bool | None = Field(

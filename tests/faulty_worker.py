@@ -7,9 +7,10 @@ Usage: faulty_worker.py FOLDER. ``FOLDER/faults.json`` maps a model's name to a 
 - ``load``: oom, hang, crash, damaged; ``load_s``: seconds that a load takes
 - ``answer``: oom, device_lost, hang, crash, garbage; ``after``: so many tokens are written before
 - ``stubborn``: SIGTERM is ignored, and a child of its own holds the channel open
-- ``step_s``: seconds between two tokens; ``together``: no token before so many processes have been started in all
+- ``step_s``: seconds between two tokens; ``together``: no token before so many processes have been started in all, and
+  ``side_by_side``: none before so many answers have begun
 
-Every process writes its id into ``FOLDER/pids``. The answer to a prompt is the same in every process: ``expected``.
+Every process writes its id into ``FOLDER/pids``, and makes ``FOLDER/hangs-ID`` when it is to hang. The answer to a prompt is the same in every process: ``expected``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class FaultyWorker:
         threading.Thread(target=self._listen, args=(stdin,), daemon=True).start()
         while True:
             try:
-                message = self._inbox.get(block=not self._running)
+                waits = not self._written and len(self._running) < self._fault.get("side_by_side", 1)
+                message = self._inbox.get(block=not self._running or waits)
             except Empty:
                 self._step()
                 continue
@@ -100,6 +102,7 @@ class FaultyWorker:
 
     def _misbehave(self, kind: str | None) -> None:
         if kind == "hang":
+            (self._folder / f"hangs-{os.getpid()}").touch()
             time.sleep(1000)
         elif kind == "crash":
             sys.stderr.write("faulty_worker: crashed as asked\n")

@@ -127,7 +127,7 @@ def end(process: psutil.Process) -> None:
         workers = process.children()
         os.kill(process.pid, signal.SIGTERM)
         try:
-            eventually(lambda: is_gone(process), 10)
+            eventually(lambda: is_gone(process))
         finally:
             for left in [process, *workers]:
                 with contextlib.suppress(psutil.Error):

@@ -408,7 +408,7 @@ def test_ctrl_c_twice_drops_the_running_rows(coe: Coe) -> None:
     assert process.stderr is not None
     assert any(b"once more drops them" in line for line in process.stderr)
     interrupt(process)
-    _, error = process.communicate(timeout=25)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert b"stopped: 0 of 200 rows are done" in error
 

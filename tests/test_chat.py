@@ -198,7 +198,7 @@ def test_on_a_terminal(coe: Coe) -> None:
     chat.wait_for("> ")
     assert workers_of(psutil.Process(chat.process.pid)) == [worker], "Ctrl-C kept the model"
     chat.type("\x04")
-    chat.process.wait(timeout=30)
+    chat.process.wait(timeout=60)
     os.close(chat.controller)
     assert chat.process.returncode == 0
     eventually(lambda: is_gone(worker))
@@ -219,7 +219,7 @@ def test_an_answer_is_markdown_on_a_terminal_alone(bare_coe: Coe, raw: bool) -> 
         while part := os.read(chat.controller, 4096):
             shown += part.decode()
     os.close(chat.controller)
-    assert chat.process.wait(timeout=30) == 0
+    assert chat.process.wait(timeout=60) == 0
     written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert ("**certainly** not so" in written) is raw and "certainly" in written
     assert bare_coe.run("chat", "-m", "md", "--no-log", stdin="Hi\n").check().stdout == "**certainly** not so\n"
@@ -234,7 +234,7 @@ def test_lines_are_remembered_for_the_next_session(quick_coe: Coe) -> None:
     chat.wait_for("system prompt: Be kind.")
     chat.wait_for("> ")  # before it, the terminal is not readline's yet, and the end of the input would be lost
     chat.type("\x04")
-    chat.process.wait(timeout=30)
+    chat.process.wait(timeout=60)
     os.close(chat.controller)
     lines: Path = quick_coe.folder / "state" / "chat_lines"
     assert "/system Be kind." in lines.read_text()
@@ -246,5 +246,5 @@ def test_lines_are_remembered_for_the_next_session(quick_coe: Coe) -> None:
     chat.type("\n")
     chat.wait_for("system prompt: Be kind.")
     chat.type("/exit\n")
-    chat.process.wait(timeout=30)
+    chat.process.wait(timeout=60)
     os.close(chat.controller)

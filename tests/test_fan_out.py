@@ -88,7 +88,7 @@ def job(expert: str, model: str, tokens: int = 8, problem: Any = None) -> Job:
 def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> None:
     renderer = Notes()
     jobs = [job(name, "one", tokens=30) for name in ("a", "b", "c")]
-    drafts = consult(jobs, start({"one": [{"step_s": 0.01}]}), renderer)
+    drafts = consult(jobs, start({"one": [{"side_by_side": 3, "step_s": 0.01}]}), renderer)
     assert [draft.expert for draft in drafts] == ["a", "b", "c"]
     for number, draft in enumerate(drafts):
         assert draft.error is None
@@ -160,4 +160,4 @@ def test_an_interrupt_ends_all_of_them(start: Any, tmp_path: Path) -> None:
         consult(jobs, client, renderer)
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert pids
-    eventually(lambda: all(not psutil.pid_exists(pid) or is_gone(psutil.Process(pid)) for pid in pids), 10)
+    eventually(lambda: all(not psutil.pid_exists(pid) or is_gone(psutil.Process(pid)) for pid in pids))

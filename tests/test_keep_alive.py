@@ -39,7 +39,7 @@ eviction_policy: {{min_resident_seconds: 86400, retry_delay_seconds: 1}}
 def served_by(coe: Coe, budget_mb: int, more: str = "") -> contextlib.AbstractContextManager[Served]:
     """A college of one slot for two models, which never takes a young model from those who wait for it."""
     for name in (MODEL, OTHER):
-        sleeping_model(coe, name, step_s=0.01)
+        sleeping_model(coe, name, step_s=0.03)
     (coe.config / "hardware_profiles.yaml").write_text(PROFILE.format(budget_mb=budget_mb, more=more))
     return serving(coe, COE_NO_SERVE="0")
 

@@ -42,7 +42,7 @@ def test_the_worker_behind_a_launcher_is_meant_and_ended(tmp_path: Path) -> None
         assert process.ppid() != psutil.Process().pid
     finally:
         worker.kill()
-    eventually(lambda: is_gone(process), 10)
+    eventually(lambda: is_gone(process))
 
 
 @pytest.mark.skipif(sys.platform != "win32", reason="job objects")
@@ -65,7 +65,7 @@ def test_what_is_in_the_job_ends_with_its_owner(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     process.stdout.close()
-    eventually(lambda: is_gone(child), 10)
+    eventually(lambda: is_gone(child))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="job objects")

@@ -141,7 +141,7 @@ def test_a_load_that_cannot_be_sent_is_over(tmp_path: Path, monkeypatch: pytest.
         async with trial(tmp_path) as college:
             with monkeypatch.context() as patch:
                 patch.setattr(WorkerHandle, "send", failing)
-                answer = await asyncio.wait_for(college.ask(), 20)
+                answer = await asyncio.wait_for(college.ask(), 60)
                 assert answer.error is not None and "cannot be sent" in answer.error.message
             assert (await college.ask()).right
             await college.settled()

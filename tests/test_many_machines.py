@@ -85,7 +85,7 @@ def nginx(folder: Path, ports: dict[str, int]) -> Iterator[None]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         with contextlib.suppress(AssertionError):
-            eventually(lambda: process.poll() is not None or _listens(ports["127.0.0.1:8080"]), 10)
+            eventually(lambda: process.poll() is not None or _listens(ports["127.0.0.1:8080"]))
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         yield
     finally:

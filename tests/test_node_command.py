@@ -147,4 +147,4 @@ def _end_ray(before: set[int], port: str) -> None:
     mine = [p for p in began if any(f":{port}" in a or f"={port}" in a for a in p.info["cmdline"] or [])]
     for process in mine:
         process.kill()
-    eventually(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in mine), 20)
+    eventually(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in mine))

@@ -232,9 +232,9 @@ def test_idle_actors_end_and_give_their_memory_back(cluster: Nodes, nodes: Calla
     nodes(1)
     with engine(cluster.address, tmp_path, keep_alive_s=1.5) as running:
         assert len(list(running.run(Rows(tmp_path, {"a": 4})))) == 4
-        assert len(workers(tmp_path)) == 1
-        eventually(lambda: not workers(tmp_path), 20)
-        eventually(lambda: ray.available_resources().get(VRAM_RESOURCE) == DEMAND_MB, 20)
+        assert starts(tmp_path) == 1
+        eventually(lambda: not workers(tmp_path))
+        eventually(lambda: ray.available_resources().get(VRAM_RESOURCE) == DEMAND_MB)
         assert ray.util.list_named_actors() == []
 
 

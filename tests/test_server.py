@@ -244,7 +244,7 @@ def test_a_client_that_goes_away_cancels_its_answer(served: Served) -> None:
         assert connection.sock is not None
         connection.sock.close() if not stream else connection.getresponse().close()
         connection.close()
-        eventually(lambda: not running(), 20)
+        eventually(lambda: not running())
 
 
 def test_one_that_goes_away_in_the_queue_leaves_it(served: Served) -> None:
@@ -265,7 +265,7 @@ def test_one_that_goes_away_in_the_queue_leaves_it(served: Served) -> None:
             await asyncio.gather(*asks, return_exceptions=True)
 
     asyncio.run(many())
-    eventually(lambda: served.snapshot()["queue_length"] == 0, 20)
+    eventually(lambda: served.snapshot()["queue_length"] == 0)
     assert served.chat().status == 200
 
 
@@ -429,4 +429,4 @@ def test_the_queue_refuses_when_it_is_full(served: Served) -> None:
     assert all(isinstance(error, openai.RateLimitError) for error in refused)
     assert int(refused[0].response.headers["retry-after"]) >= 1
     assert refused[0].code in ("queue_full", "prompts_full")
-    eventually(lambda: served.snapshot()["queue_length"] == 0, 30)
+    eventually(lambda: served.snapshot()["queue_length"] == 0)

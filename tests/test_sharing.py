@@ -145,7 +145,7 @@ def test_a_killed_batch_leaves_nothing_at_work(home: Coe) -> None:
         eventually(lambda: any(line["running"] for line in served.snapshot()["models"]))
         psutil.Process(process.pid).kill()
         process.communicate()
-        eventually(lambda: all(not line["running"] and not line["waiting"] for line in served.snapshot()["models"]), 20)
+        eventually(lambda: all(not line["running"] and not line["waiting"] for line in served.snapshot()["models"]))
 
 
 def test_alone_it_runs_a_college_in_its_own_process(home: Coe) -> None:

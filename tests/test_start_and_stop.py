@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,14 +90,23 @@ def test_a_lock_that_cannot_be_one_is_said_in_a_line(coe: Coe, state: Path, lock
         assert stopped.code == 1 and "college.lock cannot be used" in one_line(stopped.stderr)
 
 
-@pytest.mark.parametrize("name", [pid_file.STARTING, pid_file.COLLEGE])
-def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path, name: str) -> None:
-    starting = coe.start("serve")
+@pytest.mark.parametrize(
+    ("name", "module"), [(pid_file.STARTING, "sitecustomize"), (pid_file.COLLEGE, "uvicorn")], ids=["no lock", "a lock"]
+)
+def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path, name: str, module: str) -> None:
+    """It sleeps where it imports ``module``, before its lock is taken or after."""
+    shim = coe.folder / "shim"
+    shim.mkdir()
+    (shim / f"{module}.py").write_text(
+        "import sys, time\nif any('serve_process' in argument for argument in sys.orig_argv): time.sleep(1000)\n"
+    )
+    path = os.pathsep.join([str(shim), coe.environment["PYTHONPATH"]])
+    starting = coe.start("serve", environment={"PYTHONPATH": path})
     process = psutil.Process(eventually(lambda: pid_file.read(state / name)).pid)
     process.suspend()
     assert "was ended" in coe.run("stop").check().stderr
     assert is_gone(process) and not discovery.college_lives(state)
-    starting.communicate(timeout=30)
+    starting.communicate(timeout=60)
     assert starting.returncode != 0
     url = coe.run("serve").check().stdout
     assert url.startswith("http")
@@ -117,7 +127,7 @@ def test_in_the_foreground_too(coe: Coe, state: Path) -> None:
     eventually(lambda: (state / "college.json").exists())
     psutil.Process(process.pid).suspend()
     assert "was ended" in coe.run("stop").check().stderr
-    assert process.wait(timeout=10) is not None
+    assert process.wait(timeout=60) is not None
 
 
 @pytest.mark.parametrize("name", [pytest.param(pid_file.STARTING, marks=pytest.mark.slow), pid_file.COLLEGE])

@@ -317,8 +317,7 @@ class College:
             return
         if self._settings.recorder is not None:
             self._settings.recorder.begun(worker.pid, beside=bool(worker.running))
-        worker.running.add(request_id)
-        worker.progress_at = time.monotonic()
+        worker.begin(request_id)
         try:
             worker.send(translation.to_worker(request_id, request.ask, request.prompt, self._contexts[model]))
         except Exception as error:  # nothing of it was sent: the worker is sound and its slot is free again

@@ -34,7 +34,7 @@ class WorkerHandle:
         self._name = "a warm worker"
         self.load_s = 0.0
         self.running: set[int] = set()
-        self.progress_at = time.monotonic()
+        self._progress_at = 0.0
         self.ending = False
         self._command = command
         self._process: WorkerProcess | None = None
@@ -105,9 +105,14 @@ class WorkerHandle:
         if self._process is not None:
             self._process.send(message)
 
+    def begin(self, request_id: int) -> None:
+        """Note that an answer is asked for: from now on the worker has something to say."""
+        self.running.add(request_id)
+        self._progress_at = asyncio.get_running_loop().time()
+
     def stuck(self, allowed_s: float) -> DeviceLost | None:
         """The error of a worker that has answers to write and has said nothing for longer than ``allowed_s``."""
-        stuck_s = time.monotonic() - self.progress_at
+        stuck_s = asyncio.get_running_loop().time() - self._progress_at
         if not self.running or self.ending or stuck_s <= allowed_s:
             return None
         return DeviceLost(f"{self._name} made no progress for {stuck_s:.0f} s", "Ask again, or use a shorter prompt.")
@@ -176,7 +181,7 @@ class WorkerHandle:
         if message is None:
             self._channel_ended.set()
             return
-        self.progress_at = time.monotonic()
+        self._progress_at = asyncio.get_running_loop().time()
         self._dispatch(message)
 
     def _dispatch(self, message: protocol.FromWorker) -> None:

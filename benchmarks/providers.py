@@ -23,7 +23,7 @@ from pairs import print_table
 from coe_cli.core.bench.bench_figures import bandwidth_share
 from coe_cli.core.bench.bench_grid import Point
 from coe_cli.core.memory.footprint import ModelMemory
-from coe_cli.core.memory.prefill import PIECE_TOKENS
+from coe_cli.core.memory.prefill import CHUNK_TOKENS
 from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.core.models.onnx_graph import read_graph
 from coe_cli.providers.settings import configure, default_provider_options, default_session_options
@@ -98,8 +98,8 @@ def bare(provider: str, folder: str) -> dict[str, dict[str, float]]:
             generator = oga.Generator(model, params)
             ids = rng.integers(10, 30000, prompt).astype(np.int32)
             begin = time.perf_counter()
-            for start in range(0, prompt, PIECE_TOKENS):
-                generator.append_tokens(ids[start : start + PIECE_TOKENS])
+            for start in range(0, prompt, CHUNK_TOKENS):
+                generator.append_tokens(ids[start : start + CHUNK_TOKENS])
             generator.generate_next_token()
             generator.get_next_tokens()
             first = time.perf_counter()

@@ -34,11 +34,11 @@ from coe_cli.core.scheduling.scheduler_events import (
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 
 
-def simulate(requests: int, models: int, resident: int, load: float, seed: int = 1) -> dict[str, float]:
+def simulate(requests: int, models: int, loaded: int, load: float, seed: int = 1) -> dict[str, float]:
     """Poisson arrivals at ``load`` times what the slots can serve (service 1 s), ``models`` asked for in turns."""
     slots = 8
     rng = random.Random(seed)
-    pool_mb = int(resident * 5000 + slots * 500) * 100 // 90 + 200
+    pool_mb = int(loaded * 5000 + slots * 500) * 100 // 90 + 200
     config = PoolConfig(vram_budget_mb=pool_mb, max_concurrent_slots=slots, max_queue=10**9, preload_enabled=True)
     costs = {f"m{i}": ModelCost(weights_mb=5000, kv_mb=500, load_s=2.0, max_slots=4) for i in range(models)}
     scheduler = Scheduler(config, costs)
@@ -87,8 +87,8 @@ def main() -> None:
         ("6 models in room for 3, 0.7 of capacity", 6, 3, 0.7),
     ]
     rows = []
-    for name, models, resident, load in cases:
-        row = simulate(requests, models, resident, load)
+    for name, models, loaded, load in cases:
+        row = simulate(requests, models, loaded, load)
         rows.append((name, *(f"{row[key]:,.0f}" for key in ("requests_per_s", "events_per_s", "loads", "refused"))))
     print_table(("case", "requests/s", "events/s", "loads", "refused"), rows)
 

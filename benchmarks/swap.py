@@ -1,7 +1,7 @@
 """Switching models in a budget that holds one, against a bare process that loads the model and writes one token.
 
 Usage: swap.py [--rounds N]. The college keeps one model; each measured run asks for the other one and ends at its first
-token, so it covers the end of the resident worker, the new process, the load and one token. The bare side is
+token, so it covers the end of the loaded worker, the new process, the load and one token. The bare side is
 ``bare_oga.py`` from its start to its first byte. Both sides read the same files.
 """
 

@@ -148,7 +148,7 @@ class Trial:
         return len(list(self._folder.glob(f"{model}.start-*")))
 
     async def settled(self) -> None:
-        """Wait until no slot is taken, and check that nothing but residents holds memory."""
+        """Wait until no slot is taken, and check that nothing but loaded holds memory."""
         deadline = time.monotonic() + 60
         while True:
             now = self.college.snapshot()
@@ -157,10 +157,10 @@ class Trial:
                 break
             assert time.monotonic() < deadline, now
             await asyncio.sleep(0.01)
-        residents = [name for name, state in states.items() if state == "ready"]
+        loaded = [name for name, state in states.items() if state == "ready"]
         assert all(model.reserved_mb in (0, WEIGHTS_MB) for model in now.models)
         assert now.reserved_mb == sum(model.held_mb for model in now.models)
-        assert set(self.college.workers()) == set(residents)
+        assert set(self.college.workers()) == set(loaded)
         assert not self.college.busy
 
 

@@ -130,9 +130,9 @@ class Coe:
         return path
 
     def sleep(self) -> None:
-        """Have workers import the stand-in that sleeps known times (tests/sleeping_oga)."""
-        stand_in = str(REPOSITORY / "tests" / "sleeping_oga")
-        self.environment["PYTHONPATH"] = os.pathsep.join([stand_in, self.environment["PYTHONPATH"]])
+        """Have workers import the double that sleeps known times (tests/sleeping_oga)."""
+        double = str(REPOSITORY / "tests" / "sleeping_oga")
+        self.environment["PYTHONPATH"] = os.pathsep.join([double, self.environment["PYTHONPATH"]])
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "coe_cli", *arguments]
@@ -291,7 +291,7 @@ def sleeper(bare_coe: Coe, models_dir: Path) -> Coe:
 
 
 def sleeping_model(coe: Coe, name: str, **sleeps: Any) -> None:
-    """The real model's files, which the stand-in does not read, and what it is to do."""
+    """The real model's files, which the double does not read, and what it is to do."""
     folder = copy_model(_MODELS / MODEL, coe.models / name)
     (folder / "sleeps.json").write_text(json.dumps(sleeps))
 

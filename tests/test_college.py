@@ -247,8 +247,8 @@ def test_a_model_whose_files_have_changed_is_loaded_anew_when_idle(tmp_path: Pat
 async def _warm_pid(college: Trial) -> int:
     """The process that has no model, once there is one."""
     while True:
-        residents = {pid for pid, _, _ in college.college.workers().values()}
-        free = [pid for pid in college.pids() if psutil.pid_exists(pid) and pid not in residents]
+        loaded = {pid for pid, _, _ in college.college.workers().values()}
+        free = [pid for pid in college.pids() if psutil.pid_exists(pid) and pid not in loaded]
         if free and college.college._warm_worker.there:
             return free[-1]
         await asyncio.sleep(0.01)

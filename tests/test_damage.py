@@ -1,4 +1,4 @@
-"""Damaged models, folders that cannot be written, full disks: one line with what mends it, and nothing half-made."""
+"""Damaged models, folders that cannot be written, full disks: one line with what fixes it, and nothing half-made."""
 
 from __future__ import annotations
 

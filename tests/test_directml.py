@@ -1,4 +1,4 @@
-"""The college, chat, batch and bench on what behaves as DirectML does: a generator takes tokens once (DESIGN §8)."""
+"""The college, chat, batch and bench on what behaves as DirectML does: a generator takes tokens once."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def dml(tmp_path: Path) -> Coe:
         write_tiny_model(tmp_path / "models" / name, context=2048)
     path = tmp_path / "models" / "gpu" / "genai_config.json"
     path.write_text(path.read_text().replace('"provider_options": []', '"provider_options": [{"dml": {}}]'))
-    stand_in = str(REPOSITORY / "tests" / "directml_oga")
-    coe.environment["PYTHONPATH"] = os.pathsep.join([stand_in, coe.environment["PYTHONPATH"]])
+    double = str(REPOSITORY / "tests" / "directml_oga")
+    coe.environment["PYTHONPATH"] = os.pathsep.join([double, coe.environment["PYTHONPATH"]])
     coe.environment |= {"OGA_LOG": str(tmp_path / "oga.log"), "COE_PROFILE": "minimal"}
     return coe
 

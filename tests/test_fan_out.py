@@ -23,7 +23,7 @@ from faulty_worker import expected
 from coe_cli.core.routing.synthesis import Draft
 from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.errors import ModelMissing
-from coe_cli.runtime.client.fan_out import Job, consult
+from coe_cli.runtime.client.fan_out import Job, fan_out
 from coe_cli.runtime.client.local import LocalClient
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college_settings import CollegeSettings
@@ -88,7 +88,7 @@ def job(expert: str, model: str, tokens: int = 8, problem: Any = None) -> Job:
 def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> None:
     renderer = Notes()
     jobs = [job(name, "one", tokens=30) for name in ("a", "b", "c")]
-    drafts = consult(jobs, start({"one": [{"side_by_side": 3, "step_s": 0.01}]}), renderer)
+    drafts = fan_out(jobs, start({"one": [{"side_by_side": 3, "step_s": 0.01}]}), renderer)
     assert [draft.expert for draft in drafts] == ["a", "b", "c"]
     for number, draft in enumerate(drafts):
         assert draft.error is None
@@ -105,7 +105,7 @@ def test_experts_of_one_model_write_side_by_side(start: Any, tmp_path: Path) -> 
 def test_one_without_a_slot_is_waiting_once_the_load_is_over(start: Any, tmp_path: Path) -> None:
     renderer = Notes()
     jobs = [job(name, "one", tokens=30) for name in ("a", "b", "c")]
-    consult(jobs, start({"one": [{"load_s": 1.0, "step_s": 0.01}]}, slots=2), renderer)
+    fan_out(jobs, start({"one": [{"load_s": 1.0, "step_s": 0.01}]}, slots=2), renderer)
     (late,) = {0, 1, 2} - set(sorted(renderer.times, key=lambda number: renderer.times[number][0])[:2])
     # Who comes before the load begins is told "loading", who comes during it "waiting (loading, …)".
     assert renderer.phases[late][-2:] == ["waiting (slots, 0 ahead)", "reading the prompt"]
@@ -129,7 +129,7 @@ def test_one_that_fails_says_why_and_the_others_go_on(
     start: Any, tmp_path: Path, fault: dict[str, Any], code: str
 ) -> None:
     jobs = [job("good", "one"), job("bad", "two"), job("fine", "one")]
-    drafts = consult(jobs, start({"two": [fault]}), Notes())
+    drafts = fan_out(jobs, start({"two": [fault]}), Notes())
     assert [draft.error is None for draft in drafts] == [True, False, True]
     error = drafts[1].error
     assert error is not None and error.code == code and error.message
@@ -139,7 +139,7 @@ def test_one_that_fails_says_why_and_the_others_go_on(
 
 def test_one_that_cannot_even_be_asked_fails_alone(start: Any, tmp_path: Path) -> None:
     missing = ModelMissing("it is not there", "Fetch it.")
-    drafts = consult([job("gone", "two", problem=missing), job("good", "one")], start(), Notes())
+    drafts = fan_out([job("gone", "two", problem=missing), job("good", "one")], start(), Notes())
     assert drafts[0].error is not None
     assert (drafts[0].error.code, drafts[0].error.hint) == ("model_missing", "Fetch it.")
     assert drafts[1].error is None
@@ -157,7 +157,7 @@ def test_an_interrupt_ends_all_of_them(start: Any, tmp_path: Path) -> None:
     client = start({"one": [{"step_s": 0.01}]})
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        consult(jobs, client, renderer)
+        fan_out(jobs, client, renderer)
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert pids
     eventually(lambda: all(not psutil.pid_exists(pid) or is_gone(psutil.Process(pid)) for pid in pids))

@@ -20,7 +20,7 @@ WEIGHTS_MB, SLOT_MB = 1000, 100
 def node(
     models: int = 1,
     *,
-    resident: int | None = None,
+    loaded: int | None = None,
     slots: int = 1,
     factors: tuple[float, ...] = (1.0,),
     speedup: tuple[float, ...] = (1.0,),
@@ -30,8 +30,8 @@ def node(
     max_queue: int = 10**6,
     min_resident_s: float = 0.0,
 ) -> SimulatedNode:
-    """A pool with room for ``resident`` models (all of them by default) with all slots; no preloads."""
-    room = models if resident is None else resident
+    """A pool with room for ``loaded`` models (all of them by default) with all slots; no preloads."""
+    room = models if loaded is None else loaded
     pool_mb = math.ceil((room * WEIGHTS_MB + slots * SLOT_MB) / 0.9) + 1
     pool = PoolConfig(
         vram_budget_mb=pool_mb, max_concurrent_slots=slots, max_queue=max_queue, min_resident_s=min_resident_s
@@ -95,7 +95,7 @@ def played(simulated: SimulatedNode, *asked: tuple[float, int, float, float]) ->
         ),
         pytest.param(
             # 0.5 s for the eviction, 2 s for the load
-            node(2, resident=1),
+            node(2, loaded=1),
             [(0.0, 0, 0.5, 1.0), (0.1, 1, 0.5, 1.0)],
             [(0.0, 0.5, 1.5), (1.4 + 2.5, 4.4, 5.4)],
             id="a swap",
@@ -132,7 +132,7 @@ def test_sums_by_hand(
 
 def test_an_idle_model_makes_room_however_young_it_is() -> None:
     """The scheduler's own rule: it protects a young model only from another when both have waiting requests."""
-    simulated = node(2, resident=1, min_resident_s=60.0)
+    simulated = node(2, loaded=1, min_resident_s=60.0)
     _, second, third = played(simulated, (0.0, 0, 0.0, 1.0), (2.0, 1, 0.0, 1.0), (6.0, 0, 0.0, 1.0))
     assert second[0] == pytest.approx(2.5)
     assert third[0] == pytest.approx(2.5)
@@ -176,7 +176,7 @@ requests = st.tuples(st.floats(0, 30), st.integers(0, 2), st.floats(0, 2), st.fl
 @settings(max_examples=150)
 @given(
     asked=st.lists(requests, max_size=25),
-    resident=st.integers(1, 3),
+    loaded=st.integers(1, 3),
     slots=st.integers(1, 3),
     on_cpu=st.booleans(),
     max_queue=st.sampled_from([2, 1000]),
@@ -184,7 +184,7 @@ requests = st.tuples(st.floats(0, 30), st.integers(0, 2), st.floats(0, 2), st.fl
 )
 def test_every_request_ends_once_and_in_order(
     asked: list[tuple[float, int, float, float]],
-    resident: int,
+    loaded: int,
     slots: int,
     on_cpu: bool,
     max_queue: int,
@@ -192,7 +192,7 @@ def test_every_request_ends_once_and_in_order(
 ) -> None:
     simulated = node(
         3,
-        resident=resident,
+        loaded=loaded,
         slots=slots,
         on_cpu=on_cpu,
         max_queue=max_queue,

@@ -212,7 +212,7 @@ MODELS = {"a": "model-a", "b": "model-b", "c": "model-c", "general_reasoner": "m
 
 
 @pytest.mark.parametrize(
-    ("ranking", "resident", "expected"),
+    ("ranking", "loaded", "expected"),
     [
         ((("a", 0.48), ("b", 0.44)), {"model-b"}, "b"),
         ((("a", 0.48), ("b", 0.44)), {"model-a", "model-b"}, "a"),
@@ -224,10 +224,10 @@ MODELS = {"a": "model-a", "b": "model-b", "c": "model-c", "general_reasoner": "m
     ],
 )
 def test_a_resident_model_is_preferred_within_the_margin(
-    ranking: tuple[tuple[str, float], ...], resident: set[str], expected: str
+    ranking: tuple[tuple[str, float], ...], loaded: set[str], expected: str
 ) -> None:
     before = decision_of(*ranking)
-    after = prefer_resident(before, MODELS, resident)
+    after = prefer_resident(before, MODELS, loaded)
     assert after.experts[0].name == expected
     assert after.preferred_resident == (expected != ranking[0][0])
     assert after.ranking == before.ranking

@@ -64,8 +64,8 @@ def model(target: Scheduler, name: str) -> ModelStatus:
     return next(status for status in target.snapshot().models if status.name == name)
 
 
-def resident(target: Scheduler, *names: str, at_s: float = 0.0) -> None:
-    """Make models resident and idle, each after one short request."""
+def loaded(target: Scheduler, *names: str, at_s: float = 0.0) -> None:
+    """Make models loaded and idle, each after one short request."""
     for name in names:
         assert Load(name) in feed(target, at_s, Request(f"warm-{name}", name))
         assert feed(target, at_s, Loaded(name)) == [Start(f"warm-{name}", name)]
@@ -116,14 +116,14 @@ def test_loads_are_serialised() -> None:
 
 def test_the_concurrency_limit_counts_running_generations() -> None:
     s = scheduler({"a": (1000, 100), "b": (1000, 100)}, max_concurrent_slots=2)
-    resident(s, "a", "b")
+    loaded(s, "a", "b")
     assert kinds(feed(s, 1, Request(1, "a"), Request(2, "b"), Request(3, "a"))) == ["Start", "Start", "Wait"]
     assert feed(s, 2, Done(2)) == [Start(3, "a")]
 
 
 def test_a_model_runs_no_more_than_its_own_slots() -> None:
     s = scheduler({"a": ModelCost(1000, 100, max_slots=1)})
-    resident(s, "a")
+    loaded(s, "a")
     assert feed(s, 1, Request(1, "a"), Request(2, "a")) == [Start(1, "a"), Wait(2, "a", "slots", 0)]
     assert feed(s, 2, Done(1)) == [Start(2, "a")]
 
@@ -211,7 +211,7 @@ def test_levels_rise_at_their_threshold_and_fall_0_02_below_it() -> None:
 
 def test_usage_is_the_larger_of_held_and_measured() -> None:
     s = scheduler({"a": (5000, 500)})
-    resident(s, "a")
+    loaded(s, "a")
     assert s.snapshot().measured_mb is None
     feed(s, 1, MeasuredUsage(3000))
     assert s.snapshot().usage_mb == 5500
@@ -222,7 +222,7 @@ def test_usage_is_the_larger_of_held_and_measured() -> None:
 
 def test_nothing_more_starts_at_high_pressure() -> None:
     s = scheduler({"a": (5000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, Request(1, "a"))
     (notice,) = feed(s, 2, MeasuredUsage(9100), notices=True)
     assert notice == Notice("pressure", "memory pressure is high: 9100 of 10000 MB")
@@ -233,7 +233,7 @@ def test_nothing_more_starts_at_high_pressure() -> None:
 
 def test_at_high_pressure_one_request_runs_when_nothing_else_does() -> None:
     s = scheduler({"a": (5000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, MeasuredUsage(9100))
     assert kinds(feed(s, 2, Request(1, "a"), Request(2, "a"))) == ["Start", "Wait"]
     assert feed(s, 3, Done(1)) == [Start(2, "a")]
@@ -241,7 +241,7 @@ def test_at_high_pressure_one_request_runs_when_nothing_else_does() -> None:
 
 def test_no_start_brings_the_pool_to_high_beside_other_work() -> None:
     s = scheduler({"a": (5000, 1000)})
-    resident(s, "a")
+    loaded(s, "a")
     # 5000 + 4 slots would be 9000, which is high
     assert kinds(feed(s, 1, *(Request(i, "a") for i in range(4)))) == ["Start"] * 3 + ["Wait"]
     assert s.snapshot().level == "elevated"
@@ -265,7 +265,7 @@ def test_no_load_reaches_critical_by_its_own_reservation_even_alone() -> None:
 
 def test_memory_measured_in_mid_load_does_not_make_room() -> None:
     s = scheduler({"a": (1000, 100), "b": (4000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, MeasuredUsage(4800))  # 3700 of it are another program's
     feed(s, 2, Request(1, "b"))
     assert s.snapshot().usage_mb == 8900
@@ -280,7 +280,7 @@ def test_memory_measured_in_mid_load_does_not_make_room() -> None:
 
 def test_critical_evicts_the_largest_consumer_even_when_it_runs() -> None:
     s = scheduler({"small": (2000, 100), "large": (4000, 100)})
-    resident(s, "small", "large")
+    loaded(s, "small", "large")
     feed(s, 1, Request(1, "large"), Request(2, "small"))
     assert feed(s, 2, MeasuredUsage(9600)) == [
         Evict("large", "critical"),
@@ -295,7 +295,7 @@ def test_critical_evicts_the_largest_consumer_even_when_it_runs() -> None:
 
 def test_a_request_with_delivered_tokens_fails_when_it_is_evicted() -> None:
     s = scheduler({"a": (5000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, Request(1, "a"), Request(2, "a"), Tokens(1, 3))
     evict, refusal, retry = feed(s, 2, MeasuredUsage(9600))
     assert evict == Evict("a", "critical")
@@ -307,7 +307,7 @@ def test_a_request_with_delivered_tokens_fails_when_it_is_evicted() -> None:
 
 def test_a_guided_request_is_not_started_again_after_a_critical_eviction() -> None:
     s = scheduler({"a": (5000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, Request(1, "a", guided=True), Request(2, "a"))
     evict, refusal, retry = feed(s, 2, MeasuredUsage(9600))
     assert evict == Evict("a", "critical")
@@ -317,7 +317,7 @@ def test_a_guided_request_is_not_started_again_after_a_critical_eviction() -> No
 
 def test_critical_takes_the_next_largest_when_the_first_was_not_enough() -> None:
     s = scheduler({"small": (2000, 100), "large": (4000, 100)})
-    resident(s, "small", "large")
+    loaded(s, "small", "large")
     feed(s, 1, MeasuredUsage(9900))
     assert feed(s, 2, Evicted("large", 300, 9600)) == [Evict("small", "critical")]
     assert feed(s, 3, Evicted("small", 2100, 7500)) == []
@@ -327,7 +327,7 @@ def test_the_policy_may_name_the_largest_cache() -> None:
     costs = {"heavy": (4000.0, 100.0), "cached": (2000.0, 1000.0)}
     for target, victim in (("largest_consumer", "heavy"), ("largest_kv_cache", "cached")):
         s = scheduler(costs, target=target)
-        resident(s, *costs)
+        loaded(s, *costs)
         assert feed(s, 1, MeasuredUsage(9600)) == [Evict(victim, "critical")]
 
 
@@ -358,8 +358,8 @@ def test_the_longest_idle_per_second_of_load_goes_first() -> None:
         "new": ModelCost(4000, 100),
     }
     s = scheduler(costs)
-    resident(s, "dear", at_s=0)
-    resident(s, "cheap", at_s=60)
+    loaded(s, "dear", at_s=0)
+    loaded(s, "cheap", at_s=60)
     # dear was idle 120 s but costs 10 s to load again, cheap 60 s at 1 s
     assert feed(s, 120, Request(1, "new")) == [Evict("cheap", "room"), Wait(1, "new", "evicting", 0)]
     assert feed(s, 121, Evicted("cheap")) == [Load("new")]
@@ -367,8 +367,8 @@ def test_the_longest_idle_per_second_of_load_goes_first() -> None:
 
 def test_no_more_is_evicted_than_is_needed() -> None:
     s = scheduler({"a": (1000, 100), "b": (6000, 100), "new": (7000, 100)})
-    resident(s, "a", at_s=0)
-    resident(s, "b", at_s=10)
+    loaded(s, "a", at_s=0)
+    loaded(s, "b", at_s=10)
     # in order a and then b would go; b alone is enough
     assert kinds(feed(s, 100, Request(1, "new"))) == ["Evict", "Wait"]
     assert model(s, "b").state == "evicting"
@@ -377,7 +377,7 @@ def test_no_more_is_evicted_than_is_needed() -> None:
 
 def test_an_idle_model_goes_at_once_for_one_that_is_asked_for() -> None:
     s = scheduler({"a": (6000, 100), "b": (6000, 100)})
-    resident(s, "a", at_s=1)
+    loaded(s, "a", at_s=1)
     assert feed(s, 2, Request(1, "b")) == [Evict("a", "room"), Wait(1, "b", "evicting", 0)]
     assert feed(s, 3, Evicted("a")) == [Load("b")]
 
@@ -385,8 +385,8 @@ def test_an_idle_model_goes_at_once_for_one_that_is_asked_for() -> None:
 def test_a_young_model_that_is_waited_for_stays_until_it_is_old_enough() -> None:
     """Else two models that are asked for in turn would drive each other out at every request."""
     s = scheduler({"a": (6000, 100), "b": (6000, 100), "c": (100, 100)}, max_concurrent_slots=1, max_bypasses=0)
-    resident(s, "c", at_s=0)
-    resident(s, "a", at_s=10)
+    loaded(s, "c", at_s=0)
+    loaded(s, "a", at_s=10)
     assert feed(s, 20, Request("c", "c")) == [Start("c", "c")]
     assert kinds(feed(s, 21, Request("a", "a"), Request("b", "b", priority=5))) == ["Wait", "Wait"]
     assert feed(s, 69.9, Tick()) == []
@@ -397,7 +397,7 @@ def test_a_young_model_that_is_waited_for_stays_until_it_is_old_enough() -> None
 
 def test_a_running_model_is_not_evicted_for_room() -> None:
     s = scheduler({"a": (6000, 100), "b": (6000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 100, Request(1, "a"))
     assert feed(s, 101, Request(2, "b")) == [Wait(2, "b", "memory", 0)]
     assert feed(s, 500, Tick()) == []
@@ -406,7 +406,7 @@ def test_a_running_model_is_not_evicted_for_room() -> None:
 
 def test_a_shortfall_is_reported_and_kept_out_of_the_budget_until_it_is_back() -> None:
     s = scheduler({"a": (5000, 100), "b": (5900, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 60, Request(1, "b"))
     (notice, *_) = feed(s, 61, Evicted("a", reclaimed_mb=3100), notices=True)
     assert notice == Notice("shortfall", "evicting `a` reclaimed 3.0 of 5.0 GB; 2000 MB are kept out of the budget")
@@ -420,7 +420,7 @@ def test_a_shortfall_is_reported_and_kept_out_of_the_budget_until_it_is_back() -
 
 def test_a_shortfall_takes_room_from_the_next_load() -> None:
     s = scheduler({"a": (5000, 100), "b": (6000, 100)}, give_up_s=30.0)
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 60, Request(1, "b"))
     assert feed(s, 61, Evicted("a", reclaimed_mb=1000)) == []  # 4100 lost and 6100 needed
     assert s.next_wakeup_s() == 91
@@ -431,7 +431,7 @@ def test_a_shortfall_takes_room_from_the_next_load() -> None:
 
 def test_a_plan_that_was_too_high_is_no_shortfall() -> None:
     s = scheduler({"a": (5000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 60, Unload("a"))
     assert feed(s, 61, Evicted("a", reclaimed_mb=4000, used_mb=0), notices=True) == []
     assert s.snapshot().lost_mb == 0
@@ -452,7 +452,7 @@ def test_memory_that_others_hold_delays_a_request_and_then_refuses_it() -> None:
 
 def test_fifo_within_a_priority_and_ageing_between_them() -> None:
     s = scheduler({"a": ModelCost(1000, 100)}, max_concurrent_slots=1, priority_step_s=10.0)
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 0, Request("running", "a"))
     feed(s, 1, Request("old", "a", priority=0))
     feed(s, 2, Request("urgent", "a", priority=1))
@@ -466,10 +466,10 @@ def test_fifo_within_a_priority_and_ageing_between_them() -> None:
     assert order == ["urgent", "urgent-later", "old", "urgent-too-late"]
 
 
-@pytest.mark.parametrize(("limits", "overtakers"), [({"max_bypasses": 3}, 3), ({"max_bypass_s": 2.5}, 2)])
-def test_small_requests_overtake_a_big_one_only_so_often(limits: dict[str, float], overtakers: int) -> None:
+@pytest.mark.parametrize(("limits", "bypassing"), [({"max_bypasses": 3}, 3), ({"max_bypass_s": 2.5}, 2)])
+def test_small_requests_overtake_a_big_one_only_so_often(limits: dict[str, float], bypassing: int) -> None:
     s = scheduler({"small": (2000, 100), "big": (8000, 100)}, max_concurrent_slots=2, **limits)
-    resident(s, "small")
+    loaded(s, "small")
     feed(s, 60, Request(0, "small"))
     feed(s, 60, Request("big", "big"))
     started, last, now_s = 0, 0, 60.0
@@ -480,7 +480,7 @@ def test_small_requests_overtake_a_big_one_only_so_often(limits: dict[str, float
         started += sum(isinstance(decision, Start) for decision in decisions)
         if Evict("small", "room") in decisions:
             break
-    assert started == overtakers
+    assert started == bypassing
     feed(s, now_s, Evicted("small"))
     assert feed(s, now_s, Loaded("big")) == [Start("big", "big")]
 
@@ -494,7 +494,7 @@ def test_of_two_requests_with_one_key_the_first_to_come_goes_first() -> None:
 
 def test_nothing_is_held_back_for_a_model_that_waits_for_a_young_one() -> None:
     s = scheduler({"a": (6000, 100), "b": (6000, 100)}, max_bypasses=0, max_concurrent_slots=1)
-    resident(s, "a", at_s=0)
+    loaded(s, "a", at_s=0)
     feed(s, 1, Request(0, "a"), Request("b", "b"))
     for i in range(20):
         feed(s, 2 + i, Request(i + 1, "a"))
@@ -505,7 +505,7 @@ def test_nothing_is_held_back_for_a_model_that_waits_for_a_young_one() -> None:
 
 def test_memory_for_loads_is_given_out_in_order() -> None:
     s = scheduler({"a": (5000, 100), "big": (8000, 100), "tiny": (500, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     assert feed(s, 1, Request("big", "big")) == [Evict("a", "room"), Wait("big", "big", "evicting", 0)]
     assert feed(s, 2, Request("tiny", "tiny")) == [Wait("tiny", "tiny", "evicting", 1)]
     assert feed(s, 61, Evicted("a")) == [Load("big")]
@@ -516,7 +516,7 @@ def test_memory_for_loads_is_given_out_in_order() -> None:
 
 def test_out_of_memory_on_load_evicts_the_idle_retries_once_and_refuses() -> None:
     s = scheduler({"a": (2000, 100), "b": (2000, 100), "new": (3000, 100)})
-    resident(s, "a", "b")
+    loaded(s, "a", "b")
     feed(s, 60, Request(1, "new"), Request(2, "new"))
     failed = feed(s, 61, LoadFailed("new", "out_of_memory"))
     assert failed == [Evict("a", "out_of_memory"), Evict("b", "out_of_memory")]
@@ -592,7 +592,7 @@ def test_a_load_that_fails_by_itself_keeps_its_one_retry_among_kills() -> None:
 
 def test_a_dead_worker_is_replaced_and_its_requests_are_retried_once() -> None:
     s = scheduler({"a": (2000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, Request(1, "a"), Request(2, "a"), Tokens(2))
     died = feed(s, 2, WorkerDied("a"))
     assert kinds(died) == ["Retry", "Refuse", "Load"]
@@ -656,7 +656,7 @@ def test_no_preload_when_it_is_off_or_would_leave_normal() -> None:
 
 
 def preloaded(**costs: tuple[float, float]) -> tuple[Scheduler, float]:
-    """A scheduler with a resident, b being preloaded."""
+    """A scheduler with a loaded, b being preloaded."""
     s = scheduler({"a": (2000, 100), "b": (4000, 100), **costs}, preload_enabled=True)
     now_s = ask_in_turns(s, "a", "b", "a", "b", "a")
     feed(s, now_s, Unload("b"), Evicted("b"))
@@ -711,7 +711,7 @@ def test_an_expected_model_that_nobody_asks_for_goes_first() -> None:
 
 def test_an_idle_model_is_unloaded_after_keep_alive() -> None:
     s = scheduler({"a": (2000, 100)}, keep_alive_s=300.0)
-    resident(s, "a", at_s=0)
+    loaded(s, "a", at_s=0)
     feed(s, 10, Request(1, "a"))
     feed(s, 20, Done(1))
     assert s.next_wakeup_s() == 320
@@ -721,14 +721,14 @@ def test_an_idle_model_is_unloaded_after_keep_alive() -> None:
 
 def test_without_keep_alive_a_model_stays() -> None:
     s = scheduler({"a": (2000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     assert s.next_wakeup_s() is None
     assert feed(s, 1e6, Tick()) == []
 
 
 def test_a_wake_up_that_was_missed_is_still_due() -> None:
     s = scheduler({"a": (6000, 100), "c": (100, 100)}, keep_alive_s=100.0)
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 150, Request(1, "c"))
     assert s.next_wakeup_s() == 100
     assert feed(s, 150, Tick()) == [Evict("a", "idle")]
@@ -737,7 +737,7 @@ def test_a_wake_up_that_was_missed_is_still_due() -> None:
 def test_a_model_has_a_keep_alive_of_its_own() -> None:
     costs = {"a": ModelCost(2000, 100, keep_alive_s=1.0), "b": ModelCost(2000, 100, keep_alive_s=math.inf)}
     s = scheduler(costs | {"c": ModelCost(2000, 100)}, keep_alive_s=30.0)
-    resident(s, "a", "b", "c")
+    loaded(s, "a", "b", "c")
     assert s.next_wakeup_s() == 1
     assert feed(s, 1, Tick()) == [Evict("a", "idle")]
     assert feed(s, 30, Evicted("a"), Tick()) == [Evict("c", "idle")]
@@ -746,7 +746,7 @@ def test_a_model_has_a_keep_alive_of_its_own() -> None:
 
 def test_unload_waits_until_the_model_is_idle() -> None:
     s = scheduler({"a": (2000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, Request(1, "a"))
     assert feed(s, 2, Unload("a")) == []
     assert feed(s, 3, Done(1)) == [Evict("a", "asked")]
@@ -767,7 +767,7 @@ def test_cancel_in_each_state() -> None:
 
 def test_cancel_while_it_waits_for_a_retry() -> None:
     s = scheduler({"a": (5000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, Request(1, "a"))
     feed(s, 2, MeasuredUsage(9600), Evicted("a", 5100, 0), Cancelled(1))
     assert s.snapshot().queue_length == 0
@@ -777,7 +777,7 @@ def test_cancel_while_it_waits_for_a_retry() -> None:
 
 def test_a_cancelled_generation_is_not_retried_when_its_worker_dies() -> None:
     s = scheduler({"a": (5000, 100)})
-    resident(s, "a")
+    loaded(s, "a")
     feed(s, 1, Request(1, "a"), Cancelled(1))
     assert feed(s, 2, WorkerDied("a")) == []
     assert s.snapshot().running == 0

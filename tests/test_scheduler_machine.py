@@ -75,7 +75,7 @@ class World(RuleBasedStateMachine):
         preload=st.booleans(),
         max_queue=st.sampled_from([3, 50]),
         measures=st.sampled_from([True, True, False]),
-        resident=st.sets(st.sampled_from(["small", "medium", "large"])),
+        loaded=st.sets(st.sampled_from(["small", "medium", "large"])),
     )
     def begin(
         self,
@@ -85,7 +85,7 @@ class World(RuleBasedStateMachine):
         preload: bool,
         max_queue: int,
         measures: bool,
-        resident: set[str],
+        loaded: set[str],
     ) -> None:
         self.config = PoolConfig(
             vram_budget_mb=POOL_MB + 2_000,
@@ -111,7 +111,7 @@ class World(RuleBasedStateMachine):
         self.starts: dict[RequestId, int] = {}
         self.ended: set[RequestId] = set()
         self.lost_by_death: set[RequestId] = set()
-        for name in sorted(resident):
+        for name in sorted(loaded):
             self.ask(name, 0, 1)
             self.answer_everything(0.0)
         self.now_s += 70

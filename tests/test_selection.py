@@ -107,7 +107,7 @@ def test_an_unknown_profile() -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_disk", "resident", "chosen"),
+    ("on_disk", "loaded", "chosen"),
     [
         ([SQL, LAW, MODEL], [], "sql_query"),
         ([SQL, LAW, MODEL], [LAW], "lawyer"),
@@ -118,9 +118,9 @@ def test_an_unknown_profile() -> None:
     ],
 )
 def test_of_two_likely_experts_the_one_whose_answering_model_is_resident(
-    catalog: Catalog, on_disk: list[str], resident: list[str], chosen: str
+    catalog: Catalog, on_disk: list[str], loaded: list[str], chosen: str
 ) -> None:
     ranking = [Scored("sql_query", 0.5), Scored("lawyer", 0.45), Scored("general_reasoner", 0.05)]
-    decision = swap_aware(Decision(ranking[:1], "single", False, 0.05, ranking), catalog, on_disk, resident)
+    decision = swap_aware(Decision(ranking[:1], "single", False, 0.05, ranking), catalog, on_disk, loaded)
     assert decision.experts[0].name == chosen
     assert decision.preferred_resident is (chosen != "sql_query")

@@ -93,7 +93,7 @@ def test_without_a_router_the_general_expert_answers_and_says_so(tmp_path: Path,
 
     class Broken(SharedRouter):
         def decide(self, text: str) -> object:  # type: ignore[override]
-            raise ProfileInvalid("routing_examples.yaml:3: no such role", "Mend it.")
+            raise ProfileInvalid("routing_examples.yaml:3: no such role", "Fix it.")
 
     resolver.router = Broken(catalog, where)
     resolved = asyncio.run(resolver.resolve(request))

@@ -1,4 +1,4 @@
-"""Which generator answers which request, and how many there are: on stand-ins for ONNX Runtime GenAI's objects."""
+"""Which generator answers which request, and how many there are: on doubles of ONNX Runtime GenAI's objects."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from conftest import MODEL, REPOSITORY, ids_of
 
-from coe_cli.core.memory.prefill import PIECE_TOKENS
+from coe_cli.core.memory.prefill import CHUNK_TOKENS
 from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.providers.settings import default_session_options
 from coe_cli.runtime.worker import protocol
@@ -126,7 +126,7 @@ def test_answers_take_turns_and_a_long_prompt_holds_nobody_up(models_dir: Path) 
         assert sum(isinstance(m, protocol.Token) for m in between) >= 2, "the other answer went on between its pieces"
         assert text_of(messages, 5) == text_of(alone, 1)
         started = next(m for m in long_alone if isinstance(m, protocol.Started))
-        assert started.prompt_tokens > 2 * PIECE_TOKENS
+        assert started.prompt_tokens > 2 * CHUNK_TOKENS
 
         with at_once(worker):
             generate(worker, 7, "Again: " + long, 4)

@@ -27,7 +27,7 @@ class CudaRuntime(ProviderRuntime, MeasuresBandwidth):
         return {"session.use_device_allocator_for_initializers": "1"}
 
     def provider_options(self, settings: DeviceSettings) -> dict[str, str]:
-        """``device_id``, and ``arena_extend_strategy`` as a number (DESIGN §6: a name fails)."""
+        """``device_id``, and ``arena_extend_strategy`` as a number (a name fails)."""
         options: dict[str, str] = {}
         if settings.index is not None:
             options["device_id"] = str(settings.index)

@@ -65,7 +65,7 @@ def default_session_options(provider: str, threads: int | None = None) -> dict[s
 def worker_threads() -> int:
     """Threads of a worker on the CPU: as many as there are cores, unless the user wants another number.
 
-    ONNX Runtime GenAI's own choice halves the speed (DESIGN §6).
+    ONNX Runtime GenAI's own choice halves the speed.
     """
     return settings_from().threads or usable_cores()
 

@@ -28,7 +28,7 @@ from coe_cli.errors import CoeError, from_code
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, NoCodeBlock
 from coe_cli.output.draft_panels import DraftLines, DraftPanels
 from coe_cli.runtime.client.client import resolve
-from coe_cli.runtime.client.fan_out import Job, consult
+from coe_cli.runtime.client.fan_out import Job, fan_out
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved, Routing
 from coe_cli.runtime.college.collecting import collect
 from coe_cli.use_cases.ask_steps import Asking, AskOptions, keep, messages_for, sink_for
@@ -136,7 +136,7 @@ class Together:
         else:
             renderer = DraftLines(self._output, self._view.output_format)
         with contextlib.closing(renderer):
-            return consult(jobs, self._client, renderer)
+            return fan_out(jobs, self._client, renderer)
 
     def _synthesise(self, drafts: list[Draft]) -> None:
         sink = self._sink()

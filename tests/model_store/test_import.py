@@ -109,7 +109,7 @@ def test_a_conversion_that_fails_or_gives_nonsense_leaves_nothing(
 
     def fails(source: Path, output: Path, **options: Any) -> None:
         write_tiny_model(output)
-        raise ModelDamaged("it broke", "Mend it.")
+        raise ModelDamaged("it broke", "Fix it.")
 
     def contradicts(source: Path, output: Path, **options: Any) -> None:
         write_tiny_model(output, layers=3)

@@ -9,7 +9,7 @@ from coe_cli.core.answers.stop_strings import overlap
 OPEN, CLOSE = "<think>", "</think>"
 
 
-class Piece(NamedTuple):
+class TextDelta(NamedTuple):
     text: str
     is_thinking: bool
 
@@ -30,10 +30,10 @@ class ThinkingSplitter:
         self._held = ""
         self._skip_space = self._in_thinking
 
-    def feed(self, text: str) -> list[Piece]:
+    def feed(self, text: str) -> list[TextDelta]:
         """The pieces that are certain now."""
         self._held += text
-        pieces: list[Piece] = []
+        pieces: list[TextDelta] = []
         if self._at_start:
             begin = self._held.lstrip()
             if len(begin) < len(OPEN) and OPEN.startswith(begin):
@@ -54,16 +54,16 @@ class ThinkingSplitter:
             self._in_thinking, self._skip_space = False, True
         return pieces + self.finish()
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[TextDelta]:
         """What was held back because it might have become a tag."""
-        pieces: list[Piece] = []
+        pieces: list[TextDelta] = []
         self._emit(pieces, self._held)
         self._held = ""
         return pieces
 
-    def _emit(self, pieces: list[Piece], text: str) -> None:
+    def _emit(self, pieces: list[TextDelta], text: str) -> None:
         if self._skip_space:
             text = text.lstrip()
         if text:
             self._skip_space = False
-            pieces.append(Piece(text, self._in_thinking))
+            pieces.append(TextDelta(text, self._in_thinking))

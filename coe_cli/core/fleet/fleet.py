@@ -49,7 +49,7 @@ class Rates(Struct, frozen=True, forbid_unknown_fields=True):
 class NodeType(Struct, frozen=True, forbid_unknown_fields=True):
     """``count`` machines of one kind. ``vram_mb``, ``slots``, ``context`` and ``provider`` win over the profile's.
 
-    So does ``fixed_mb``, what the system and the embedder take of the budget on such a machine (DESIGN §4: 2000 MB by the
+    So does ``fixed_mb``, what the system and the embedder take of the budget on such a machine (2000 MB by the
     guide). The profile's own figure is the default, never what was measured where the plan is made: the nodes are other
     machines, and one file gives one plan wherever it is read.
     ``most`` bounds how many of them the smallest fleet may have; ``price`` is what one costs in it, in any unit.

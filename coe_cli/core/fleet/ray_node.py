@@ -32,7 +32,7 @@ def model_resource(model: str) -> str:
 def node_resources(profile: HardwareProfile, models: Iterable[str], cores: int) -> dict[str, float]:
     """What a node with ``profile``, ``models`` on disk and so many cores offers.
 
-    ``vram_mb`` is the pool up to critical pressure, which no reservation of the scheduler passes either (DESIGN §5).
+    ``vram_mb`` is the pool up to critical pressure, which no reservation of the scheduler passes either.
     """
     offered = math.floor(profile.pressure_thresholds.critical * (profile.vram_budget_mb - profile.fixed_mb))
     offers = {VRAM_RESOURCE: max(0, offered), CPU_SLOTS_RESOURCE: max(1, min(profile.max_concurrent_slots, cores))}

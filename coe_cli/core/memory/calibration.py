@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct, structs
 
 from coe_cli.core.memory.footprint import ModelMemory
-from coe_cli.core.memory.prefill import PIECE_TOKENS
+from coe_cli.core.memory.prefill import CHUNK_TOKENS
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 
 RECORD_VERSION: Final = 2
@@ -122,6 +122,6 @@ def _median(values: Iterable[float]) -> float:
 def _plausible(record: CalibrationRecord) -> bool:
     if record.measured_bytes < BYTES_PER_MB or record.predicted_bytes < BYTES_PER_MB:
         return False
-    if record.version == 1 and record.prompt_tokens > PIECE_TOKENS:
+    if record.version == 1 and record.prompt_tokens > CHUNK_TOKENS:
         return False
     return _TRUSTED_RATIO[0] <= record.measured_bytes / record.predicted_bytes <= _TRUSTED_RATIO[1]

@@ -1,6 +1,6 @@
 """Bytes of weights, KV cache and activations of one model: pure arithmetic, one class for each way of counting.
 
-The guide's figures stand in the profile file (DESIGN §4); what a provider's allocator does is in ``core.providers``.
+The guide's figures stand in the profile file (docs/memory.md); what a provider's allocator does is in ``core.providers``.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class FormulaAccounting:
 
 
 class ExactAccounting:
-    """Shapes and allocators (DESIGN §4), with the figures of real runs in place of computed ones where there are any."""
+    """Shapes and allocators (docs/memory.md), with the figures of real runs in place of computed ones where there are any."""
 
     name: AccountingName = "exact"
 

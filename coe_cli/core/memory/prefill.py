@@ -9,10 +9,10 @@ from typing import Final
 
 from coe_cli.core.providers.base import Capabilities
 
-PIECE_TOKENS: Final = 512
+CHUNK_TOKENS: Final = 512
 """Maximum tokens per prefill chunk. Chunks let other slots run, make cancelling prompt and bound memory."""
 
-LEAST_PIECE: Final = 2
+LEAST_CHUNK: Final = 2
 """A single token goes through other kernels, with other rounding (``runtime.worker.slots``)."""
 
 
@@ -24,11 +24,11 @@ def tokens_at_once(capabilities: Capabilities, chunk_size: int | None = None) ->
     """
     if not capabilities.prompt_pieces:
         return None
-    return max(LEAST_PIECE + 1, min(chunk_size or PIECE_TOKENS, PIECE_TOKENS))
+    return max(LEAST_CHUNK + 1, min(chunk_size or CHUNK_TOKENS, CHUNK_TOKENS))
 
 
-def next_piece(left: int, most: int | None) -> int:
+def next_chunk(left: int, most: int | None) -> int:
     """How many of the ``left`` tokens to run next, up to ``most`` (3 or more), so that no single token is ever left."""
     if most is None or left <= most:
         return left
-    return most if left - most >= LEAST_PIECE else most - 1
+    return most if left - most >= LEAST_CHUNK else most - 1

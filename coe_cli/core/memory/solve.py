@@ -16,7 +16,7 @@ from coe_cli.core.memory.slot_context import fitting_context
 SMALLEST_CONTEXT = 16
 MOST_SLOTS = 1024
 CHUNK_SIZE = 128
-"""What is proposed where pieces of ``core.memory.prefill.PIECE_TOKENS`` do not fit: half of a prefill's speed at the most."""
+"""What is proposed where pieces of ``core.memory.prefill.CHUNK_TOKENS`` do not fit: half of a prefill's speed at the most."""
 
 
 def largest_context(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:

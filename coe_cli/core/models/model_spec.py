@@ -44,7 +44,7 @@ class ModelSpec(Struct, frozen=True):
         return self.shape.num_key_value_heads < self.shape.num_attention_heads
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """Bytes of key-value cache for one token: 2 · layers · kv_heads · head_size · element size (DESIGN §4)."""
+        """Bytes of key-value cache for one token: 2 · layers · kv_heads · head_size · element size (docs/memory.md)."""
         shape = self.shape
         return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_size * element_bytes
 

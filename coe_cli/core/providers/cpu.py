@@ -1,6 +1,6 @@
 """The CPU: fp32, weights packed anew while a model loads, one arena a session.
 
-Sources of the constants: DESIGN §6 and docs/memory.md, which `benchmarks/plan_accuracy.py` writes.
+Sources of the constants: docs/memory.md, which `benchmarks/plan_accuracy.py` writes.
 """
 
 from __future__ import annotations

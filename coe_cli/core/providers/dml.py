@@ -1,4 +1,4 @@
-"""DirectML: any graphics adapter on Windows; pools of powers of two; a generator takes tokens once (DESIGN §8)."""
+"""DirectML: any graphics adapter on Windows; pools of powers of two; a generator takes tokens once (docs/memory.md)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from coe_cli.core.memory.pressure import HYSTERESIS, admits
 
 
 class Level(IntEnum):
-    """Pressure levels: elevated and high from their threshold on, critical above its own (DESIGN §5)."""
+    """Pressure levels: elevated and high from their threshold on, critical above its own (docs/scheduling.md)."""
 
     NORMAL = 0
     ELEVATED = 1

@@ -37,7 +37,7 @@ class DraftRenderer(Protocol):
     def done(self, number: int, draft: Draft) -> None: ...
 
 
-def consult(jobs: Sequence[Job], client: Client, renderer: DraftRenderer) -> list[Draft]:
+def fan_out(jobs: Sequence[Job], client: Client, renderer: DraftRenderer) -> list[Draft]:
     """Every job's draft, in the order of ``jobs``; a job that fails gives a draft with its error.
 
     Raises:

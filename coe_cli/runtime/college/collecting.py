@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from coe_cli.core.answers.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
-from coe_cli.core.answers.thinking import Piece
+from coe_cli.core.answers.thinking import TextDelta
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import Resolved
@@ -97,7 +97,7 @@ class Collector:
         if self._renderer is not None:
             self._renderer.phase(name, worker_pid)
 
-    def _deliver(self, pieces: list[Piece]) -> None:
+    def _deliver(self, pieces: list[TextDelta]) -> None:
         for piece in pieces:
             self._text[piece.is_thinking].append(piece.text)
             if self._renderer is not None:

@@ -329,12 +329,12 @@ class College:
         match message:
             case protocol.Token(request_id=request_id):
                 request = self._requests.get(request_id)
-                if request is not None and request.piece(translation.piece(message)):
+                if request is not None and request.deliver(translation.delta(message)):
                     self._tell(ev.Tokens(request_id))
             case protocol.Started(request_id=request_id):
                 request = self._requests.get(request_id)
                 if request is not None and request.prompt is not None:
-                    request.begin(translation.reading(message, request.prompt, request.load_s, worker.pid))
+                    request.begin(translation.prefill_started(message, request.prompt, request.load_s, worker.pid))
             case protocol.Done(request_id=request_id):
                 worker.running.discard(request_id)
                 if self._settings.recorder is not None:

@@ -21,7 +21,7 @@ _FULL = 2
 
 @dataclass
 class OpenRequest:
-    """``held_back`` are the pieces of an answer that is wanted whole, until its end."""
+    """``held_back`` are the parts of an answer that is wanted whole, until its end."""
 
     ask: ce.Ask
     prompt: Prompt | None = None
@@ -29,36 +29,36 @@ class OpenRequest:
     load_s: float | None = None
     delivered: bool = False
     held_back: list[ce.Delta] = field(default_factory=list)
-    reading: ce.PrefillStarted | None = None
+    prefill: ce.PrefillStarted | None = None
     written: int = 0
 
-    def begin(self, reading: ce.PrefillStarted) -> None:
+    def begin(self, prefill: ce.PrefillStarted) -> None:
         """It has a slot."""
-        self.reading, self.written = reading, 0
-        self.events.put_nowait(reading)
+        self.prefill, self.written = prefill, 0
+        self.events.put_nowait(prefill)
 
-    def piece(self, piece: ce.Delta) -> bool:
-        """Hand a piece on, or hold it back; whether the asker now has something of the answer for the first time."""
-        self.written += piece.tokens
+    def deliver(self, delta: ce.Delta) -> bool:
+        """Hand a part on, or hold it back; whether the asker now has something of the answer for the first time."""
+        self.written += delta.tokens
         if self.ask.buffered:
-            self.held_back.append(piece)
-            self.events.put_nowait(ce.Delta("", piece.tokens))  # a sign of life for whoever bounds the silence
+            self.held_back.append(delta)
+            self.events.put_nowait(ce.Delta("", delta.tokens))  # a sign of life for whoever bounds the silence
             return False
-        self.events.put_nowait(piece)
+        self.events.put_nowait(delta)
         first, self.delivered = not self.delivered, True
         return first
 
     def again(self, reason: str) -> None:
         """The answer starts again; nothing of it was handed on."""
         self.held_back.clear()
-        self.reading = None
+        self.prefill = None
         self.events.put_nowait(ce.Restarted(reason))
 
     def end(self, outcome: ce.Finished | CoeError) -> None:
         """The last event, after what was held back of a complete answer."""
         if self.held_back and isinstance(outcome, ce.Finished):
-            logprobs = [each for piece in self.held_back for each in piece.logprobs]
-            self.events.put_nowait(ce.Delta("".join(piece.text for piece in self.held_back), 0, logprobs))
+            logprobs = [each for delta in self.held_back for each in delta.logprobs]
+            self.events.put_nowait(ce.Delta("".join(delta.text for delta in self.held_back), 0, logprobs))
         self.events.put_nowait(outcome)
 
 
@@ -77,9 +77,9 @@ class OpenRequests(dict[int, OpenRequest]):
     def slots(self, model: str) -> list[SlotLine]:
         """The answers that the model is writing."""
         return [
-            SlotLine(each.ask.expert, each.reading.prompt_tokens, each.reading.reused_tokens, each.written)
+            SlotLine(each.ask.expert, each.prefill.prompt_tokens, each.prefill.reused_tokens, each.written)
             for each in self.of(model)
-            if each.reading is not None
+            if each.prefill is not None
         ]
 
     def of(self, model: str) -> list[OpenRequest]:

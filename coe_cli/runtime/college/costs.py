@@ -21,7 +21,7 @@ _LOAD_MB_PER_S = 1000.0
 
 
 def slot_context(spec: ModelSpec, profile: HardwareProfile) -> int:
-    """The fixed context length of a slot: what profile and model allow, as a power of two (DESIGN §6).
+    """The fixed context length of a slot: what profile and model allow, as a power of two.
 
     Where a prompt is one run of the graph it is as much of that as fits (``core.memory.slot_context``).
     """

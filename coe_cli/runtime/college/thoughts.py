@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coe_cli.core.answers.thinking import Piece, ThinkingSplitter
+from coe_cli.core.answers.thinking import TextDelta, ThinkingSplitter
 from coe_cli.runtime.college import college_events as ce
 
 
@@ -18,7 +18,7 @@ class AnswerPieces:
         self._splits_thinking = splits_thinking
         self._splitter = ThinkingSplitter(thinks=False)
 
-    def of(self, event: ce.CollegeEvent) -> list[Piece]:
+    def of(self, event: ce.CollegeEvent) -> list[TextDelta]:
         """The pieces that are certain with this event."""
         if isinstance(event, ce.Delta):
             return self._splitter.feed(event.text)

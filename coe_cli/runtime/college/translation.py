@@ -64,7 +64,9 @@ def _guidance(ask: ce.Ask, prompt: Prompt) -> protocol.Guidance | None:
     return protocol.Guidance("lark_grammar", text)
 
 
-def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, worker_pid: int) -> ce.PrefillStarted:
+def prefill_started(
+    message: protocol.Started, prompt: Prompt, load_s: float | None, worker_pid: int
+) -> ce.PrefillStarted:
     """``load_s`` is None where the model was loaded already."""
     return ce.PrefillStarted(
         message.prompt_tokens,
@@ -77,7 +79,7 @@ def reading(message: protocol.Started, prompt: Prompt, load_s: float | None, wor
     )
 
 
-def piece(message: protocol.Token) -> ce.Delta:
+def delta(message: protocol.Token) -> ce.Delta:
     """A part of the answer."""
     return ce.Delta(message.text, message.tokens, message.logprobs)
 

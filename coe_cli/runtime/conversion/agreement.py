@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MIN_COSINE: Final = 0.99
-"""A right DirectML run of SmolLM2 has a correlation of 0.9999 with the CPU's (DESIGN §8); fp16 RMS norms have less than 0.9."""
+"""A right DirectML run of SmolLM2 has a correlation of 0.9999 with the CPU's; fp16 RMS norms have less than 0.9."""
 
 _TIE: Final = 0.02
 """Two tokens whose logits differ by less than this share of the way from the mean to the largest may change places."""

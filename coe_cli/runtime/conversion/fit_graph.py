@@ -5,7 +5,7 @@ left in fp32 from one norm to the next; rotation by RotaryEmbedding nodes before
 a table of the graph's float type instead of in quantised blocks.
 
 The fourth lets the head run on the last position only, as ``prune_lm_head`` does at build time. One that runs on every position
-writes tokens × vocabulary logits of which all but the last row are thrown away (DESIGN §6: 3 GB at 7000 tokens and a vocabulary
+writes tokens × vocabulary logits of which all but the last row are thrown away (3 GB at 7000 tokens and a vocabulary
 of 152k, and a quarter of the prefill time).
 """
 

@@ -41,14 +41,14 @@ class Choice:
         self._calls: list[tuple[str, str, list[str]]] = []
         self._tokens = 0
         self._read_at = self._first_at = self._at = 0.0
-        self.reading: ce.PrefillStarted | None = None
+        self.prefill: ce.PrefillStarted | None = None
         self.finished: ce.Finished | None = None
 
     def feed(self, event: ce.CollegeEvent) -> list[Part]:
         """The parts that are certain with this event."""
         self._at = time.monotonic()
         if isinstance(event, ce.PrefillStarted):
-            self.reading, self._read_at = event, self._at
+            self.prefill, self._read_at = event, self._at
         if isinstance(event, ce.Delta):
             self._first_at = self._first_at or self._at
             self._tokens += event.tokens
@@ -93,9 +93,9 @@ class Choice:
 
     def timings(self) -> dict[str, Any]:
         """Counts and speeds by now, as llama.cpp tells them."""
-        finished, reading = self.finished, self.reading
-        reused = reading.reused_tokens if reading is not None else 0
-        read = (reading.prompt_tokens if reading is not None else 0) - reused
+        finished, prefill = self.finished, self.prefill
+        reused = prefill.reused_tokens if prefill is not None else 0
+        read = (prefill.prompt_tokens if prefill is not None else 0) - reused
         written = self.completion_tokens
         read_s, write_s = self._first_at - self._read_at, self._at - self._first_at
         if finished is not None:

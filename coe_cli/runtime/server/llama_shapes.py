@@ -63,7 +63,7 @@ class LlamaShape(Shape):
         return told | {"tokens": [each.id for each in new] if self._request.return_tokens else []}
 
     def _ended(self, choice: Choice) -> dict[str, Any]:
-        finished, reading = choice.finished, choice.reading
+        finished, prefill = choice.finished, choice.prefill
         assert finished is not None
         return {
             "index": choice.index,
@@ -74,7 +74,7 @@ class LlamaShape(Shape):
             "model": self._about.model,
             "tokens_predicted": finished.completion_tokens,
             "tokens_evaluated": finished.prompt_tokens,
-            "tokens_cached": reading.reused_tokens if reading is not None else 0,
+            "tokens_cached": prefill.reused_tokens if prefill is not None else 0,
             "truncated": False,
             "timings": choice.timings(),
             "coe": self._about.coe(),

@@ -65,13 +65,13 @@ class OllamaShape(Shape):
 
     def _ended(self, about: About) -> dict[str, Any]:
         (choice,) = about.choices
-        finished, reading = choice.finished, choice.reading
+        finished, prefill = choice.finished, choice.prefill
         assert finished is not None
         return {
             "done": True,
             "done_reason": "length" if choice.reason == "length" else "stop",
             "total_duration": _ns(time.monotonic() - self._begin),
-            "load_duration": _ns((reading.load_s if reading else None) or 0.0),
+            "load_duration": _ns((prefill.load_s if prefill else None) or 0.0),
             "prompt_eval_count": finished.prompt_tokens,
             "prompt_eval_duration": _ns(finished.first_token_s),
             "eval_count": finished.completion_tokens,

@@ -49,18 +49,18 @@ class About:
         """All that is to be said of the answer, each thing once."""
         notes = [note.text for note in self._told.notes]
         for choice in self.choices:
-            notes += choice.reading.notes if choice.reading is not None else []
+            notes += choice.prefill.notes if choice.prefill is not None else []
             notes += choice.finished.notes if choice.finished is not None else []
         return list(dict.fromkeys(notes))
 
     def coe(self) -> dict[str, Any]:
         """Our own addition: who answers."""
-        reading = next((choice.reading for choice in self.choices if choice.reading is not None), None)
+        prefill = next((choice.prefill for choice in self.choices if choice.prefill is not None), None)
         return {
             "expert": self._told.expert,
             "model": self.model,
-            "load_s": reading.load_s if reading else None,
-            "reused_tokens": reading.reused_tokens if reading else 0,
+            "load_s": prefill.load_s if prefill else None,
+            "reused_tokens": prefill.reused_tokens if prefill else 0,
             "notes": self.notes,
             **({"routing": ranking} if (ranking := self._ranking()) else {}),
         }
@@ -73,7 +73,7 @@ class About:
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's count of the tokens; a prompt counts once however many answers it has."""
-        read = [choice.reading for choice in self._all if choice.reading is not None and choice.begins_prompt]
+        read = [choice.prefill for choice in self._all if choice.prefill is not None and choice.begins_prompt]
         prompt_tokens = sum(each.prompt_tokens for each in read)
         completion_tokens = sum(choice.completion_tokens for choice in self._all)
         return {

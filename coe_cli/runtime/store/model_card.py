@@ -32,7 +32,7 @@ class FileFacts(Struct, frozen=True):
 
 
 class CacheFigures(Struct, frozen=True):
-    """Key-value cache of one slot at a profile's context (DESIGN §4, exact)."""
+    """Key-value cache of one slot at a profile's context (exact)."""
 
     profile: str
     context_length: int

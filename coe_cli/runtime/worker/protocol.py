@@ -36,7 +36,7 @@ class Load(Message, frozen=True):
     """Load the model in ``folder``. ``session_options`` go over those of ``genai_config.json``.
 
     ``slots`` generators at most keep their cache; with ``warm_context_length`` one of that size is made and run at once,
-    because the first use of a new size is slow on GPUs (DESIGN §6).
+    because the first use of a new size is slow on GPUs.
     """
 
     folder: str

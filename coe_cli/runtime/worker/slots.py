@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from coe_cli.core.memory.prefill import LEAST_PIECE, next_piece, tokens_at_once
+from coe_cli.core.memory.prefill import LEAST_CHUNK, next_chunk, tokens_at_once
 from coe_cli.core.providers.base import Capabilities
 from coe_cli.runtime.worker.protocol import Guidance
 
@@ -19,12 +19,12 @@ from coe_cli.runtime.worker.protocol import Guidance
 class Slot:
     """One generator. ``prompt_ids`` are the tokens at the start of its cache that came from a prompt.
 
-    Prompts are run in pieces of ``piece_tokens`` at most, with None in one.
+    Prompts are run in pieces of ``chunk_tokens`` at most, with None in one.
     """
 
-    def __init__(self, generator: Any, key: str, piece_tokens: int | None) -> None:
+    def __init__(self, generator: Any, key: str, chunk_tokens: int | None) -> None:
         self._generator = generator
-        self._piece_tokens = piece_tokens
+        self._chunk_tokens = chunk_tokens
         self.key = key
         self.prompt_ids: list[int] = []
         self._rest: list[int] = []
@@ -38,7 +38,7 @@ class Slot:
             if mine != new:
                 break
             length += 1
-        return max(0, min(length, len(prompt_ids) - LEAST_PIECE))
+        return max(0, min(length, len(prompt_ids) - LEAST_CHUNK))
 
     def begin(self, prompt_ids: list[int], *, whole: bool = False) -> None:
         """Keep what can be used again; ``run_piece`` then runs the rest, with ``whole`` in one piece."""
@@ -54,7 +54,7 @@ class Slot:
 
         length = len(self._rest)
         if not self._whole:
-            length = next_piece(length, self._piece_tokens)
+            length = next_chunk(length, self._chunk_tokens)
         piece, self._rest, before = self._rest[:length], self._rest[length:], self.prompt_ids
         self.prompt_ids = []
         self._generator.append_tokens(np.array(piece, dtype=np.int32))
@@ -86,7 +86,7 @@ class Slots:
     ) -> None:
         self._oga, self._model, self._limit = oga, model, max(1, limit)
         self._reuses = capabilities.reuses_prefixes
-        self._piece_tokens = tokens_at_once(capabilities, chunk_size)
+        self._chunk_tokens = tokens_at_once(capabilities, chunk_size)
         self._idle: list[Slot] = []
         self._running = 0
         self._opened = 1
@@ -107,10 +107,10 @@ class Slots:
         params = self._oga.GeneratorParams(self._model)
         params.set_search_options(**options)
         if guidance is not None:
-            if self._piece_tokens is not None:
-                params.set_search_options(chunk_size=self._piece_tokens)
+            if self._chunk_tokens is not None:
+                params.set_search_options(chunk_size=self._chunk_tokens)
             params.set_guidance(guidance.kind, guidance.data)
-        return Slot(self._oga.Generator(self._model, params), key if repeatable else "", self._piece_tokens)
+        return Slot(self._oga.Generator(self._model, params), key if repeatable else "", self._chunk_tokens)
 
     def release(self, slot: Slot, *, reusable: bool = True) -> None:
         """The slot's answer has ended; after a failure its generator is not to be trusted any more."""

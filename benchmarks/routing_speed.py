@@ -51,8 +51,8 @@ def main() -> None:
 
 def college(rounds: int, digest: str) -> tuple[list[float], list[float]]:
     """Milliseconds from request to decision, and seconds of whole `coe route` processes, with a college running."""
+    from coe_cli.core.routing.router import RouteRequest
     from coe_cli.runtime.server import college_client
-    from coe_cli.runtime.server.route_messages import RouteRequest
 
     client = college_client.find_or_start()
     times = []

@@ -60,3 +60,12 @@ def test_what_tests_and_scripts_import_is_there() -> None:
                     and not (place / alias.name).is_dir()
                 ]
     assert missing == []
+
+
+def test_the_module_map_names_what_is_there() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = text.partition("## Module map")[2].partition("\n## ")[0]
+    there = {path.stem for path in FILES} | {path.parent.name for path in FILES}
+    named = {name.rstrip("/").rpartition("/")[2] for name in re.findall(r"`([a-z0-9_/]+)`", rows)}
+    commands = {word for row in rows.splitlines() for word in re.findall(r"[a-z]+", row.rpartition(" | ")[2])}
+    assert named - there - commands == set()

@@ -132,7 +132,7 @@ def show(
     """
 
     from coe_cli.output.models_view import write_card
-    from coe_cli.runtime.store.model_card import model_card
+    from coe_cli.runtime.planning.model_card import model_card
 
     where, profiles = folders(), read_profiles(profiles_file)
     card = model_card(name, read_catalog(catalog_file), profiles, profile, where.models, where.state)

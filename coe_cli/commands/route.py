@@ -21,7 +21,7 @@ from coe_cli.commands.options import (
 
 if TYPE_CHECKING:
     from coe_cli.core.models.catalog import Catalog
-    from coe_cli.runtime.server.route_messages import RouteAnswer
+    from coe_cli.core.routing.router import RouteAnswer
 
 
 class RouteFormat(StrEnum):
@@ -106,10 +106,10 @@ def route(
 
 def _by_the_college(question: str, catalog: Catalog, embedder: str | None) -> RouteAnswer | None:
     """The running college's decision, or None where none runs or it cannot tell; it need not load anything for that."""
+    from coe_cli.core.routing.router import RouteRequest
     from coe_cli.core.routing.router_examples import examples_digest
     from coe_cli.errors import CoeError
     from coe_cli.runtime.server import college_client
-    from coe_cli.runtime.server.route_messages import RouteRequest
 
     college = college_client.find()
     if college is None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from coe_cli.replacing import move
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, a quota, or the file system's largest file is reached (FAT32: 4 GB)."""
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def make_private(path: Path) -> Path:

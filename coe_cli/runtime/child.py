@@ -19,10 +19,10 @@ from coe_cli.core.command_line import command_line
 from coe_cli.core.process_exit import ExitKind
 from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
 from coe_cli.package import python_environment, python_path
+from coe_cli.runtime.atomic_write import is_full
 from coe_cli.runtime.job_object import end_with_us
 from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
 from coe_cli.runtime.process_log import ProcessLog
-from coe_cli.runtime.store.source_errors import is_full
 
 Message = dict[str, Any]
 

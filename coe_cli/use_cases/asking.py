@@ -9,13 +9,14 @@ from dataclasses import replace
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.names import joined
+from coe_cli.core.routing.router import Routing
 from coe_cli.core.routing.synthesis import parse_experts
 from coe_cli.errors import PromptTooLong, UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
 from coe_cli.runtime.client.client import Events
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, ExpertCount, Resolved, Routing
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, ExpertCount, Resolved
 from coe_cli.runtime.college.collecting import about, collect
 from coe_cli.runtime.worker.protocol import FLUSH_S
 from coe_cli.use_cases.ask_steps import (

@@ -10,6 +10,7 @@ from typing import NoReturn
 from msgspec import structs
 
 from coe_cli.core.answers.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage
+from coe_cli.core.routing.router import Routing
 from coe_cli.core.routing.synthesis import (
     LEAST_DRAFT_CHARS,
     SUPERVISOR,
@@ -29,7 +30,7 @@ from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, NoCodeBlock
 from coe_cli.output.draft_panels import DraftLines, DraftPanels
 from coe_cli.runtime.client.client import resolve
 from coe_cli.runtime.client.fan_out import Job, fan_out
-from coe_cli.runtime.college.chat_request import ChatRequest, Resolved, Routing
+from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
 from coe_cli.runtime.college.collecting import collect
 from coe_cli.use_cases.ask_steps import Asking, AskOptions, keep, messages_for, sink_for
 from coe_cli.use_cases.providing import Providing

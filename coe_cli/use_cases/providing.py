@@ -12,11 +12,12 @@ from msgspec import structs
 from coe_cli.core.hardware.profile import ProfileSet, Provider
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.notes import Note
+from coe_cli.core.routing.router import Routing
 from coe_cli.errors import DeviceLost, ModelMissing
 from coe_cli.output.console import Output
 from coe_cli.output.question import is_interactive
 from coe_cli.runtime.client.client import Client, Events
-from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved, Routing
+from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.progress import Step
 

@@ -9,7 +9,7 @@ import pytest
 from model_store.tiny_model import write_tiny_model
 from operating_system import WINDOWS
 
-from coe_cli.runtime.store.model_files import model_stamp
+from coe_cli.runtime.model_folder.model_files import model_stamp
 from coe_cli.runtime.store.model_store import open_model
 
 

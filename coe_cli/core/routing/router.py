@@ -55,6 +55,35 @@ class Decision(Struct, frozen=True):
     parts: dict[str, str] = {}
 
 
+class Routing(Struct, frozen=True):
+    """How the question was routed: the decision, or why there is none and what to do about it."""
+
+    decision: Decision | None
+    latency_ms: float = 0.0
+    problem: str = ""
+    remedy: str = ""
+
+
+class RouteRequest(Struct, frozen=True):
+    """Questions for another process's router, and what it must have been trained on: the body of POST /coe/route.
+
+    ``digest`` is ``examples_digest`` of the asker's catalog, ``embedder`` the embedder that it insists on, if any.
+    """
+
+    texts: list[str]
+    digest: str
+    embedder: str | None = None
+
+
+class RouteAnswer(Struct, frozen=True):
+    """Decisions in the order of the questions, the milliseconds of all, and the models that are loaded."""
+
+    decisions: list[Decision]
+    latency_ms: float
+    embedder: str
+    loaded_models: list[str] = []
+
+
 class RouterWeights(Struct, frozen=True):
     """Trained weights, plain arrays.
 

@@ -12,7 +12,7 @@ from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.notes import Note
 from coe_cli.core.plain_text import check_text
-from coe_cli.core.routing.router import Decision
+from coe_cli.core.routing.router import Routing
 from coe_cli.runtime.prompts.prompt_messages import Rendering
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, Guidance, Sampling
 
@@ -89,15 +89,6 @@ def json_guidance(schema: dict[str, Any]) -> Guidance:
     """A grammar without optional white space, in which small models lose themselves until their tokens run out."""
     compact = {"x-guidance": {"whitespace_flexible": False}, **schema}
     return Guidance("json_schema", msgspec.json.encode(compact).decode())
-
-
-class Routing(Struct, frozen=True):
-    """How the question was routed: the decision, or why there is none and what to do about it."""
-
-    decision: Decision | None
-    latency_ms: float = 0.0
-    problem: str = ""
-    remedy: str = ""
 
 
 class Resolved(Struct, frozen=True, tag=True):

@@ -16,17 +16,17 @@ from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
 from coe_cli.core.notes import Note
 from coe_cli.core.providers import on_host
-from coe_cli.core.routing.router import swap_aware
+from coe_cli.core.routing.router import Routing, swap_aware
 from coe_cli.core.routing.selection import Choice, choose_model
 from coe_cli.core.routing.synthesis import experts_to_ask
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UnknownToken, UsageError
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved, Routing
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved
 from coe_cli.runtime.college.costs import context_reason, slot_context
+from coe_cli.runtime.model_folder.model_files import model_stamp
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
 from coe_cli.runtime.prompts.prompts import TooManyTokens, own, surely_fits
-from coe_cli.runtime.store.model_files import model_stamp
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 

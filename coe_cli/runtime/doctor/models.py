@@ -17,9 +17,9 @@ from coe_cli.core.providers import spec_of
 from coe_cli.core.routing.selection import choose_profile
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import choose_provider, install_command, installed_runtimes
-from coe_cli.runtime.college.loaded_models import models_in_use
 from coe_cli.runtime.conversion.optimize import prunes_head
 from coe_cli.runtime.doctor.software import SYSTEMS
+from coe_cli.runtime.server.loaded_models import models_in_use
 from coe_cli.runtime.store.inventory import all_duplicates
 from coe_cli.runtime.store.model_store import open_model, unfinished
 from coe_cli.runtime.store.older_recipe import older_recipe

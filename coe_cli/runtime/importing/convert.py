@@ -20,8 +20,8 @@ from coe_cli.core.models.model_spec import GENAI_CONFIG
 from coe_cli.core.providers import spec_of
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.importing.source import inspect
+from coe_cli.runtime.model_folder.model_ends import model_ends
 from coe_cli.runtime.progress import OnProgress, Step
-from coe_cli.runtime.store.model_ends import model_ends
 
 Progress = Callable[[str, float], None]
 """Called with the stage (``tokenizer``, ``weights``) and the fraction of the whole that is done."""

@@ -11,7 +11,7 @@ from coe_cli.core.importing.gguf_tokenizer import tokenizer_files
 from coe_cli.core.regular_file import read_regular, read_text
 from coe_cli.errors import ModelDamaged, UsageError, first_line
 from coe_cli.runtime.importing.source import ModelSource
-from coe_cli.runtime.store.model_files import MAX_TOKENIZER_BYTES
+from coe_cli.runtime.model_folder.model_files import MAX_TOKENIZER_BYTES
 
 _MAX_JSON_BYTES: Final = 32 * 2**20
 _COPIED: Final = (

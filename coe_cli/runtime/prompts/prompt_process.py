@@ -25,8 +25,8 @@ from coe_cli.core.answers.thinking import OPEN as THINK
 from coe_cli.core.answers.tool_calls import FORMATS, ToolCall
 from coe_cli.interrupts import on_interrupt
 from coe_cli.runtime.job_object import bound_by_job
+from coe_cli.runtime.model_folder import tokenizer_files
 from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
-from coe_cli.runtime.prompts import tokenizer_files
 from coe_cli.runtime.prompts.chat_rendering import ChatTemplate, TemplateFails, flat_turns
 from coe_cli.runtime.prompts.prompt_messages import Begun, NotPrepared, Prepare, Prompt, Stage
 from coe_cli.runtime.prompts.tokenizing import ControlTokenInText, ModelTokenizer, TooMany

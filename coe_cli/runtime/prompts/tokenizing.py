@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 
 from coe_cli.core.answers.token_bytes import TokenBytes
-from coe_cli.runtime.prompts import tokenizer_files
+from coe_cli.runtime.model_folder import tokenizer_files
 
 _CONTROL_SHAPE = re.compile(r"<[|｜][^<>]*[|｜]>")
 """What some tokenizers leave unmarked although their models treat it as a control token."""

@@ -16,13 +16,13 @@ from coe_cli.core.notes import Note
 from coe_cli.errors import CoeError, DiskFull, ModelDamaged
 from coe_cli.package import python_environment, python_path
 from coe_cli.replacing import move
+from coe_cli.runtime.atomic_write import is_full
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.bert_graph import GRAPH, WEIGHTS, read_bert, write_bert
 from coe_cli.runtime.routing.embedder import Embedder, EmbedderInfo, embedder_folder
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder
 from coe_cli.runtime.routing.shipped_router import shipped_vectors
 from coe_cli.runtime.store.integrity import sha256_of
-from coe_cli.runtime.store.source_errors import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

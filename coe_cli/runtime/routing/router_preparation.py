@@ -16,8 +16,8 @@ from pathlib import Path
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.notes import Note
+from coe_cli.core.routing.router import Routing
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
-from coe_cli.runtime.college.chat_request import Routing
 from coe_cli.runtime.folders import Folders, folders, own_catalog
 
 _TRY_AGAIN_AFTER_S = 3600.0

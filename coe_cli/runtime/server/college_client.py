@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from coe_cli.core.routing.router import RouteAnswer, RouteRequest
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, UsageError, from_code
 from coe_cli.package import start_code
@@ -23,7 +24,6 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.server import discovery, pid_file
-from coe_cli.runtime.server.route_messages import RouteAnswer, RouteRequest
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.settings import settings_digest
 

@@ -17,9 +17,9 @@ from coe_cli.runtime.college.chat_request import AUTO
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import MAX_PROMPT_CHARS, RequestResolver
 from coe_cli.runtime.college.translation import to_prepare
+from coe_cli.runtime.model_folder.tokenizer_files import chat_template, special_tokens
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
 from coe_cli.runtime.prompts.prompts import own
-from coe_cli.runtime.prompts.tokenizer_files import chat_template, special_tokens
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.constraints import LONGEST_CONTEXT, Checked
 from coe_cli.runtime.server.http_errors import HttpError

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from coe_cli import __version__
+from coe_cli.core.routing.router import RouteRequest
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
 from coe_cli.core.scheduling.scheduler_state import Snapshot
 from coe_cli.errors import Busy, CoeError, Draining, explained
@@ -34,7 +35,6 @@ from coe_cli.runtime.server.discovery import CollegeState, proof
 from coe_cli.runtime.server.guard import BodyBudget, Guard, Headers, replay
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.page import page
-from coe_cli.runtime.server.route_messages import RouteRequest
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.streaming import Receive, Send, send_error, send_json, until_client_goes
 

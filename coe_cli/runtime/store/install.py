@@ -23,10 +23,10 @@ from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec
 from coe_cli.core.models.source_uri import as_hub_uri, default_name, is_uri, parse_uri
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.model_ends import end_finding
 from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.golden_answer import forget
 from coe_cli.runtime.store.integrity import MANIFEST, check_files, write_manifest
-from coe_cli.runtime.store.model_ends import end_finding
 from coe_cli.runtime.store.model_removal import check_replaceable
 from coe_cli.runtime.store.model_store import (
     check_room,

@@ -19,11 +19,11 @@ from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
 from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.replacing import move
+from coe_cli.runtime.atomic_write import is_full
 from coe_cli.runtime.folders import free_mb
+from coe_cli.runtime.model_folder.model_files import check_safe, model_stamp
 from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.integrity import check_files, read_manifest
-from coe_cli.runtime.store.model_files import check_safe, model_stamp
-from coe_cli.runtime.store.source_errors import is_full
 
 
 class InUse(ModelMissing):

@@ -18,14 +18,14 @@ from coe_cli.core.providers import host, on_host, spec_of
 from coe_cli.core.regular_file import lies_in
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers
+from coe_cli.runtime.model_folder.model_ends import end_finding
+from coe_cli.runtime.model_folder.model_files import check_safe
+from coe_cli.runtime.model_folder.tokenizer_files import chat_template
 from coe_cli.runtime.progress import OnProgress, Step, ignore
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
 from coe_cli.runtime.prompts.prompts import own
-from coe_cli.runtime.prompts.tokenizer_files import chat_template
 from coe_cli.runtime.store import golden_answer
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
-from coe_cli.runtime.store.model_ends import end_finding
-from coe_cli.runtime.store.model_files import check_safe
 from coe_cli.runtime.store.older_recipe import older_recipe
 from coe_cli.runtime.worker.protocol import ChatMessage
 

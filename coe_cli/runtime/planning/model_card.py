@@ -15,9 +15,9 @@ from coe_cli.core.models.catalog import Catalog, ModelEntry, ModelShape
 from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec, spec_from_catalog
 from coe_cli.core.models.onnx_graph import graph_of
 from coe_cli.core.routing.selection import choose_profile
+from coe_cli.runtime.model_folder.tokenizer_files import chat_template
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
-from coe_cli.runtime.prompts.tokenizer_files import chat_template
 from coe_cli.runtime.store.integrity import read_manifest
 from coe_cli.runtime.store.inventory import duplicates_of
 

@@ -103,7 +103,7 @@ def _csv(rows: Sequence[BenchRow], ratios: Sequence[RatioRow] | None) -> tuple[l
     header = [*plain, *spreads, *([f"{name}_ratio" for name in RATIO_FIELDS] if ratios is not None else [])]
     lines = []
     for row in rows:
-        ends = [None if (r := getattr(row.spread, name)) is None else e(r) for name in _SPREADS for e in (_low, _high)]
+        ends = [getattr(getattr(row.spread, name), end, None) for name in _SPREADS for end in ("min", "max")]
         lines.append([*(getattr(row, name) for name in plain), *ends, *_ratio_cells(row, ratios)])
     return header, lines
 
@@ -127,7 +127,7 @@ def _markdown(rows: Sequence[BenchRow], ratios: Sequence[RatioRow] | None) -> tu
         ]
         for row in rows
     ]
-    return header, [[line[0], line[1], *line[2:]] for line in lines]
+    return header, lines
 
 
 def _ratio_cells(row: BenchRow, ratios: Sequence[RatioRow] | None) -> list[Any]:
@@ -248,14 +248,6 @@ def _ratio_table(ratios: Sequence[RatioRow]) -> Table:
         numbers = (row.prompt_tokens, row.depth, row.max_length, row.slots)
         shown.add_row(row.model, *map(str, numbers), *cells)
     return shown
-
-
-def _low(value: Range) -> float:
-    return value.min
-
-
-def _high(value: Range) -> float:
-    return value.max
 
 
 def _rounded(value: float | None, digits: int) -> str | None:

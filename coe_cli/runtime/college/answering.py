@@ -1,4 +1,4 @@
-"""One answer of a college, from what a client asks for to the last event. Every way to an answer goes through here."""
+"""One answer of a college, from what a client asks for to the last event: for coe itself, here or by ``POST /coe/ask``."""
 
 from __future__ import annotations
 

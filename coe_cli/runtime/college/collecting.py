@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from coe_cli.core.answers.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
-from coe_cli.core.answers.thinking import TextDelta
+from coe_cli.core.answers.thinking import TextDelta, ThinkingSplitter
 from coe_cli.errors import DeviceLost
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import Resolved
-from coe_cli.runtime.college.thoughts import AnswerPieces
 
 
 class About(NamedTuple):
@@ -40,6 +39,30 @@ class AnswerRenderer(Protocol):
     def wrote(self, tokens: int) -> None: ...
 
     def piece(self, text: str, *, is_thinking: bool) -> None: ...
+
+
+class AnswerPieces:
+    """Feed it every event of one answer.
+
+    Args:
+        splits_thinking: false where nothing of the answer can be a thought: a raw completion, or a grammar, which leaves no
+            place for one whatever the template has opened.
+    """
+
+    def __init__(self, *, splits_thinking: bool = True) -> None:
+        self._splits_thinking = splits_thinking
+        self._splitter = ThinkingSplitter(thinks=False)
+
+    def of(self, event: ce.CollegeEvent) -> list[TextDelta]:
+        """The pieces that are certain with this event."""
+        if isinstance(event, ce.Delta):
+            return self._splitter.feed(event.text)
+        if isinstance(event, ce.Finished):
+            return self._splitter.finish()
+        if isinstance(event, ce.PrefillStarted):
+            thinks = self._splits_thinking and (event.thinks or event.in_thinking)
+            self._splitter = ThinkingSplitter(thinks=thinks, in_thinking=event.in_thinking)
+        return []
 
 
 class Collector:

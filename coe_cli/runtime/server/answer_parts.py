@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from coe_cli.core.answers.token_bytes import TokenLogprob
 from coe_cli.core.answers.tool_calls import CallDelta, CallReader, ToolCall
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.thoughts import AnswerPieces
+from coe_cli.runtime.college.collecting import AnswerPieces
 
 
 class Part(NamedTuple):

@@ -37,7 +37,8 @@ def test_files_and_functions_can_be_read_at_a_sitting() -> None:
 def test_names_are_the_fields_words() -> None:
     found = []
     for path in FILES + TESTS:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if GIVEN_UP.search(text) else ():
             names = [getattr(node, field, None) for field in ("id", "name", "attr", "arg")]
             found += [f"{path.name}: {name}" for name in names if isinstance(name, str) and GIVEN_UP.fullmatch(name)]
     assert found == []

@@ -11,6 +11,7 @@ from importing.configurations import write_folder
 from importing.gguf_files import write_gguf
 from importing.tokenizer_files import bpe_metadata
 
+from coe_cli.core.importing.encodings import Precision
 from coe_cli.core.importing.gguf_tokenizer import tokenizer_files
 from coe_cli.core.importing.hub_files import choose_gguf, guess_name, is_importable, quant_of
 from coe_cli.errors import DoesNotFit, UsageError
@@ -21,26 +22,37 @@ FILES = {"m-Q4_K_M.gguf": 4000, "m-Q8_0.gguf": 8000, "m-Q2_K.gguf": 2000, "m-F16
 
 
 @pytest.mark.parametrize(
-    ("quant", "room", "chosen"),
+    ("files", "quant", "room", "provider", "precision", "chosen"),
     [
-        (None, 10**6, "m-Q4_K_M.gguf"),
-        (None, 5000, "m-Q2_K.gguf"),
-        (None, 5200, "m-Q4_K_M.gguf"),
-        ("q8_0", 0, "m-Q8_0.gguf"),
+        (FILES, None, 10**6, "cpu", "int4", "m-Q4_K_M.gguf"),
+        (FILES, None, 5600, "cpu", "int4", "m-Q4_K_M.gguf"),
+        (FILES, None, 5400, "cpu", "int4", "m-Q2_K.gguf"),
+        (FILES, None, 5400, "cuda", "int4", "m-Q4_K_M.gguf"),
+        (FILES, "q8_0", 0, "cpu", "int4", "m-Q8_0.gguf"),
+        # 5 bits become 8, and 2 bits 4; F16 becomes 4 where the recipe has 4
+        ({"m-Q5_K_M.gguf": 5600, "m-Q2_K.gguf": 2000}, None, 8000, "cpu", "int4", "m-Q2_K.gguf"),
+        ({"m-Q5_K_M.gguf": 5600, "m-Q2_K.gguf": 2000}, None, 12000, "cpu", "int4", "m-Q5_K_M.gguf"),
+        ({"m-Q8_0.gguf": 8000, "m-F16.gguf": 16000}, None, 7000, "cpu", "int4", "m-F16.gguf"),
+        ({"m-Q4_0.gguf": 4000, "m-Q2_K.gguf": 2000}, None, 20000, "cuda", "fp16", "m-Q4_0.gguf"),
+        ({"m-Q4_K_M.gguf": 4000, "m-Q8_0.gguf": 8000}, None, 11000, "cpu", "int8", "m-Q4_K_M.gguf"),
     ],
 )
-def test_which_file_is_taken(quant: str | None, room: float, chosen: str) -> None:
-    assert choose_gguf(FILES, quant, room) == chosen
+def test_which_file_is_taken(
+    files: dict[str, int], quant: str | None, room: float, provider: str, precision: Precision, chosen: str
+) -> None:
+    assert choose_gguf(files, quant, room, provider, precision) == chosen
 
 
 def test_where_none_can_be_taken() -> None:
     with pytest.raises(DoesNotFit, match="Q2_K"):
-        choose_gguf(FILES, None, 1000)
+        choose_gguf(FILES, None, 3000, "cpu", "int4")  # larger than the file of 2000
+    with pytest.raises(DoesNotFit, match="Q4_K_M"):
+        choose_gguf({"m-Q4_K_M.gguf": 4000, "m-Q8_0.gguf": 8000}, None, 9000, "cuda", "fp16")
     with pytest.raises(UsageError, match="no Q3_K_M file"):
-        choose_gguf(FILES, "Q3_K_M", 10**6)
+        choose_gguf(FILES, "Q3_K_M", 10**6, "cpu", "int4")
     with pytest.raises(UsageError, match="several parts"):
-        choose_gguf({"m-F16-00001-of-00002.gguf": 1}, None, 10**6)
-    assert choose_gguf({"only.gguf": 1}, None, 0) == "only.gguf"
+        choose_gguf({"m-F16-00001-of-00002.gguf": 1}, None, 10**6, "cpu", "int4")
+    assert choose_gguf({"only.gguf": 1}, None, 0, "cpu", "int4") == "only.gguf"
 
 
 @pytest.mark.parametrize(

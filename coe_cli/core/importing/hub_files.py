@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from coe_cli.core.importing.encodings import Precision, encoding_of, rules_for
+from coe_cli.core.importing.ggml import BLOCK_TYPES
+from coe_cli.core.importing.needs import bits_per_weight
 from coe_cli.errors import DoesNotFit, UsageError
 
 _BEST_FIRST: Final = (
@@ -35,8 +38,10 @@ def quant_of(path: str) -> str:
     return match[1].upper() if match else ""
 
 
-def choose_gguf(files: Mapping[str, int], quant: str | None, room_bytes: float) -> str:
-    """The file of that quantisation; without one the best of those that leave room for the cache. ``files``: path → bytes.
+def choose_gguf(
+    files: Mapping[str, int], quant: str | None, room_bytes: float, provider: str, precision: Precision
+) -> str:
+    """The file of that quantisation; without one the best of those whose import leaves room for the cache. ``files``: path → bytes.
 
     Raises:
         UsageError: there is no such file.
@@ -56,7 +61,8 @@ def choose_gguf(files: Mapping[str, int], quant: str | None, room_bytes: float) 
     readable = [name for name in _BEST_FIRST if name in by_quant]
     if not readable:
         raise UsageError("the repository has several GGUF files of unknown quantisation", f"Name one: {there}.")
-    fitting = [name for name in readable if whole[by_quant[name]] * _IN_MEMORY <= room_bytes]
+    in_memory = {name: whole[by_quant[name]] * _growth(name, provider, precision) * _IN_MEMORY for name in readable}
+    fitting = [name for name in readable if in_memory[name] <= room_bytes]
     if not fitting:
         raise DoesNotFit(
             f"no file of the repository fits the profile's room of {room_bytes / 2**20:.0f} MB: it has {there}",
@@ -65,8 +71,15 @@ def choose_gguf(files: Mapping[str, int], quant: str | None, room_bytes: float) 
     return by_quant[fitting[0]]
 
 
+def _growth(quant: str, provider: str, precision: Precision) -> float:
+    """Bytes that an import makes ÷ bytes of the file, by the type that gives the quantisation its name: Q2_K and Q3_K become 4 bits, Q5_K 8."""
+    source_type = max((name for name in BLOCK_TYPES if quant.startswith(name)), key=len)
+    made = encoding_of(source_type, rules_for(provider, precision), precision)
+    return bits_per_weight(made, scale_bits=16) / BLOCK_TYPES[source_type].bits_per_weight
+
+
 _IN_MEMORY: Final = 1.3
-"""Memory of a loaded model beside its GGUF file: up to 1.15 of weights, and a small cache."""
+"""Memory of a loaded model beside its weights on disk, with a small cache: the CPU packs them with scales and block sums in fp32."""
 
 
 def guess_name(metadata: Mapping[str, Any], file_name: str) -> str:

@@ -29,7 +29,7 @@ def remote_request(uri: str, name: str | None, recipe: Recipe, quant: str | None
             listing = list_files(source)
         except SourceFailed as error:
             raise ModelMissing(f"{uri} {error.message}", error.hint or "Check the address and the network.") from None
-        chosen = _chosen(uri, listing.files, quant, room_bytes)
+        chosen = _chosen(uri, listing.files, recipe, quant, room_bytes)
         by_name = {file.path: file for file in listing.files}
         if chosen and listing.gguf_architecture and by_gguf(listing.gguf_architecture) is None:
             raise UnsupportedArchitecture(
@@ -46,11 +46,11 @@ def remote_request(uri: str, name: str | None, recipe: Recipe, quant: str | None
     return Request(check_name(name or guess_name({}, default_name(uri))), [Source(uri, size_mb=size_mb)], recipe=recipe)
 
 
-def _chosen(uri: str, files: list[HubFile], quant: str | None, room_bytes: float) -> str | None:
+def _chosen(uri: str, files: list[HubFile], recipe: Recipe, quant: str | None, room_bytes: float) -> str | None:
     """The path of a GGUF file; None for a repository with a folder of safetensors."""
     ggufs = {file.path: file.size or 0 for file in files if file.path.endswith(".gguf")}
     if ggufs:
-        return choose_gguf(ggufs, quant, room_bytes)
+        return choose_gguf(ggufs, quant, room_bytes, recipe.provider, recipe.precision)
     names = {file.path.rsplit("/", 1)[-1] for file in files}
     if quant is not None:
         raise UsageError(f"{uri} has no GGUF files", "Leave --quant out, or name a repository that has some.")

@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 QUESTION ?= What is the capital of France?
 OLD_OGA := .oga-0.13.1
 WEBGPU := .webgpu
+TESTS ?= not slow and not long
+EXAMPLES ?= everyday
 MODEL_TESTS := $(addprefix tests/,test_ask.py test_network.py test_streamed_text.py test_slots.py test_measured_answer.py \
   model_store/test_show_verify_rm.py model_store/test_optimize.py)
 
@@ -13,21 +15,26 @@ UNIT_TESTS := $(patsubst %,tests/test_%.py,arena atomic_write batch_order batch_
   markdown_stream memory_probe onnx_graph prefill process_exit profile_command quoting scheduler selection \
   vector_cache)
 
-.PHONY: demo test test-unit test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean nginx
+.PHONY: demo test test-long test-unit test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean nginx
 
 ## install, fetch and convert the embedded model, ask a question
 demo: $(VENV)/installed
 	$(BIN)/coe models pull smollm2-135m
 	$(BIN)/coe ask -m smollm2-135m "$(QUESTION)"
 
-## the test suite without the slow tests
+## the everyday test suite: minutes
 test: $(VENV)/developed
 	$(BIN)/coe models pull smollm2-135m
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=$(EXAMPLES) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(TESTS)" $(PYTEST_ARGS)
+
+## the long tests: variants, in seconds each, of what an everyday test holds; `make test TESTS="not slow"` runs both
+test-long: TESTS := long and not slow
+test-long: EXAMPLES := whole
+test-long: test
 
 ## tests of code that starts no process: seconds
 test-unit: $(VENV)/developed
-	$(BIN)/python -m pytest -p no:schemathesis -m "not slow" $(UNIT_TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(UNIT_TESTS) $(PYTEST_ARGS)
 
 ## the slow tests
 test-slow: $(VENV)/developed

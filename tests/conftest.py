@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,20 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Examples are not timed either: a machine that stands still for a moment proves nothing.
-hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+_EVERYDAY = os.environ.get("HYPOTHESIS_PROFILE") == "everyday"
+
+
+def examples(count: int) -> int:
+    """How many examples Hypothesis tries: ``count``, in `make test` a third of them."""
+    return max(1, count // 3) if _EVERYDAY else count
+
+
+hypothesis.settings.register_profile(
+    "untimed",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    max_examples=examples(100),
+)
 hypothesis.settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -53,11 +67,20 @@ collect_ignore_glob = [str(REPOSITORY / name) for name in LEFT_OUT if name.endsw
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # files that take long first, so that all workers end together
+        weights: Counter[Path] = Counter()
+        for item in items:
+            weights[item.path] += 20 if item.get_closest_marker("long") else 5 if _asks_the_model(item) else 1
+        items.sort(key=lambda item: -weights[item.path])
     for item in items:
         names = {f"{item.path.relative_to(REPOSITORY).as_posix()}::{item.name.partition('[')[0]}"}
         names |= {f"fixture {fixture}" for fixture in getattr(item, "fixturenames", ())}
         for name in names & LEFT_OUT.keys():
             item.add_marker(pytest.mark.skip(reason=LEFT_OUT[name]))
+
+
+def _asks_the_model(item: pytest.Item) -> bool:
+    return "models_dir" in getattr(item, "fixturenames", ())
 
 
 def pytest_report_header() -> list[str]:
@@ -116,6 +139,8 @@ class Coe:
             "COE_MODELS_DIR": str(self.models),
             "COE_NO_SERVE": "1",
             "COE_NO_ROUTE": "1",
+            # Two files are tested at a time on two cores: threads of one answer would wait, spinning, for those of the other.
+            "COE_THREADS": "1",
             "COE_CONFIG_DIR": str(self.folder / "config"),
             "COE_STATE_DIR": str(self.folder / "state"),
             "COE_CACHE_DIR": str(self.folder / "cache"),
@@ -133,6 +158,10 @@ class Coe:
         """Have workers import the double that sleeps known times (tests/sleeping_oga)."""
         double = str(REPOSITORY / "tests" / "sleeping_oga")
         self.environment["PYTHONPATH"] = os.pathsep.join([double, self.environment["PYTHONPATH"]])
+
+    def retry_soon(self) -> None:
+        """What failed is tried again after a moment and not, as shipped, after five seconds."""
+        (self.config / "hardware_profiles.yaml").write_text("eviction_policy: {retry_delay_seconds: 0.1}\n")
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "coe_cli", *arguments]

@@ -6,6 +6,7 @@ import json
 import string
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import yaml
@@ -175,11 +176,22 @@ def write_catalog(path: Path, examples: dict[str, list[str]]) -> Path:
 
 
 def prepare_routing(cache: Path, source: Path) -> None:
-    """Fill ``cache`` with the export of ``source`` and a router trained on the shipped examples."""
-    from coe_cli.core.models.catalog import load_catalog
+    """Fill ``cache`` with the export of ``source`` and what counts as a router trained on the shipped examples.
+
+    It is trained on every eighth of them, to stay quick: `tests/test_shipped_router.py` has all.
+    """
+    from coe_cli.core.models.catalog import Catalog, load_catalog
+    from coe_cli.core.routing.router_examples import TrainingSet
     from coe_cli.runtime.folders import Folders
-    from coe_cli.runtime.routing.router_cache import open_router
+    from coe_cli.runtime.routing import router_cache
 
     shipped = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
     where = Folders(models=cache, config=cache, state=cache, cache=cache)
-    open_router(load_catalog([shipped]), where, lambda _: None, embedder=str(source))
+    whole = router_cache.training_set
+
+    def some(catalog: Catalog) -> TrainingSet:
+        read = whole(catalog)
+        return TrainingSet(read.roles, read.single[::8], read.terms[::8], read.double[::4])
+
+    with mock.patch.object(router_cache, "training_set", some):
+        router_cache.open_router(load_catalog([shipped]), where, lambda _: None, embedder=str(source))

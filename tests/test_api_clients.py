@@ -44,6 +44,7 @@ def test_a_response_whole_and_as_events(client: openai.OpenAI, said: str) -> Non
         assert stream.get_final_response().output_text == said
 
 
+@pytest.mark.long
 def test_a_response_calls_a_function_and_goes_on(client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "name": "weather", "parameters": PARAMETERS, "strict": True}
     ask: dict[str, Any] = {"model": MODEL, "tools": [tool], "temperature": 0, "max_output_tokens": 60}

@@ -62,6 +62,7 @@ def test_others_may_not(served: Served) -> None:
     )
 
 
+@pytest.mark.long
 def test_every_page_only_with_a_key(coe: Coe) -> None:
     refused = coe.run("serve", "--cors-origin", "*")
     assert refused.code == 2 and "API key" in refused.stderr

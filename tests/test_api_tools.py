@@ -42,7 +42,7 @@ def create(client: openai.OpenAI, **fields: Any) -> Any:
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 
 
-@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+@pytest.mark.parametrize("choice", [pytest.param("required", marks=pytest.mark.long), NAMED], ids=["required", "named"])
 def test_a_forced_call_is_valid_streamed_or_not(client: openai.OpenAI, choice: Any) -> None:
     (whole,) = create(client, tool_choice=choice).choices
     (call,) = whole.message.tool_calls

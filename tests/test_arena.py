@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +65,7 @@ def test_freed_neighbours_join_when_the_run_ends_and_not_before() -> None:
     assert arena.total_bytes == 512 * MB
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(st.tuples(st.integers(0, 3 * MB), st.booleans(), st.integers(0, 9)), max_size=60))
 def test_random_use_never_overlaps_and_ends_empty(steps: list[tuple[int, bool, int]]) -> None:
     arena = Arena()

@@ -152,6 +152,7 @@ def test_piped_text_comes_before_the_argument(piped: str, argument: str, questio
     assert join_question(piped, argument) == question
 
 
+@pytest.mark.long
 def test_extract_gives_the_last_block_alone(answered: Coe) -> None:
     question = "Write a Python function that adds two numbers. Put the code in a ```python block."
     whole = answered.run("ask", "-m", MODEL, "--max-tokens", "200", question).check()
@@ -240,6 +241,7 @@ def test_a_prompt_too_long_is_refused_before_the_load(coe: Coe) -> None:
     assert "the context is 8192" in error["message"], "the model's own limit"
 
 
+@pytest.mark.long
 def test_a_prompt_that_just_fits_is_answered(coe: Coe) -> None:
     """The count before the load and the worker's own agree: one token of answer fits at most."""
     catalog = coe.folder / "hardware.yaml"

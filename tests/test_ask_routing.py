@@ -47,6 +47,7 @@ def test_a_question_goes_to_its_expert_and_stderr_stays_clean_in_json(routing_co
     assert "routing" not in answer(result)
 
 
+@pytest.mark.long
 def test_explain_says_what_route_says_before_the_answer(routing_coe: Coe, routed_coe: Coe) -> None:
     routed = routing_coe.run("route", SQL).check().stdout.strip()
     told = ask(routing_coe, "--explain", SQL).check()
@@ -75,6 +76,7 @@ def test_who_is_named_is_not_routed(routed_coe: Coe, arguments: tuple[str, ...],
     assert says in one_line(result.stderr)
 
 
+@pytest.mark.long
 def test_a_profile_key_turns_routing_off(routing_coe: Coe) -> None:
     (routing_coe.config / "hardware_profiles.yaml").write_text("routing: {enabled: false}\n")
     rows = "".join(json.dumps({"prompt": question, "max_tokens": 2}) + "\n" for question in (SQL, LEGAL))
@@ -136,6 +138,7 @@ def test_an_unsure_route_says_so(routed_coe: Coe) -> None:
     assert result.stdout
 
 
+@pytest.mark.long
 def test_without_a_router_and_a_network_the_general_reasoner_answers(coe: Coe) -> None:
     offline = {
         "HF_HUB_OFFLINE": "1",

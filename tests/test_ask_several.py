@@ -120,6 +120,7 @@ def cracked(bare_coe: Coe, copied_model: Path) -> Coe:
     return bare_coe
 
 
+@pytest.mark.long
 def test_one_that_fails_is_said_and_the_rest_goes_on(cracked: Coe) -> None:
     base = ("ask", "--experts", "cracked,math_expert", "--max-tokens", "4")
     result = cracked.run(*base, "--format", "json", QUESTION).check()

@@ -200,7 +200,7 @@ def test_fail_fast_ends_before_anything_is_loaded(coe: Coe) -> None:
     assert "line 2 failed: it is not JSON" in one_line(result.stderr)
 
 
-@pytest.mark.parametrize("options", [(), ("--keep-order",)])
+@pytest.mark.parametrize("options", [(), pytest.param(("--keep-order",), marks=pytest.mark.long)])
 def test_failed_rows_are_run_again_only_where_that_is_asked_for(quick_coe: Coe, options: tuple[str, ...]) -> None:
     """A model that is not there at first, and a line that never is a row."""
     rows = [{"prompt": "Name a colour.", **SHORT}, {"prompt": "Name a river.", **SHORT, "model": "late"}, "{"]
@@ -232,12 +232,15 @@ def test_failed_rows_are_run_again_only_where_that_is_asked_for(quick_coe: Coe, 
 
 # --- going on, with workers that have no model
 
+IN_ANY_AND_THE_INPUTS_ORDER = [[], pytest.param(["--keep-order"], marks=pytest.mark.long)]
+
 
 class Batches:
     """Batches of two hundred rows on fake workers in a folder of their own."""
 
     def __init__(self, coe: Coe, rows: int = 200, step_s: float = 0.002) -> None:
         self.coe = coe
+        del coe.environment["COE_THREADS"]  # a worker for each core
         self.faults = coe.folder / "faults"
         self.faults.mkdir()
         self.set_step_s(step_s)
@@ -293,7 +296,7 @@ def _runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and not is_gone(psutil.Process(pid))
 
 
-@pytest.mark.parametrize("options", [[], ["--keep-order"]])
+@pytest.mark.parametrize("options", IN_ANY_AND_THE_INPUTS_ORDER)
 def test_killed_twice_it_goes_on_with_nothing_lost_and_nothing_twice(batches: Batches, options: list[str]) -> None:
     batches.kill_when(20, *options)
     kept = batches.out.read_bytes()
@@ -310,7 +313,7 @@ def test_killed_twice_it_goes_on_with_nothing_lost_and_nothing_twice(batches: Ba
     assert one_line(again.stderr) == "coe: all 200 rows are in the output already"
 
 
-@pytest.mark.parametrize("options", [[], ["--keep-order"]])
+@pytest.mark.parametrize("options", IN_ANY_AND_THE_INPUTS_ORDER)
 @pytest.mark.parametrize("change", [lambda data: data + b"mine\n", lambda data: data.replace(b"line", b"LINE", 1)])
 def test_an_output_that_somebody_changed_is_left_as_it_is(
     batches: Batches, options: list[str], change: Callable[[bytes], bytes]
@@ -347,7 +350,7 @@ def test_another_input_for_the_same_output_is_refused(batches: Batches) -> None:
 
 
 @pytest.mark.skipif(WINDOWS, reason="limits of POSIX")
-@pytest.mark.parametrize("options", [[], ["--keep-order"]])
+@pytest.mark.parametrize("options", IN_ANY_AND_THE_INPUTS_ORDER)
 def test_a_file_that_may_not_grow_leaves_what_is_done_and_goes_on(batches: Batches, options: list[str]) -> None:
     """RLIMIT_FSIZE: the system itself refuses the write in the middle of a line."""
     result = batches.run(*options, COE_TEST_FSIZE="9000")

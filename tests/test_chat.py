@@ -56,6 +56,7 @@ def test_lines_of_a_pipe_are_one_conversation(coe: Coe) -> None:
     assert "turns 0" in again.stderr and "turns 1" in again.stderr
 
 
+@pytest.mark.long
 def test_the_second_answer_is_that_of_a_fresh_run(coe: Coe) -> None:
     turns = coe.run(*GREEDY, "--no-log", stdin="Name a colour.\nName another one.\n").check().stdout.splitlines()
     assert len(turns) >= 2

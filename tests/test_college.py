@@ -272,6 +272,7 @@ def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -
     run(test)
 
 
+@pytest.mark.long
 def test_warm_workers_among_kills(tmp_path: Path) -> None:
     async def test() -> None:
         async with trial(tmp_path, keep_warm_worker=True, vram_budget_mb=120, retry_delay_s=0.01) as college:
@@ -526,7 +527,11 @@ class Storm:
 
 @pytest.mark.parametrize(
     ("seed", "seconds"),
-    [(1, 6.0), (2, 6.0), pytest.param(3, 60.0, marks=pytest.mark.slow)],
+    [
+        (1, 2.0),
+        pytest.param(2, 6.0, marks=pytest.mark.long),
+        pytest.param(3, 60.0, marks=pytest.mark.slow),
+    ],
 )
 def test_workers_killed_at_random(tmp_path: Path, seed: int, seconds: float) -> None:
     """32 clients, half of which read along: each answer is complete and the right one for its seed, or an error."""

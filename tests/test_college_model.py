@@ -103,6 +103,7 @@ CONVERSATIONS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_conversations_that_take_turns_answer_as_in_a_fresh_run(models_dir: Path, sampling: Sampling) -> None:
     prompts: list[list[tuple[str, str]]] = []
@@ -137,6 +138,7 @@ def test_conversations_that_take_turns_answer_as_in_a_fresh_run(models_dir: Path
     with_college(models_dir, afresh, slots=1)
 
 
+@pytest.mark.long
 def test_two_models_swap_in_a_budget_for_one(models_dir: Path) -> None:
     async def test(college: College, one: ModelSpec) -> None:
         two = msgspec.structs.replace(one, name="two")
@@ -215,6 +217,7 @@ def _storm_of_kills(models_dir: Path, seconds: float, clients: int) -> None:
     with_college(models_dir, killed)
 
 
+@pytest.mark.long
 def test_workers_killed_at_random_for_10_s(models_dir: Path) -> None:
     _storm_of_kills(models_dir, 10, 32)
 

@@ -184,6 +184,7 @@ def test_a_stranger_on_the_port_is_not_taken_for_the_college(coe: Coe) -> None:
     assert b"GET /healthz?nonce=" in heard[0] and b"t" * 43 not in heard[0]
 
 
+@pytest.mark.long
 def test_sigkill_of_the_college_leaves_no_worker_and_no_obstacle(coe: Coe) -> None:
     with serving(coe) as served:
         assert served.chat(max_tokens=2).status == 200
@@ -226,6 +227,7 @@ def test_a_college_ends_when_nobody_needs_it_although_somebody_looks_on(coe: Coe
     assert process.returncode == 0
 
 
+@pytest.mark.long
 def test_after_an_answer_a_college_ends_by_itself(coe: Coe) -> None:
     """It gets more time where a machine is too slow to ask anything of it within four seconds."""
     for keep_alive_s in (4, 16, 64):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY, Coe, one_line
+from conftest import REPOSITORY, Coe, examples, one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -307,19 +307,19 @@ _trees = st.recursive(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=st.dictionaries(_keys, _trees, min_size=1, max_size=4))
 def test_any_yaml_is_taken_or_refused_in_one_line(tmp_path: Path, tree: dict[Any, Any]) -> None:
     _taken_or_refused(tmp_path, yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace"))))
 def test_any_bytes_are_taken_or_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     _taken_or_refused(tmp_path, data)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_shipped_files_with_one_change(tmp_path: Path, data: st.DataObject) -> None:
     """Any value anywhere in a shipped file replaced by any other."""

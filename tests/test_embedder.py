@@ -66,6 +66,7 @@ def folders_in(path: Path) -> Folders:
     return Folders(models=path / "models", config=path / "config", state=path / "state", cache=path / "cache")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dimension", "pooling", "dense"),
     [(32, "mean", False), (48, "cls", False), (64, "max", False), (32, "mean", True)],
@@ -147,6 +148,7 @@ def test_lone_surrogates_are_survived(exported: Path) -> None:
     assert np.isfinite(Embedder(exported).embed(["bad \ud800 text"])).all()
 
 
+@pytest.mark.long
 def test_an_export_that_differs_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = build_sentence_transformer(tmp_path / "source", dense=True)
     right = embedder_torch._export_graph

@@ -66,7 +66,9 @@ def served(home: Coe) -> Iterator[Served]:
         yield it
 
 
-@pytest.mark.parametrize("way", ["ask", "batch", "/v1", "chat"])
+@pytest.mark.parametrize(
+    "way", ["ask", "/v1", *(pytest.param(way, marks=pytest.mark.long) for way in ("batch", "chat"))]
+)
 def test_a_wrong_end_in_the_configuration_is_made_good(way: str, served: Served) -> None:
     home = served.coe
     if way == "ask":

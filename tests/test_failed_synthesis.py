@@ -23,7 +23,8 @@ def failing(coe: Coe, kind: str, times: int, *arguments: str, tokens: int = 12) 
     """A run in which so many workers fail in mid-synthesis."""
     fault = {"kind": kind, "times": times, "prompt_tokens": EXPERTS_READ_LESS, "tokens": tokens}
     path = os.pathsep.join([str(REPOSITORY / "tests" / "failing_oga"), coe.environment["PYTHONPATH"]])
-    result = coe.run(*ASK, *arguments, PYTHONPATH=path, OGA_FAULT=json.dumps(fault | {"folder": str(coe.folder)}))
+    coe.environment |= {"PYTHONPATH": path, "OGA_FAULT": json.dumps(fault | {"folder": str(coe.folder)})}
+    result = coe.run(*ASK, *arguments)
     assert len(list(coe.folder.glob("fault-*"))) == times, result.stderr
     return result
 
@@ -58,6 +59,7 @@ def test_a_worker_killed_in_mid_answer_leaves_what_it_wrote_and_the_drafts(
     assert undisturbed["drafts"][0]["answer"] in coe.run("logs", "show").check().stdout
 
 
+@pytest.mark.long
 def test_nothing_written_yet_leaves_the_drafts_alone(coe: Coe, undisturbed: dict[str, Any]) -> None:
     """The first loss goes unseen; the second one is the end."""
     result = failing(coe, "kill", 2, "--format", "quiet", tokens=0)
@@ -65,12 +67,14 @@ def test_nothing_written_yet_leaves_the_drafts_alone(coe: Coe, undisturbed: dict
     assert "general_reasoner made no answer" in one_line(result.stderr)
 
 
+@pytest.mark.long
 def test_json_that_nobody_reads_along_starts_again_unseen(coe: Coe, undisturbed: dict[str, Any]) -> None:
     result = failing(coe, "kill", 1, "--format", "json").check()
     assert json.loads(result.stdout)["answer"] == undisturbed["answer"]
     assert result.stderr == ""
 
 
+@pytest.mark.long
 def test_out_of_memory_in_json_has_drafts_and_error(coe: Coe, undisturbed: dict[str, Any]) -> None:
     result = failing(coe, "oom", 2, "--format", "json")
     assert result.code == 6
@@ -85,6 +89,7 @@ def test_out_of_memory_in_json_has_drafts_and_error(coe: Coe, undisturbed: dict[
     assert error["code"] == "out_of_memory" and joint["error"]["message"] in error["message"] and error["hint"]
 
 
+@pytest.mark.long
 def test_json_lines_end_with_the_drafts_and_the_error(coe: Coe, undisturbed: dict[str, Any]) -> None:
     result = failing(coe, "oom", 1, "--format", "jsonl")
     assert result.code == 6
@@ -108,6 +113,7 @@ def test_a_prompt_too_long_even_with_shortened_drafts(coe: Coe, tmp_path: Path) 
     assert json.loads(one_line(result.stderr))["error"]["code"] == "prompt_too_long"
 
 
+@pytest.mark.long
 def test_the_code_block_asked_for_is_not_what_failed(coe: Coe) -> None:
     result = failing(coe, "kill", 2, "-x")  # the first one starts again unseen, since only the block is shown
     assert (result.code, result.stdout) == (7, "")

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,14 +29,16 @@ def hub(models_dir: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-FAST = {
-    ("plan", 200),
-    *((name, 80) for name in ("plan", "offline-amd-16g", "offline-none-16g", "offline-ask", "online")),
-}
+FAST = {("plan", 200), ("plan", 80), ("offline-none-16g", 80)}
+LONG = {("online", 80), ("offline-ask", 80), ("offline-amd-16g", 80)}
+
+
+def mark(scene: tuple[str, int]) -> Any:
+    return pytest.mark.long if scene in LONG else () if scene in FAST else pytest.mark.slow
+
+
 PLAYED = [
-    pytest.param(name, size, id=f"{name}-{size[0]}", marks=() if (name, size[0]) in FAST else pytest.mark.slow)
-    for name in SCENES
-    for size in SIZES
+    pytest.param(name, size, id=f"{name}-{size[0]}", marks=mark((name, size[0]))) for name in SCENES for size in SIZES
 ]
 
 

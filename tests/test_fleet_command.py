@@ -118,6 +118,7 @@ def test_the_smallest_fleet_meets_the_target_and_one_node_less_does_not(tmp_path
     assert code == 5 and not less["target"]["met"] and less["smallest"]["nodes"] == {"desk": count}
 
 
+@pytest.mark.long
 def test_dear_nodes_are_left_out_of_the_smallest_fleet(tmp_path: Path) -> None:
     nodes = [
         {"name": "dear", "profile": "standard", "price": 50},
@@ -129,6 +130,7 @@ def test_dear_nodes_are_left_out_of_the_smallest_fleet(tmp_path: Path) -> None:
     assert bounded["smallest"]["nodes"]["dear"] > 0 and bounded["smallest"]["nodes"]["cheap"] == 1
 
 
+@pytest.mark.long
 def test_the_same_file_gives_the_same_report(tmp_path: Path) -> None:
     assert run(tmp_path, FLEET, "--format", "json").stdout == run(tmp_path, FLEET, "--format", "json").stdout
 

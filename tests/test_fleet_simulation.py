@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,7 +174,7 @@ def test_a_balancer_in_turns_lets_a_node_wait_less() -> None:
 requests = st.tuples(st.floats(0, 30), st.integers(0, 2), st.floats(0, 2), st.floats(0, 3))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     asked=st.lists(requests, max_size=25),
     loaded=st.integers(1, 3),

@@ -73,6 +73,7 @@ def test_the_bundle_has_no_queries() -> None:
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions, limits and devices")
 
 
+@pytest.mark.long
 @posix
 def test_files_of_its_state_are_the_users_alone_under_any_umask(coe: Coe) -> None:
     open_to_all = ["sh", "-c", 'umask 0; exec "$@"', "sh"]

@@ -125,6 +125,7 @@ def _at(tree: object, path: list[str]) -> object:
     return tree
 
 
+@pytest.mark.long
 def test_a_broken_own_file_stops_only_what_needs_it(coe: Coe) -> None:
     (coe.config / "experts.yaml").write_text(
         "experts:\n  bad: {modle: x}\n  haiku: {model: smollm2-135m, system_prompt: Answer with a haiku.}\n"

@@ -166,6 +166,7 @@ def test_a_full_queue_sends_the_question_on_and_two_full_ones_say_when_to_come_b
             assert int(refused.headers["retry-after"]) >= 1
 
 
+@pytest.mark.long
 def test_draining_fails_no_request(farm: Farm) -> None:
     """Two clients ask without a pause while one college is drained; a stream that it has begun is finished."""
     there = farm.conversation_on(0)
@@ -210,6 +211,7 @@ def test_draining_fails_no_request(farm: Farm) -> None:
     assert farm.machine(farm.chat(there)) == 1
 
 
+@pytest.mark.long
 def test_a_machine_that_is_killed_costs_no_question_and_none_is_said_so(farm: Farm) -> None:
     there = farm.conversation_on(0)
     assert farm.chat(there).status == 200

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import MODEL
+from conftest import MODEL, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ def test_the_real_model(models_dir: Path) -> None:
     assert 0 < sizes["model.onnx.data"] <= (models_dir / MODEL / "model.onnx.data").stat().st_size
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tensors=st.lists(st.tuples(st.sampled_from(["a.data", "dätä", None]), st.integers(0, 2**40), st.integers(0, 2**40)))
 )
@@ -52,7 +52,7 @@ def test_any_graph(tmp_path: Path, tensors: list[tuple[str | None, int, int]]) -
     assert external_data_sizes(path) == _by_onnx(path)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=80))
 def test_noise_is_a_value_error_or_a_graph(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "model.onnx"

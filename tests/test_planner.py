@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from conftest import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -111,7 +112,7 @@ providers = st.sampled_from(["dml", "cuda", "cpu"])
 some_experts = st.lists(st.sampled_from(EXPERTS), min_size=1, max_size=3, unique=True)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     some_experts,
     providers,
@@ -137,7 +138,7 @@ def test_plans_are_monotone(
     assert plan(profile, richer, facts, name).fits >= plan(profile, base, facts, name).fits
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(some_experts, providers, st.sampled_from(ACCOUNTING_NAMES), st.integers(3_000, 120_000), st.integers(1, 4))
 def test_solutions_are_tight(
     experts: list[str], provider: Provider, name: AccountingName, budget: int, slots: int
@@ -210,7 +211,7 @@ def test_warning_codes() -> None:
     assert "does_not_fit" in codes(made("minimal", CODER))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(some_experts, st.integers(0, 3), st.integers(8_000, 60_000))
 def test_what_fits_and_is_not_warned_of_is_admitted_by_the_college(
     experts: list[str], more: int, budget_mb: int
@@ -245,7 +246,7 @@ def test_what_fits_and_is_not_warned_of_is_admitted_by_the_college(
     assert near or (running == slots) == ("above_admission" not in codes(result))
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(some_experts, st.integers(1, 4), st.integers(8_000, 60_000))
 def test_a_change_that_is_named_is_admitted(experts: list[str], slots: int, budget_mb: int) -> None:
     profile, facts = PROFILES.select("standard"), known(chunk_size=512)

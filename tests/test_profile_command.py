@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -155,7 +156,7 @@ documents = st.recursive(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(documents.map(yaml.safe_dump) | st.text(max_size=80))
 def test_no_profile_file_ends_in_a_traceback(text: str) -> None:
     import tempfile

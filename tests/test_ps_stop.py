@@ -183,6 +183,7 @@ def test_drain_finishes_what_is_being_answered(sleeper: Coe) -> None:
         assert stopping.returncode == 0
 
 
+@pytest.mark.long
 def test_a_college_that_does_not_answer_is_ended(coe: Coe) -> None:
     with serving(coe) as served:
         process = served.process

@@ -228,6 +228,7 @@ def test_the_only_node_with_the_model_is_lost(cluster: Nodes, nodes: Callable[..
     assert failed == {"no node of the cluster has `a` on its disk"}
 
 
+@pytest.mark.long
 def test_idle_actors_end_and_give_their_memory_back(cluster: Nodes, nodes: Callable[..., Any], tmp_path: Path) -> None:
     nodes(1)
     with engine(cluster.address, tmp_path, keep_alive_s=1.5) as running:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -438,13 +439,22 @@ class World(RuleBasedStateMachine):
         assert self.ended == set(range(1, self.count + 1))
 
 
-def test_ten_thousand_steps_in_a_world_that_misbehaves() -> None:
+def walk(examples: int) -> None:
     World.steps, World.seen = 0, set()
     run_state_machine_as_test(
         World,
-        settings=settings(max_examples=400, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
+        settings=settings(max_examples=examples, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
     )
-    assert World.steps >= 10_000
+    assert World.steps >= 25 * examples
+
+
+def test_a_thousand_steps_in_a_world_that_misbehaves() -> None:
+    walk(40)
+
+
+@pytest.mark.long
+def test_ten_thousand_steps_in_a_world_that_misbehaves() -> None:
+    walk(400)
     # the walk was wide enough to mean something
     assert World.seen >= {
         *("Load", "Preload", "Start", "Wait", "Evict", "Retry", "Refuse", "Stop", "Notice"),

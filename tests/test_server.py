@@ -104,7 +104,7 @@ def test_seeds_repeat_a_sampled_answer(client: openai.OpenAI) -> None:
 
     assert sample(7) == sample(7)
     assert sample(-1) == sample(-1)
-    assert len({sample(seed) for seed in range(5)}) > 1
+    assert any(sample(seed) != sample(7) for seed in range(5))
 
 
 SCHEMA = {
@@ -172,6 +172,7 @@ def test_a_role_brings_its_system_prompt_unless_there_is_one(served: Served) -> 
 THINKER = f'experts:\n  thinker: {{model: {MODEL}, system_prompt: "", prompt_format: plain, template: "{{question}}\\n<think>\\n"}}\n'
 
 
+@pytest.mark.long
 def test_thoughts_are_kept_out_of_the_content(bare_coe: Coe, copied_model: Path) -> None:
     (bare_coe.config / "experts.yaml").write_text(THINKER)
     with serving(bare_coe) as served:

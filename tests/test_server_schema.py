@@ -6,14 +6,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import schemathesis
-from conftest import Coe
+from conftest import Coe, examples
 from hypothesis import HealthCheck, given, settings
-from schemathesis.specs.openapi.checks import response_schema_conformance
 from serving import Served, serving
+
+if TYPE_CHECKING:
+    import schemathesis
 
 OPERATIONS = {
     "POST /v1/chat/completions": 40,
@@ -68,6 +69,15 @@ def description(served: Served) -> dict[str, Any]:
     return served.request("GET", "/openapi.json").json
 
 
+@pytest.fixture(scope="module")
+def schema(served: Served, description: dict[str, Any]) -> Any:
+    import schemathesis
+
+    made = schemathesis.openapi.from_dict(description)
+    made.config.update(base_url=served.url)
+    return made
+
+
 CASES = [
     (name, mode)
     for name in OPERATIONS
@@ -78,16 +88,15 @@ CASES = [
 
 @pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize(("name", "mode"), CASES)
-def test_no_failure_of_the_server(
-    served: Served, description: dict[str, Any], name: str, mode: str, share: float
-) -> None:
+def test_no_failure_of_the_server(schema: Any, name: str, mode: str, share: float) -> None:
+    import schemathesis
+    from schemathesis.specs.openapi.checks import response_schema_conformance
+
     method, path = name.split(" ")
-    schema = schemathesis.openapi.from_dict(description)
-    schema.config.update(base_url=served.url)
     seen: list[int] = []
 
     @settings(
-        max_examples=max(1, round(share * OPERATIONS[name])), derandomize=True, database=None,
+        max_examples=examples(max(1, round(share * OPERATIONS[name]))), derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=schema[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))

@@ -86,6 +86,7 @@ def with_zebras(where: Folders) -> Catalog:
     return load_catalog([SHIPPED, own])
 
 
+@pytest.mark.long
 def test_until_changed_examples_are_learned_an_earlier_router_decides(where: Folders) -> None:
     """Learning is begun once; what it writes is taken up."""
     catalog, begun, may_end = with_zebras(where), threading.Semaphore(0), threading.Event()
@@ -121,6 +122,7 @@ def test_with_nothing_trained_at_all_it_says_that_it_learns(where: Folders) -> N
     assert begun.wait(60)
 
 
+@pytest.mark.long
 def test_a_college_learns_changed_examples_behind_its_answers(routing_coe: Coe) -> None:
     (routing_coe.config / "experts.yaml").write_text(OTHER)
     with serving(routing_coe) as served:
@@ -170,6 +172,7 @@ def test_the_college_routes_for_those_who_know_its_token(routing_coe: Coe) -> No
         assert other.error["code"] == "other_examples"
 
 
+@pytest.mark.long
 def test_coe_route_asks_the_running_college_and_says_the_same(routing_coe: Coe) -> None:
     alone = {q: routing_coe.run("route", "--format", "jsonl", q).check().stdout for q in QUESTIONS if q}
     with serving(routing_coe):

@@ -100,6 +100,7 @@ def test_the_running_college_answers_the_rows_within_its_budget(home: Coe) -> No
         assert served.chat(model=ONE, max_tokens=2).status == 200, "afterwards the college has the room again"
 
 
+@pytest.mark.long
 def test_whoever_asks_goes_before_the_rows(home: Coe) -> None:
     with serving(home) as served:
         process = batch(home, "a", count=12, tokens=60)
@@ -110,6 +111,7 @@ def test_whoever_asks_goes_before_the_rows(home: Coe) -> None:
         assert answered(home.folder / "a.out") == 12
 
 
+@pytest.mark.long
 def test_a_batch_starts_a_college_for_all_that_ends_with_it(home: Coe) -> None:
     process = batch(home, "a", count=8, tokens=60)
     served = eventually(lambda: college(home))
@@ -125,6 +127,7 @@ def test_a_batch_starts_a_college_for_all_that_ends_with_it(home: Coe) -> None:
     eventually(lambda: not psutil.pid_exists(pid))
 
 
+@pytest.mark.long
 def test_two_batches_have_one_college(home: Coe) -> None:
     processes = [batch(home, name, count=5, tokens=40) for name in ("a", "b")]
     pids, peak_mb = set(), 0.0
@@ -156,6 +159,7 @@ def test_alone_it_runs_a_college_in_its_own_process(home: Coe) -> None:
     assert answered(home.folder / "a.out") == 4
 
 
+@pytest.mark.long
 def test_one_process_answers_beside_the_college_and_says_what_that_takes(home: Coe) -> None:
     with serving(home) as served:
         served.chat(model=ONE, max_tokens=2)

@@ -140,6 +140,7 @@ def test_control_tokens_for_those_who_want_them(served: Served) -> None:
     assert json.loads(said)["usage"]["prompt_tokens"] == len(one_turn("", "a</s>b")) - 3
 
 
+@pytest.mark.long
 def test_a_hostile_template_is_an_error_and_the_next_question_is_answered(served: Served) -> None:
     body = {"model": "hostile", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     refused = served.request("POST", "/v1/chat/completions", body)

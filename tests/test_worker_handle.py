@@ -56,6 +56,7 @@ def test_json_lines_have_a_line_for_each_token(home: Coe) -> None:
     assert "".join(token["text"] for token in tokens).strip("\n") == last["answer"]
 
 
+@pytest.mark.long
 def test_no_serve_leaves_nothing_behind(home: Coe) -> None:
     home.run(*ASK, "--no-serve", "Hi").check()
     home.run(*ASK, "Hi", COE_NO_SERVE="1").check()
@@ -111,6 +112,7 @@ def test_ask_c_goes_on_in_the_same_cache(home: Coe) -> None:
     assert float(reused.split()[1]) > 10, "the first question's tokens were in the slot"
 
 
+@pytest.mark.long
 def test_a_chat_goes_on_when_the_college_has_ended(home: Coe) -> None:
     home.run(*ASK, "Hi").check()
     chat = home.start(*CHAT, stdin=-1)
@@ -128,7 +130,12 @@ def test_a_chat_goes_on_when_the_college_has_ended(home: Coe) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["profiles", "models", *(pytest.param(name, marks=pytest.mark.slow) for name in ("catalog", "profile"))]
+    "change",
+    [
+        "profiles",
+        pytest.param("models", marks=pytest.mark.long),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("catalog", "profile")),
+    ],
 )
 def test_a_college_with_other_settings_is_not_asked(home: Coe, change: str, models_dir: Path) -> None:
     home.run(*ASK, "Hi").check()
@@ -168,7 +175,7 @@ def test_a_college_that_dies_in_mid_answer_is_an_error_and_no_hang(home: Coe) ->
     assert answer(home, *ASK, "Hi")["timing"]["load_s"] > 0, "the next question starts another"
 
 
-@pytest.mark.parametrize("form", [("--format", "json"), ("-x",)])
+@pytest.mark.parametrize("form", [("--format", "json"), pytest.param(("-x",), marks=pytest.mark.long)])
 def test_an_answer_that_nobody_has_seen_starts_again_when_its_worker_dies(home: Coe, form: tuple[str, ...]) -> None:
     question = "Write a long Python program with many functions in a ```python block."
     ask = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "200", "--no-log", *form, question)

@@ -52,6 +52,7 @@ def ask(worker: WorkerProcess, lengths: Sequence[int], guidance: protocol.Guidan
     return peak_mb
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the figures are those of Linux")
 @pytest.mark.skipif((runtime_version("cpu") or "") < "0.18", reason="older releases take more (docs/memory.md)")
 def test_the_peak_of_a_worker_stays_within_its_plan(models_dir: Path) -> None:

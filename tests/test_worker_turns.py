@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from conftest import MODEL, REPOSITORY, ids_of
 
 from coe_cli.core.memory.prefill import CHUNK_TOKENS
@@ -99,6 +100,7 @@ def text_of(messages: list[protocol.FromWorker], number: int) -> str:
     return "".join(m.text for m in messages if isinstance(m, protocol.Token) and m.request_id == number)
 
 
+@pytest.mark.long
 def test_answers_take_turns_and_a_long_prompt_holds_nobody_up(models_dir: Path) -> None:
     long = "The keeper wrote down the weather of the day. " * 110
     worker = WorkerProcess()
@@ -140,6 +142,7 @@ def test_answers_take_turns_and_a_long_prompt_holds_nobody_up(models_dir: Path) 
         worker.kill()
 
 
+@pytest.mark.long
 def test_a_prompt_in_pieces_gives_the_tokens_of_a_prompt_in_one(models_dir: Path) -> None:
     """With the runtime itself as the yardstick: one ``append_tokens`` with the whole prompt."""
     script = """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from model_store.tiny_model import write_tiny_model
@@ -184,7 +185,7 @@ def look(tiny: Path, raw: bytes) -> bool:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_configuration_with_anything_in_it_is_refused_or_cleaned(
     tiny: Path, whole: dict[str, Any], data: st.DataObject
 ) -> None:
@@ -209,7 +210,7 @@ def test_a_configuration_with_anything_in_it_is_refused_or_cleaned(
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 @example(b'{"model": {}}')
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_bytes_are_refused_or_cleaned(tiny: Path, raw: bytes) -> None:
     look(tiny, raw)
 

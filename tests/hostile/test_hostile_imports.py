@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from importing.configurations import write_folder
@@ -115,7 +116,7 @@ def test_arrays_have_a_budget_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_header_with_other_bytes_is_read_or_refused(data: st.DataObject) -> None:
     whole = gguf(
         [LLAMA, entry(b"n", ARRAY, U(UINT32) + Q(2) + bytes(8)), entry(b"t", ARRAY, U(TEXT) + Q(1) + text(b"x"))],

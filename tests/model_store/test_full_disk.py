@@ -49,6 +49,7 @@ def test_a_file_too_large_for_the_file_system(coe: Coe, published: dict[str, byt
     assert_installed(coe, published)
 
 
+@pytest.mark.long
 def test_a_graph_that_cannot_be_written_leaves_the_model(coe: Coe) -> None:
     folder = write_tiny_model(coe.models / "tiny")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -102,6 +102,7 @@ def test_another_pip_fetches_it_itself(
     assert any("pip/" in headers.get("user-agent", "") for _, path, headers in index.requests if path.endswith(".whl"))
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_a_wheel_it_goes_on_from_there(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
     index.stall_after[WHEEL] = 2 * 2**20
     process = start(ADDRESS)
@@ -120,6 +121,7 @@ def test_killed_in_the_middle_of_a_wheel_it_goes_on_from_there(coe: Coe, index: 
     assert asked not in ("", "bytes=0-")
 
 
+@pytest.mark.long
 def test_a_part_that_is_whole_already_is_not_fetched_again(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
     index.stall_after[WHEEL] = 2 * 2**20
     process = start(ADDRESS)
@@ -137,6 +139,7 @@ def test_a_part_that_is_whole_already_is_not_fetched_again(coe: Coe, index: Hub,
     assert index.ranges(WHEEL) == []
 
 
+@pytest.mark.long
 def test_another_content_than_the_index_says_is_refused(coe: Coe, index: Hub) -> None:
     whole = index.wheels[WHEEL]
     with zipfile.ZipFile(coe.folder / WHEEL) as packed:

@@ -1,6 +1,7 @@
 """The first five minutes, played in a real terminal on machines that are made up.
 
-``python tests/first_minutes.py`` writes the screens to tests/screens, and with them docs/first-question.md.
+``python tests/first_minutes.py`` writes the screens to tests/screens, and with them the pages of ``PAGES``; names of scenes
+after it (``plan online``) play these alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from routing_fixtures import build_sentence_transformer, prepare_routing
 from test_live_view import Terminal
 
 SCREENS = REPOSITORY / "tests" / "screens"
-PAGE = REPOSITORY / "docs" / "first-question.md"
+PAGES = tuple(REPOSITORY / "docs" / f"{name}.md" for name in ("first-question", "planning"))
 SIZES = ((80, 24), (200, 50))
 CARDS = ("amd-16g", "nvidia-8g", "igpu-32g", "none-16g")
 _HOME = "/home/someone/coe"
@@ -50,6 +51,8 @@ SCENES = {
     "plan": Scene("amd-16g", (Typed("coe setup --dry-run"),)),
     **{f"offline-{card}": Scene(card, (Typed("coe setup", 4, YES),)) for card in CARDS},
     "offline-ask": Scene("none-16g", (Typed("coe ask What is a deadlock", 4, NO),)),
+    "fit": Scene("amd-16g", (Typed("coe fit 16G"),)),
+    "vram": Scene("amd-16g", (Typed("coe vram plan -p compact -e python_backend -e sql_query"),)),
     "online": Scene("none-4g", (Typed("coe setup", 0, YES), Typed("coe ask What is a deadlock")), online=True),
 }
 
@@ -122,8 +125,8 @@ def page_with_screens(page: str) -> str:
     return re.sub(r"(<!-- screen (\S+) -->\n)```text\n.*?```", put, page, flags=re.DOTALL)
 
 
-def write(models: Path) -> None:
-    """Play every scene and keep what it shows; ``models`` has the embedded model."""
+def write(models: Path, names: Sequence[str]) -> None:
+    """Play the scenes of these names and keep what they show; ``models`` has the embedded model."""
     hub = Hub()
     hub.add_folder("someone/ready", models / MODEL)
     server = hub.start()
@@ -131,13 +134,14 @@ def write(models: Path) -> None:
         routing = Path(home)
         prepare_routing(routing / "cache", build_sentence_transformer(routing))
         SCREENS.mkdir(exist_ok=True)
-        for name, scene in SCENES.items():
+        for name in names:
             for size in SIZES:
-                told = play(scene, size, hub, routing, answer_tokens=400)
+                told = play(SCENES[name], size, hub, routing, answer_tokens=400)
                 screen_file(name, size).write_text(told, encoding="utf-8")
     server.shutdown()
-    PAGE.write_text(page_with_screens(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(page_with_screens(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(REPOSITORY / "models")
+    write(REPOSITORY / "models", sys.argv[1:] or [*SCENES])

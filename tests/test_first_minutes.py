@@ -1,4 +1,4 @@
-"""The first five minutes are as tests/screens and docs/first-question.md have them: ``python tests/first_minutes.py`` writes both."""
+"""The first five minutes are as tests/screens and the pages have them: ``python tests/first_minutes.py`` writes both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if sys.platform == "win32":
     pytest.skip("needs a pseudo-terminal", allow_module_level=True)
 
 from conftest import MODEL, Coe
-from first_minutes import PAGE, SCENES, SIZES, MadeUp, page_with_screens, play, screen_file, without_answers
+from first_minutes import PAGES, SCENES, SIZES, MadeUp, page_with_screens, play, screen_file, without_answers
 from model_store.hub_server import Hub
 
 
@@ -29,7 +29,7 @@ def hub(models_dir: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-FAST = {("plan", 200), ("plan", 80), ("offline-none-16g", 80)}
+FAST = {("plan", 200), ("plan", 80), ("offline-none-16g", 80), ("fit", 80), ("vram", 80)}
 LONG = {("online", 80), ("offline-ask", 80), ("offline-amd-16g", 80)}
 
 
@@ -58,9 +58,10 @@ def test_a_machine_that_is_set_up_is_planned_without_a_model_twice(bare_coe: Coe
     assert [model["name"] for model in plan["models"]] == ["qwen2.5-1.5b-instruct"]
 
 
-def test_the_page_is_that_session() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == page_with_screens(page), "run: python tests/first_minutes.py"
-    assert {"online", "offline-none-16g", "plan"} <= {
-        line.split()[2] for line in page.splitlines() if "<!-- screen" in line
-    }
+def test_the_pages_are_that_session() -> None:
+    shown = set()
+    for file in PAGES:
+        page = file.read_text(encoding="utf-8")
+        assert page == page_with_screens(page), "run: python tests/first_minutes.py"
+        shown |= {line.split()[2] for line in page.splitlines() if "<!-- screen" in line}
+    assert {"online", "offline-none-16g", "plan", "fit", "vram"} <= shown

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +138,24 @@ def test_cuda_peaks_measured_on_a_gpu(file: str, rows: int, within: float) -> No
         activation = activation_bytes(model, context, row["prompt_tokens"])
         predicted = load_bytes(model) + kv_cache_bytes(model, context) + activation - cuda.CONTEXT_BYTES
         assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=within), row
+
+
+def test_the_page_on_memory_has_the_measured_rows() -> None:
+    """``python benchmarks/plan_accuracy.py table FILE`` writes the tables of docs/memory.md."""
+    shown: list[dict[str, str]] = []
+    header: list[str] = []
+    for line in (REPOSITORY / "docs" / "memory.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        header = header if cells and header else [cell.removesuffix(" again") for cell in cells]
+        shown.append(dict(zip(header, cells, strict=False)))
+    for file in (Path(__file__).parent / "fixtures" / "plan_accuracy").glob("*.jsonl"):
+        for row in measured_rows(file.name):
+            context = str(row["context_length"] or "loaded")
+            wanted = {"model": row["model"], "context": context, "measured": f"{row['measured_mb']:.0f}"}
+            wanted |= {"predicted": f"{row['predicted_mb']:.0f}"} if "predicted_mb" in row else {}
+            wanted |= {"prompt": str(row["prompt_tokens"] or "")} if "prompt_tokens" in row else {}
+            wanted |= {"slots": str(row["slots"]), "prompts": row["prompts"]} if "prompts" in row else {}
+            assert any(wanted.items() <= cells.items() for cells in shown), (file.name, wanted)
 
 
 def on_webgpu(name: str, chunk_size: int | None) -> ModelMemory:

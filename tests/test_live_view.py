@@ -110,7 +110,7 @@ def test_the_status_showed_model_phases_rate_and_memory(story: Terminal) -> None
     assert MODEL in story.seen
     assert "loading" in story.seen and "answering" in story.seen
     assert re.search(r"\d+ tokens · \d+ tokens/s", story.seen)
-    assert re.search(r"\d+ of 4000 MB normal", story.seen)
+    assert re.search(r"0\.\d of 3\.9 GB normal", story.seen)
 
 
 def test_with_stdout_in_a_pipe_the_terminal_is_left_empty(coe: Coe) -> None:

@@ -7,19 +7,22 @@ import re
 from collections.abc import Callable
 
 import pytest
+from conftest import REPOSITORY
+from rich.color import ANSI_COLOR_NAMES, Color
 
-from coe_cli.core.answers.conversations import ConversationRow
+from coe_cli.core.answers.conversations import Conversation, ConversationRow, LoggedMessage
 from coe_cli.core.findings import Finding, Level
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport, How
 from coe_cli.core.models.catalog import load_catalog
+from coe_cli.core.names import share_words, size_words
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
 from coe_cli.output.college_view import write_status
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.experts_view import write_experts
 from coe_cli.output.findings_view import write_findings
 from coe_cli.output.fit_view import write_fit
-from coe_cli.output.logs_view import write_conversations
+from coe_cli.output.logs_view import write_conversation, write_conversations
 from coe_cli.output.models_view import write_models
 from coe_cli.output.profile_view import write_profiles
 from coe_cli.output.setup_view import write_setup
@@ -108,8 +111,8 @@ def on_terminal(patch: pytest.MonkeyPatch, write: Callable[[Output], None], widt
 @pytest.mark.parametrize(
     ("write", "whole"),
     [
-        (models, ["5000 MB", "131072", "524288 B", "security_architect", "medical_expert"]),
-        (profiles, ["performance", "48,000", "16,384", "standard *"]),
+        (models, ["4.9 GB", "131,072", "524,288 B", "security_architect", "medical_expert"]),
+        (profiles, ["performance", "46.9 GB", "16,384", "standard *"]),
         (experts, ["sql_schema_architect", "Qwen2.5-Coder-7B-DML", " no "]),
         (fits, ["together", "in turns", "131,072", "12 s"]),
         (conversations, ["1234", "2023-11-14 ", "56"]),
@@ -130,7 +133,7 @@ def test_figures_stay_whole(
         (setup, ["deepseek-r1-distill", "cc-by-sa-4.0", "4.4 GB", "4.9 GB"], ["qwen-7b-webgpu", "for"]),
         (fits, ["sql_schema_architect"], ["DeepSeek-R1-Distill-Qwen-7B-DML", "4.9 GB"]),
         (conversations, ["What is a mutex?", "1234", "2023-11-14"], ["2023-11-14 22:13"[:14], "general_reasoner+gen"]),
-        (college, ["sqlcoder-7b-2-DML", "1/2", "16500"], ["█", "83%", "16600", "1 for sqlcoder-7b-2-DML: memory"]),
+        (college, ["sqlcoder-7b-2-DML", "1/2", "16.1 GB"], ["█", "83%", "16.2 GB", "1 for sqlcoder-7b-2-DML: memory"]),
     ],
 )
 def test_names_stay_at_50_columns_and_200_are_used(
@@ -141,6 +144,40 @@ def test_names_stay_at_50_columns_and_200_are_used(
         assert [word for word in words if word not in text] == [], text
 
 
+@pytest.mark.parametrize(
+    ("mb", "words"),
+    [
+        (0, "0 MB"),
+        (94.4, "94 MB"),
+        (1000, "1 GB"),
+        (4978, "4.9 GB"),
+        (16384, "16 GB"),
+        (32000, "31.2 GB"),
+        (2e5, "195 GB"),
+    ],
+)
+def test_sizes_for_people_have_one_style(mb: float, words: str) -> None:
+    assert size_words(mb) == words and size_words(-mb) == ("-" if mb else "") + words
+
+
+@pytest.mark.parametrize(("used", "whole", "words"), [(240, 800, "240 of 800 MB"), (240, 4000, "0.2 of 3.9 GB")])
+def test_a_share_has_the_unit_of_the_whole(used: float, whole: float, words: str) -> None:
+    assert share_words(used, whole) == words
+
+
+def test_a_kept_answer_is_shown_as_markdown_and_a_question_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ("# What **is** it?", "## Locks\n\nA **mutual exclusion** lock lets one thread in.\n\n- `acquire`")
+    said = [
+        LoggedMessage(role, text, 1.7e9, *[None] * 10) for role, text in zip(("user", "assistant"), texts, strict=True)
+    ]
+    told = Conversation(1, 1.7e9, 1.7e9, said)
+    text = on_terminal(monkeypatch, lambda output: write_conversation(output, told, as_json=False), 30)
+    assert "# What **is** it?" in text and "\nLocks\n" in text and "• acquire" in text
+    assert "mutual exclusion" in " ".join(text.split()) and "exclu\n" not in text
+    piped = written(lambda output: write_conversation(output, told, as_json=False), io.StringIO())
+    assert texts[1] in piped
+
+
 @pytest.mark.parametrize("write", [models, profiles, experts, fits, setup, conversations, college, findings])
 def test_a_pipe_has_plain_lines_that_are_never_cut(write: Callable[[Output], None]) -> None:
     lines = written(write, io.StringIO()).split("\n")
@@ -148,3 +185,15 @@ def test_a_pipe_has_plain_lines_that_are_never_cut(write: Callable[[Output], Non
     assert [line for line in lines if line != line.rstrip() or "…" in line or "\x1b" in line] == []
     if write is findings:
         assert lines[0].endswith("scarce [b]") and lines[1].strip() == "→ close a program"
+
+
+def test_colours_can_be_read_on_a_light_and_on_a_dark_terminal() -> None:
+    """Six of the terminal's own are its theme's to choose; black, white and the bright ones suit one background alone."""
+    used: set[str] = set()
+    for path in (REPOSITORY / "coe_cli" / "output").glob("*.py"):
+        used |= set(re.findall(r'"([a-z0-9_]+)"', path.read_text(encoding="utf-8"))) & set(ANSI_COLOR_NAMES)
+    assert {"yellow", "grey50"} <= used
+    for name in used:
+        number, colour = ANSI_COLOR_NAMES[name], Color.parse(name).get_truecolor()
+        light = sum(weight * (part / 255) ** 2.2 for weight, part in zip((0.2126, 0.7152, 0.0722), colour, strict=True))
+        assert number in range(1, 7) or min(1.05 / (light + 0.05), (light + 0.05) / 0.05) > 2.2, name

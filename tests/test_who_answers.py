@@ -22,7 +22,7 @@ from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.routing.selection import all_models
 
 EXPERT, MISSING, SMALL = "sql_query", "sqlcoder-7b-2-DML", "small-model"
-NOT_INSTALLED = f"{EXPERT}'s model {MISSING} is not installed (4 GB)"
+NOT_INSTALLED = f"{EXPERT}'s model {MISSING} is not installed (3.8 GB)"
 
 
 def college(folder: Path, *, fallback: bool) -> Coe:

@@ -103,7 +103,7 @@ def batch(
 ) -> None:
     """Answer many prompts, each model loaded once.
 
-    A row is {"prompt": …} or {"messages": […]}, with id, expert, model, system, max_tokens, temperature, seed as you like,
+    A row is {"prompt": …} or {"messages": […]}, optionally with id, expert, model, system, max_tokens, temperature, seed,
     or a line of OpenAI's batch format. Rows that name nobody are routed. With -o the same command goes on where an
     earlier run was stopped. Exit code 0: every row has its answer; 1: some have an error instead.
     """

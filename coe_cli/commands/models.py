@@ -24,6 +24,7 @@ from coe_cli.commands.options import (
     read_profiles,
 )
 from coe_cli.core.answers.limits import MAX_TOKENS
+from coe_cli.core.names import size_words
 from coe_cli.core.providers import expected_on
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
@@ -91,7 +92,7 @@ def pull(
     Of a model with builds for several devices it takes the one for the profile's (`coe models show NAME` lists them); fetched
     again without -p, a model stays in the build that it is.
 
-    A download that broke off goes on where it was. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are heeded.
+    A download that broke off goes on where it was. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are used.
 
     Example: coe models pull smollm2-135m
     """
@@ -216,7 +217,7 @@ def remove(
     catalog, output = read_catalog(catalog_file), Output()
     for name in names:
         freed_mb = take_off(name, catalog, folders().models, folders().state, force=force)
-        output.note(f"{name} is removed, {freed_mb:.0f} MB are free again")
+        output.note(f"{name} is removed, {size_words(freed_mb)} are free again")
 
 
 @app.command("import")

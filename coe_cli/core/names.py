@@ -24,10 +24,18 @@ def counted(number: int, noun: str) -> str:
 
 
 def size_words(mb: float) -> str:
-    """Megabytes of 2**20 bytes for people: ``94 MB``, ``1.5 GB``, ``25 GB``."""
-    if mb < 1000:
+    """Megabytes of 2**20 bytes for people: ``94 MB``, ``1.5 GB``, ``16 GB``, ``31.2 GB``, ``200 GB``."""
+    if abs(mb) < 1000:
         return f"{mb:.0f} MB"
-    return f"{mb / 1024:.1f} GB" if mb < 10_000 else f"{mb / 1024:.0f} GB"
+    gb = mb / 1024
+    return f"{gb:,.0f} GB" if abs(gb) >= 100 else f"{gb:.1f}".removesuffix(".0") + " GB"
+
+
+def share_words(used_mb: float, whole_mb: float) -> str:
+    """A part of an amount, in the amount's unit: ``240 of 800 MB``, ``0.2 of 3.9 GB``."""
+    number, unit = size_words(whole_mb).split()
+    part = f"{used_mb:.0f}" if unit == "MB" else f"{used_mb / 1024:.1f}"
+    return f"{part} of {number} {unit}"
 
 
 def joined(parts: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from coe_cli.core.bench.bench_compare import RATIO_FIELDS, RatioRow
 from coe_cli.core.bench.bench_rows import ROW_FIELDS, BenchReport, BenchRow, Range, Spread
-from coe_cli.core.names import counted
+from coe_cli.core.names import counted, size_words
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import folded, right, table
 
@@ -143,7 +143,7 @@ def _write_human(output: Output, report: BenchReport, comparison: Comparison | N
     console = output.console()
     machine = report.machine
     gpus = f" · {', '.join(machine.adapters)}" if machine.adapters else ""
-    memory = f" · {machine.memory_mb:.0f} MB" if machine.memory_mb is not None else ""
+    memory = f" · {size_words(machine.memory_mb)}" if machine.memory_mb is not None else ""
     console.print(Text(f"{machine.cpu}, {machine.cores} cores{memory}{gpus}", style="bold"))
     for provider, bandwidth in machine.bandwidth_gb_per_s.items():
         told = "not measured" if bandwidth is None else f"{bandwidth:.1f} GB/s (a copy in this run)"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from coe_cli.core.names import share_words, size_words
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import DeviceLost
 from coe_cli.output.console import Output
@@ -176,8 +177,10 @@ def _head(status: CollegeStatus) -> list[list[Part]]:
     ]
     if status.pressure is not None:
         level = status.pressure.level
-        usage = f" ({status.pressure.ratio:.0%}: {_mb(status.usage_mb)} of {_mb(status.pool_mb)})"
-        lines.append(["pressure ", (level, LEVEL_STYLE.get(level, "")), usage, f" · {status.queue_length} waiting"])
+        used, pool = status.usage_mb, status.pool_mb
+        usage = "" if used is None or pool is None else f": {share_words(used, pool)}"
+        told = f" ({status.pressure.ratio:.0%}{usage}) · {status.queue_length} waiting"
+        lines.append(["pressure ", (level, LEVEL_STYLE.get(level, "")), told])
     return lines
 
 
@@ -202,10 +205,10 @@ def _table(status: CollegeStatus, width: int | None, rates: _Rates) -> tuple[lis
         (right("pid"), 80, lambda m: "-" if m.pid is None else str(m.pid)),
         (right("slots"), 0, lambda m: f"{m.running}/{m.max_slots}"),
         (right("wait"), 0, lambda m: str(m.waiting)),
-        (right("ctx"), 80, lambda m: "-" if m.context_length is None else str(m.context_length)),
-        (right("KV MB"), 80, lambda m: str(m.kv_reserved_mb)),
-        (right("reserved"), 0, lambda m: str(m.reserved_mb)),
-        (right("measured"), 80, lambda m: "unknown" if m.measured_mb is None else f"{m.measured_mb:.0f}"),
+        (right("ctx"), 80, lambda m: "-" if m.context_length is None else f"{m.context_length:,}"),
+        (right("cache"), 80, lambda m: size_words(m.kv_reserved_mb)),
+        (right("reserved"), 0, lambda m: size_words(m.reserved_mb)),
+        (right("measured"), 80, lambda m: "unknown" if m.measured_mb is None else size_words(m.measured_mb)),
         (right("idle"), 64, lambda m: "-" if m.idle_s is None else _span(m.idle_s)),
     ]
     if per_model:
@@ -219,10 +222,6 @@ def _table(status: CollegeStatus, width: int | None, rates: _Rates) -> tuple[lis
 def _bar(share: float) -> str:
     full = min(_BAR_CELLS, round(share * _BAR_CELLS))
     return "█" * full + "░" * (_BAR_CELLS - full) + f" {share:.0%}"
-
-
-def _mb(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.0f} MB"
 
 
 def _span(seconds: float | None) -> str:

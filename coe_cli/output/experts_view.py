@@ -9,7 +9,7 @@ from msgspec import to_builtins
 from coe_cli.core.routing.router import Decision
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.output.routing import decision_as_dict, describe
-from coe_cli.output.tables import folded, is_narrow, left, write_table
+from coe_cli.output.tables import folded, is_narrow, left, write_line, write_table
 
 if TYPE_CHECKING:
     from coe_cli.runtime.own_experts import ExpertCard
@@ -55,10 +55,11 @@ def write_expert(output: Output, card: ExpertCard, report_format: ReportFormat) 
             continue
         if isinstance(value, list) or (isinstance(value, str) and "\n" in value.strip()):
             lines = value if isinstance(value, list) else value.strip().splitlines()
-            output.stdout.write(f"{key}:\n" + "".join(f"  {line}\n" for line in lines))
+            for line in (f"{key}:", *(f"  {line}" for line in lines)):
+                write_line(output, line)
         else:
             shown = ("yes" if value else "no") if isinstance(value, bool) else str(value).strip()
-            output.stdout.write(f"{key}: {shown}\n")
+            write_line(output, f"{key}: {shown}")
 
 
 def write_trial(output: Output, name: str, decided: list[tuple[str, Decision]], report_format: ReportFormat) -> None:
@@ -72,5 +73,5 @@ def write_trial(output: Output, name: str, decided: list[tuple[str, Decision]], 
         output.json({"schema_version": SCHEMA_VERSION, "expert": name, "questions": rows})
         return
     for (text, decision), hit in zip(decided, hits, strict=True):
-        output.stdout.write(f"{'yes' if hit else 'no '}  {' '.join(text.split())}\n     {describe(decision)}\n")
+        write_line(output, f"{'yes' if hit else 'no '}  {' '.join(text.split())}\n     {describe(decision)}")
     output.note(f"{sum(hits)} of {len(hits)} go to {name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport
+from coe_cli.core.names import size_words
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import is_narrow, left, right, write_line, write_table
 
@@ -30,10 +31,10 @@ def _write_human(output: Output, report: FitReport) -> None:
 
 
 def _write_device(output: Output, fit: Fit) -> None:
-    size = f"{fit.memory_mb / 1024:.3g} GB"
+    size = size_words(fit.memory_mb)
     title = fit.device if fit.device == size else f"{fit.device}, {size}"
     use = f" · profile {fit.profile}" if fit.profile else ""
-    write_line(output, f"{title} · {fit.provider} · {fit.budget_mb / 1024:.3g} GB for models{use}")
+    write_line(output, f"{title} · {fit.provider} · {size_words(fit.budget_mb)} for models{use}")
     columns = [left("expert"), left("model"), right("weights"), left("fits"), right("context"), right("swap")]
     shown = [0, 3, 4, 5] if is_narrow(output, _ROOM_FOR_MODELS) else range(len(columns))
     rows = [[_row(expert)[place] for place in shown] for expert in fit.experts]
@@ -43,7 +44,7 @@ def _write_device(output: Output, fit: Fit) -> None:
     counts = {how: sum(expert.how == how for expert in fit.experts) for how in _STYLES}
     said = ", ".join(f"{count} {how if how != 'no' else 'not at all'}" for how, count in counts.items() if count)
     write_line(
-        output, f"{said}; those together take {fit.together_mb / 1024:.3g} GB with {fit.context_length:,} tokens a slot"
+        output, f"{said}; those together take {size_words(fit.together_mb)} with {fit.context_length:,} tokens a slot"
     )
 
 
@@ -51,7 +52,7 @@ def _row(expert: ExpertFit) -> list[str]:
     return [
         expert.expert,
         expert.model,
-        f"{expert.weights_mb / 1024:.1f} GB",
+        size_words(expert.weights_mb),
         expert.how,
         f"{expert.context_length:,}" if expert.context_length else "–",
         f"{expert.swap_s:.0f} s" if expert.swap_s else "–",

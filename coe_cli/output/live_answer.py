@@ -12,6 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from coe_cli.core.names import share_words
 from coe_cli.output.answer_sink import AnswerSink
 from coe_cli.output.console import Output
 from coe_cli.output.display import Display, view_width
@@ -104,7 +105,7 @@ class LiveAnswerSink(AnswerSink):
         memory = self._sample(self._pid) if self._pid else None
         if memory is not None:
             used_mb, budget_mb, level = memory
-            line.append(f" · {used_mb:.0f} of {budget_mb:.0f} MB ")
+            line.append(f" · {share_words(used_mb, budget_mb)} ")
             line.append(level, style=LEVEL_STYLE.get(level, ""))
         grid = Table.grid(padding=(0, 1))
         grid.add_row(self._spinner, line)

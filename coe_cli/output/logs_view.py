@@ -6,7 +6,7 @@ from datetime import datetime
 
 from coe_cli.core.answers.conversations import Conversation, ConversationRow, Match
 from coe_cli.output.console import Output
-from coe_cli.output.tables import columns_of, folded, is_narrow, left, right, write_table
+from coe_cli.output.tables import columns_of, folded, is_narrow, left, right, write_line, write_table
 from coe_cli.output.terminal import for_terminal
 
 LOGS_SCHEMA_VERSION = 1
@@ -41,9 +41,14 @@ def write_conversation(output: Output, conversation: Conversation, *, as_json: b
     for message in conversation.messages:
         who = _who(message.expert, message.model) if message.role == "assistant" else message.role
         stopped = " (stopped)" if message.finish_reason == "cancelled" else ""
-        output.stdout.write(f"--- {for_terminal(who)}, {_time(message.created_at)}{stopped}\n")
-        content = for_terminal(message.content) if output.stdout.isatty() else message.content
-        output.stdout.write(content.rstrip("\n") + "\n\n")
+        write_line(output, f"--- {for_terminal(who)}, {_time(message.created_at)}{stopped}")
+        if message.role == "assistant" and output.stdout.isatty():
+            from coe_cli.output.markdown_stream import write_markdown
+
+            write_markdown(output.console(), for_terminal(message.content.strip("\n")))
+        else:
+            write_line(output, message.content.rstrip("\n"))
+        output.stdout.write("\n")
 
 
 def write_matches(output: Output, matches: list[Match], *, as_json: bool) -> None:
@@ -55,7 +60,7 @@ def write_matches(output: Output, matches: list[Match], *, as_json: bool) -> Non
         output.note("nothing found; all words must be in one question or answer")
     for match in matches:
         excerpt = for_terminal(" ".join(match.excerpt.split()))
-        output.stdout.write(f"{match.conversation_id}  {_time(match.created_at)}  {match.role}: {excerpt}\n")
+        write_line(output, f"{match.conversation_id}  {_time(match.created_at)}  {match.role}: {excerpt}")
 
 
 def _who(expert: str | None, model: str | None) -> str:

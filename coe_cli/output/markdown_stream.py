@@ -114,6 +114,13 @@ class MarkdownStream:
         return [SegmentLines([line], new_lines=True) for line in lines[words[0] : words[-1] + 1]] if words else []
 
 
+def write_markdown(console: Console, text: str) -> None:
+    """A text that is complete."""
+    stream = MarkdownStream(console, console.width, len(text), lambda row: console.print(row, soft_wrap=True))
+    stream.feed(text)
+    stream.end()
+
+
 def _markdown(text: str) -> Any:
     from markdown_it import MarkdownIt
     from rich.markdown import Markdown

@@ -27,9 +27,9 @@ def _write_human(output: Output, rows: list[Any]) -> None:
         (
             f"{row.name} (default)" if row.default else row.name,
             "yes" if row.on_disk else "no",
-            _or_unknown(row.size_mb, "{:.0f} MB"),
-            _or_unknown(row.context_length, "{}"),
-            _or_unknown(row.kv_bytes_per_token, "{} B"),
+            "unknown" if row.size_mb is None else size_words(row.size_mb),
+            _or_unknown(row.context_length, "{:,}"),
+            _or_unknown(row.kv_bytes_per_token, "{:,} B"),
             row.provider or "unknown",
             ", ".join(row.experts) or "-",
         )
@@ -68,24 +68,24 @@ def write_card(output: Output, card: Any) -> None:
         ("experts", ", ".join(card.experts) or "-"),
         ("built for", card.provider),
         ("type", card.model_type or "unknown"),
-        ("context", f"{card.context_length} tokens"),
+        ("context", f"{card.context_length:,} tokens"),
         (
             "shape",
             f"{shape.num_hidden_layers} layers, hidden size {shape.hidden_size}, {shape.num_attention_heads} heads of "
-            f"{shape.head_size}, {shape.num_key_value_heads} KV heads ({card.attention}), vocabulary {shape.vocab_size}",
+            f"{shape.head_size}, {shape.num_key_value_heads} KV heads ({card.attention}), vocabulary {shape.vocab_size:,}",
         ),
-        ("weights", f"{card.weights_mb:.0f} MB{': ' + formats if formats else ''}"),
+        ("weights", f"{size_words(card.weights_mb)}{': ' + formats if formats else ''}"),
         ("head", head.get(card.head_positions, "unknown")),
         ("chat template", {True: "yes", False: "no", None: "unknown"}[card.chat_template]),
         (
             "KV cache",
-            f"{cache.kv_bytes_per_token} bytes a token, {cache.kv_mb:.0f} MB for {cache.context_length} tokens "
+            f"{cache.kv_bytes_per_token:,} bytes a token, {size_words(cache.kv_mb)} for {cache.context_length:,} tokens "
             f"(profile {cache.profile})",
         ),
         (
             "plan",
-            f"{plan.weights_mb:.0f} MB weights + {plan.kv_mb:.0f} MB cache + {plan.activation_mb:.0f} MB prefill = "
-            f"{plan.total_mb:.0f} MB with one slot on {plan.provider}",
+            f"{size_words(plan.weights_mb)} weights + {size_words(plan.kv_mb)} cache + {size_words(plan.activation_mb)} prefill = "
+            f"{size_words(plan.total_mb)} with one slot on {plan.provider}",
         ),
         ("measured", _measured(card.calibration)),
         ("same weights as", ", ".join(card.duplicate_of) or "no other model"),
@@ -93,8 +93,13 @@ def write_card(output: Output, card: Any) -> None:
     ]
     write_table(output, [left(), folded()], [[[(name, "bold")], value] for name, value in rows])
     if card.files:
-        files = [[file.name, f"{file.size_mb:.1f} MB", file.sha256 or "not recorded"] for file in card.files]
+        files = [[file.name, _file_size(file.size_mb), file.sha256 or "not recorded"] for file in card.files]
         write_table(output, [folded("file"), right("size"), folded("SHA-256")], files)
+
+
+def _file_size(mb: float) -> str:
+    """A file's size, of which small ones have kilobytes."""
+    return size_words(mb) if mb >= 1 else f"{mb * 1024:.0f} KB"
 
 
 def _build(build: Any) -> str:
@@ -109,7 +114,7 @@ def _measured(found: Any) -> str:
         return "no run is recorded yet"
     parts = []
     if found.load_mb is not None:
-        parts.append(f"{found.load_mb:.0f} MB after a load")
+        parts.append(f"{size_words(found.load_mb)} after a load")
     if found.slot_ratio is not None:
         parts.append(f"slots {found.slot_ratio:.2f} × the plan's")
     if found.error is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from coe_cli.core.memory.planner import ComparisonRow, Plan
-from coe_cli.core.names import counted
+from coe_cli.core.names import counted, size_words
 from coe_cli.core.providers import spec_of
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.tables import LEVEL_STYLE, folded, is_narrow, left, right, write_line, write_table
@@ -16,7 +16,7 @@ HEADER = ("part", "name", "expert", "context_length", "weights_mb", "kv_mb", "ac
 COMPARE_HEADER = ("accounting", "weights_mb", "kv_mb", "activation_mb", "total_mb", "headroom_mb", "fits")
 BAR_WIDTH = 60
 """Columns of a terminal from which model and expert have a column each."""
-MODEL_COLOURS = ("blue", "cyan", "magenta", "bright_blue", "bright_cyan", "bright_magenta")
+MODEL_COLOURS = ("blue", "cyan", "magenta", "steel_blue", "dark_cyan", "medium_purple")
 
 
 def write_plan(output: Output, plan: Plan, table_format: TableFormat, compare: list[ComparisonRow] | None) -> None:
@@ -49,19 +49,19 @@ def _rows(plan: Plan) -> list[tuple[Any, ...]]:
 
 def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None) -> None:
     budget_mb = plan.fixed_mb + plan.pool_mb
-    head = f" · {plan.provider} · {plan.accounting} · budget {budget_mb:.0f} MB"
+    head = f" · {plan.provider} · {plan.accounting} · budget {size_words(budget_mb)}"
     write_line(output, (plan.profile.name, "bold"), head)
     colours = {model.name: MODEL_COLOURS[i % len(MODEL_COLOURS)] for i, model in enumerate(plan.models)}
     narrow = is_narrow(output)
     rows, styles = [], []
     for part, name, expert, context, *sizes in _rows(plan):
         names = [expert if part == "slot" else name] if narrow else [name, expert]
-        rows.append([part, *names, "" if context is None else str(context), *map(_number, sizes)])
+        rows.append([part, *names, "" if context is None else f"{context:,}", *map(_number, sizes)])
         styles.append("bold" if part in ("total", "headroom") else colours.get(name, ""))
     if narrow:  # a slot's colour says whose it is
-        titles, words = ("context", "weights", "KV", "activ.", "MB"), [folded("model or expert")]
+        titles, words = ("context", "weights", "KV", "activ.", "total"), [folded("model or expert")]
     else:
-        titles, words = ("context", "weights", "KV cache", "activations", "MB"), [folded("model"), folded("expert")]
+        titles, words = ("context", "weights", "KV cache", "activations", "total"), [folded("model"), folded("expert")]
     columns = [left(), *words, *map(right, titles)]
     write_table(output, columns, rows, styles=styles, ruled=True, tight=narrow)
     write_line(output, *_bar(plan, colours))
@@ -83,7 +83,7 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
         }[plan.solution.variable]
         write_line(output, f"{question}: ", (str(plan.solution.value), "bold"))
     if plan.preload is not None:
-        preload = f"preload: {plan.preload.model} ({plan.preload.weights_mb:.0f} MB) stays within normal pressure"
+        preload = f"preload: {plan.preload.model} ({size_words(plan.preload.weights_mb)}) stays within normal pressure"
         write_line(output, preload)
     if to_pull := [model.name for model in plan.models if model.source == "catalog"]:
         write_line(output, f"not on disk, counted as `coe models pull` will leave it: {', '.join(to_pull)}")
@@ -93,11 +93,11 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
         style = "red" if warning.code == "does_not_fit" else "yellow"
         write_line(output, (f"{warning.code}: {warning.message}", style))
     slots = counted(plan.max_slots, "slot")
-    most = f" · at most {slots} at this context, at most {plan.max_context} tokens with these slots"
+    most = f" · at most {slots} at this context, at most {plan.max_context:,} tokens with these slots"
     write_line(output, ("fits" if plan.fits else "does not fit", "bold"), most)
     on = spec_of(plan.provider)
     if plan.max_prompt and not on.capabilities.prompt_pieces:
-        write_line(output, f"longest prompt: {plan.max_prompt} tokens, for {on.label} reads each whole")
+        write_line(output, f"longest prompt: {plan.max_prompt:,} tokens, for {on.label} reads each whole")
 
 
 def _write_comparison(output: Output, compare: list[ComparisonRow]) -> None:
@@ -130,7 +130,9 @@ def _bar(plan: Plan, colours: dict[str, str]) -> list[str | tuple[str, str]]:
 
 def _legend(plan: Plan) -> list[tuple[str, str]]:
     ratio = "no pool" if plan.pressure.ratio is None else f"{plan.pressure.ratio:.0%}"
-    free = f"{plan.headroom_mb:.0f} MB free" if plan.headroom_mb >= 0 else f"{-plan.headroom_mb:.0f} MB too much"
+    free = (
+        f"{size_words(plan.headroom_mb)} free" if plan.headroom_mb >= 0 else f"{size_words(-plan.headroom_mb)} too much"
+    )
     return [
         ("▒ fixed  █ weights  ▓ KV and activations  · free", "dim"),
         ("pressure ", "dim"),
@@ -140,4 +142,4 @@ def _legend(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
+    return "" if value is None else size_words(value)

@@ -8,6 +8,7 @@ import msgspec
 
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.memory.profile_check import CheckReport
+from coe_cli.core.names import size_words
 from coe_cli.output.console import Output, TableFormat
 from coe_cli.output.findings_view import write_findings
 from coe_cli.output.tables import folded, is_narrow, left, number, right, write_line, write_table
@@ -32,14 +33,15 @@ def write_profiles(output: Output, profiles: ProfileSet, table_format: TableForm
     document = {"schema_version": SCHEMA_VERSION, "default_profile": profiles.default_profile, "profiles": rows}
 
     def human() -> None:
-        numbers = [right(title) for title in ("budget MB", "slots", "context")]
+        numbers = [right(title) for title in ("budget", "slots", "context")]
         narrow = is_narrow(output)
         words = (left("preload"), *(() if narrow else (folded("description"),)))
         cells = [
             [
                 f"{row['name']} *" if row["name"] == profiles.default_profile else row["name"],
                 row["provider"],
-                *(f"{row[key]:,}" for key in ("vram_budget_mb", "max_concurrent_slots", "context_length")),
+                size_words(row["vram_budget_mb"]),
+                *(f"{row[key]:,}" for key in ("max_concurrent_slots", "context_length")),
                 "yes" if row["preload_enabled"] else "no",
                 *(() if narrow else (row["description"],)),
             ]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from coe_cli.core.names import share_words, size_words
 from coe_cli.output.console import Output
 from coe_cli.output.terminal import wrapped
 
@@ -91,7 +92,7 @@ class ProgressView:
         text = f"{name}: {step.stage[:1].lower()}{step.stage[1:]}" if name else step.stage
         if self._progress is None:
             if self._stages.get(name) != step.stage:
-                size = f" ({step.total / 2**20:.0f} MB)" if step.is_bytes and step.total else ""
+                size = f" ({size_words(step.total / 2**20)})" if step.is_bytes and step.total else ""
                 self._output.note(f"{text}{size}")
             self._stages[name] = step.stage
             return
@@ -118,8 +119,7 @@ def amount(
     """How far a work is: "12 of 94 MB · 3.1 MB/s · 0:27 left", or "40%" when it is not bytes."""
     if not is_bytes:
         return f"{done / total:.0%}" if total else ""
-    mb = f"{done / 2**20:.0f} of {total / 2**20:.0f} MB" if total else f"{done / 2**20:.0f} MB"
-    parts = [mb]
+    parts = [share_words(done / 2**20, total / 2**20) if total else size_words(done / 2**20)]
     if speed:
         parts.append(f"{speed / 2**20:.1f} MB/s")
         if left_s is not None and total and done < total:

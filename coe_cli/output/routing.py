@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from coe_cli.core.routing.router import Decision
+from coe_cli.output.tables import write_line
 
 if TYPE_CHECKING:
     from coe_cli.output.console import Output
@@ -76,8 +77,7 @@ def write_decisions(output: Output, router: QuestionRouter, texts: Iterable[str]
             if output_format == "human":
                 shown = " ".join(text.split())
                 shown = shown[: _SHOWN_CHARS - 1] + "…" if len(shown) > _SHOWN_CHARS else shown
-                output.stdout.write((f"{shown}\n    " if several else "") + describe(decision) + "\n")
-                output.stdout.writelines(f"    {line}\n" for line in parts_of(decision))
+                _write_human(output, (f"{shown}\n    " if several else "") + describe(decision), decision)
             elif output_format == "jsonl":
                 line = decision_as_dict(text, decision, latency_ms)
                 output.json_line(line)
@@ -91,12 +91,16 @@ def write_decisions(output: Output, router: QuestionRouter, texts: Iterable[str]
 def write_decided(output: Output, text: str, decision: Decision, latency_ms: float, output_format: str) -> None:
     """Write one decision that somebody else has made."""
     if output_format == "human":
-        output.stdout.write(describe(decision) + "\n")
-        output.stdout.writelines(f"    {line}\n" for line in parts_of(decision))
+        _write_human(output, describe(decision), decision)
     elif output_format == "jsonl":
         output.json_line(decision_as_dict(text, decision, latency_ms))
     else:
         output.json([decision_as_dict(text, decision, latency_ms)])
+
+
+def _write_human(output: Output, said: str, decision: Decision) -> None:
+    for line in (said, *(f"    {line}" for line in parts_of(decision))):
+        write_line(output, line)
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:

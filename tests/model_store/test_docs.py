@@ -15,6 +15,8 @@ import pytest
 import typer
 
 from coe_cli.app import build_app
+from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.runtime.folders import profile_paths
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -51,16 +53,54 @@ def test_the_picture_is_made_of_a_real_screen() -> None:
     assert "".join(drawn.split()).endswith(shown), "run: python docs/make_screen.py"
 
 
-def test_the_sample_of_a_benchmark_is_of_the_published_run() -> None:
-    published = (DOCS / "performance.md").read_text(encoding="utf-8")
-    table = [re.findall(r"[\d.]+", row) for row in re.findall(r"^\| \d+ \| \d+ \| .*%.*$", published, re.M)]
-    rates = re.compile(
-        r"^ *(\d+) +(\d+) +([\d.]+) s +([\d.]+) ±\d+% +([\d.]+) ±\d+% +(\d+)% +(\d+) +(\d+) [█·]+$", re.M
-    )
-    sample = rates.findall((DOCS / "bench.md").read_text(encoding="utf-8"))
-    kept = {(row[0], row[1], row[2], f"{float(row[5]):.4g}", row[8], *row[11:]) for row in table}
-    assert len(sample) == 6
-    assert [row for row in sample if (*row[:3], f"{float(row[3]):.4g}", *row[4:]) not in kept] == []
+def test_what_pages_show_of_the_published_benchmark_is_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMNS", "NO_COLOR", "TERM"):
+        monkeypatch.setenv(name, "")
+    module = script("make_bench")
+    for page, text in module.pages().items():
+        assert page.read_text(encoding="utf-8") == text, "run: python docs/make_bench.py"
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
+def test_the_picture_of_the_published_benchmark_is_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words, and where the points and bars are; releases of matplotlib differ in the rest."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    module = script("make_bench")
+    module.draw(tmp_path / "bench.svg")
+    kept, drawn = (path.read_text(encoding="utf-8") for path in (module.PICTURE, tmp_path / "bench.svg"))
+    words = [re.findall(r"<text[^>]*>([^<]*)</text>", svg) for svg in (kept, drawn)]
+    assert words[0] == words[1] and "tokens in the cache" in words[0], "run: python docs/make_bench.py"
+    places = [re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"', svg) for svg in (kept, drawn)]
+    assert len(places[0]) == len(places[1]) > 18
+    for one, other in zip(*places, strict=True):
+        assert [float(part) for part in one] == pytest.approx([float(part) for part in other], abs=4)
+
+
+def test_what_pages_name_of_tests_and_benchmarks_is_there() -> None:
+    files = [path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    names = {path.name for path in files} | {path.relative_to(ROOT).as_posix() for path in files}
+    functions = {
+        name
+        for path in files
+        if path.suffix == ".py"
+        for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))
+    }
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w/])((?:tests|benchmarks)/[\w/.-]+\.\w+|test_\w+\.py)", text):
+            assert name in names, (page.name, name)
+        for name in re.findall(r"`(test_\w+)…?`", text):
+            assert any(function.startswith(name) for function in functions), (page.name, name)
+
+
+def test_the_profiles_of_the_page_are_those_that_ship() -> None:
+    shipped = load_profiles(profile_paths()[:1]).profiles
+    page = (DOCS / "profiles.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| [^|]* \| (\d+) \| (\d+) \| (\d+) \| (\w+) \|$", page, re.M)
+    assert {name: (int(a), int(b), int(c), on) for name, a, b, c, on in rows} == {
+        name: (each.vram_budget_mb, each.max_concurrent_slots, each.context_length, each.provider)
+        for name, each in shipped.items()
+    }
 
 
 @pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))])

@@ -172,7 +172,7 @@ def test_a_profile_that_is_too_large_names_one_that_fits(coe: Coe) -> None:
     integrated = Adapter("On the chip", "dxgi", dedicated_mb=512.0, shared_mb=40_000.0)
     assert check_budget(standard, profiles, machine(integrated))[0].level is Level.OK
     (seen, *_) = check_adapters([card], [], [])
-    assert "COE_DEVICE=luid:3:5" in seen.message and "20000 MB" in seen.message
+    assert "COE_DEVICE=luid:3:5" in seen.message and "19.5 GB" in seen.message
     assert "unknown" in check_adapters([Adapter("?", "pci")], [], [])[0].message
 
 

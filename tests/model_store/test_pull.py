@@ -142,7 +142,7 @@ def test_all_models_together_must_fit(coe: Coe, hub: Hub, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**13, 0, 12_000 * 2**20))
     result = coe("models", "pull", "--yes", "law-LLM-DML", "BioMistral-7B-DML", "sqlcoder-7b-2-DML")
     assert result.code == 5
-    assert "law-LLM-DML, BioMistral-7B-DML, sqlcoder-7b-2-DML needs 15750 MB" in result.stderr
+    assert "law-LLM-DML, BioMistral-7B-DML, sqlcoder-7b-2-DML needs 15.4 GB" in result.stderr
     assert hub.requests == []
 
 

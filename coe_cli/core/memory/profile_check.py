@@ -12,7 +12,7 @@ from coe_cli.core.hardware.machine import Machine, card_mb, free_mb
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.calibration import Calibration
 from coe_cli.core.memory.planner import Plan
-from coe_cli.core.names import counted
+from coe_cli.core.names import counted, size_words
 from coe_cli.core.providers import spec_of
 
 DAY_S: Final = 86_400
@@ -143,10 +143,10 @@ def _disk(models: Sequence[ModelState], disk_free_mb: float | None) -> Finding:
     if needed > disk_free_mb:
         return error(
             "disk",
-            f"the missing models need {needed:.0f} MB, the disk has {disk_free_mb:.0f} MB",
+            f"the missing models need {size_words(needed)}, the disk has {size_words(disk_free_mb)}",
             "Make room, or set COE_MODELS_DIR to a folder on another disk.",
         )
-    return ok("disk", f"{disk_free_mb:.0f} MB free, the missing models need {needed:.0f} MB")
+    return ok("disk", f"{size_words(disk_free_mb)} free, the missing models need {size_words(needed)}")
 
 
 def _calibration(models: Sequence[ModelState], now_s: float) -> Finding:

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct, structs
 
 from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.core.hardware.profile import Provider
-from coe_cli.core.names import nearest
+from coe_cli.core.names import nearest, size_words
 from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.core.problem import Problem
 from coe_cli.core.providers import spec_of
@@ -180,8 +180,7 @@ class Catalog(Struct, frozen=True):
         entry = self.models.get(model)
         if entry is None:
             return ""
-        mb = entry.download_mb
-        return f" ({mb / 1000:.0f} GB)" if mb >= 1000 else f" ({mb:.0f} MB)"
+        return f" ({size_words(entry.download_mb)})"
 
     def unknown_model(self, name: str, on_disk: list[str]) -> CoeError:
         """The error for a model that is neither in the catalog nor on disk, or whose entry is broken."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.hardware.machine import Adapter, Machine, card_mb
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
+from coe_cli.core.names import share_words, size_words
 from coe_cli.core.providers import on_host
 from coe_cli.core.providers._dml_trial import trial_findings
 from coe_cli.probes import ProbeFailed
@@ -54,14 +55,16 @@ def check_budget(profile: HardwareProfile, profiles: ProfileSet, machine: Machin
         said = f"profile {profile.name} is for {profile.provider}, and no adapter's size is known"
         return [warning("memory", said, "coe ask -p embedded answers on the CPU")]
     if profile.vram_budget_mb <= size_mb:
-        return [ok("memory", f"profile {profile.name} plans with {profile.vram_budget_mb} of {size_mb:.0f} MB {where}")]
+        return [
+            ok("memory", f"profile {profile.name} plans with {share_words(profile.vram_budget_mb, size_mb)} {where}")
+        ]
     usable = size_mb * profile.auto_detect.safety_margin
     fitting = [p for p in profiles.profiles.values() if p.provider == profile.provider and p.vram_budget_mb <= usable]
     best = max(fitting, key=lambda p: p.vram_budget_mb, default=None)
     return [
         warning(
             "memory",
-            f"profile {profile.name} plans with {profile.vram_budget_mb} MB and there are {size_mb:.0f} MB of {where}: "
+            f"profile {profile.name} plans with {size_words(profile.vram_budget_mb)} and there are {size_words(size_mb)} of {where}: "
             "it will run out",
             f"Use -p {best.name if best else 'embedded'}, or set COE_PROFILE to it.",
         )
@@ -107,4 +110,4 @@ def _windows_drivers() -> list[str]:
 
 
 def _mb(value: float | None, what: str) -> str:
-    return "" if value is None else f"{value:.0f} MB {what}"
+    return "" if value is None else f"{size_words(value)} {what}"

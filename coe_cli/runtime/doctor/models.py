@@ -13,6 +13,7 @@ from coe_cli.core.hardware.profile import ProfileSet, Provider
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.graph_check import check_model, problem_findings
 from coe_cli.core.models.model_spec import models_on_disk
+from coe_cli.core.names import size_words
 from coe_cli.core.providers import spec_of
 from coe_cli.core.routing.selection import choose_profile
 from coe_cli.errors import CoeError
@@ -33,7 +34,7 @@ def check_models(
     findings = [
         warning(
             "models",
-            f"an install of {name} broke off and holds {size_mb:.0f} MB",
+            f"an install of {name} broke off and holds {size_words(size_mb)}",
             f"coe models pull {name} goes on with it, coe models rm {name} gives it up",
         )
         for name, size_mb in unfinished(models_dir).items()

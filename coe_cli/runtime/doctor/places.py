@@ -15,6 +15,7 @@ from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.core.names import size_words
 from coe_cli.core.problem import Problem
 from coe_cli.errors import CoeError, ProfileInvalid
 from coe_cli.runtime.folders import Folders, free_mb
@@ -45,7 +46,7 @@ def check_folders(places: Folders) -> list[Finding]:
         else:
             findings.append(ok("folders", f"{name}: {path}{'' if path.exists() else ' (made when it is needed)'}"))
     room_mb = free_mb(places.models)
-    message = f"{room_mb:.0f} MB free for models"
+    message = f"{size_words(room_mb)} free for models"
     findings.append(
         ok("disk", message)
         if room_mb >= _LOW_DISK_MB

@@ -12,6 +12,7 @@ from coe_cli.core.importing.hub_files import quant_of
 from coe_cli.core.memory.fit import nearest_profile
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.core.names import size_words
 from coe_cli.core.providers import host, on_host, spec_of
 from coe_cli.core.routing.selection import all_models
 from coe_cli.providers.installed import (
@@ -116,7 +117,7 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
     ]
     while len(models) > 1 and sum(m.disk_mb for m in models if not m.installed) > room_mb:
         left_out = models.pop()
-        notes.append(f"{left_out.name} is left out: the disk has {room_mb / 1024:.0f} GB free")
+        notes.append(f"{left_out.name} is left out: the disk has {size_words(room_mb)} free")
         default = catalog.default_model if left_out.name == default else default
     if unverified := [model for model in models if not model.verified]:
         quants = ", ".join(dict.fromkeys(model.quant for model in unverified if model.quant))

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
+from coe_cli.core.names import size_words
 from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.replacing import move
 from coe_cli.runtime.atomic_write import is_full
@@ -71,7 +72,7 @@ def check_room(name: str, models_dir: Path, needed_bytes: float) -> None:
     room_mb, needed_mb = free_mb(models_dir), needed_bytes / BYTES_PER_MB
     if room_mb < needed_mb:
         raise DiskFull(
-            f"installing {name} needs {needed_mb:.0f} MB and the disk of {models_dir} has {room_mb:.0f} MB free",
+            f"installing {name} needs {size_words(needed_mb)} and the disk of {models_dir} has {size_words(room_mb)} free",
             _MORE_ROOM,
         )
 

@@ -52,7 +52,7 @@ SCENES = {
     **{f"offline-{card}": Scene(card, (Typed("coe setup", 4, YES),)) for card in CARDS},
     "offline-ask": Scene("none-16g", (Typed("coe ask What is a deadlock", 4, NO),)),
     "fit": Scene("amd-16g", (Typed("coe fit 16G"),)),
-    "vram": Scene("amd-16g", (Typed("coe vram plan -p compact -e python_backend -e sql_query"),)),
+    "vram": Scene("amd-16g", (Typed("coe vram plan -p compact -e python_backend"),)),
     "online": Scene("none-4g", (Typed("coe setup", 0, YES), Typed("coe ask What is a deadlock")), online=True),
 }
 
@@ -132,7 +132,8 @@ def write(models: Path, names: Sequence[str]) -> None:
     server = hub.start()
     with tempfile.TemporaryDirectory() as home:
         routing = Path(home)
-        prepare_routing(routing / "cache", build_sentence_transformer(routing))
+        if any(SCENES[name].online for name in names):
+            prepare_routing(routing / "cache", build_sentence_transformer(routing))
         SCREENS.mkdir(exist_ok=True)
         for name in names:
             for size in SIZES:

@@ -11,6 +11,7 @@ from coe_cli.core.hardware.machine import Adapter, Machine
 from coe_cli.core.providers import all_specs
 from coe_cli.runtime import probe
 from coe_cli.runtime.planning import fit_report, setup_plan
+from coe_cli.runtime.store import model_store
 
 GB = 1024.0
 MACHINES = {
@@ -47,7 +48,8 @@ def pretend(card: str, set_attribute: Callable[[Any, str, Any], None] = setattr)
     chosen = fit_report.for_card
     its_own = [spec.name for spec in all_specs() if not spec.platforms or platform in spec.platforms]
     set_attribute(setup_plan, "installed_providers", lambda: INSTALLED.get(card, its_own))
-    set_attribute(setup_plan, "free_mb", lambda where: 200 * GB)
+    for module in (setup_plan, model_store):
+        set_attribute(module, "free_mb", lambda where: 200 * GB)
     set_attribute(probe, "probe_machine", lambda sources=None: machine)
     set_attribute(fit_report, "for_card", lambda maker, _: chosen(maker, platform))
 

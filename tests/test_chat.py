@@ -227,6 +227,27 @@ def test_an_answer_is_markdown_on_a_terminal_alone(bare_coe: Coe, raw: bool) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
+def test_pasted_lines_are_one_question_and_a_full_context_says_what_empties_it(bare_coe: Coe) -> None:
+    if "libedit" in (pytest.importorskip("readline").__doc__ or ""):
+        pytest.skip("libedit does not know a paste")
+    write_saying_model(bare_coe.models / "md", ["yes", " no"])
+    chat = Terminal(bare_coe, "chat", "-m", "md")
+    chat.wait_for("> ")
+    chat.type("\x1b[200~one\ntwo\x1b[201~")
+    chat.wait_for("two")
+    chat.type("\n")
+    chat.wait_for("yes no")
+    chat.wait_for("> ")
+    chat.type("long " * 600 + "\n")
+    chat.wait_for("/clear forgets what was said")
+    chat.wait_for("> ")
+    chat.type("\x04")
+    chat.process.wait(timeout=30)
+    os.close(chat.controller)
+    assert [message["content"] for message in _messages(bare_coe)][-2:] == ["one\ntwo", "yes no"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
 def test_lines_are_remembered_for_the_next_session(quick_coe: Coe) -> None:
     pytest.importorskip("readline")
     chat = Terminal(quick_coe, "chat", "-m", MODEL)

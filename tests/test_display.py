@@ -13,6 +13,7 @@ from rich.text import Text
 
 from coe_cli.output import display
 from coe_cli.output.console import Output
+from coe_cli.output.live_answer import status_line
 from coe_cli.output.progress_view import ProgressView
 from coe_cli.runtime.progress import Step
 
@@ -90,3 +91,19 @@ def test_an_interrupted_write_leaves_whole_lines_and_the_cursor(draw: Callable[[
         writes += 1
     assert terminal.screen() == ["coe: one", "coe: two"]
     assert writes > 4, "the start, both lines and the end were interrupted"
+
+
+@pytest.mark.parametrize(
+    ("width", "level", "shown"),
+    [
+        (80, "normal", "m answering · 3 s · 13 tokens · 6 tokens/s · 0.4 of 3.9 GB normal"),
+        (60, "normal", "m answering · 3 s · 13 tokens · 6 tokens/s · 0.4 of 3.9 GB"),
+        (60, "critical", "m answering · 3 s · 13 tokens · 6 tokens/s · critical"),
+        (45, "normal", "m answering · 3 s · 13 tokens · 6 tokens/s"),
+        (30, "normal", "m answering · 3 s · 13 tokens"),
+        (12, "normal", "m answering"),
+    ],
+)
+def test_the_status_of_an_answer_stays_on_one_line(width: int, level: str, shown: str) -> None:
+    line = status_line(Text("m answering"), ("3 s", "13 tokens", "6 tokens/s"), "0.4 of 3.9 GB", level, width)
+    assert line.plain == shown

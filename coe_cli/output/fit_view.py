@@ -9,7 +9,7 @@ from coe_cli.output.tables import is_narrow, left, right, write_line, write_tabl
 
 SCHEMA_VERSION = 1
 FIELDS = ("device", "expert", "model", "how", "context_length", "weights_mb", "swap_s", "profile")
-_ROOM_FOR_MODELS = 62
+_ROOM_FOR_MODELS, _ROOM_FOR_WEIGHTS = 80, 92
 _STYLES = {"together": "green", "in turns": "yellow", "no": "red"}
 
 
@@ -36,7 +36,9 @@ def _write_device(output: Output, fit: Fit) -> None:
     use = f" · profile {fit.profile}" if fit.profile else ""
     write_line(output, f"{title} · {fit.provider} · {size_words(fit.budget_mb)} for models{use}")
     columns = [left("expert"), left("model"), right("weights"), left("fits"), right("context"), right("swap")]
-    shown = [0, 3, 4, 5] if is_narrow(output, _ROOM_FOR_MODELS) else range(len(columns))
+    left_out = {1} if is_narrow(output, _ROOM_FOR_MODELS) else set()
+    left_out |= {2} if is_narrow(output, _ROOM_FOR_WEIGHTS) else set()
+    shown = [place for place in range(len(columns)) if place not in left_out]
     rows = [[_row(expert)[place] for place in shown] for expert in fit.experts]
     styles = [_STYLES[expert.how] for expert in fit.experts]
     tight = is_narrow(output)

@@ -95,18 +95,25 @@ class LiveAnswerSink(AnswerSink):
 
     def _status(self) -> Table:
         now = time.monotonic()
-        elapsed = now - self._begin
-        parts = [f"{elapsed:.0f} s"]
-        if self._tokens:
-            parts.append(f"{self._tokens} tokens")
+        seconds, tokens, rate = f"{now - self._begin:.0f} s", f"{self._tokens} tokens", ""
         if self._tokens > 1 and now > self._first_at:
-            parts.append(f"{(self._tokens - 1) / (now - self._first_at):.0f} tokens/s")
-        line = Text.assemble((self._model, "bold"), " ", (self._phase, "cyan"), " · ", " · ".join(parts))
+            rate = f"{(self._tokens - 1) / (now - self._first_at):.0f} tokens/s"
+        counts = (seconds, tokens if self._tokens else "", rate)
         memory = self._sample(self._pid) if self._pid else None
-        if memory is not None:
-            used_mb, budget_mb, level = memory
-            line.append(f" · {share_words(used_mb, budget_mb)} ")
-            line.append(level, style=LEVEL_STYLE.get(level, ""))
+        share, level = ("", "") if memory is None else (share_words(*memory[:2]), memory[2])
+        head = Text.assemble((self._model, "bold"), " ", (self._phase, "cyan"))
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(self._spinner, line)
+        grid.add_row(self._spinner, status_line(head, counts, share, level, view_width(self._console) - 2))
         return grid
+
+
+def status_line(head: Text, counts: tuple[str, str, str], share: str, level: str, width: int) -> Text:
+    """``head``, and behind it as much as fits into ``width`` cells: seconds, tokens, their rate, memory and its pressure."""
+    memory = share if level == "normal" else level
+    for tail in ((*counts, f"{share} ", level), (*counts, memory), counts, counts[:2], counts[1:2], ()):
+        line = head.copy()
+        for part in filter(str.strip, tail):
+            line.append("" if line.plain.endswith(" ") else " · ").append(part, LEVEL_STYLE.get(part, ""))
+        if line.cell_len <= width:
+            break
+    return line

@@ -10,7 +10,7 @@ from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.names import did_you_mean
 from coe_cli.core.plain_text import check_text
-from coe_cli.errors import CoeError, UsageError
+from coe_cli.errors import CoeError, PromptTooLong, UsageError
 from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
 from coe_cli.runtime.college import college_events as ce
@@ -27,7 +27,7 @@ from coe_cli.use_cases.providing import Providing
 _COMMANDS = {
     "expert": "/expert NAME   let this expert answer; without a name, who answers now",
     "model": "/model NAME    let this model answer",
-    "system": "/system TEXT   a system prompt of your own; without a text, the one in force",
+    "system": "/system TEXT   your own system prompt; without a text, the one in force",
     "clear": "/clear         forget what was said and begin anew",
     "stats": "/stats         tokens, speed, and how much was in the cache already",
     "help": "/help          this list",
@@ -116,6 +116,8 @@ class _Chat:
                 if not self._reader.interactive:
                     raise
                 write_error(self._output.stderr, error, as_json=False)
+                if isinstance(error, PromptTooLong):
+                    self._output.note("/clear forgets what was said, and leaves room")
 
     def _answer(self, question: str) -> None:
         check_text(question=question)

@@ -12,6 +12,7 @@ from coe_cli.core.memory.footprint import Accounting
 from coe_cli.core.memory.pressure import admission_share, admits
 from coe_cli.core.memory.scenario import Known, Scenario, total_mb
 from coe_cli.core.memory.slot_context import fitting_context
+from coe_cli.core.names import size_words
 
 SMALLEST_CONTEXT = 16
 MOST_SLOTS = 1024
@@ -47,7 +48,7 @@ def nearest_change(profile: HardwareProfile, scenario: Scenario, known: Known, c
     """One sentence: what would make the scenario fit, the smallest changes first."""
     short_mb = smallest_budget_mb(profile, scenario, known, counting) - scenario.budget_mb
     changes = _changes(profile, scenario, known, counting, 1.0)
-    return f"{short_mb} MB short of {scenario.budget_mb} MB; it would fit with {changes}"
+    return f"{size_words(short_mb)} short of {size_words(scenario.budget_mb)}; it would fit with {changes}"
 
 
 def longest_prompt(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:

@@ -81,6 +81,9 @@ class QuestionReader:
         except ImportError:  # Windows: the console edits lines and keeps them itself
             return
         self._readline = readline
+        readline.parse_and_bind(
+            "set enable-bracketed-paste on"
+        )  # Python turns it off: each pasted line would be a question
         if self._history_path is not None:
             with contextlib.suppress(OSError):
                 readline.read_history_file(str(self._history_path))

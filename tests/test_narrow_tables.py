@@ -9,11 +9,13 @@ from collections.abc import Callable
 import pytest
 from conftest import REPOSITORY
 from rich.color import ANSI_COLOR_NAMES, Color
+from test_planner import made
 
 from coe_cli.core.answers.conversations import Conversation, ConversationRow, LoggedMessage
 from coe_cli.core.findings import Finding, Level
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport, How
+from coe_cli.core.memory.planner import compare_row
 from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.names import share_words, size_words
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
@@ -24,6 +26,7 @@ from coe_cli.output.findings_view import write_findings
 from coe_cli.output.fit_view import write_fit
 from coe_cli.output.logs_view import write_conversation, write_conversations
 from coe_cli.output.models_view import write_models
+from coe_cli.output.plan_view import write_plan
 from coe_cli.output.profile_view import write_profiles
 from coe_cli.output.setup_view import write_setup
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
@@ -90,6 +93,12 @@ def college(output: Output) -> None:
     write_status(output, status, as_json=False)
 
 
+def plans(output: Output) -> None:
+    plan = made("compact", "sql_query", context=2048)
+    write_plan(output, plan, TableFormat.HUMAN, None)
+    write_plan(output, plan, TableFormat.HUMAN, [compare_row("exact", plan)])
+
+
 def findings(output: Output) -> None:
     write_findings(output, [Finding("memory", Level.WARNING, "scarce " * 40 + "[b]", "close a program")])
 
@@ -116,6 +125,7 @@ def on_terminal(patch: pytest.MonkeyPatch, write: Callable[[Output], None], widt
         (experts, ["sql_schema_architect", "Qwen2.5-Coder-7B-DML", " no "]),
         (fits, ["together", "in turns", "131,072", "12 s"]),
         (conversations, ["1234", "2023-11-14 ", "56"]),
+        (plans, ["sqlcoder-7b-2-DML", "sql_query", "16,384", "14.8 GB", "808 MB"]),
     ],
 )
 def test_figures_stay_whole(
@@ -133,6 +143,7 @@ def test_figures_stay_whole(
         (setup, ["deepseek-r1-distill", "cc-by-sa-4.0", "4.4 GB", "4.9 GB"], ["qwen-7b-webgpu", "for"]),
         (fits, ["sql_schema_architect"], ["DeepSeek-R1-Distill-Qwen-7B-DML", "4.9 GB"]),
         (conversations, ["What is a mutex?", "1234", "2023-11-14"], ["2023-11-14 22:13"[:14], "general_reasoner+gen"]),
+        (plans, ["sqlcoder-7b-2-DML", "sql_query", "16,384", "14.8 GB", "808 MB"], ["KV cache", "7 GB"]),
         (college, ["sqlcoder-7b-2-DML", "1/2", "16.1 GB"], ["█", "83%", "16.2 GB", "1 for sqlcoder-7b-2-DML: memory"]),
     ],
 )

@@ -10,12 +10,13 @@ from coe_cli.core.memory.planner import ComparisonRow, Plan
 from coe_cli.core.names import counted, size_words
 from coe_cli.core.providers import spec_of
 from coe_cli.output.console import Output, TableFormat
-from coe_cli.output.tables import LEVEL_STYLE, folded, is_narrow, left, right, write_line, write_table
+from coe_cli.output.tables import LEVEL_STYLE, columns_of, folded, is_narrow, left, right, write_line, write_table
 
 HEADER = ("part", "name", "expert", "context_length", "weights_mb", "kv_mb", "activation_mb", "total_mb")
 COMPARE_HEADER = ("accounting", "weights_mb", "kv_mb", "activation_mb", "total_mb", "headroom_mb", "fits")
 BAR_WIDTH = 60
-"""Columns of a terminal from which model and expert have a column each."""
+_ROOM_FOR_PARTS = 66
+"""Columns of a terminal below which a row has its total alone."""
 MODEL_COLOURS = ("blue", "cyan", "magenta", "steel_blue", "dark_cyan", "medium_purple")
 
 
@@ -63,8 +64,10 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     else:
         titles, words = ("context", "weights", "KV cache", "activations", "total"), [folded("model"), folded("expert")]
     columns = [left(), *words, *map(right, titles)]
+    if is_narrow(output, _ROOM_FOR_PARTS):
+        columns, rows = [*columns[:3], columns[-1]], [[*row[:3], row[-1]] for row in rows]
     write_table(output, columns, rows, styles=styles, ruled=True, tight=narrow)
-    write_line(output, *_bar(plan, colours))
+    write_line(output, *_bar(plan, colours, min(BAR_WIDTH, (columns_of(output) or 100) - 2)))
     glyphs, *pressure = _legend(plan)
     if narrow:
         write_line(output, glyphs)
@@ -108,10 +111,13 @@ def _write_comparison(output: Output, compare: list[ComparisonRow]) -> None:
     for row in compare:
         sizes = (row.weights_mb, row.kv_mb, row.activation_mb, row.total_mb, row.headroom_mb)
         rows.append([row.accounting, *map(_number, sizes), "yes" if row.fits else "no"])
-    write_table(output, [left("counted"), *numbers, left("fits")], rows, ruled=True, tight=narrow)
+    columns = [left("counted"), *numbers, left("fits")]
+    if is_narrow(output, _ROOM_FOR_PARTS):
+        columns, rows = [columns[0], *columns[4:]], [[row[0], *row[4:]] for row in rows]
+    write_table(output, columns, rows, ruled=True, tight=narrow)
 
 
-def _bar(plan: Plan, colours: dict[str, str]) -> list[str | tuple[str, str]]:
+def _bar(plan: Plan, colours: dict[str, str], width: int) -> list[str | tuple[str, str]]:
     """The budget as one bar; a plan that does not fit fills it and shows the overrun."""
     whole = max(plan.total_mb, plan.fixed_mb + plan.pool_mb, 1.0)
     level = LEVEL_STYLE[plan.pressure.level]
@@ -122,10 +128,10 @@ def _bar(plan: Plan, colours: dict[str, str]) -> list[str | tuple[str, str]]:
     used_mb, drawn = 0.0, 0
     for size, style, glyph in parts:
         used_mb += size
-        end = round(used_mb / whole * BAR_WIDTH)
+        end = round(used_mb / whole * width)
         bar.append((glyph * (end - drawn), style))
         drawn = max(drawn, end)
-    return [*bar, ("·" * (BAR_WIDTH - drawn), "dim"), "]"]
+    return [*bar, ("·" * (width - drawn), "dim"), "]"]
 
 
 def _legend(plan: Plan) -> list[tuple[str, str]]:

@@ -125,7 +125,7 @@ def on_terminal(patch: pytest.MonkeyPatch, write: Callable[[Output], None], widt
         (experts, ["sql_schema_architect", "Qwen2.5-Coder-7B-DML", " no "]),
         (fits, ["together", "in turns", "131,072", "12 s"]),
         (conversations, ["1234", "2023-11-14 ", "56"]),
-        (plans, ["sqlcoder-7b-2-DML", "sql_query", "16,384", "14.8 GB", "808 MB"]),
+        (plans, ["sqlcoder-7b-2-DML", "sql_query", "16,384", "8.7 GB", "40 MB"]),
     ],
 )
 def test_figures_stay_whole(
@@ -143,7 +143,7 @@ def test_figures_stay_whole(
         (setup, ["deepseek-r1-distill", "cc-by-sa-4.0", "4.4 GB", "4.9 GB"], ["qwen-7b-webgpu", "for"]),
         (fits, ["sql_schema_architect"], ["DeepSeek-R1-Distill-Qwen-7B-DML", "4.9 GB"]),
         (conversations, ["What is a mutex?", "1234", "2023-11-14"], ["2023-11-14 22:13"[:14], "general_reasoner+gen"]),
-        (plans, ["sqlcoder-7b-2-DML", "sql_query", "16,384", "14.8 GB", "808 MB"], ["KV cache", "7 GB"]),
+        (plans, ["sqlcoder-7b-2-DML", "sql_query", "16,384", "8.7 GB", "40 MB"], ["KV cache", "activations"]),
         (college, ["sqlcoder-7b-2-DML", "1/2", "16.1 GB"], ["█", "83%", "16.2 GB", "1 for sqlcoder-7b-2-DML: memory"]),
     ],
 )

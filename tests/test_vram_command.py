@@ -74,7 +74,7 @@ def test_the_longest_prompt_is_what_the_college_takes(profile: str, arguments: t
     chosen = ("-p", profile, "-e", "general_reasoner", *arguments)
     plan = plan_json(*chosen)
     assert plan["max_prompt"] == tokens
-    line = f"longest prompt: {tokens} tokens, for DirectML reads each whole"
+    line = f"longest prompt: {tokens:,} tokens, for DirectML reads each whole"
     assert (line in run(*chosen).stdout) == (tokens > 0 and plan["provider"] == "dml")
     if not arguments and tokens:
         spec = spec_from_catalog(name := plan["models"][0]["name"], load_catalog(catalog_paths()).models[name])

@@ -59,7 +59,7 @@ coe, a college of experts on one graphics card.
   coe setup                      find the card, choose models, fetch them
   coe ask What is a deadlock     a question, to the expert that it suits
   coe chat                       a conversation
-  coe fit                        what this machine holds; coe fit "RX 7800 XT" for another card
+  coe fit                        what a card holds: coe fit "RX 7800 XT"
   coe models list                the models, their sizes, and which are here
   coe doctor                     what is wrong with this machine, and what to do
 

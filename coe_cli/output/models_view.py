@@ -19,6 +19,7 @@ def write_models(output: Output, rows: list[Any], table_format: TableFormat) -> 
     output.emit(table_format, document, header, cells, lambda: _write_human(output, rows))
 
 
+_ROOM_FOR_FIGURES = 62
 _HEADER = ("model", "disk", "size", "context", "cache/token", "on", "experts")
 
 
@@ -40,7 +41,10 @@ def _write_human(output: Output, rows: list[Any]) -> None:
     if is_narrow(output):
         names = folded(_HEADER[0], max_width=max((len(name) for name, *_ in cells), default=0))
         below = [("\n  ".join([row[0], *model.experts]), *row[1:-1]) for row, model in zip(cells, rows, strict=True)]
-        write_table(output, [names, *columns], below, tight=True)
+        columns = [names, *columns]
+        if is_narrow(output, _ROOM_FOR_FIGURES):  # without context and cache
+            columns, below = [*columns[:3], columns[-1]], [(*row[:3], row[-1]) for row in below]
+        write_table(output, columns, below, tight=True)
     else:
         write_table(output, [left(_HEADER[0]), *columns, folded(_HEADER[-1])], cells)
     for row in rows:
@@ -99,7 +103,7 @@ def write_card(output: Output, card: Any) -> None:
 
 def _file_size(mb: float) -> str:
     """A file's size, of which small ones have kilobytes."""
-    return size_words(mb) if mb >= 1 else f"{mb * 1024:.0f} KB"
+    return size_words(mb) if mb >= 1 else f"{max(1, round(mb * 1024))} KB"
 
 
 def _build(build: Any) -> str:

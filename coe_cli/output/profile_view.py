@@ -14,6 +14,7 @@ from coe_cli.output.findings_view import write_findings
 from coe_cli.output.tables import folded, is_narrow, left, number, right, write_line, write_table
 
 SCHEMA_VERSION = 1
+_ROOM_FOR_PRELOAD = 56
 LIST_FIELDS = (
     "name",
     "provider",
@@ -34,15 +35,15 @@ def write_profiles(output: Output, profiles: ProfileSet, table_format: TableForm
 
     def human() -> None:
         numbers = [right(title) for title in ("budget", "slots", "context")]
-        narrow = is_narrow(output)
-        words = (left("preload"), *(() if narrow else (folded("description"),)))
+        narrow, tiny = is_narrow(output), is_narrow(output, _ROOM_FOR_PRELOAD)
+        words = (*(() if tiny else (left("preload"),)), *(() if narrow else (folded("description"),)))
         cells = [
             [
                 f"{row['name']} *" if row["name"] == profiles.default_profile else row["name"],
                 row["provider"],
                 size_words(row["vram_budget_mb"]),
                 *(f"{row[key]:,}" for key in ("max_concurrent_slots", "context_length")),
-                "yes" if row["preload_enabled"] else "no",
+                *(() if tiny else ("yes" if row["preload_enabled"] else "no",)),
                 *(() if narrow else (row["description"],)),
             ]
             for row in rows

@@ -212,7 +212,7 @@ def _table(status: CollegeStatus, width: int | None, rates: _Rates) -> tuple[lis
         (right("idle"), 64, lambda m: "-" if m.idle_s is None else _span(m.idle_s)),
     ]
     if per_model:
-        columns.append((right("tokens/s"), 96, lambda m: f"{per_model.get(m.name, 0.0):.0f}" if m.running else "-"))
+        columns.append((right("tokens/s"), 72, lambda m: f"{per_model.get(m.name, 0.0):.0f}" if m.running else "-"))
     if width is not None and pool_mb:
         columns.append((left("of the pool"), 120, lambda m: _bar(max(m.reserved_mb, m.measured_mb or 0) / pool_mb)))
     shown = [(column, cell) for column, room, cell in columns if width is None or width >= room]

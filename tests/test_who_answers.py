@@ -125,7 +125,7 @@ def test_a_terminal_asks(reply: str, code: int, strict: Served) -> None:
 def test_licences_are_said_and_much_is_asked_for(strict: Served) -> None:
     models = [MISSING, "BioMistral-7B-DML", "Qwen2.5-Math-7B-DML"]
     result = strict.coe.run("models", "pull", *models, HF_HUB_OFFLINE="1")
-    assert result.code == 2 and "3 models, 12 GB in all" in result.stderr and "--yes" in result.stderr
+    assert result.code == 2 and "3 models, 12.2 GB in all" in result.stderr and "--yes" in result.stderr
     assert f"{MISSING}: licence CC-BY-SA-4.0 (not checked: the hub does not say), 3.8 GB" in result.stderr
     assert "ready" not in result.stderr and not list(strict.coe.models.glob("*DML*"))
 

@@ -190,7 +190,7 @@ def test_too_little_memory_or_disk_is_said_before_it_starts(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 0, 2**20))
     result = import_(coe, source)
-    assert (result.code, "MB free" in result.stderr) == (5, True)
+    assert (result.code, "B free" in result.stderr) == (5, True)
     assert converter == []
 
 

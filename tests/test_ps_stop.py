@@ -114,7 +114,18 @@ def test_on_80_columns_names_give_way_and_figures_stay_whole() -> None:
         console.print(status_table(status))
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "…" not in text and max(map(len, text.splitlines())) <= width
-        for part in ("1234567", "1/2", "16,384", "448 MB", "16.1 GB", "16.2 GB", "unknown", "1h 23m", "evicting", "measured"):
+        for part in (
+            "1234567",
+            "1/2",
+            "16,384",
+            "448 MB",
+            "16.1 GB",
+            "16.2 GB",
+            "unknown",
+            "1h 23m",
+            "evicting",
+            "measured",
+        ):
             assert part in text
     assert "DeepSeek-R1-Distill-Qwen-7B-DML" in text
 

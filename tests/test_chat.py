@@ -165,10 +165,11 @@ class Terminal:
 
 
 def _wait_until_idle(pid: int) -> None:
+    """Wait until a process waits itself: one that only waits for a processor has another status."""
     process = psutil.Process(pid)
     looks: list[object] = []
     while len(looks) < 4 or len(set(looks[-4:])) > 1:
-        looks.append(process.cpu_times())
+        looks = [*looks, process.cpu_times()] if process.status() == psutil.STATUS_SLEEPING else []
         time.sleep(0.1)
 
 

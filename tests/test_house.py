@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 
 from conftest import REPOSITORY
@@ -70,3 +71,10 @@ def test_the_module_map_names_what_is_there() -> None:
     named = {name.rstrip("/").rpartition("/")[2] for name in re.findall(r"`([a-z0-9_/]+)`", rows)}
     commands = {word for row in rows.splitlines() for word in re.findall(r"[a-z]+", row.rpartition(" | ")[2])}
     assert named - there - commands == set()
+
+
+def test_licence_and_type_marker_are_packaged() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["license-files"] == ["LICENSE"] and (REPOSITORY / "LICENSE").is_file()
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["coe_cli"]
+    assert (REPOSITORY / "coe_cli" / "py.typed").is_file()

@@ -6,6 +6,8 @@ uvicorn has no limit for the head of a request: a client that sends a byte now a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -33,6 +35,9 @@ class BoundedProtocol(_PROTOCOL):  # type: ignore[misc]
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.open_now.add(self)
+        # Without it each answer waits 40 ms or more for an ACK. asyncio sets it on some sockets only, on Windows on none that it accepts.
+        with contextlib.suppress(OSError):
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.open_now) > self.max_connections:
             self._refuse(transport, "503 Service Unavailable", "too_many_connections", "Retry-After: 1\r\n")
         else:

@@ -285,8 +285,7 @@ def _path(name: str | None) -> Path | None:
 def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it each answer waits 40 ms for an ACK.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise UsageError(f"{host} is not an address of this machine: {error.strerror}", "Use 127.0.0.1.") from None
     with listener:

@@ -210,7 +210,7 @@ def test_on_a_terminal(coe: Coe) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
-@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("raw", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_an_answer_is_markdown_on_a_terminal_alone(bare_coe: Coe, raw: bool) -> None:
     write_saying_model(bare_coe.models / "md", ["**cer", "tainly** ", "not", " so"])
     chat = Terminal(bare_coe, "chat", "-m", "md", "--no-log", *(["--raw"] if raw else []))

@@ -186,6 +186,7 @@ def test_a_model_from_the_hub(tiny: Coe, hub: Hub) -> None:
     assert again.stdout == forced.stdout == ""
 
 
+@pytest.mark.long
 def test_two_installs_at_once_fetch_once(tiny: Coe, hub: Hub) -> None:
     hub.hold.clear()
     first = tiny.start("models", "pull", "tiny")
@@ -214,6 +215,7 @@ def test_an_interrupted_install_leaves_nothing(tiny: Coe, hub: Hub) -> None:
     assert _left(tiny) in ([], [".partial-tiny"]), "what was fetched is kept out of sight for the next time"
 
 
+@pytest.mark.long
 def test_a_killed_install_is_no_model_and_does_not_hinder_the_next(tiny: Coe, hub: Hub) -> None:
     hub.hold.clear()
     process = tiny.start("models", "pull", "tiny")

@@ -121,13 +121,17 @@ def test_with_stdout_in_a_pipe_the_terminal_is_left_empty(coe: Coe) -> None:
     assert "loading" in terminal.seen
 
 
+@pytest.mark.long
 def test_no_colour_when_the_user_wants_none(coe: Coe) -> None:
     terminal = Terminal(coe, "ask", "-m", MODEL, "--max-tokens", "8", "The capital of France is", NO_COLOR="1")
     assert terminal.code == 0
     assert not re.search(r"\x1b\[(\d+;)*3\d(;\d+)*m", terminal.raw)
 
 
-@pytest.mark.parametrize("options", [("--no-live",), ("--format", "quiet"), ("--format", "json")])
+@pytest.mark.parametrize(
+    "options",
+    [("--no-live",), *(pytest.param(("--format", name), marks=pytest.mark.long) for name in ("quiet", "json"))],
+)
 def test_no_live_view_where_it_is_not_wanted(coe: Coe, options: tuple[str, ...]) -> None:
     terminal = Terminal(coe, "ask", "-m", MODEL, "--max-tokens", "8", *options, "The capital of France is")
     assert terminal.code == 0
@@ -147,6 +151,7 @@ def test_help_on_a_terminal_is_plain(coe: Coe) -> None:
     assert "\x1b[" not in raw
 
 
+@pytest.mark.long
 def test_an_interrupted_benchmark_leaves_only_its_rows(coe: Coe) -> None:
     """The echo of ^C at the end of a full line would wrap, and the bar above it would stay."""
     options = ("--prompt-tokens", "16,2000", "--gen-tokens", "4", "-r", "1", "--warm-up", "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from conftest import Coe
 from serving import Response, Served, serving
 
@@ -12,6 +13,7 @@ CLIENTS = 24
 TEXT = "The keeper wrote down the weather of the day. " * 41_000  # 1.9 MB
 
 
+@pytest.mark.long
 def test_the_college_goes_on_while_clients_send_megabytes(coe: Coe) -> None:
     """Each is told that it is too long, or to come again; others are answered meanwhile, and memory stays bounded."""
     with serving(coe) as served:

@@ -151,6 +151,7 @@ def test_conversations_stay_where_their_cache_is_and_both_machines_work(farm: Fa
     assert farm.request("GET", "/metrics").status == farm.request("POST", "/coe/stop").status == 404
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("farm", [1], indirect=True)
 def test_a_full_queue_sends_the_question_on_and_two_full_ones_say_when_to_come_back(farm: Farm) -> None:
     there = farm.conversation_on(0)

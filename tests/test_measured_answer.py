@@ -47,6 +47,7 @@ def test_token_ids_are_the_prompt_and_every_token_of_a_measured_answer_has_its_i
     assert _answer(worker, DEPTH, measured=False)[1].token_at_s == []
 
 
+@pytest.mark.long
 def test_a_measured_answer_goes_on_where_the_model_would_end(worker: WorkerProcess) -> None:
     asked = ids_of("What is the capital of France?", "You are a helpful assistant. Answer in one word.")
     plain = _answer(worker, asked, measured=False)[1]

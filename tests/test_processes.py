@@ -113,6 +113,7 @@ def test_ctrl_c_between_two_owners_of_the_worker(coe: Coe, moment: str) -> None:
             kill(pid)
 
 
+@pytest.mark.long
 def test_ctrl_c_while_a_fleet_is_simulated(coe: Coe) -> None:
     """OR-Tools has run in the process before, and the simulation has processes of its own."""
     pytest.importorskip("ortools")
@@ -197,7 +198,7 @@ def test_worker_killed_in_mid_answer(coe: Coe) -> None:
     assert "Ask again" in message
 
 
-@pytest.mark.parametrize("deadly", ["kill", "terminate"])
+@pytest.mark.parametrize("deadly", ["kill", pytest.param("terminate", marks=pytest.mark.long)])
 def test_the_worker_ends_with_coe(coe: Coe, deadly: str) -> None:
     process = coe.start(*LONG)
     read_some(process.stdout, 20)
@@ -207,6 +208,7 @@ def test_the_worker_ends_with_coe(coe: Coe, deadly: str) -> None:
     eventually(lambda: is_gone(worker))
 
 
+@pytest.mark.long
 def test_the_worker_ends_with_coe_even_in_a_prefill(coe: Coe) -> None:
     process = _prefilling(coe)
     worker = worker_of(process)
@@ -216,7 +218,7 @@ def test_the_worker_ends_with_coe_even_in_a_prefill(coe: Coe) -> None:
     eventually(lambda: is_gone(worker))
 
 
-@pytest.mark.parametrize("output_format", ["human", "jsonl"])
+@pytest.mark.parametrize("output_format", ["human", pytest.param("jsonl", marks=pytest.mark.long)])
 def test_a_reader_that_leaves_ends_it_quietly(coe: Coe, output_format: str) -> None:
     process = coe.start(*LONG, "--format", output_format)
     assert process.stdout is not None
@@ -237,7 +239,15 @@ def test_a_reader_that_left_before_the_list_came(coe: Coe) -> None:
 
 
 @of_a_shell
-@pytest.mark.parametrize(("closed", "shows"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)])
+@pytest.mark.parametrize(
+    ("closed", "shows"),
+    [
+        ("<&-", True),
+        pytest.param(">&-", False, marks=pytest.mark.long),
+        pytest.param("2>&-", True, marks=pytest.mark.long),
+        ("<&- >&- 2>&-", False),
+    ],
+)
 def test_a_stream_that_was_closed_from_the_start_is_like_a_reader_that_left(coe: Coe, closed: str, shows: bool) -> None:
     ask = '"$0" -m coe_cli ask --no-log -m "$1" --max-tokens 3 "The capital of France is" ' + closed
     result = coe.run(command=["bash", "-c", ask, sys.executable, MODEL])

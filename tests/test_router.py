@@ -70,6 +70,7 @@ def test_training_and_decisions_repeat_exactly(shipped: TrainingSet) -> None:
         assert decide(router, text) == decide(again, text) == decide(router, text)
 
 
+@pytest.mark.long
 def test_neighbours_vote_as_much_as_they_are_worth(shipped: TrainingSet) -> None:
     """Vectors that say nothing get next to no vote; many small groups, each of one role, get a good one."""
     some = TrainingSet(shipped.roles, shipped.single[::8], [], shipped.double[::8])

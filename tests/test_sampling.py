@@ -47,7 +47,9 @@ def served(home: Coe) -> Iterator[Served]:
         yield it
 
 
-@pytest.mark.parametrize("way", ["ask, served", "chat", "batch", "/v1"])
+@pytest.mark.parametrize(
+    "way", ["ask, served", "/v1", *(pytest.param(way, marks=pytest.mark.long) for way in ("chat", "batch"))]
+)
 def test_a_request_is_not_held_to_the_configurations_one_candidate(way: str, served: Served) -> None:
     def text(**fields: Any) -> str:
         return say(way, served, model="narrow", max_tokens=12, **fields).text

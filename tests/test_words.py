@@ -232,10 +232,10 @@ def test_a_broken_entry_that_is_needed_is_told_once(bare_coe: Coe) -> None:
     assert result.stderr.splitlines()[-1].startswith("coe: profiles.mine, which is left out, is needed here. Add ")
 
 
-def test_the_default_expert_answers_where_nobody_is_named(coe: Coe) -> None:
-    assert coe.run("config", "get", "expert").check().stdout == "null\n"
-    coe.run("config", "set", "expert", "math_expert").check()
+def test_the_default_expert_answers_where_nobody_is_named(quick_coe: Coe) -> None:
+    assert quick_coe.run("config", "get", "expert").check().stdout == "null\n"
+    quick_coe.run("config", "set", "expert", "math_expert").check()
     brief = ("--format", "json", "--max-tokens", "1", "--fallback")
     for options, expert in (((), "math_expert"), (("-e", "sql_query"), "sql_query"), (("-m", MODEL), None)):
-        answered = coe.run("ask", *options, *brief, "Hi", COE_NO_ROUTE="0", COE_PROFILE="embedded").check()
+        answered = quick_coe.run("ask", *options, *brief, "Hi", COE_NO_ROUTE="0", COE_PROFILE="embedded").check()
         assert json.loads(answered.stdout)["expert"] == expert

@@ -164,7 +164,7 @@ def test_an_interrupted_benchmark_leaves_only_its_rows(coe: Coe) -> None:
 
 @pytest.mark.parametrize("width", [44, pytest.param(60, marks=pytest.mark.long)])
 def test_an_interrupted_answer_stays_as_far_as_it_came(coe: Coe, width: int) -> None:
-    """Where the status takes two lines, the second one reaches to the edge, and the echo of ^C would wrap."""
+    """Where the status reaches to the edge, the echo of ^C would wrap."""
     question = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "400", ENDLESS)
     terminal = Terminal(coe, *question, interrupt_at=r"[1-9]\d\D{1,30}tokens", size=(width, HEIGHT))
     assert terminal.code == 130

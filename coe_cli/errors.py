@@ -70,6 +70,13 @@ class NothingToFill(UsageError):
     code = "nothing_to_fill"
 
 
+class UnusableGrammar(UsageError):
+    """No grammar can be made of a request's JSON schema, pattern or grammar. ``param`` is its field, where that is known."""
+
+    code = "unusable_grammar"
+    param: str | None = None
+
+
 class UnsupportedArchitecture(UsageError):
     """A model of a kind, or with something, that cannot be imported."""
 

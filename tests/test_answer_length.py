@@ -118,7 +118,7 @@ def test_an_answer_that_repeats_itself_ends_with_a_note(way: str, served: Served
     assert said.finish_reason in ("length", "") and "repeated itself" in said.notes
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("/v1/messages")])  # it is told one always
 def test_an_answer_has_a_default_limit(way: str, served: Served) -> None:
     said = say(way, served, model="counting", temperature=0)
     assert said.text == "1" + ",0" * 19 + "," and said.finish_reason in ("length", "")

@@ -99,6 +99,75 @@ def test_a_grammar_that_is_none_is_the_clients_mistake(served: Served) -> None:
     assert served.chat(max_tokens=1).status == 200
 
 
+HI = [{"role": "user", "content": "Hi"}]
+NO_TYPE = {"type": "object", "properties": {"a": {"type": "hiccup"}}}
+NO_REGEX, NO_LARK = "[.*", "start: nothing"
+FINE = {"type": "object", "properties": {}}
+CHAT, RESPONSES, MESSAGES, OLLAMA, NATIVE = (
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/api/chat",
+    "/completion",
+)
+UNUSABLE: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": NO_TYPE}}}, "response_format.json_schema.schema"),
+    (CHAT, {"response_format": {"type": "json_object", "schema": NO_TYPE}}, "response_format.schema"),
+    (CHAT, {"structured_outputs": {"json": NO_TYPE}}, "structured_outputs.json"),
+    (CHAT, {"structured_outputs": {"regex": NO_REGEX}}, "structured_outputs.regex"),
+    (CHAT, {"structured_outputs": {"grammar": NO_LARK}}, "structured_outputs.grammar"),
+    (CHAT, {"guided_json": NO_TYPE, "stream": True}, "guided_json"),
+    (CHAT, {"guided_regex": NO_REGEX, "n": 2}, "guided_regex"),
+    (CHAT, {"guided_grammar": NO_LARK}, "guided_grammar"),
+    (CHAT, {"json_schema": NO_TYPE}, "json_schema"),
+    (CHAT, {"grammar": NO_LARK}, "grammar"),
+    (CHAT, {"json_schema": {"type": "array", "maxItems": 100_000}}, "json_schema"),
+    ("/v1/completions", {"prompt": "Hi", "guided_regex": NO_REGEX}, "guided_regex"),
+    (NATIVE, {"prompt": "Hi", "json_schema": NO_TYPE}, "json_schema"),
+    (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "x", "schema": NO_TYPE}}}, "text.format.schema"),
+    (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": NO_TYPE}}}, "output_config.format.schema"),
+    (MESSAGES, {"output_format": {"type": "json_schema", "schema": NO_TYPE}}, "output_format.schema"),
+    (OLLAMA, {"format": NO_TYPE}, "format"),
+    ("/api/generate", {"prompt": "Hi", "format": NO_TYPE, "stream": False}, "format"),
+    (CHAT, {"json_schema": NO_TYPE, "tools": [{"type": "function", "function": {"name": "f"}}]}, "json_schema"),
+]  # fmt: skip
+
+
+def function(path: str, number: int, schema: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A function in the form of the API at ``path``, and what the place of its schema is called there."""
+    name, at = f"f{number}", f"tools.{number}"
+    if path == MESSAGES:
+        return {"name": name, "input_schema": schema}, f"{at}.input_schema"
+    if path == RESPONSES:
+        return {"type": "function", "name": name, "parameters": schema}, f"{at}.parameters"
+    return {"type": "function", "function": {"name": name, "parameters": schema}}, f"{at}.function.parameters"
+
+
+for path in (CHAT, RESPONSES, MESSAGES, OLLAMA):
+    for schema in (NO_TYPE, {"type": "array"}, {"type": "object", "properties": {"a": {"maxItems": 10**9}}}):
+        made = [function(path, number, each)[0] for number, each in enumerate((FINE, schema, FINE))]
+        UNUSABLE.append((path, {"tools": made}, function(path, 1, schema)[1]))
+
+
+named = {"type": "function", "function": {"name": "f1"}}
+UNUSABLE.append((CHAT, {**UNUSABLE[-12][1], "tool_choice": named}, UNUSABLE[-12][2]))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"), UNUSABLE, ids=[f"{path} {param} {n}" for n, (path, _, param) in enumerate(UNUSABLE)]
+)
+def test_a_grammar_that_cannot_be_made_is_refused_by_the_clients_name_of_its_field(
+    served: Served, path: str, fields: dict[str, Any], param: str
+) -> None:
+    asked = {RESPONSES: {"input": "Hi"}, MESSAGES: {"messages": HI, "max_tokens": 9}}.get(path, {"messages": HI})
+    answer = served.request("POST", path, {"model": MODEL, **({} if "prompt" in fields else asked), **fields})
+    said = answer.json["error"]
+    assert answer.status == 400, answer.body
+    assert f"`{param}`: " in (said if isinstance(said, str) else said["message"]), answer.body
+    if path not in (MESSAGES, OLLAMA, "/api/generate"):
+        assert answer.error["param"] == param
+
+
 def test_what_asks_for_nothing_and_what_does_not_concern_the_answer_is_taken(served: Served) -> None:
     answer = served.chat(max_tokens=1, **NEUTRAL)
     assert answer.status == 200, answer.body

@@ -140,9 +140,12 @@ class Browser:
         os.close(self._out)
 
 
-@pytest.mark.skipif(CHROMIUM is None or sys.platform == "win32", reason="no Chromium here")
-def test_a_conversation_in_the_page(served: Served, tmp_path: Path) -> None:
-    browser = Browser(tmp_path)
+@pytest.fixture(scope="module")
+def browser(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser of a phone's size with the page open, and the embedded model chosen."""
+    if CHROMIUM is None or sys.platform == "win32":
+        pytest.skip("no Chromium here")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
     try:
         browser.call("Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=2, mobile=True)
         browser.call("Page.navigate", url=served.url + "/")
@@ -150,21 +153,41 @@ def test_a_conversation_in_the_page(served: Served, tmp_path: Path) -> None:
             lambda: browser.value(f"[...document.querySelectorAll('#who option')].some(o => o.value == '{MODEL}')")
         )
         browser.value(f"document.querySelector('#who').value = '{MODEL}'")
-        assert browser.value("document.activeElement.id") == "question"
-        browser.call("Input.insertText", text="The capital of France is")
-        for kind in ("keyDown", "keyUp"):
-            browser.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
-        eventually(
-            lambda: "Paris" in (browser.value("document.querySelector('article.assistant div')?.textContent") or "")
-        )
-        assert MODEL in browser.value("document.querySelector('article.assistant small').textContent")
-        eventually(lambda: browser.value("document.querySelector('#send').textContent") == "Send")
-        assert browser.value("document.querySelector('#question').value") == ""
-        assert browser.value("document.documentElement.scrollWidth <= innerWidth")
-        browser.value("document.querySelector('#card').open = true")
-        eventually(lambda: browser.value("document.querySelector('#models button')?.textContent") == "Unload")
-        browser.value("document.querySelector('#models button').click()")
-        eventually(lambda: browser.value("document.querySelector('#models button')?.textContent") == "Load")
-        assert browser.complaints == []
+        yield browser
     finally:
         browser.close()
+
+
+def test_a_conversation_in_the_page(browser: Browser) -> None:
+    assert browser.value("document.activeElement.id") == "question"
+    browser.call("Input.insertText", text="The capital of France is")
+    for kind in ("keyDown", "keyUp"):
+        browser.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+    eventually(lambda: "Paris" in (browser.value("document.querySelector('article.assistant div')?.textContent") or ""))
+    assert MODEL in browser.value("document.querySelector('article.assistant small').textContent")
+    eventually(lambda: browser.value("document.querySelector('#send').textContent") == "Send")
+    assert browser.value("document.querySelector('#question').value") == ""
+    assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+    browser.value("document.querySelector('#card').open = true")
+    eventually(lambda: browser.value("document.querySelector('#models button')?.textContent") == "Unload")
+    browser.value("document.querySelector('#models button').click()")
+    eventually(lambda: browser.value("document.querySelector('#models button')?.textContent") == "Load")
+    assert browser.complaints == []
+
+
+def test_a_look_at_the_models_leaves_the_keyboard_where_it_is(browser: Browser) -> None:
+    browser.value("document.querySelector('#card').open = true")
+    eventually(lambda: browser.value("document.querySelector('#models button')?.textContent"))
+    browser.value("document.querySelector('#models button').focus(), window.option = $('who').options[0]")
+    browser.call("Runtime.evaluate", expression="look()", awaitPromise=True)
+    assert browser.value("document.activeElement.ariaLabel").endswith(MODEL)
+    assert browser.value("window.option === $('who').options[0]"), "an open list would have been closed"
+
+
+def test_a_new_conversation_has_nothing_of_one_that_was_being_answered(browser: Browser) -> None:
+    browser.value("ask('Tell a long story about a house.'), undefined")
+    eventually(lambda: browser.value("document.querySelector('#log article.assistant:last-of-type div').textContent"))
+    browser.value("document.querySelector('#new').click()")
+    eventually(lambda: browser.value("document.querySelector('#send').textContent") == "Send")
+    assert browser.value("turns.length") == 0 and browser.value("document.querySelector('#log').childElementCount") == 0
+    assert browser.complaints == []

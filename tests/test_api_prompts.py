@@ -50,7 +50,10 @@ def test_token_ids_are_the_prompt(served: Served, client: openai.OpenAI) -> None
     said = texts(client.completions.create(prompt="xyz", **ask))
     assert texts(client.completions.create(prompt=ids, **ask)) == said
     assert texts(client.completions.create(prompt=[ids, ids], **ask)) == said * 2
-    for wrong in ([], [[]], [-1], [10**9], [2**31], [1.5], [True], [ids, "x"], ["x"] * 65):
+    for mixed in ([float(number) for number in ids], ["xyz", ids]):
+        answer = served.request("POST", "/v1/completions", {**ask, "prompt": mixed}).json
+        assert {choice["text"] for choice in answer["choices"]} == set(said)
+    for wrong in ([], [[]], [-1], [10**9], [2**31], [1.5], [True], [1.5, 2.0], [5, "x"], ["x"] * 65):
         answer = served.request("POST", "/v1/completions", {**ask, "prompt": wrong})
         assert answer.status == 400, (json.dumps(wrong), answer.body)
         assert answer.error["param"].startswith("prompt"), (json.dumps(wrong), answer.body)

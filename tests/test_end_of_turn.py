@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import MODEL, Coe, copy_model
 from serving import Served, serving
+from ways import say
 
 from coe_cli.core.answers.end_of_turn import end_texts, end_tokens
 
@@ -67,26 +68,18 @@ def served(home: Coe) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize(
-    "way", ["ask", "/v1", *(pytest.param(way, marks=pytest.mark.long) for way in ("batch", "chat"))]
+    "way",
+    [
+        *("ask", "/v1", "/v1/messages", "/api/chat"),
+        *(
+            pytest.param(way, marks=pytest.mark.long)
+            for way in ("batch", "chat", "Client", "/v1/responses", "/api/generate")
+        ),
+    ],
 )
 def test_a_wrong_end_in_the_configuration_is_made_good(way: str, served: Served) -> None:
-    home = served.coe
-    if way == "ask":
-        options = ["-m", MODEL, "--temperature", "0", "--max-tokens", "64", "--no-log", "--format", "json"]
-        said = json.loads(home.run("ask", *options, QUESTION).check().stdout)
-        assert (said["answer"], said["finish_reason"]) == (ANSWER, "stop")
-    elif way == "batch":
-        row = {"prompt": QUESTION, "model": MODEL, "temperature": 0, "max_tokens": 64}
-        (home.folder / "in.jsonl").write_text(json.dumps(row) + "\n")
-        home.run("batch", "in.jsonl", "-o", "out.jsonl").check()
-        said = json.loads((home.folder / "out.jsonl").read_text())
-        assert (said["answer"], said["finish_reason"]) == (ANSWER, "stop")
-    elif way == "/v1":
-        (choice,) = served.chat(QUESTION, max_tokens=64).json["choices"]
-        assert (choice["message"]["content"], choice["finish_reason"]) == (ANSWER, "stop")
-    else:
-        options = ["-m", MODEL, "--no-log", "--temperature", "0", "--max-tokens", "64"]
-        assert home.run("chat", *options, stdin=QUESTION + "\n").check().stdout.strip() == ANSWER
+    said = say(way, served, QUESTION, model=MODEL, temperature=0, max_tokens=64)
+    assert said.text == ANSWER and said.finish_reason in ("stop", "")
 
 
 def test_verify_and_pull_say_so(coe: Coe, home: Coe, tmp_path: Path) -> None:

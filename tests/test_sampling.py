@@ -11,7 +11,7 @@ from conftest import Coe
 from model_store.saying_model import edit_config
 from model_store.tiny_model import write_tiny_model
 from serving import Served, serving
-from ways import refusal, say
+from ways import APIS, refusal, say
 
 from coe_cli.core.answers.sampling import Sampling, search_options
 
@@ -48,7 +48,8 @@ def served(home: Coe) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize(
-    "way", ["ask, served", "/v1", *(pytest.param(way, marks=pytest.mark.long) for way in ("chat", "batch"))]
+    "way",
+    ["ask, served", "/v1", "Client", *APIS, *(pytest.param(way, marks=pytest.mark.long) for way in ("chat", "batch"))],
 )
 def test_a_request_is_not_held_to_the_configurations_one_candidate(way: str, served: Served) -> None:
     def text(**fields: Any) -> str:
@@ -89,7 +90,7 @@ NEUTRAL: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("way", "name"),
     [
-        *((way, name) for way in ("batch", "/v1", "/v1/completions") for name in REFUSED),
+        *((way, name) for way in ("batch", "/v1", "/v1/completions", "Client", *APIS) for name in REFUSED),
         *((way, "min_p") for way in ("ask", "chat")),  # an option that is not there is refused by its name
     ],
 )
@@ -98,7 +99,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(way: str, name: str, served:
     assert name in words.replace("--" + name.replace("_", "-"), name), words
 
 
-@pytest.mark.parametrize("way", ["batch", "/v1"])
+@pytest.mark.parametrize("way", ["batch", "/v1", *APIS])
 def test_what_asks_for_nothing_is_taken(way: str, served: Served) -> None:
     assert say(way, served, model="narrow", max_tokens=2, temperature=0, **NEUTRAL).finish_reason == "length"
 
@@ -149,3 +150,4 @@ def test_text_outside_ascii_in_a_schema(way: str, schema: dict[str, Any], answer
         return
     assert not answer and status == 400
     assert "outside ASCII" in found["error"]["message"] and found["error"]["type"] == "invalid_request_error"
+    assert found["error"]["param"] == "response_format.json_schema.schema"

@@ -9,7 +9,7 @@ import numpy as np
 import openai
 import pytest
 from conftest import MODEL, REPOSITORY, Coe
-from serving import Served, serving
+from serving import Response, Served, serving
 
 from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.models.catalog import load_catalog
@@ -65,18 +65,48 @@ def test_auto_asks_the_expert_that_the_router_names(
 
 
 def test_embeddings_are_those_of_the_router(served: Served, routing_home: Path) -> None:
-    texts = ["Write a query", "", "contract law " * 200]
+    texts = ["Write a query", "", "contract law " * 20]
     embedder = Embedder(embedder_folder(str(routing_home / "model"), at(served.coe.folder / "cache")))
     client = served.client()
     for name in (AUTO, embedder.info.name):
         answer = client.embeddings.create(model=name, input=texts)
         assert np.allclose([item.embedding for item in answer.data], embedder.embed(texts), atol=1e-6)
         assert [item.index for item in answer.data] == [0, 1, 2]
-        assert answer.usage.prompt_tokens == sum(embedder.token_counts(texts)) > 64
+        assert answer.usage.prompt_tokens == sum(count for count, _ in embedder.token_counts(texts)) > 40
     as_numbers = client.embeddings.create(model=AUTO, input="Write a query", encoding_format="float")
     assert np.allclose(as_numbers.data[0].embedding, embedder.embed(texts[:1])[0], atol=1e-6)
     with pytest.raises(openai.NotFoundError, match="no embedder is called"):
         client.embeddings.create(model="text-embedding-3-small", input="x")
+
+
+LONG, BLANK = "contract law " * 200, " " * 100_000
+
+
+@pytest.mark.parametrize("text", [LONG, BLANK], ids=["tokens", "characters"])
+def test_a_text_that_is_too_long_is_refused_or_cut_as_each_api_has_it_and_never_silently(
+    served: Served, text: str
+) -> None:
+    def asked(path: str, given: str | list[str], **fields: object) -> Response:
+        return served.request("POST", path, {"model": AUTO, "input": given, **fields})
+
+    for given, field in ((text, "input"), (["a", "b", text], "input.2")):
+        refused = asked("/v1/embeddings", given)
+        assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded"), refused.body
+        assert refused.error["param"] == field
+        assert "This model's maximum context length is 64 tokens. However, " in refused.error["message"]
+        note = f"`{field}` was cut to 64 tokens"
+        cut = asked("/v1/embeddings", given, truncate_prompt_tokens=-1)
+        assert (cut.status, cut.headers["x-coe-note"]) == (200, note)
+        assert (
+            asked("/api/embed", given).json["coe"]
+            == {"notes": [note]}
+            == asked("/api/embed", given, truncate=True).json["coe"]
+        )
+        refused = asked("/api/embed", given, truncate=False)
+        assert refused.status == 400 and f"`{field}` exceeds the context length" in refused.json["error"]
+    for path in ("/v1/embeddings", "/api/embed"):
+        whole = asked(path, ["a", "contract law"])
+        assert whole.status == 200 and "coe" not in whole.json and "x-coe-note" not in whole.headers
 
 
 def test_without_a_router_the_general_expert_answers_and_says_so(tmp_path: Path, models_dir: Path) -> None:

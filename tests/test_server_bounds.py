@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -134,6 +135,30 @@ def test_a_head_without_end_is_refused() -> None:
         answer = await sent(server.port, b"GET / HTTP/1.1\r\nHost: a\r\n", *lines)
         assert answer == b"" or answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
         assert server.begun == []
+
+    served(test)
+
+
+BROKEN: list[bytes] = [
+    b"nonsense\r\n\r\n",
+    b"GET / HTTP/one\r\nHost: a\r\n\r\n",
+    b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+]
+
+
+def test_what_is_not_http_is_told_so_as_json() -> None:
+    async def test(server: Server) -> None:
+        for request in BROKEN:
+            head, _, body = (await sent(server.port, request)).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400") and b"Content-Type: application/json" in head, (request, head)
+            error = json.loads(body)["error"]
+            assert list(error) == ["message", "type", "param", "code"] and error["type"] == "invalid_request_error"
+        pass_s(HEAD_WAIT_S + 10)
 
     served(test)
 

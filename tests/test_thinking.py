@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -34,7 +35,10 @@ def served(home: Coe) -> Iterator[Served]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_thoughts_are_a_leading_block_only(way: str, served: Served) -> None:
-    for name, text, thoughts in CASES if way.startswith("/v1") else CASES[:1]:
+    for name, text, thoughts in CASES if way.startswith("/") else CASES[:1]:
+        if way.startswith("/completion"):  # what goes past the template has no thoughts
+            text = "".join(SAYINGS[name])
+            thoughts = ""
         said = say(way, served, model=name.replace(" ", "-"), temperature=0)
         assert said.text == text, name
         assert way == "chat" or said.thoughts == thoughts, name
@@ -44,3 +48,12 @@ def test_thoughts_are_a_leading_block_only(way: str, served: Served) -> None:
 def test_a_model_that_knows_no_such_tag_writes_it_as_text(way: str, served: Served) -> None:
     said = say(way, served, model="no-thinker", temperature=0)
     assert (said.text, said.thoughts) == ("<think>not a thought</think>!", "")
+
+
+def test_a_streamed_thought_is_signed_as_anthropics_clients_expect(served: Served) -> None:
+    hi = [{"role": "user", "content": "Hi"}]
+    body = {"model": "two-blocks", "messages": hi, "max_tokens": 40, "temperature": 0, "stream": True}
+    lines = served.request("POST", "/v1/messages", body).body.decode().splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    deltas = [event["delta"]["type"] for event in events if event["type"] == "content_block_delta"]
+    assert list(dict.fromkeys(deltas)) == ["thinking_delta", "signature_delta", "text_delta"]

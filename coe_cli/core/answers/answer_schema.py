@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from coe_cli.errors import UsageError
+from coe_cli.errors import UnusableGrammar
 
 MAX_BYTES = 131_072
 MAX_DEPTH = 32
@@ -34,7 +35,7 @@ def check_schema(schema: object, context_length: int) -> None:
     """See that a grammar can be built from ``schema`` and answered within ``context_length`` tokens.
 
     Raises:
-        UsageError: it is too large, too deep, repeats something too often, refers to nothing but itself, or has what is not JSON.
+        UnusableGrammar: it is too large, too deep, repeats something too often, refers to nothing but itself, or has what is not JSON.
     """
     left = MAX_NODES
     pending: list[tuple[Any, int]] = [(schema, 0)]
@@ -60,11 +61,31 @@ def check_schema(schema: object, context_length: int) -> None:
         raise _refused(f"it has {size} bytes, and {MAX_BYTES} are allowed")
 
 
+def check_functions(functions: Sequence[dict[str, Any]], context_length: int) -> None:
+    """See that calls of ``functions`` (OpenAI's: name, description, parameters) can be written within ``context_length`` tokens.
+
+    Raises:
+        UnusableGrammar: they cannot; its ``param`` is the place of the schema in a chat completion.
+    """
+    places: dict[str, object] = {parameters_of(n): each.get("parameters") for n, each in enumerate(functions)}
+    for place, schema in (places | {"tools": functions}).items():
+        try:
+            check_schema(schema, context_length)
+        except UnusableGrammar as error:
+            error.param = place
+            raise
+
+
+def parameters_of(function: int) -> str:
+    """The place of the schema of a function in a chat completion."""
+    return f"tools.{function}.function.parameters"
+
+
 def check_guidance(kind: Literal["json_schema", "regex", "lark_grammar"], data: str, context_length: int) -> None:
     """See that a grammar of any kind can be built and answered within ``context_length`` tokens.
 
     Raises:
-        UsageError: it cannot.
+        UnusableGrammar: it cannot.
     """
     if kind == "json_schema":
         check_schema(json.loads(data), context_length)
@@ -78,7 +99,7 @@ def check_pattern(pattern: str) -> None:
     """See that a regular expression is short, once its repetitions are written out too.
 
     Raises:
-        UsageError: it is not.
+        UnusableGrammar: it is not.
     """
     if len(pattern) > MAX_PATTERN_CHARS:
         raise _refused(f"a pattern has {len(pattern)} characters, and {MAX_PATTERN_CHARS} are allowed")
@@ -90,7 +111,7 @@ def check_grammar(grammar: str, context_length: int) -> None:
     """See that a Lark grammar is of a size that can be built. The library bounds rules and terminals itself, not schemas in it.
 
     Raises:
-        UsageError: it is too long or repeats something too often, or a schema in it does.
+        UnusableGrammar: it is too long or repeats something too often, or a schema in it does.
     """
     if len(grammar) > MAX_GRAMMAR_CHARS:
         raise _refused(f"the grammar has {len(grammar)} characters, and {MAX_GRAMMAR_CHARS} are allowed")
@@ -154,5 +175,5 @@ def _atoms(pattern: str) -> int:
     return total + sum(outer)
 
 
-def _refused(why: str, hint: str = "Correct or simplify it.") -> UsageError:
-    return UsageError(f"the answer's JSON schema or grammar cannot be used: {why}", hint)
+def _refused(why: str, hint: str = "Correct or simplify it.") -> UnusableGrammar:
+    return UnusableGrammar(f"the answer's JSON schema or grammar cannot be used: {why}", hint)

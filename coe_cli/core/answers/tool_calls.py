@@ -37,6 +37,10 @@ class Tools(Struct, frozen=True):
     parallel: bool = True
     only: str | None = None
 
+    def callable_numbers(self) -> list[int]:
+        """Numbers of the functions that may be called."""
+        return [number for number, each in enumerate(self.functions) if self.only in (None, each["name"])]
+
     def templates(self) -> list[dict[str, Any]]:
         """As chat templates take them."""
         return [{"type": "function", "function": function} for function in self.functions]
@@ -98,11 +102,16 @@ def tool_grammar(tools: Tools, name: str, *, marker: int | None, schema: str | N
         single: one call at most.
     """
     frame = FORMATS[name]
-    functions = [each for each in tools.functions if tools.only in (None, each["name"])]
+    functions = [tools.functions[number] for number in tools.callable_numbers()]
     most = 0 if single or not tools.parallel or tools.only is not None else _MOST_CALLS - 1
     mark = json.dumps(frame.mark) if marker is None else f"<[{marker}]>"
     more = f"({json.dumps(frame.between)} call){{0,{most}}}" if most else ""
-    lines = [f"calls: call {more} {json.dumps(frame.closes) if frame.closes else ''}"]
+    lines: list[str] = []
+    for number, function in enumerate(functions):  # first, so that ``function_of_line`` holds
+        head = f'{{"name": {json.dumps(function["name"])}, "{frame.arguments}": '
+        lines.append(f'call_{number}: {json.dumps(head)} arguments_{number} "}}"')
+        lines.append(f"arguments_{number}: %json {json.dumps(arguments_schema(function))}")
+    lines.append(f"calls: call {more} {json.dumps(frame.closes) if frame.closes else ''}")
     if not frame.mark or marker is not None or tools.required:
         begin = f"{mark} " if frame.mark else ""
         start = f"{begin}{json.dumps(frame.opens)} calls" if frame.opens else f"{begin}calls"
@@ -115,11 +124,13 @@ def tool_grammar(tools: Tools, name: str, *, marker: int | None, schema: str | N
         begins = "[^{]" if not frame.mark else ""
         lines.append(f"answer: %json {schema}" if schema else f"answer: /{begins}(.|\\n)*/")
     lines.append("call: " + " | ".join(f"call_{number}" for number in range(len(functions))))
-    for number, function in enumerate(functions):
-        head = f'{{"name": {json.dumps(function["name"])}, "{frame.arguments}": '
-        lines.append(f'call_{number}: {json.dumps(head)} arguments_{number} "}}"')
-        lines.append(f"arguments_{number}: %json {json.dumps(arguments_schema(function))}")
-    return "\n".join([f"start: {start}", *lines])
+    return "\n".join([*lines, f"start: {start}"])
+
+
+def function_of_line(tools: Tools, line: int) -> int | None:
+    """The function whose arguments stand in a line, counted from 1, of ``tool_grammar``; None: something else does."""
+    numbers = tools.callable_numbers()
+    return numbers[line // 2 - 1] if line % 2 == 0 and line // 2 <= len(numbers) else None
 
 
 def arguments_schema(function: dict[str, Any]) -> dict[str, Any]:

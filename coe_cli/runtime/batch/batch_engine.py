@@ -44,12 +44,13 @@ class RowFailure(Struct, frozen=True):
     code: str
     message: str
     hint: str = ""
+    param: str = ""
 
     @classmethod
     def of(cls, error: Exception) -> RowFailure:
         """A bug too costs its row and not the batch."""
         if isinstance(error, CoeError):
-            return cls(error.code, error.message, error.hint)
+            return cls(error.code, error.message, error.hint, getattr(error, "param", None) or "")
         return cls("unexpected", f"{type(error).__name__}: {error}", "Please report it.")
 
 

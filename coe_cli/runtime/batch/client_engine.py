@@ -31,6 +31,7 @@ from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.collecting import Collector, broken_off
 from coe_cli.runtime.college.costs import cost_in
+from coe_cli.runtime.server.http_errors import name_field
 
 LOW_PRIORITY = -60
 """Ten minutes of waiting, in steps of ten seconds: who asks goes before a row, and no row waits for ever."""
@@ -173,6 +174,8 @@ class ClientEngine:
                 if isinstance(error, Busy) and error.code == Busy.code and not self._stopping:
                     time.sleep(min(_BUSY_S, error.retry_after_s or _BUSY_S))  # others fill the queue: no attempt
                     continue
+                if isinstance(error, CoeError):
+                    name_field(error, row.request, {})
                 result = RowResult(row.line, row.model, row.expert, failure=RowFailure.of(error))
             break
         self._results.put((lane, result))

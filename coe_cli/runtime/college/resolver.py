@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from coe_cli.core.answers.answer_schema import check_guidance, check_schema
+from coe_cli.core.answers.answer_schema import check_functions, check_guidance
 from coe_cli.core.answers.fill_in import FILL_TEMPLATE
 from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
@@ -158,7 +158,7 @@ class RequestResolver:
         if request.guidance is not None:
             check_guidance(request.guidance.kind, request.guidance.data, slot_context(spec, self._profile))
         if request.tools is not None:
-            check_schema(request.tools.functions, slot_context(spec, self._profile))
+            check_functions(request.tools.functions, slot_context(spec, self._profile))
         notes += fitting.notes
         notes += await self._memory_notes(spec)
         decision = routing.decision if routing is not None else None

@@ -132,13 +132,22 @@ class Embedder:
             (vectors[batch],) = self._session.run(None, {"input_ids": tokens, "attention_mask": mask})
         return vectors
 
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text as ``embed`` sees it, its cut and the prompt included."""
-        return [len(encoded.ids) for encoded in self._tokenizer.encode_batch(self._bounded(texts))]
+    def token_counts(self, texts: Sequence[str]) -> list[tuple[int, bool]]:
+        """Tokens of each text as ``embed`` sees it, the prompt included, and whether it was cut for that."""
+        encoded = self._tokenizer.encode_batch(self._bounded(texts))
+        return [
+            (len(one.ids), bool(one.overflowing) or len(text) > self.max_chars)
+            for one, text in zip(encoded, texts, strict=True)
+        ]
+
+    @property
+    def max_chars(self) -> int:
+        """Characters of a text that are looked at."""
+        return self.info.max_tokens * _CHARS_PER_TOKEN
 
     def _bounded(self, texts: Sequence[str]) -> list[str]:
-        limit = self.info.max_tokens * _CHARS_PER_TOKEN
-        return [self.info.prompt + text[:limit].encode("utf-8", "replace").decode("utf-8") for text in texts]
+        bounded = (text[: self.max_chars].encode("utf-8", "replace").decode("utf-8") for text in texts)
+        return [self.info.prompt + text for text in bounded]
 
 
 def available_provider(wanted: str | None) -> str:

@@ -83,15 +83,14 @@ class MessagesShape(BlockShape):
         return {"type": "content_block_delta", "index": self._count, "delta": {"type": kind, field: part.text}}
 
     def closed(self, first: Part) -> list[dict[str, Any]]:
-        return [{"type": "content_block_stop", "index": self._count}]
+        signed = {"type": "content_block_delta", "delta": {"type": "signature_delta", "signature": ""}}
+        kinds = [*([signed] if first.kind == "thinking" else ()), {"type": "content_block_stop"}]
+        return [{**each, "index": self._count} for each in kinds]
 
     def end(self, about: About) -> bytes:
         (choice,) = about.choices
-        delta = _stop(choice)
-        usage = self._usage(about)
-        return self.event({"type": "message_delta", "delta": delta, "usage": usage}) + self.event(
-            {"type": "message_stop"}
-        )
+        told = {"delta": _stop(choice), "usage": self._usage(about), "coe": about.coe()}
+        return self.event({"type": "message_delta", **told}) + self.event({"type": "message_stop"})
 
     def failed(self, error: CoeError) -> bytes:
         return self.event(anthropic_error(error))

@@ -44,12 +44,12 @@ class BoundedProtocol(_PROTOCOL):  # type: ignore[misc]
             self._timer = asyncio.get_running_loop().call_later(self.head_wait_s, self._too_slow)
 
     def data_received(self, data: bytes) -> None:
+        if self.cycle is None or not self.cycle.more_body:  # else the rest of a body
+            self._head_bytes += len(data)
         super().data_received(data)
         if self._in_request:
             self._stop_timer()
             return
-        if self.cycle is None or not self.cycle.more_body:  # else the rest of a body that has its answer already
-            self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(self.transport, "431 Request Header Fields Too Large", "head_too_large")
         elif self._timer is None:
@@ -59,6 +59,15 @@ class BoundedProtocol(_PROTOCOL):  # type: ignore[misc]
         self.open_now.discard(self)
         self._stop_timer()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's word on what is not HTTP, which would be plain text."""
+        if self._in_request and self.cycle.response_started:
+            self.transport.close()
+        elif self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(self.transport, "431 Request Header Fields Too Large", "head_too_large")
+        else:
+            self._refuse(self.transport, "400 Bad Request", "bad_request")
 
     @property
     def _in_request(self) -> bool:
@@ -80,7 +89,8 @@ class BoundedProtocol(_PROTOCOL):  # type: ignore[misc]
         self._stop_timer()
         if transport is None or transport.is_closing():
             return
-        body = f'{{"error":{{"message":"{status[4:]}.","type":"server_error","param":null,"code":"{code}"}}}}'
+        kind = "server_error" if status.startswith("5") else "invalid_request_error"
+        body = f'{{"error":{{"message":"{status[4:]}.","type":"{kind}","param":null,"code":"{code}"}}}}'
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         transport.write(f"{head}{header}Connection: close\r\n\r\n{body}".encode())
         transport.close()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, cast
 
+from msgspec import structs
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -86,6 +87,11 @@ def _choices(texts: list[str]) -> Guidance:
     return _checked(Guidance("lark_grammar", "start: " + " | ".join(json.dumps(t, ensure_ascii=False) for t in texts)))
 
 
+def _within(guidance: Guidance, name: str) -> Guidance:
+    """A grammar that came in by the field ``name`` of something, or by a field of that."""
+    return structs.replace(guidance, field=".".join(filter(None, [name, guidance.field])))
+
+
 def _as_guidance(make: Callable[[Any], Guidance]) -> AfterValidator:
     return AfterValidator(make)
 
@@ -123,12 +129,12 @@ class ResponseFormat(BaseModel):
         return self
 
     @property
-    def guidance(self) -> Any:
+    def guidance(self) -> Guidance | None:
         if self.type == "text":
             return None
         if self.json_schema is not None:
-            return self.json_schema.schema_
-        return self.schema_ or schema_guidance({"type": "object"})
+            return _within(cast(Guidance, self.json_schema.schema_), "json_schema.schema")
+        return _within(cast(Guidance, self.schema_), "schema") if self.schema_ else schema_guidance({"type": "object"})
 
 
 class StructuredOutputs(BaseModel):
@@ -144,15 +150,23 @@ class StructuredOutputs(BaseModel):
     disable_any_whitespace: bool | None = None
     disable_fallback: bool | None = None
 
+    def _given(self) -> dict[str, Any]:
+        given: dict[str, Any] = {
+            "json": self.json_,
+            "regex": self.regex,
+            "choice": self.choice,
+            "grammar": self.grammar,
+        }
+        given["json_object"] = schema_guidance({"type": "object"}) if self.json_object else None
+        return {name: value for name, value in given.items() if value is not None}
+
     @property
-    def guidance(self) -> Any:
-        given = [each for each in (self.json_, self.regex, self.choice, self.grammar) if each is not None]
-        return given[0] if given else schema_guidance({"type": "object"}) if self.json_object else None
+    def guidance(self) -> Guidance | None:
+        return next((_within(value, name) for name, value in self._given().items()), None)
 
     @model_validator(mode="after")
     def _one(self) -> StructuredOutputs:
-        given = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
-        if len([each for each in given if each is not None]) > 1:
+        if len(self._given()) > 1:
             raise ValueError("only one of json, regex, choice, grammar and json_object can be followed")
         return self
 
@@ -198,4 +212,4 @@ class Constraints(Checked):
 
     @property
     def guidance(self) -> Guidance | None:
-        return next(iter(self._constraints().values()), None)
+        return next((_within(value, name) for name, value in self._constraints().items()), None)

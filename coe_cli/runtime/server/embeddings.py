@@ -16,16 +16,28 @@ from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server.http_errors import HttpError
 
 
-def embed(name: str, texts: list[str], router: SharedRouter, *, base64: bool) -> dict[str, Any]:
-    """OpenAI's embedding list for ``texts``, from the router's own embedder where that is the one. Runs in a thread.
+def embed(
+    name: str, given: str | list[str], router: SharedRouter, *, base64: bool, cuts: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """OpenAI's embedding list, and notes on it; from the router's own embedder where that is the one. Runs in a thread.
+
+    ``cuts``: texts that are too long are cut, of which the notes tell; else they are refused.
 
     Raises:
-        HttpError: no embedder is prepared (404).
+        HttpError: no embedder is prepared (404); a text is too long (400).
         ModelMissing: there is none of that name.
         ModelDamaged: it cannot be loaded.
     """
     embedder = _embedder(name, router)
-    vectors, tokens = embedder.embed(texts), sum(embedder.token_counts(texts))
+    texts = [given] if isinstance(given, str) else given
+    counts = embedder.token_counts(texts)
+    fields = ["input" if given is texts[0] else f"input.{number}" for number, (_, cut) in enumerate(counts) if cut]
+    limit = f"{embedder.info.max_tokens} tokens"
+    if fields and not cuts:
+        message = f"This model's maximum context length is {limit}. However, `{fields[0]}` exceeds the context length"
+        hint = f"Shorten it; texts of more than {embedder.max_chars} characters are too long in any case."
+        raise HttpError(400, message, hint, code="context_length_exceeded", param=fields[0])
+    vectors, tokens = embedder.embed(texts), sum(count for count, _ in counts)
     data = [
         {
             "object": "embedding",
@@ -37,7 +49,8 @@ def embed(name: str, texts: list[str], router: SharedRouter, *, base64: bool) ->
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": embedder.info.name, "usage": usage}
+    answer = {"object": "list", "data": data, "model": embedder.info.name, "usage": usage}
+    return answer, [f"`{field}` was cut to {limit}" for field in fields]
 
 
 def _embedder(name: str, router: SharedRouter) -> Embedder:

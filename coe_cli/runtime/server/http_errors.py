@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from coe_cli.core.answers.answer_schema import parameters_of
+from coe_cli.core.answers.tool_calls import function_of_line
 from coe_cli.errors import (
     Busy,
     CoeError,
@@ -18,8 +22,13 @@ from coe_cli.errors import (
     PromptTooLong,
     TimedOut,
     UnknownToken,
+    UnusableGrammar,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from coe_cli.runtime.college.chat_request import ChatRequest
+    from coe_cli.runtime.college.college_events import Ask
 
 _RETRY_AFTER_S = 5.0
 
@@ -53,6 +62,37 @@ class HttpError(CoeError):
         self.status, self.code, self.param = status, code, param
 
 
+_LINE = re.compile(r"\bat (\d+)\(\d+\)")
+"""Where in a grammar its library found a mistake."""
+
+
+def renamed(place: str, names: Mapping[str, str]) -> str:
+    """A field of a chat completion (`tools.0.function.name`) as the client calls it that sent something else.
+
+    The longest beginning counts that ``names`` has; `*` in it is any index.
+    """
+    parts = place.split(".")
+    for length in range(len(parts), 0, -1):
+        index = next((part for part in parts[:length] if part.isdecimal()), "")
+        begin = ".".join(parts[:length])
+        found = names.get(begin) or names.get(begin.replace(f".{index}", ".*", 1))
+        if found is not None:
+            return ".".join([found.replace("*", index), *parts[length:]])
+    return place
+
+
+def name_field(error: CoeError, asked: ChatRequest | Ask, names: Mapping[str, str]) -> None:
+    """Give the refusal of a grammar the name of the field that it came in by; ``names`` as in ``renamed``."""
+    if not isinstance(error, UnusableGrammar):
+        return
+    place = asked.guidance.field if asked.guidance is not None else ""
+    if asked.tools is not None:  # one grammar has them all
+        line = _LINE.search(error.message)
+        function = function_of_line(asked.tools, int(line[1])) if line is not None else None
+        place = parameters_of(function) if function is not None else place or "tools"
+    error.param = renamed(error.param or place, names) or None
+
+
 def status_of(error: CoeError) -> int:
     """The HTTP status that ``error`` means."""
     if isinstance(error, HttpError):
@@ -70,6 +110,8 @@ def error_body(error: CoeError, path: str) -> dict[str, Any]:
 def message_of(error: CoeError) -> str:
     """What is wrong and what to do, in the words that clients look for."""
     message = " ".join(part for part in (error.message.rstrip(".") + ".", error.hint) if part)
+    if isinstance(error, UnusableGrammar) and error.param is not None:
+        message = f"`{error.param}`: {message}"
     return f"{_overflow(error)} {message}" if isinstance(error, PromptTooLong) else message
 
 
@@ -95,9 +137,10 @@ def error_object(error: CoeError, path: str = "") -> dict[str, Any]:
     message = message_of(error)
     params = _PARAMS | dict.fromkeys((PromptTooLong, UnknownToken), _PROMPTS.get(path, "messages"))
     param: str | None = next((name for known, name in params.items() if isinstance(error, known)), None)
+    param = getattr(error, "param", param)
     kind, code = "server_error", error.code
     if isinstance(error, HttpError):
-        kind, param = ("server_error" if error.status >= 500 else "invalid_request_error"), error.param
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
     else:
         for known, _, its_kind, its_code in _KINDS:
             if isinstance(error, known):

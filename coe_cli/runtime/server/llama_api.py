@@ -28,7 +28,6 @@ from coe_cli.runtime.server.other_apis import Answer, completion_of, resolved
 from coe_cli.runtime.server.other_requests import InfillRequest, LlamaRequest
 from coe_cli.runtime.worker.protocol import ChatMessage
 
-_NAMES = {"max_tokens": "n_predict", "logprobs": "n_probs"}
 _Model = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -42,7 +41,7 @@ class TokenizeRequest(Checked):
 
 class DetokenizeRequest(Checked):
     model: _Model = AUTO
-    tokens: Annotated[list[api.TokenId], Field(max_length=MAX_PROMPT_IDS)]
+    tokens: Annotated[api.TokenIds, Field(max_length=MAX_PROMPT_IDS)]
 
 
 class TemplateRequest(api.ChatCompletionRequest):
@@ -57,7 +56,7 @@ def add_llama_api(app: FastAPI, college: College, resolver: RequestResolver, ans
     @app.post("/completion", operation_id="llama_completion")
     async def complete(request: LlamaRequest) -> Response:
         """Continue a text, or several, past the chat template."""
-        completion = completion_of(request.completion(), _NAMES, api.CompletionRequest)
+        completion = completion_of(request.completion(), request.names(), api.CompletionRequest)
         asked = [structs.replace(each, max_tokens=completion.max_tokens) for each in completion.chat_requests()]
         candidates = completion.candidates()
         return await answer(asked, LlamaShape(request), bool(request.stream), completion.n or 1, candidates)
@@ -65,7 +64,7 @@ def add_llama_api(app: FastAPI, college: College, resolver: RequestResolver, ans
     @app.post("/infill", operation_id="llama_infill")
     async def infill(request: InfillRequest) -> Response:
         """Fill in what comes between two texts, with other files beside them."""
-        completion = completion_of(request.completion() | {"prompt": "-"}, _NAMES, api.CompletionRequest)
+        completion = completion_of(request.completion() | {"prompt": "-"}, request.names(), api.CompletionRequest)
         (asked,) = completion.chat_requests()
         asked = structs.replace(
             asked,

@@ -22,7 +22,7 @@ class LlamaShape(Shape):
     splits_thinking = False
 
     def __init__(self, request: LlamaRequest) -> None:
-        self._request = request
+        self._request, self.names = request, request.names()
 
     def begin(self, about: About) -> bytes:
         self._about = about
@@ -75,7 +75,7 @@ class LlamaShape(Shape):
             "tokens_predicted": finished.completion_tokens,
             "tokens_evaluated": finished.prompt_tokens,
             "tokens_cached": prefill.reused_tokens if prefill is not None else 0,
-            "truncated": False,
+            "truncated": finished.prompt_tokens + finished.completion_tokens >= self._about.context_length,
             "timings": choice.timings(),
             "coe": self._about.coe(),
         } | self._tokens(choice)

@@ -64,8 +64,17 @@ def complaint(errors: Sequence[Any]) -> tuple[str, str]:
 
 _Stop = Annotated[str, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Tokens = Annotated[int, Field(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)]
-TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-_Ids = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
+
+
+def _whole_numbers(ids: Any) -> Any:
+    """5.0 is an integer of JSON."""
+    if isinstance(ids, list) and float in set(map(type, ids)):
+        return [int(each) if isinstance(each, float) and each.is_integer() else each for each in ids]
+    return ids
+
+
+TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], BeforeValidator(_whole_numbers)]
+_Ids = Annotated[TokenIds, Field(min_length=1, max_length=MAX_PROMPT_IDS)]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
 
 
@@ -93,7 +102,9 @@ TemplateArguments = Annotated[dict[str, Any], Field(max_length=16), AfterValidat
 
 class StreamOptions(BaseModel):
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = Field(default=None, description="vLLM's: usage in every chunk")
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="vLLM's: usage in every chunk, where `include_usage` is true"
+    )
 
 
 class Generation(Constraints):
@@ -117,13 +128,19 @@ class Generation(Constraints):
     )
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS.most)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=STOP_IDS_MOST)] | None = None
+    stop_token_ids: Annotated[TokenIds, Field(max_length=STOP_IDS_MOST)] | None = None
     timings_per_token: bool | None = Field(default=None, description="llama.cpp's: `timings` in every chunk")
     return_progress: bool | None = Field(default=None, description="llama.cpp's: `prompt_progress` in the first chunk")
     allow_special_tokens: bool | None = Field(
         default=None,
         description="whether what is spelled like a control token in a text is one; by default in /v1/completions only",
     )
+
+    @model_validator(mode="after")
+    def _has_chunks(self) -> Generation:
+        if self.stream_options is not None and not self.stream:
+            raise refuse_field("stream_options", "they are for answers in chunks; `stream` is not true")
+        return self
 
     @property
     def stops(self) -> list[str]:
@@ -175,7 +192,7 @@ class Generation(Constraints):
     @property
     def counts_each(self) -> bool:
         """Whether each chunk tells the usage."""
-        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
 class ChatCompletionRequest(Generation, ToolFields):
@@ -245,12 +262,7 @@ class ChatCompletionRequest(Generation, ToolFields):
 
 
 class CompletionRequest(Generation):
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | _Ids
-        | Annotated[list[_Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
-    )
+    prompt: str | _Ids | Annotated[list[str | _Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
     echo: bool | None = None
     logprobs: _Logprobs | None = None
     suffix: str | None = Field(default=None, description="what comes after, for models that fill in the middle")
@@ -317,3 +329,4 @@ class EmbeddingRequest(Checked):
     model: str = Field(min_length=1, max_length=256, description="`auto` or an embedder's name")
     input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
+    truncate_prompt_tokens: Literal[-1] | None = Field(default=None, description="vLLM's; -1: longer texts are cut")

@@ -20,11 +20,11 @@ from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.batch_api import add_batch_api
 from coe_cli.runtime.server.batch_store import BatchStore
 from coe_cli.runtime.server.embeddings import embed
-from coe_cli.runtime.server.http_errors import HttpError, error_body, error_headers, status_of
+from coe_cli.runtime.server.http_errors import HttpError, error_body, error_headers, name_field, status_of
 from coe_cli.runtime.server.llama_api import add_llama_api
 from coe_cli.runtime.server.openai_shapes import ChatShape, TextShape
 from coe_cli.runtime.server.other_apis import add_other_apis
-from coe_cli.runtime.server.streaming import HttpAnswer, Shape, encode
+from coe_cli.runtime.server.streaming import HttpAnswer, Shape, encode, note_header
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.ErrorAnswer, "description": text}
@@ -69,7 +69,11 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
     async def answered(
         asked: list[ChatRequest], shape: Shape, stream: bool, n: int = 1, best_of: int | None = None
     ) -> Response:
-        resolved = [await resolver.resolve(each, college.loaded_models) for each in asked]
+        try:
+            resolved = [await resolver.resolve(each, college.loaded_models) for each in asked]
+        except CoeError as error:
+            name_field(error, asked[0], shape.names)
+            raise
         return _Answer(HttpAnswer(college, resolved, shape, stream=stream, n=n, best_of=best_of))
 
     async def answer(request: api.Generation, shape: ChatShape) -> Response:
@@ -114,11 +118,12 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
     @app.post("/v1/embeddings", response_model=answers.EmbeddingList, responses=_ERRORS, operation_id="embeddings")
     async def embeddings(request: api.EmbeddingRequest) -> Response:
         """Vectors of length 1, from the embedder that routes questions."""
-        texts = [request.input] if isinstance(request.input, str) else request.input
-        answer = await asyncio.to_thread(
-            embed, request.model, texts, resolver.router, base64=request.encoding_format == "base64"
+        base64, cuts = request.encoding_format == "base64", request.truncate_prompt_tokens is not None
+        answer, notes = await asyncio.to_thread(
+            embed, request.model, request.input, resolver.router, base64=base64, cuts=cuts
         )
-        return Response(encode(answer), media_type="application/json")
+        headers = {key.decode(): value.decode() for key, value in note_header(notes)}
+        return Response(encode(answer), headers=headers, media_type="application/json")
 
     add_other_apis(app, college, resolver, answered)
     add_llama_api(app, college, resolver, answered)

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from coe_cli.core.answers.answer_schema import check_schema
+from coe_cli.core.answers.answer_schema import check_functions, parameters_of
 from coe_cli.core.answers.tool_calls import MOST_TOOLS, ToolCall, Tools
 from coe_cli.core.plain_text import not_text
-from coe_cli.runtime.server.constraints import LONGEST_CONTEXT, refuse_field, said
+from coe_cli.errors import UnusableGrammar
+from coe_cli.runtime.server.constraints import LONGEST_CONTEXT, refuse_field
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 _MEDIA = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio", "file": "files"}
@@ -112,14 +113,14 @@ class ToolFields(BaseModel):
         names = [function["name"] for function in functions]
         if len(set(names)) < len(names):
             raise refuse_field("tools", "two functions have one name")
-        for function in functions:
+        for number, function in enumerate(functions):
             if (function.get("parameters") or {}).get("type", "object") != "object":
-                raise refuse_field("tools", f"the parameters of `{function['name']}` are not an object")
+                reason = f"the parameters of `{function['name']}` are not an object"
+                raise refuse_field(tuple(parameters_of(number).split(".")), reason)
         try:
-            with said():
-                check_schema(functions, LONGEST_CONTEXT)
-        except ValueError as error:
-            raise refuse_field("tools", str(error)) from None
+            check_functions(functions, LONGEST_CONTEXT)
+        except UnusableGrammar as error:
+            raise refuse_field(tuple((error.param or "tools").split(".")), f"{error.message}. {error.hint}") from None
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise refuse_field("tool_choice", f"there is no function `{self.tool_choice.function.name}` in tools")
         if self.tool_choice == "required" and not names:

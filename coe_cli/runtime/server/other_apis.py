@@ -24,7 +24,7 @@ from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.block_shapes import MessagesShape, ResponsesShape
 from coe_cli.runtime.server.constraints import Body, Checked, refuse_field
 from coe_cli.runtime.server.embeddings import embed
-from coe_cli.runtime.server.http_errors import HttpError
+from coe_cli.runtime.server.http_errors import HttpError, renamed
 from coe_cli.runtime.server.ollama_shapes import OllamaShape, now
 from coe_cli.runtime.server.other_requests import AT, CountRequest, MessagesRequest, OllamaRequest, ResponsesRequest
 from coe_cli.runtime.server.streaming import About, Shape
@@ -33,8 +33,6 @@ _MB = 2**20
 _OLLAMA = "0.6.4"
 """The version whose API this is: clients ask for it."""
 _KEPT = 256
-_OF_MESSAGES = {"stop": "stop_sequences", "response_format": "output_config", "reasoning_effort": "output_config", "continue_final_message": "messages"}  # fmt: skip
-_OF_OLLAMA = {"max_tokens": "num_predict", "reasoning_effort": "think", "response_format": "format"}
 _KEPT_BYTES = 16 * _MB
 
 _Completion = TypeVar("_Completion", bound=api.ChatCompletionRequest | api.CompletionRequest)
@@ -111,11 +109,11 @@ class _KeepingShape(ResponsesShape):
 
 
 def _chat_request(
+    request: ResponsesRequest | MessagesRequest | OllamaRequest,
     body: dict[str, Any],
-    renamed: dict[str, str] | None = None,
     kind: type[api.ChatCompletionRequest | api.CompletionRequest] = api.ChatCompletionRequest,
 ) -> ChatRequest:
-    """The one request of a completion that was made of something else.
+    """The one request of a completion, ``body``, that was made of another.
 
     Raises:
         RequestValidationError: as for a completion; or what the API has no place for is asked for.
@@ -125,17 +123,17 @@ def _chat_request(
         if (name := completion.beside_one_answer()) is not None:
             raise refuse_field(name, "there is no place for it here; /v1/chat/completions tells it")
 
-    completion = completion_of(body, renamed, kind, one)
+    completion = completion_of(body, request.names(), kind, one)
     return structs.replace(completion.chat_requests()[0], max_tokens=completion.most_tokens)
 
 
 def completion_of(
     body: dict[str, Any],
-    renamed: dict[str, str] | None,
+    names: dict[str, str],
     kind: type[_Completion],
     check: Callable[[_Completion], None] = lambda completion: None,
 ) -> _Completion:
-    """A completion that was made of something else; ``renamed``: what its fields are called there.
+    """A completion that was made of something else; ``names``: what its fields are called there.
 
     Raises:
         RequestValidationError: as for a completion, or as ``check`` says.
@@ -146,13 +144,11 @@ def completion_of(
         return completion
     except ValidationError as error:
         found = error.errors(include_url=False)
-        names = renamed or {}
+        messages = body["messages"] if issubclass(kind, api.ChatCompletionRequest) else ()
+        for number, message in enumerate(messages):
+            names |= {f"messages.{number}.{name}".rstrip("."): at for name, at in message.get(AT, {}).items()}
         for each in found:
-            place = each["loc"]
-            if len(place) > 1 and place[0] == "messages" and isinstance(place[1], int):
-                at, rest = body["messages"][place[1]].get(AT, place[:2]), place[2:]
-                place = (*at, *(rest[1:] if len(at) == 1 and rest[:1] == ("content",) else rest))
-            each["loc"] = ("body", *(names.get(str(part), part) for part in place))
+            each["loc"] = ("body", *renamed(api.field(each["loc"]), names).split("."))
         raise RequestValidationError(found) from None
 
 
@@ -163,13 +159,15 @@ def add_other_apis(app: FastAPI, college: College, resolver: RequestResolver, an
     @app.post("/v1/messages", operation_id="messages")
     async def messages(request: MessagesRequest) -> Response:
         """Anthropic's messages: text, thoughts and functions, whole or as events."""
-        asked = _chat_request(request.chat(), _OF_MESSAGES)
-        return await answer([asked], MessagesShape(), bool(request.stream))
+        asked = _chat_request(request, request.chat())
+        shape = MessagesShape()
+        shape.names = request.names()
+        return await answer([asked], shape, bool(request.stream))
 
     @app.post("/v1/messages/count_tokens", operation_id="count_tokens")
     async def count_tokens(request: CountRequest) -> dict[str, int]:
         """The tokens of a prompt that is not answered."""
-        asked = _chat_request(request.chat(), _OF_MESSAGES)
+        asked = _chat_request(request, request.chat())
         ask, told = await resolver.resolve(structs.replace(asked, resolve_only=True), college.loaded_models)
         tokens = told.prompt_tokens
         if tokens is None:  # it surely fits, so that nobody has counted it
@@ -199,15 +197,10 @@ def _add_responses(app: FastAPI, answer: Answer) -> None:
             "text": request.text or {"format": {"type": "text"}},
             "metadata": request.metadata or {},
         }
-        names = {
-            "messages": "input",
-            "max_tokens": "max_output_tokens",
-            "response_format": "text",
-            "reasoning_effort": "reasoning",
-        }
-        asked = _chat_request(body, names)
+        asked = _chat_request(request, body)
         keeps = request.store is not False
         shape = _KeepingShape(repeated, kept, body["messages"]) if keeps else ResponsesShape(repeated)
+        shape.names = request.names()
         return await answer([asked], shape, bool(request.stream))
 
     @app.get("/v1/responses/{response_id}", operation_id="response")
@@ -223,6 +216,7 @@ def _add_responses(app: FastAPI, answer: Answer) -> None:
 class EmbedRequest(Checked):
     model: str = Field(min_length=1, max_length=256)
     input: str | list[str] = Field(default="", max_length=2048 * 1024)
+    truncate: bool | None = Field(default=None, description="false: texts that are too long are refused and not cut")
 
 
 class NameRequest(Body):
@@ -246,9 +240,9 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
             return await _load_or_unload(request, college, resolver, chat=chat)
         body = request.body() | {"model": _plain_name(request.model)}
         shape = OllamaShape(request.model, chat=chat)
-        shape.splits_thinking = not request.plain
+        shape.splits_thinking, shape.names = not request.plain, request.names()
         kind = api.CompletionRequest if "prompt" in body else api.ChatCompletionRequest
-        return await answer([_chat_request(body, _OF_OLLAMA, kind)], shape, request.stream is not False)
+        return await answer([_chat_request(request, body, kind)], shape, request.stream is not False)
 
     @app.post("/api/chat", operation_id="ollama_chat")
     async def chat(request: OllamaRequest) -> Response:
@@ -302,12 +296,12 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
 
     @app.post("/api/embed", operation_id="ollama_embed")
     async def embeddings(request: EmbedRequest) -> dict[str, Any]:
-        texts = [request.input] if isinstance(request.input, str) else request.input
-        name = _plain_name(request.model)
-        found = await asyncio.to_thread(embed, name, list(texts), resolver.router, base64=False)
+        name, cuts = _plain_name(request.model), request.truncate is not False
+        found, notes = await asyncio.to_thread(embed, name, request.input, resolver.router, base64=False, cuts=cuts)
         vectors = [each["embedding"] for each in found["data"]]
         count = found["usage"]["prompt_tokens"]
-        return {"model": request.model, "embeddings": vectors, "prompt_eval_count": count}
+        told = {"coe": {"notes": notes}} if notes else {}
+        return {"model": request.model, "embeddings": vectors, "prompt_eval_count": count, **told}
 
     @app.get("/api/version", operation_id="ollama_version")
     async def version() -> dict[str, str]:

@@ -16,7 +16,8 @@ from coe_cli.runtime.server.constraints import Body
 _Body = dict[str, Any]
 _Content = str | list[_Body]
 AT = "at"
-"""The key of a message under which stands the place of what it was made of."""
+"""The key of a message under which stands what its fields, and with an empty name it itself, are called where they came from."""
+_FLAT_TOOLS = {"tools.*.function": "tools.*", "tool_choice.function": "tool_choice"}
 
 
 class _Loose(Body):
@@ -27,6 +28,10 @@ class _Loose(Body):
         own = {name for name, field in type(self).model_fields.items() if field.exclude}
         given = {**{name: getattr(self, name) for name in self.model_fields_set}, **(self.model_extra or {})}
         return {name: value for name, value in given.items() if name not in own and value is not None}
+
+    def names(self) -> dict[str, str]:
+        """What fields of the chat completion are called here, as ``http_errors.renamed`` takes it."""
+        return {}
 
 
 def _own(default: Any = None, **more: Any) -> Any:
@@ -65,31 +70,46 @@ class ResponsesRequest(_Loose):
     include: list[Annotated[str, AfterValidator(_no_logprobs)]] | None = _own()
     prompt: None = _own()
 
+    def names(self) -> dict[str, str]:
+        return _FLAT_TOOLS | {
+            "messages": "input",
+            "max_tokens": "max_output_tokens",
+            "reasoning_effort": "reasoning.effort",
+            "response_format": "text.format",
+            "response_format.json_schema": "text.format",
+            "verbosity": "text.verbosity",
+        }
+
     def turns(self) -> list[_Body]:
         """The input as messages of a chat."""
         if isinstance(self.input, str):
-            return [{"role": "user", "content": self.input, AT: ("input",)}]
+            return [{"role": "user", "content": self.input, AT: {"": "input", "content": "input"}}]
         turns: list[_Body] = []
         for number, item in enumerate(self.input):
-            at: _Body = {AT: ("input", number)}
+            at = f"input.{number}"
             kind = item.get("type", "message")
             if kind == "function_call":
                 function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
                 call = {"id": item.get("call_id", ""), "type": "function", "function": function}
-                if turns and turns[-1].get("tool_calls"):
-                    turns[-1]["tool_calls"].append(call)
-                else:
-                    turns.append({"role": "assistant", "content": None, "tool_calls": [call], **at})
+                if not (turns and turns[-1].get("tool_calls")):
+                    turns.append({"role": "assistant", "content": None, "tool_calls": [], AT: {"": at}})
+                calls = turns[-1]["tool_calls"]
+                turns[-1][AT] |= {
+                    f"tool_calls.{len(calls)}.function": at,
+                    f"tool_calls.{len(calls)}.id": f"{at}.call_id",
+                }
+                calls.append(call)
             elif kind == "function_call_output":
                 told = {"tool_call_id": item.get("call_id", ""), "content": item.get("output")}
-                turns.append({"role": "tool", **told, **at})
+                names = {"": at, "content": f"{at}.output", "tool_call_id": f"{at}.call_id"}
+                turns.append({"role": "tool", **told, AT: names})
             elif kind != "reasoning":
-                turns.append({"role": item.get("role"), "content": item.get("content"), **at})
+                turns.append({"role": item.get("role"), "content": item.get("content"), AT: {"": at}})
         return turns
 
     def chat(self, earlier: list[_Body]) -> _Body:
         """The chat completion, with the messages that came before."""
-        system = [{"role": "system", "content": self.instructions, AT: ("instructions",)}] if self.instructions else []
+        system = [_system(self.instructions, "instructions")] if self.instructions else []
         choice: Any = self.tool_choice
         if isinstance(choice, dict) and "name" in choice:
             choice = {"type": choice.get("type"), "function": {"name": choice["name"]}}
@@ -107,6 +127,10 @@ class ResponsesRequest(_Loose):
                 "verbosity": (self.text or {}).get("verbosity"),
             }
         )
+
+
+def _system(content: Any, name: str) -> _Body:
+    return {"role": "system", "content": content, AT: {"": name, "content": name}}
 
 
 def _flat_tool(tool: _Body) -> _Body:
@@ -142,15 +166,26 @@ class MessagesRequest(_Loose):
     output_format: _Body | None = _own()
     prompt: None = _own()
 
+    def names(self) -> dict[str, str]:
+        output = "output_format" if self.output_format and not (self.output_config or {}).get("format") else None
+        return _FLAT_TOOLS | {
+            "tools.*.function.parameters": "tools.*.input_schema",
+            "stop": "stop_sequences",
+            "response_format": output or "output_config.format",
+            "reasoning_effort": "output_config.effort",
+            "continue_final_message": "messages",
+            "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+        }
+
     def chat(self) -> _Body:
         """The chat completion; a last turn of the assistant's is gone on with, as Anthropic does."""
         turns: list[_Body] = []
         output = self.output_config or {}
         off = self.thinking is not None and self.thinking.type == "disabled"
         if self.system:
-            turns.append({"role": "system", "content": _texts(self.system), AT: ("system",)})
+            turns.append(_system(_texts(self.system), "system"))
         for number, turn in enumerate(self.messages):
-            turns += [{**each, AT: ("messages", number)} for each in _turns(turn)]
+            turns += _turns(turn, f"messages.{number}")
         begun = bool(turns) and turns[-1]["role"] == "assistant" and not turns[-1].get("tool_calls")
         choice = self.tool_choice or {}
         named = {"type": "function", "function": {"name": choice.get("name")}}
@@ -191,28 +226,30 @@ def _texts(content: Any) -> Any:
     return [{"type": b.get("type"), "text": b.get("text")} if isinstance(b, dict) else b for b in content]
 
 
-def _turns(turn: MessagesTurn) -> list[_Body]:
+def _turns(turn: MessagesTurn, at: str) -> list[_Body]:
+    """The turn that stands ``at`` a place as turns of a chat: each result of a function is one of its own."""
     if isinstance(turn.content, str):
-        return [{"role": turn.role, "content": turn.content}]
-    results = [
-        {"role": "tool", "tool_call_id": block.get("tool_use_id", ""), "content": _texts(block.get("content", ""))}
-        for block in turn.content
-        if block.get("type") == "tool_result"
-    ]
-    calls = [
-        {
-            "id": block.get("id", ""),
-            "function": {"name": block.get("name"), "arguments": json.dumps(block.get("input", {}))},
-        }
-        for block in turn.content
-        if block.get("type") == "tool_use"
-    ]
-    said = [
-        b for b in turn.content if b.get("type") not in ("tool_result", "tool_use", "thinking", "redacted_thinking")
-    ]
+        return [{"role": turn.role, "content": turn.content, AT: {"": at}}]
+    results: list[_Body] = []
+    calls: list[_Body] = []
+    said: list[_Body] = []
+    names = {"": at}
+    for number, block in enumerate(turn.content):
+        place = f"{at}.content.{number}"
+        if block.get("type") == "tool_result":
+            told = {"tool_call_id": block.get("tool_use_id", ""), "content": _texts(block.get("content", ""))}
+            results.append({"role": "tool", **told, AT: {"": place, "tool_call_id": f"{place}.tool_use_id"}})
+        elif block.get("type") == "tool_use":
+            called = f"tool_calls.{len(calls)}"
+            names |= {f"{called}.function.arguments": f"{place}.input", f"{called}.function": place, called: place}
+            function = {"name": block.get("name"), "arguments": json.dumps(block.get("input", {}))}
+            calls.append({"id": block.get("id", ""), "function": function})
+        elif block.get("type") not in ("thinking", "redacted_thinking"):
+            names[f"content.{len(said)}"] = place
+            said.append(block)
     turns = results if turn.role == "user" else []
     if said or calls or not turns:
-        spoken: _Body = {"role": turn.role, "content": _texts(said) if said or not calls else None}
+        spoken: _Body = {"role": turn.role, "content": _texts(said) if said or not calls else None, AT: names}
         turns.append(spoken | ({"tool_calls": calls} if calls else {}))
     return turns
 
@@ -234,6 +271,9 @@ class LlamaRequest(_Loose):
     return_progress: bool | None = None
     seed: int | None = None
     stream: bool | None = None
+
+    def names(self) -> dict[str, str]:
+        return {"max_tokens": "n_predict", "logprobs": "n_probs"}
 
     def completion(self) -> _Body:
         """The plain completion."""
@@ -288,6 +328,14 @@ class OllamaRequest(_Loose):
         """Whether nothing is asked: the model is to be loaded, or with ``keep_alive`` 0 to go."""
         return not (self.messages or self.prompt)
 
+    def names(self) -> dict[str, str]:
+        return {name: f"options.{name}" for name in self.options or ()} | {
+            "max_tokens": "options.num_predict",
+            "reasoning_effort": "think",
+            "response_format": "format",
+            "response_format.schema": "format",
+        }
+
     @property
     def plain(self) -> bool:
         """Whether the prompt goes past the chat template."""
@@ -311,11 +359,11 @@ class OllamaRequest(_Loose):
             given["response_format"] = form
         if self.plain and not self.images:
             return given | {"prompt": self.prompt or ""}
-        turns = [{**_ollama_turn(turn), AT: ("messages", n)} for n, turn in enumerate(self.messages or ())]
+        turns = [{**_ollama_turn(turn), AT: {"": f"messages.{n}"}} for n, turn in enumerate(self.messages or ())]
         if self.messages is None:
             asked = _ollama_turn({"role": "user", "content": self.prompt, "images": self.images})
-            turns = [{**asked, AT: ("prompt",)}]
-        system = [{"role": "system", "content": self.system, AT: ("system",)}] if self.system else []
+            turns = [{**asked, AT: {"": "prompt", "content": "images" if self.images else "prompt"}}]
+        system = [_system(self.system, "system")] if self.system else []
         return given | {"messages": [*system, *turns]}
 
 

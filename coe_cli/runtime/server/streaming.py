@@ -11,7 +11,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -25,7 +25,7 @@ from coe_cli.runtime.college.chat_request import Resolved
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import ResolvedRequest
 from coe_cli.runtime.server.answer_parts import Choice, Part
-from coe_cli.runtime.server.http_errors import error_body, error_headers, status_of
+from coe_cli.runtime.server.http_errors import error_body, error_headers, name_field, status_of
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -40,7 +40,7 @@ class About:
     def __init__(self, told: Resolved, model: ModelSpec, choices: Sequence[Choice]) -> None:
         self.id = secrets.token_hex(12)
         self.created = int(time.time())
-        self.model = model.name
+        self.model, self.context_length = model.name, told.context_length
         self.fingerprint = fingerprint_of(model)
         self._told, self.choices, self._all = told, choices, choices
 
@@ -96,6 +96,8 @@ class Shape(Protocol):
 
     content_type: bytes = b"text/event-stream; charset=utf-8"
     splits_thinking: bool = True
+    names: Mapping[str, str] = {}
+    """What the API calls the fields of a chat completion, as ``http_errors.renamed`` takes it."""
 
     def begin(self, about: About) -> bytes: ...
 
@@ -190,6 +192,7 @@ class HttpAnswer:
             raise
         except Exception as failure:
             error = explained(failure)
+            name_field(error, self._asks[0], self._shape.names)
             if error is not failure:
                 logging.getLogger("uvicorn.error").exception("an answer failed")
             if not self._sent:

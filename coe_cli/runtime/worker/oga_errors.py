@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from coe_cli.core.providers import spec_of
-from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, OutOfMemory, UsageError
+from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, OutOfMemory, UnusableGrammar
 from coe_cli.package import install_command
 
 _GRAMMAR = re.compile(r"error creating grammar|invalid grammar|committing tokens|\blexer|parser error", re.IGNORECASE)
@@ -34,12 +34,14 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
     text = str(error)
     detail = _first_line(text)
     if _FORCED_BYTES.search(text):
-        return UsageError(
+        return UnusableGrammar(
             f"the answer's JSON schema or grammar forces text outside ASCII, which the tokens of `{model}` cannot be made to give",
             "Use ASCII in enum and const, and translate it afterwards.",
         )
     if _GRAMMAR.search(text):
-        return UsageError(f"the answer's JSON schema or grammar cannot be used: {detail}", "Correct or simplify it.")
+        return UnusableGrammar(
+            f"the answer's JSON schema or grammar cannot be used: {detail}", "Correct or simplify it."
+        )
     spec = spec_of(provider)
     meaning = spec.meaning(text)
     kind = "out_of_memory" if isinstance(error, MemoryError) else meaning.kind if meaning is not None else None

@@ -58,10 +58,11 @@ class ChatMessage(Struct, frozen=True):
 
 
 class Guidance(Struct, frozen=True):
-    """A grammar that the answer must follow; ``data`` is its text."""
+    """A grammar that the answer must follow; ``data`` is its text, ``field`` where a client's request had it."""
 
     kind: Literal["json_schema", "regex", "lark_grammar"]
     data: str
+    field: str = ""
 
 
 class Generate(Message, frozen=True):

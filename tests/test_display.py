@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import signal
 import threading
 from collections.abc import Callable
@@ -107,3 +108,16 @@ def test_an_interrupted_write_leaves_whole_lines_and_the_cursor(draw: Callable[[
 def test_the_status_of_an_answer_stays_on_one_line(width: int, level: str, shown: str) -> None:
     line = status_line(Text("m answering"), ("3 s", "13 tokens", "6 tokens/s"), "0.4 of 3.9 GB", level, width)
     assert line.plain == shown
+
+
+def test_no_line_is_lost_between_what_is_printed_and_a_view_that_changes_its_height() -> None:
+    """Both are drawn by threads of their own: a frame that is measured before another is written would wipe a line or leave one."""
+    stream, heights = Terminal(0), itertools.cycle((1, 4, 2, 5))
+    console = Output(stderr=stream).console(on_stderr=True)
+    shown = display.Display(console, lambda: Text("\n".join(["view"] * next(heights))), 2000)
+    for number in range(300):
+        shown.print(Text(f"line {number}"))
+    shown.stop()
+    screen = pyte.Screen(WIDTH, 400)
+    pyte.Stream(screen).feed(stream.getvalue().replace("\n", "\r\n"))
+    assert [line.rstrip() for line in screen.display if line.strip()] == [f"line {number}" for number in range(300)]

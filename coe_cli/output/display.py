@@ -52,7 +52,8 @@ class Display:
 
     def print(self, renderable: RenderableType) -> None:
         """Above the view, for good; long lines are the terminal's to wrap."""
-        with interrupt_put_off():
+        # Rich measures under this lock and writes after it: a frame between the two would wipe a line, or stay.
+        with interrupt_put_off(), self._live._lock:
             self._console.print(renderable, soft_wrap=True)
 
     def stop(self) -> None:

@@ -83,6 +83,7 @@ imports: $(VENV)/developed
 resolve: $(VENV)/developed
 	for version in 3.11 3.12 3.13; do \
 	  $(BIN)/uv pip compile -q pyproject.toml --extra directml --extra embedders --extra fleet --extra ray --python-platform windows --python-version $$version -o /dev/null && \
+	  $(BIN)/uv pip compile -q pyproject.toml --extra winml --python-platform windows --python-version $$version -o /dev/null && \
 	  $(BIN)/uv pip compile -q pyproject.toml --extra cpu --extra embedders --python-platform linux --python-version $$version -o /dev/null && \
 	  MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q pyproject.toml --extra cpu --python-platform macos --python-version $$version -o /dev/null && \
 	  for system in windows linux aarch64-apple-darwin; do MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile -q pyproject.toml --extra webgpu \

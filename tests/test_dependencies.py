@@ -51,7 +51,9 @@ def test_what_is_declared_is_what_is_imported() -> None:
     needed = {DISTRIBUTIONS.get(module, module).replace("_", "-") for module in imported()}
     assert needed - optional == always
     builds = {
-        name for name in optional if name.startswith(("onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-genai-"))
+        name
+        for name in optional
+        if name.startswith(("onnxruntime-directml", "onnxruntime-windowsml", "onnxruntime-gpu", "onnxruntime-genai-"))
     }
     assert optional - builds <= needed, "an extra brings what nothing imports"
 

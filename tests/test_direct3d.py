@@ -7,9 +7,10 @@ import uuid
 
 import pytest
 
-from coe_cli.core.providers._dml_trial import DeviceTrial, trial_findings
 from coe_cli.probes import ProbeFailed, d3d12
-from coe_cli.runtime.doctor.devices import check_direct3d
+from coe_cli.probes.d3d12 import DeviceTrial
+from coe_cli.providers import runtime_of
+from coe_cli.providers.dml import trial_finding
 
 TRIALS = [
     (
@@ -41,7 +42,7 @@ TRIALS = [
 
 @pytest.mark.parametrize(("trial", "level", "message", "fix"), TRIALS)
 def test_how_a_trial_is_told(trial: DeviceTrial, level: str, message: str, fix: str) -> None:
-    (finding,) = trial_findings([trial])
+    finding = trial_finding(trial)
     assert (finding.check, finding.level) == ("direct3d", level)
     assert message in finding.message
     assert fix in finding.fix
@@ -66,7 +67,7 @@ def test_a_child_that_hangs_or_ends_is_told(monkeypatch: pytest.MonkeyPatch, chi
         monkeypatch.setattr(d3d12, "_TIMEOUT_S", 1.0)
     with pytest.raises(ProbeFailed, match=message):
         d3d12.try_devices()
-    (finding,) = check_direct3d([object()], platform="win32")  # type: ignore[list-item]
+    (finding,) = runtime_of("dml").check_cards([object()], platform="win32")  # type: ignore[list-item]
     assert finding.level == "error"
     assert finding.fix
 
@@ -82,4 +83,4 @@ def test_the_interfaces_have_their_documented_ids() -> None:
 
 
 def test_elsewhere_nothing_is_tried() -> None:
-    assert check_direct3d([object()], platform="linux") == []  # type: ignore[list-item]
+    assert runtime_of("dml").check_cards([object()], platform="linux") == []  # type: ignore[list-item]

@@ -24,7 +24,7 @@ from coe_cli.core.memory.planner import plan
 from coe_cli.core.memory.scenario import Known, Role, Scenario
 from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import spec_from_catalog
-from coe_cli.core.providers import all_specs, for_card, host, names, spec_of
+from coe_cli.core.providers import all_specs, for_card, host, names, runs_on, spec_of
 from coe_cli.errors import DeviceLost, OutOfMemory, UsageError
 from coe_cli.providers.installed import choose_provider, install_command, installed_providers
 from coe_cli.providers.settings import configure, default_session_options, settings_from
@@ -43,18 +43,21 @@ INSIDE = {ROOT / "core" / "providers", ROOT / "providers"}
 
 
 def _named(path: Path) -> list[str]:
-    """Strings of a file that are a provider's name, or one of ONNX Runtime's names or packages for it, and imports of its modules."""
+    """Strings of a file that are a provider's name, one of ONNX Runtime's names, packages or options for it, and imports of its modules."""
     wanted = {name for spec in all_specs() for name in (spec.name, spec.ort_name)}
     packages = {name for spec in all_specs() for name in (*spec.oga_packages, *spec.ort_packages, spec.plugin_package)}
     wanted |= packages - {None, *host().oga_packages, *host().ort_packages}
     where = path.relative_to(ROOT).as_posix()
-    modules = re.compile(rf"coe_cli\.(core\.)?providers\._?({'|'.join(names())})\b")
+    modules = re.compile(rf"coe_cli\.(core\.)?providers\._?({'|'.join(names())})(_\w+)?\b")
+    parts = re.compile(rf"^(ep\.)?({'|'.join(names())})\.")
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and node.value in wanted and (where, node.value) not in NO_PROVIDER:
-            found.append(f"{where}:{node.lineno}: {node.value!r}")
-        if isinstance(node, ast.ImportFrom) and node.module and modules.match(node.module):
-            found.append(f"{where}:{node.lineno}: {node.module}")
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        if (text in wanted or (" " not in text and parts.search(text))) and (where, text) not in NO_PROVIDER:
+            found.append(f"{where}:{node.lineno}: {text!r}")
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found += [f"{where}:{node.lineno}: {name}" for name in imported if modules.match(name)]
     return found
 
 
@@ -74,16 +77,18 @@ def test_the_host_is_last_and_every_provider_has_both_files() -> None:
         spec_of("npu")
 
 
+def files_of_the_page() -> dict[str, str]:
+    """Module → code of the two files of docs/adding-a-provider.md."""
+    page = (REPOSITORY / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
+    modules = ("coe_cli.core.providers.npu", "coe_cli.providers.npu")
+    return dict(zip(modules, re.findall(r"```python\n(.*?)```", page, re.DOTALL), strict=True))
+
+
 @pytest.fixture
 def npu(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The provider of docs/adding-a-provider.md, from its two files."""
-    page = (REPOSITORY / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
     made = []
-    for name, code in zip(
-        ("coe_cli.core.providers.npu", "coe_cli.providers.npu"),
-        re.findall(r"```python\n(.*?)```", page, re.DOTALL),
-        strict=True,
-    ):
+    for name, code in files_of_the_page().items():
         module = ModuleType(name)
         monkeypatch.setitem(sys.modules, name, module)
         exec(compile(code, name, "exec"), module.__dict__)
@@ -115,8 +120,8 @@ def test_a_toy_provider_of_two_files_is_planned_chosen_and_driven(npu: str) -> N
     scenario = Scenario((Role("medical", spec.name),), slots=1, context_length=4096, budget_mb=20_000, provider=npu)
     planned = plan(profile, scenario, Known({spec.name: memory}))
     assert planned.provider == npu and planned.fits and planned.slots[0].kv_mb == 512.0
-    assert choose_provider("m", npu, profile, [npu, host().name])[0] == npu
-    assert choose_provider("m", npu, profile, [host().name])[0] == host().name
+    assert choose_provider("m", npu, [npu, host().name])[0] == npu
+    assert choose_provider("m", npu, [host().name])[0] == host().name
     found = check_packages({"onnxruntime-genai-npu": "1.0", "onnxruntime-npu": "1.0"}, platform="win32")
     assert any("NPU exists on Linux only" in finding.message for finding in found)
     config = FakeConfig()
@@ -136,7 +141,6 @@ def test_a_toy_provider_of_two_files_is_planned_chosen_and_driven(npu: str) -> N
 def test_a_plugin_is_there_with_its_own_package_and_runs_what_other_cards_providers_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    profile = load_profiles(profile_paths()[:1]).select("standard")
     webgpu = spec_of("webgpu")
     for packages, there in (
         ({"onnxruntime-genai"}, False),
@@ -147,8 +151,13 @@ def test_a_plugin_is_there_with_its_own_package_and_runs_what_other_cards_provid
         monkeypatch.setattr("importlib.metadata.version", _version_in(packages))
         assert ("webgpu" in installed_providers()) == there
     for built_for, expected in (("webgpu", "webgpu"), ("dml", "webgpu"), ("cuda", "webgpu"), ("cpu", "cpu")):
-        assert choose_provider("m", built_for, profile, ["webgpu", "cpu"])[0] == expected
-    assert choose_provider("m", "cuda", profile, ["cuda", "webgpu", "cpu"])[0] == "cuda"
+        assert choose_provider("m", built_for, ["webgpu", "cpu"])[0] == expected
+    assert choose_provider("m", "cuda", ["cuda", "webgpu", "cpu"])[0] == "cuda"
+    assert [runs_on(name) for name in ("dml", "webgpu", "cpu")] == [
+        ["dml", "webgpu", "cpu"],
+        ["webgpu", "cpu"],
+        ["cpu"],
+    ]
     assert install_command(webgpu, ["onnxruntime-genai", "onnxruntime"]) == package.install_command("webgpu")
     assert [
         for_card(maker, system).name for maker, system in (("amd", "linux"), ("nvidia", "linux"), ("amd", "win32"))

@@ -71,6 +71,7 @@ def write_card(output: Output, card: Any) -> None:
         ("licence", card.licence or "unknown"),
         ("experts", ", ".join(card.experts) or "-"),
         ("built for", card.provider),
+        ("runs on", ", ".join(card.runs_on)),
         ("type", card.model_type or "unknown"),
         ("context", f"{card.context_length:,} tokens"),
         (

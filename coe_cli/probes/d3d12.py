@@ -14,9 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from msgspec import convert
+from msgspec import Struct, convert
 
-from coe_cli.core.providers._dml_trial import DeviceTrial
 from coe_cli.package import start_code
 from coe_cli.probes import ProbeFailed, dxgi
 
@@ -50,6 +49,16 @@ DML_FEATURE_LEVELS: Final = {
     "5.0": 0x5000,
 }
 """DML_FEATURE_LEVEL (DirectML.h) down to what ONNX Runtime asks for, the highest first."""
+
+
+class DeviceTrial(Struct, frozen=True):
+    """``feature_level`` and ``directml_level`` are the highest with which a device could be made, None where none could."""
+
+    adapter: str
+    feature_level: str | None = None
+    error: str | None = None
+    directml_level: str | None = None
+    directml_error: str | None = None
 
 
 def try_devices() -> list[DeviceTrial]:

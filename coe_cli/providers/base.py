@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
 from coe_cli.core.findings import Finding
 from coe_cli.core.providers import ProviderSpec
+
+if TYPE_CHECKING:
+    from coe_cli.core.hardware.machine import Adapter
 
 
 class DeviceSettings(Struct, frozen=True):
@@ -64,6 +67,10 @@ class ProviderRuntime:
 
     def check(self, *, offered: bool, details: Mapping[str, str], platform: str) -> list[Finding]:
         """What ``coe doctor`` says of the installation, from ``offered_by`` and ``details``."""
+        return []
+
+    def check_cards(self, adapters: Sequence[Adapter], *, platform: str) -> list[Finding]:
+        """What ``coe doctor`` says of the machine's ``adapters``: whether each can be used, where only trying tells."""
         return []
 
     def session_options(self, threads: int) -> dict[str, str | int | bool]:

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
-from coe_cli import package
 from coe_cli.core.findings import Finding, error, ok, warning
-from coe_cli.core.hardware.machine import Machine, card, card_mb
-from coe_cli.core.providers.dml import PROVIDER
+from coe_cli.core.hardware.machine import Adapter, Machine, card, card_mb
+from coe_cli.core.providers.dml import PROVIDER, START_HINT
 from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed
 from coe_cli.providers.base import DeviceSettings, GpuMemory, ProviderRuntime
+from coe_cli.providers.installed import installed_versions, reinstall_command
+
+if TYPE_CHECKING:
+    from coe_cli.probes.d3d12 import DeviceTrial
+
+
+_OTHER_WAY: Final = {
+    PROVIDER.oga_packages[0]: "the extra winml has a newer ONNX Runtime GenAI on the same DirectML",
+    PROVIDER.oga_packages[1]: "the extra directml is what more of coe has been run with",
+}
 
 
 class DirectMLRuntime(ProviderRuntime):
     def details(self) -> dict[str, str]:
-        """``path`` and ``version`` of the DirectML.dll that is loaded, on Windows."""
+        """``package`` that has it; on Windows ``path`` and ``version`` of the DirectML.dll that is loaded."""
+        found = {"package": name} if (name := next(iter(installed_versions(PROVIDER.oga_packages)), None)) else {}
         path = loaded_module("DirectML.dll") if sys.platform == "win32" else None
         if path is None:
-            return {}
+            return found
         version = file_version(path)
-        return {"path": path, **({"version": version} if version else {})}
+        return {**found, "path": path, **({"version": version} if version else {})}
 
     def check(self, *, offered: bool, details: Mapping[str, str], platform: str) -> list[Finding]:
         if platform not in PROVIDER.platforms:
             return []
-        install = package.install_command(PROVIDER.extra).replace("install", "install --force-reinstall", 1)
+        runtime = details.get("package", PROVIDER.oga_packages[0])
+        install = reinstall_command(PROVIDER, [runtime])
         if not offered:
             return [error("directml", "DirectML is not available in this build", install)]
         path = details.get("path")
@@ -35,7 +47,18 @@ class DirectMLRuntime(ProviderRuntime):
         where = f"{path}, version {details.get('version', 'unknown')}"
         if "\\windows\\system32" in path.lower():
             return [warning("directml", f"Windows' own DirectML is loaded: {where}", install)]
-        return [ok("directml", where)]
+        return [ok("directml", f"{where}, by {runtime}; {_OTHER_WAY[runtime]} (docs/windows.md)")]
+
+    def check_cards(self, adapters: Sequence[Adapter], *, platform: str) -> list[Finding]:
+        """Whether a Direct3D 12 and a DirectML device can be made on each: a child process tries it."""
+        if platform not in PROVIDER.platforms or not adapters:
+            return []
+        from coe_cli.probes.d3d12 import try_devices
+
+        try:
+            return [trial_finding(trial) for trial in try_devices()]
+        except ProbeFailed as problem:
+            return [error("direct3d", str(problem), START_HINT)]
 
     def provider_options(self, settings: DeviceSettings) -> dict[str, str]:
         """``luid`` ("HIGH:LOW") or ``device_index``; ``enable_graph_capture`` is read since after 0.13.1, which ignores it."""
@@ -62,6 +85,22 @@ class DirectMLRuntime(ProviderRuntime):
 
     def open_memory(self, settings: DeviceSettings) -> GpuMemory | None:
         return _open_pdh(settings.index, settings.luid)
+
+
+def trial_finding(trial: DeviceTrial) -> Finding:
+    """An error where no device can be made, with what that means and what to do."""
+    if trial.feature_level is None:
+        return _refused(f"{trial.adapter}: no Direct3D 12 device can be made", trial.error)
+    made = f"{trial.adapter}: a Direct3D 12 device can be made, feature level {trial.feature_level}"
+    if trial.directml_level is None:
+        return _refused(f"{made}, and no DirectML device", trial.directml_error)
+    return ok("direct3d", f"{made}, and a DirectML device, feature level {trial.directml_level}")
+
+
+def _refused(what: str, text: str | None) -> Finding:
+    meaning = PROVIDER.meaning(text or "")
+    reason, hint = (meaning.reason, meaning.hint) if meaning is not None else (None, None)
+    return error("direct3d", f"{what}: {reason or text or 'no reason given'}", hint or START_HINT)
 
 
 class PdhMemory:

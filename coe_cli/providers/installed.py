@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from coe_cli import package
-from coe_cli.core.hardware.profile import HardwareProfile, Provider
-from coe_cli.core.providers import ProviderSpec, all_specs, host, on_host, spec_of
+from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.providers import ProviderSpec, all_specs, host, on_host, runs_on, spec_of
 from coe_cli.errors import DeviceLost
 
 
@@ -48,10 +48,18 @@ def install_command(spec: ProviderSpec, packages: Collection[str]) -> str:
 
     All builds of ONNX Runtime unpack into one folder: the one installed last would win file by file.
     """
+    runtimes = [name for name in runtime_packages() if name in packages]
+    found = [*runtimes, *(name for name in inference_packages() if name in packages)]
+    extra = spec.other_extras.get(runtimes[0], spec.extra) if len(runtimes) == 1 else spec.extra
+    command = package.install_command(extra)
+    alone = len(found) - len(runtimes) < 2 and len(runtimes) < 2
     own = {*spec.oga_packages, *spec.ort_packages}
-    found = [name for name in (*runtime_packages(), *inference_packages()) if name in packages]
-    command = package.install_command(spec.extra)
-    return command if set(found) <= own else f"pip uninstall -y {' '.join(found)} && {command}"
+    return command if alone and set(found) <= own else f"pip uninstall -y {' '.join(found)} && {command}"
+
+
+def reinstall_command(spec: ProviderSpec, packages: Collection[str]) -> str:
+    """The same where files of it are missing or another's."""
+    return install_command(spec, packages).replace("pip install ", "pip install --force-reinstall ", 1)
 
 
 def runtime_version(provider: Provider) -> str | None:
@@ -69,36 +77,18 @@ def installed_providers() -> list[Provider]:
     return [spec.name for spec in all_specs() if on_host(spec.name) or spec.installed_with(installed)]
 
 
-def order_to_try(profile: HardwareProfile) -> list[Provider]:
-    """Providers for a profile's models, the profile's own first; the host's own is what is left when a card cannot be had."""
-    return list(dict.fromkeys([profile.provider, host().name]))
-
-
-def choose_provider(
-    model: str, built_for: Provider, profile: HardwareProfile, installed: Collection[str]
-) -> tuple[Provider, str]:
-    """The provider that ``model`` gets and why, in words; the words begin with "slower:" when it is not its own.
-
-    A model runs where it was built for, else on a provider of the same cards that takes its graph (``runs_graphs_of``). Builds
-    for a card also run on the CPU, slowly; builds for the CPU stay there, since their weights are laid out for it
-    (``GraphRules.packs_weights``).
+def choose_provider(model: str, built_for: Provider, installed: Collection[str]) -> tuple[Provider, str]:
+    """The first of ``runs_on`` that is ``installed``, and why, in words; the words begin with "slower:" on the host.
 
     Raises:
-        DeviceLost: none of the profile's providers is installed.
+        DeviceLost: none of them is installed.
     """
-    last = host()
-    if spec_of(built_for).graph.packs_weights:
-        return built_for, f"it was built for the {spec_of(built_for).label}"
-    alike = [spec.name for spec in all_specs() if built_for in spec.runs_graphs_of]
-    for provider in dict.fromkeys([built_for, *alike, *order_to_try(profile)]):
-        if provider == built_for and provider in installed:
-            return provider, f"it was built for {provider}"
-        if provider in alike and provider in installed:
-            return (
-                provider,
-                f"{model} was built for {built_for}, which is not installed here, and {provider} runs the same graph",
-            )
-        if provider == last.name and provider in installed:
-            why = f"{model} was built for {built_for}, which is not installed here, and runs on the {last.label}"
-            return provider, f"slower: {why}"
-    raise DeviceLost(f"provider {built_for} is not installed for `{model}`", "See `coe doctor`.")
+    provider = next((name for name in runs_on(built_for) if name in installed), None)
+    if provider is None:
+        raise DeviceLost(f"provider {built_for} is not installed for `{model}`", "See `coe doctor`.")
+    if provider == built_for:
+        return provider, f"it was built for {built_for}"
+    elsewhere = f"{model} was built for {built_for}, which is not installed here, and"
+    if on_host(provider):
+        return provider, f"slower: {elsewhere} runs on the {host().label}"
+    return provider, f"{elsewhere} {provider} runs the same graph"

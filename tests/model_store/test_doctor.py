@@ -18,7 +18,7 @@ from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.errors import DeviceLost, UsageError
 from coe_cli.providers import runtime_of
 from coe_cli.providers.base import DeviceSettings
-from coe_cli.providers.installed import choose_provider, order_to_try
+from coe_cli.providers.installed import choose_provider
 from coe_cli.providers.settings import settings_from
 from coe_cli.runtime.bundle import redact
 from coe_cli.runtime.doctor import places
@@ -156,6 +156,34 @@ def test_directml_on_windows(report: OgaReport, level: Level) -> None:
     assert worst(check_oga(report, platform="win32")) is level
 
 
+@pytest.mark.parametrize(
+    ("package", "extra"), [("onnxruntime-genai-directml", "directml"), ("onnxruntime-genai-winml", "winml")]
+)
+def test_directml_comes_two_ways_and_each_is_mended_as_itself(package: str, extra: str) -> None:
+    details = {"dml": {"package": package, "path": "C:\\venv\\DirectML.dll", "version": "1.15.4.0"}}
+    said = check_oga(OgaReport("0.18.0", ["dml", "cpu"], details), platform="win32")
+    assert any(package in finding.message and "docs/windows.md" in finding.message for finding in said)
+    (broken,) = bad(check_oga(OgaReport("0.18.0", ["dml"], {"dml": {"package": package}}), platform="win32"))
+    assert f"[{extra}]" in broken.fix and "--force-reinstall" in broken.fix
+    both = {
+        "onnxruntime-genai-directml": "0.13.1",
+        "onnxruntime-genai-winml": "0.18.0",
+        "onnxruntime-directml": "1.24.4",
+    }
+    (twice,) = bad(check_packages(both, platform="win32"))
+    assert twice.fix.startswith(
+        "pip uninstall -y onnxruntime-genai-directml onnxruntime-genai-winml onnxruntime-directml"
+    )
+    assert bad(check_packages({package: "0.18.0", "onnxruntime-windowsml": "1.30.0"}, platform="win32")) == []
+
+
+def test_another_provider_of_the_card_is_enough_on_windows() -> None:
+    packages = {"onnxruntime-genai": "0.18.0", "onnxruntime": "1.32.0", "onnxruntime-ep-webgpu": "0.4.0"}
+    assert bad(check_packages(packages, platform="win32")) == []
+    report = OgaReport("0.18.0", ["webgpu", "cpu"], {"webgpu": {"usable": "True"}})
+    assert bad(check_oga(report, platform="win32")) == []
+
+
 def test_a_profile_that_is_too_large_names_one_that_fits(coe: Coe) -> None:
     profiles = load_profiles(profile_paths())
     standard, embedded = profiles.select("standard"), profiles.select("embedded")
@@ -245,14 +273,10 @@ def test_threads_reach_the_cpu_provider(monkeypatch: pytest.MonkeyPatch) -> None
     assert settings_from({}) == DeviceSettings()
 
 
-def test_order_to_try_and_the_choice(coe: Coe) -> None:
-    profiles = load_profiles(profile_paths())
-    standard, embedded = profiles.select("standard"), profiles.select("embedded")
-    assert order_to_try(standard) == ["dml", "cpu"]
-    assert order_to_try(embedded) == ["cpu"]
-    assert choose_provider("m", "dml", standard, ["dml", "cpu"]) == ("dml", "it was built for dml")
-    provider, why = choose_provider("m", "dml", standard, ["cpu"])
+def test_the_choice_of_a_provider() -> None:
+    assert choose_provider("m", "dml", ["dml", "cpu"]) == ("dml", "it was built for dml")
+    provider, why = choose_provider("m", "dml", ["cpu"])
     assert (provider, why.startswith("slower:")) == ("cpu", True)
-    assert choose_provider("m", "cpu", standard, ["dml", "cpu"])[0] == "cpu"
+    assert choose_provider("m", "cpu", ["dml", "cpu"])[0] == "cpu"
     with pytest.raises(DeviceLost):
-        choose_provider("m", "dml", standard, [])
+        choose_provider("m", "dml", [])

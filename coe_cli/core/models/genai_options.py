@@ -1,7 +1,7 @@
 """The allow-list of ``session_options``, ``provider_options`` and ``run_options`` in ``genai_config.json``.
 
 OGA hands these on by name, so a key that is not listed is refused. Names are those of ONNX Runtime's
-``onnxruntime_session_options_config_keys.h``; providers bring their own (``ProviderSpec.config_options``).
+``onnxruntime_session_options_config_keys.h``; providers bring their own (``ProviderSpec.config_options``, ``session_entries``).
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ SESSION_OPTIONS: Final = section(
         "provider_options": list_of(_providers, 16),
         **dict.fromkeys(
             (
-                "ep.dml.disable_graph_fusion",
-                "ep.dml.enable_graph_capture",
-                "ep.dml.enable_cpu_sync_spinning",
+                *(entry for spec in all_specs() for entry in spec.session_entries),
                 "mlas.disable_kleidiai",
                 "mlas.enable_gemm_fastmath_arm64_bfloat16",
                 "mlas.qnbit.force_fp32",

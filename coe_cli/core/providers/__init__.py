@@ -65,6 +65,16 @@ def for_card(maker: str, platform: str) -> ProviderSpec:
     return next((spec for spec in usable if spec.drives(maker)), home())
 
 
+def runs_on(name: str) -> list[str]:
+    """Providers that a model built for ``name`` runs on, the best first: its own, those of cards that take its graph, and the
+    host's, which is slow. What is laid out anew for a provider (``GraphRules.packs_weights``) runs there alone.
+    """
+    if spec_of(name).graph.packs_weights:
+        return [name]
+    alike = [spec.name for spec in all_specs() if name in spec.runs_graphs_of]
+    return list(dict.fromkeys([name, *alike, host().name]))
+
+
 def on_host(name: str) -> bool:
     """Whether ``name`` is the host's own provider."""
     return name == host().name

@@ -147,6 +147,8 @@ class ProviderSpec(ABC):
     """The distribution of its own library, where that is loaded into an ONNX Runtime of ``ort_packages``."""
     extra: str
     """The extra of coe-cli that installs it."""
+    other_extras: Mapping[str, str] = {}
+    """One of ``oga_packages`` → the extra that installs that one instead."""
     platforms: tuple[str, ...] = ()
     """Values of ``sys.platform`` where it exists; empty: everywhere."""
     expected_on: tuple[str, ...] = ()
@@ -166,6 +168,8 @@ class ProviderSpec(ABC):
     config_options: Mapping[str, str] = {}
     """The options that a ``genai_config.json`` from elsewhere may set for it, and what their values must match. Those that name
     files or libraries, or hand over an address, belong in none."""
+    session_entries: tuple[str, ...] = ()
+    """The same of ``session_options``: entries of its own, each 0 or 1."""
     errors: tuple[ErrorMeaning, ...] = ()
     """Before those that all providers share."""
 

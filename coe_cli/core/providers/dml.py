@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SMALLEST_BYTES: Final = 64 * 1024
 """The pool has buckets from 2**16 bytes up (onnxruntime's BucketizedBufferAllocator)."""
 
-_START = "Update the graphics driver, or answer on the CPU: -p embedded."
+START_HINT: Final = "Update the graphics driver, or answer on the CPU: -p embedded."
 
 
 class DirectML(ProviderSpec):
@@ -27,9 +27,10 @@ class DirectML(ProviderSpec):
     label = "DirectML"
     rank = 10
     ort_name = "DmlExecutionProvider"
-    oga_packages = ("onnxruntime-genai-directml",)
-    ort_packages = ("onnxruntime-directml",)
+    oga_packages = ("onnxruntime-genai-directml", "onnxruntime-genai-winml")
+    ort_packages = ("onnxruntime-directml", "onnxruntime-windowsml")
     extra = "directml"
+    other_extras: Mapping[str, str] = {"onnxruntime-genai-winml": "winml"}
     platforms = ("win32",)
     expected_on = ("win32",)
     capabilities = Capabilities(can_continue=False, can_rewind=False, graph_capture=True)
@@ -48,19 +49,24 @@ class DirectML(ProviderSpec):
         "device_index": r"\d{1,4}",
         "enable_graph_capture": FLAG,
     }
+    session_entries = (
+        "ep.dml.disable_graph_fusion",
+        "ep.dml.enable_graph_capture",
+        "ep.dml.enable_cpu_sync_spinning",
+    )
     errors = (
         ErrorMeaning("device_lost", r"887A0005|887A0006|887A0007|887A0020|DXGI_ERROR_DEVICE"),
         ErrorMeaning(
             "unavailable",
             r"887A0004|DXGI_ERROR_UNSUPPORTED",
             "the graphics adapter or its driver has not what DirectML needs (887A0004)",
-            _START,
+            START_HINT,
         ),
         ErrorMeaning(
             "unavailable",
             r"887A0002|DXGI_ERROR_NOT_FOUND",
             "no graphics adapter with Direct3D 12 was found (887A0002)",
-            f"`coe doctor` lists the adapters that COE_DEVICE can name. {_START}",
+            f"`coe doctor` lists the adapters that COE_DEVICE can name. {START_HINT}",
         ),
         ErrorMeaning(
             "unavailable",
@@ -79,7 +85,7 @@ class DirectML(ProviderSpec):
             "unavailable",
             r"D3D12CreateDevice|D3D12\.dll|DirectML\.dll|DMLCreateDevice|Direct3D 12",
             "no Direct3D 12 device could be made",
-            _START,
+            START_HINT,
         ),
     )
 

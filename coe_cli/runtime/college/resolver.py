@@ -107,7 +107,7 @@ class RequestResolver:
             note = ""
             if not on_host(spec.provider):
                 built_for = spec.provider
-                provider, why = choose_provider(name, built_for, self._profile, installed_providers())
+                provider, why = choose_provider(name, built_for, installed_providers())
                 spec = msgspec.structs.replace(spec, provider=provider)
                 note = why if provider != built_for else ""
             known = self._opened[name] = (spec, note)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from coe_cli.core.findings import Finding
 from coe_cli.providers.installed import installed_providers
-from coe_cli.runtime.doctor.devices import check_adapters, check_budget, check_direct3d, read_drivers
+from coe_cli.runtime.doctor.devices import check_adapters, check_budget, read_drivers
 from coe_cli.runtime.doctor.models import check_held_models, check_models
 from coe_cli.runtime.doctor.places import check_folders, check_reading, usable_catalog, usable_profile, usable_profiles
-from coe_cli.runtime.doctor.software import check_oga, check_packages, check_system, installed_packages
+from coe_cli.runtime.doctor.software import check_cards, check_oga, check_packages, check_system, installed_packages
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.worker.oga_report import read_oga
 
@@ -34,10 +34,10 @@ def examine(profiles_file: Path | None, catalog_file: Path | None, profile: str 
         *check_packages(installed_packages(), platform=sys.platform),
         *check_oga(read_oga(), platform=sys.platform),
         *check_adapters(machine.adapters, machine.problems, read_drivers()),
-        *check_direct3d(machine.adapters),
+        *check_cards(machine.adapters, platform=sys.platform),
         *configuration.values(),
         *budget,
-        *check_models(catalog, profiles, places.models, installed_providers()),
+        *check_models(catalog, places.models, installed_providers()),
         *check_held_models(places.models),
         *check_folders(places),
         *check_reading(places.models),

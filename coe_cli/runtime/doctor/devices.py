@@ -7,14 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coe_cli.core.findings import Finding, error, ok, warning
+from coe_cli.core.findings import Finding, ok, warning
 from coe_cli.core.hardware.machine import Adapter, Machine, card_mb
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.names import share_words, size_words
 from coe_cli.core.providers import on_host
-from coe_cli.core.providers._dml_trial import trial_findings
-from coe_cli.probes import ProbeFailed
-from coe_cli.probes.d3d12 import try_devices
 
 _DISPLAY_CLASS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
 
@@ -36,16 +33,6 @@ def check_adapters(adapters: Sequence[Adapter], problems: Sequence[str], drivers
     findings += [warning("adapters", problem, "Update the graphics driver.") for problem in problems]
     findings += [ok("driver", driver) for driver in drivers]
     return findings
-
-
-def check_direct3d(adapters: Sequence[Adapter], platform: str = sys.platform) -> list[Finding]:
-    """On Windows, whether a Direct3D 12 and a DirectML device can be made on each adapter: a child process tries it."""
-    if platform != "win32" or not adapters:
-        return []
-    try:
-        return trial_findings(try_devices())
-    except ProbeFailed as problem:
-        return [error("direct3d", str(problem), "Update the graphics driver, or answer on the CPU: -p embedded.")]
 
 
 def check_budget(profile: HardwareProfile, profiles: ProfileSet, machine: Machine) -> list[Finding]:

@@ -9,13 +9,12 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from coe_cli.core.findings import Finding, Level, error, ok, warning, worst
-from coe_cli.core.hardware.profile import ProfileSet, Provider
+from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.graph_check import check_model, problem_findings
 from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.names import size_words
 from coe_cli.core.providers import spec_of
-from coe_cli.core.routing.selection import choose_profile
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import choose_provider, install_command, installed_runtimes
 from coe_cli.runtime.conversion.optimize import prunes_head
@@ -26,9 +25,7 @@ from coe_cli.runtime.store.model_store import open_model, unfinished
 from coe_cli.runtime.store.older_recipe import older_recipe
 
 
-def check_models(
-    catalog: Catalog, profiles: ProfileSet, models_dir: Path, installed: Collection[Provider]
-) -> list[Finding]:
+def check_models(catalog: Catalog, models_dir: Path, installed: Collection[Provider]) -> list[Finding]:
     """Findings for every model on disk; no weights are read."""
     found = models_on_disk(models_dir)
     findings = [
@@ -45,9 +42,7 @@ def check_models(
     for name, folder in found.items():
         try:
             spec = open_model(name, folder)
-            provider, why = choose_provider(
-                name, spec.provider, choose_profile(profiles, None, spec.provider), installed
-            )
+            provider, why = choose_provider(name, spec.provider, installed)
             pruned, problems = prunes_head(spec), problem_findings(spec, check_model(spec))
         except CoeError as problem:
             findings.append(error("models", problem.message, problem.hint))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-from coe_cli import package
 from coe_cli.core.findings import Finding, error, ok
-from coe_cli.core.providers import all_specs, expected_on, names
+from coe_cli.core.hardware.machine import Adapter
+from coe_cli.core.providers import all_specs, expected_on, names, spec_of
 from coe_cli.providers import runtime_of
 from coe_cli.providers.installed import (
     inference_packages,
     install_command,
+    installed_providers,
     installed_versions,
     plugin_packages,
+    reinstall_command,
     runtime_packages,
 )
 from coe_cli.runtime.worker.oga_report import OgaReport
@@ -62,11 +64,15 @@ def check_packages(packages: Mapping[str, str], *, platform: str) -> list[Findin
                     install,
                 )
             )
+    here = [spec for spec in all_specs() if not spec.platforms or platform in spec.platforms]
     if platform in wanted.expected_on and runtimes and not set(runtimes) & set(wanted.oga_packages):
+        others = [spec.label for spec in here if spec.on_card and spec.installed_with(packages)]
         message = f"{wanted.label} is not available: the installed build has none"
-        findings.append(error("packages", message, install))
+        findings.append(
+            ok("packages", f"{message}; {others[0]} drives the card") if others else error("packages", message, install)
+        )
     for spec in all_specs():
-        if spec.platforms and platform not in spec.platforms and set(runtimes) & set(spec.oga_packages):
+        if spec not in here and set(runtimes) & set(spec.oga_packages):
             systems = " and ".join(SYSTEMS.get(name, name) for name in spec.platforms)
             findings.append(error("packages", f"{spec.label} exists on {systems} only", install))
     return [*findings, *_unmet(runtimes)]
@@ -101,12 +107,23 @@ def _unmet(names: list[str]) -> list[Finding]:
 def check_oga(report: OgaReport, *, platform: str) -> list[Finding]:
     """What ONNX Runtime GenAI offers, and what each provider's library says."""
     if report.problem is not None:
-        fix = package.install_command(expected_on(platform).extra).replace("install", "install --force-reinstall", 1)
+        fix = reinstall_command(expected_on(platform), installed_packages())
         if platform == "win32":
             fix += "; if it names a DLL, install the Microsoft Visual C++ Redistributable (x64)"
         return [error("runtime", f"ONNX Runtime GenAI cannot be imported: {report.problem}", fix)]
     findings = [ok("runtime", f"ONNX Runtime GenAI {report.version} offers {', '.join(report.offers)}")]
+    another = any(spec_of(name).on_card for name in report.offers)
     for name in names():
-        details = report.details.get(name, {})
-        findings += runtime_of(name).check(offered=name in report.offers, details=details, platform=platform)
+        if (offered := name in report.offers) or not another:  # one that drives the card is enough
+            details = report.details.get(name, {})
+            findings += runtime_of(name).check(offered=offered, details=details, platform=platform)
     return findings
+
+
+def check_cards(adapters: Sequence[Adapter], *, platform: str) -> list[Finding]:
+    """What each provider that is installed finds of the machine's adapters when it tries them."""
+    return [
+        finding
+        for name in installed_providers()
+        for finding in runtime_of(name).check_cards(adapters, platform=platform)
+    ]

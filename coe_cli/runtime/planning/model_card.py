@@ -14,6 +14,7 @@ from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog, ModelEntry, ModelShape
 from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec, spec_from_catalog
 from coe_cli.core.models.onnx_graph import graph_of
+from coe_cli.core.providers import runs_on
 from coe_cli.core.routing.selection import choose_profile
 from coe_cli.runtime.model_folder.tokenizer_files import chat_template
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
@@ -104,6 +105,7 @@ class ModelCard(Struct, frozen=True):
     duplicate_of: list[str]
     files: list[FileFacts]
     builds: list[BuildFacts]
+    runs_on: list[str]
 
 
 def model_card(
@@ -154,6 +156,7 @@ def model_card(
         duplicate_of=duplicates_of(name, models_dir),
         files=_files(spec.folder, manifest["files"]) if spec.folder else [],
         builds=builds,
+        runs_on=runs_on(spec.provider),
     )
 
 

@@ -16,7 +16,7 @@ from coe_cli.core.models.model_spec import (
     spec_from_catalog,
     spec_from_folder,
 )
-from coe_cli.core.providers import spec_of
+from coe_cli.core.providers import runs_on, spec_of
 from coe_cli.errors import CoeError
 from coe_cli.runtime.store.integrity import check_files, read_manifest
 from coe_cli.runtime.store.older_recipe import older_recipe
@@ -38,6 +38,7 @@ class ModelRow(Struct, frozen=True):
     default: bool
     problem: str | None
     hint: str | None
+    runs_on: list[str]
 
 
 def list_models(catalog: Catalog, models_dir: Path) -> list[ModelRow]:
@@ -83,6 +84,7 @@ def _row(name: str, catalog: Catalog, folder: Path | None, duplicates: dict[str,
         default=name == catalog.default_model,
         problem=failure[0] if failure else None,
         hint=failure[1] if failure else None,
+        runs_on=runs_on(spec.provider) if spec else [],
     )
 
 

@@ -1,5 +1,6 @@
 """Print what the lab installs: coe's own requirements, and what its tests need."""
 
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -25,7 +26,7 @@ extras = project["optional-dependencies"]
 wanted = [
     *project["dependencies"],
     *(line for line in extras["dev"] if Requirement(line).name in TEST_TOOLS),
-    *extras["directml"],
+    *extras[os.environ.get("COE_WINLAB_EXTRA", "directml")],
     *extras["fleet"],
     *OF_THE_LAB,
 ]

@@ -40,7 +40,7 @@ class Log:
 
 def main(folder: Path, rows: list[str]) -> None:
     log = Log(Path(tempfile.mkdtemp()) / "d3d12.log")
-    os.environ["COE_D3D12_LOG"] = str(log.path)
+    os.environ |= {"COE_D3D12_LOG": str(log.path), "ORT_DISABLE_TELEMETRY": "1"}
     import numpy as np
     import onnxruntime_genai as oga
 

@@ -356,8 +356,10 @@ def test_a_file_that_may_not_grow_leaves_what_is_done_and_goes_on(batches: Batch
     result = batches.run(*options, COE_TEST_FSIZE="9000")
     assert result.code == 1
     message = result.stderr.splitlines()[-1]
-    assert "the disk is full; " in message and "rows are safe in" in message and "run the same command" in message
-    assert 10 < batches.written() < 199
+    assert "the disk is full; " in message and "run the same command" in message
+    safe = int(message.partition(" rows are safe in ")[0].split()[-1])
+    assert 10 < safe < 199
+    assert batches.written() > 10 or options, "in the input's order they wait, in the journal, for the slowest"
     batches.run(*options).check()
     batches.check()
 

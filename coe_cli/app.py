@@ -122,6 +122,7 @@ def run(arguments: list[str]) -> int:
         arguments = [*arguments[1:], "--help"]
     elif arguments[:1] == ["version"]:
         arguments = ["--version"]
+    _choose_waits(arguments)
     called = None if "_COE_COMPLETE" in os.environ else next((a for a in arguments if not a.startswith("-")), "")
     try:
         if called and called not in COMMANDS:
@@ -154,6 +155,13 @@ def run(arguments: list[str]) -> int:
         return _report(arguments, _of_argument(arguments, error) or explained(error))
     finally:
         _silence_broken_stdout()
+
+
+def _choose_waits(arguments: list[str]) -> None:
+    """Programs that read JSON are told of no wait on stderr, where an error is JSON too."""
+    from coe_cli.output.console import Wait
+
+    Wait.is_told = not _wants_json(arguments) and "--format=quiet" not in _with_values(arguments)
 
 
 def _unknown_command(name: str, rest: list[str]) -> UsageError:
@@ -204,8 +212,11 @@ def _report(arguments: list[str], error: CoeError) -> int:
 
 
 def _wants_json(arguments: list[str]) -> bool:
-    joined = [f"{a}={b}" for a, b in itertools.pairwise(arguments)] + arguments
-    return any(item in ("--format=json", "--format=jsonl", "--json") for item in joined)
+    return not {"--format=json", "--format=jsonl", "--json"}.isdisjoint(_with_values(arguments))
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    return [f"{a}={b}" for a, b in itertools.pairwise(arguments)] + arguments
 
 
 def _silence_broken_stdout() -> None:

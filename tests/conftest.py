@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Nor is what only a slow machine makes coe say.
+os.environ["COE_PATIENCE_S"] = "3600"
+
 # Examples are not timed either: a machine that stands still for a moment proves nothing.
 _EVERYDAY = os.environ.get("HYPOTHESIS_PROFILE") == "everyday"
 
@@ -141,6 +144,7 @@ class Coe:
             "COE_NO_ROUTE": "1",
             # Two files are tested at a time on two cores: threads of one answer would wait, spinning, for those of the other.
             "COE_THREADS": "1",
+            "COE_PATIENCE_S": os.environ["COE_PATIENCE_S"],
             "COE_CONFIG_DIR": str(self.folder / "config"),
             "COE_STATE_DIR": str(self.folder / "state"),
             "COE_CACHE_DIR": str(self.folder / "cache"),

@@ -10,7 +10,7 @@ from coe_cli import __main__
 from coe_cli.core.hardware.machine import Adapter, Machine
 from coe_cli.core.providers import all_specs
 from coe_cli.runtime import probe
-from coe_cli.runtime.planning import fit_report, setup_plan
+from coe_cli.runtime.planning import fit_report, room, setup_plan
 from coe_cli.runtime.store import model_store
 
 GB = 1024.0
@@ -27,8 +27,7 @@ MACHINES = {
         "win32",
         Machine((Adapter("AMD Radeon 780M", "dxgi", 512.0, 16 * GB, 300.0),), True, 32 * GB, 24 * GB),
     ),
-    "none-16g": ("linux", Machine((), True, 16 * GB, 12 * GB)),
-    "none-4g": ("linux", Machine((), True, 4 * GB, 3 * GB)),
+    **{f"none-{gb}g": ("linux", Machine((), True, gb * GB, 0.75 * gb * GB)) for gb in (2, 4, 8, 16, 32)},
     "nvidia-24g-linux": (
         "linux",
         Machine((Adapter("NVIDIA GeForce RTX 4090", "nvml", 24564.0, None, 400.0),), True, 64 * GB, 50 * GB),
@@ -47,7 +46,7 @@ def pretend(card: str, set_attribute: Callable[[Any, str, Any], None] = setattr)
     platform, machine = MACHINES[card]
     chosen = fit_report.for_card
     its_own = [spec.name for spec in all_specs() if not spec.platforms or platform in spec.platforms]
-    set_attribute(setup_plan, "installed_providers", lambda: INSTALLED.get(card, its_own))
+    set_attribute(room, "installed_providers", lambda: INSTALLED.get(card, its_own))
     for module in (setup_plan, model_store):
         set_attribute(module, "free_mb", lambda where: 200 * GB)
     set_attribute(probe, "probe_machine", lambda sources=None: machine)

@@ -84,10 +84,19 @@ def _fit(coe: Coe, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
     assert set(document) == {"schema_version", "devices"}
     devices: list[dict[str, Any]] = document["devices"]
     keys = {"device", "memory_mb", "budget_mb", "provider", "profile", "context_length", "together_mb", "experts"}
+    keys.add("bandwidth_gb_s")
     assert all(set(device) == keys for device in devices)
     fields = {"expert", "model", "how", "context_length", "weights_mb", "swap_s"}
     assert all(set(expert) == fields for device in devices for expert in device["experts"])
     return devices
+
+
+def test_a_cards_bandwidth_bounds_the_speed(bare_coe: Coe) -> None:
+    assert all(200 <= card.bandwidth_gb_s <= 2000 for card in CARDS)
+    said = " ".join(bare_coe.run("fit", "RX", "7800", "XT").check().stdout.split())
+    assert "read at 624 GB/s at most" in said and "tokens/s at most from the largest of them" in said
+    (device,) = _fit(bare_coe, "16G")
+    assert device["bandwidth_gb_s"] is None and "GB/s" not in bare_coe.run("fit", "16G").check().stdout
 
 
 def test_a_card_holds_some_experts_together_and_others_in_turns(bare_coe: Coe) -> None:

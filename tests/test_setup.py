@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,12 @@ from conftest import REPOSITORY, Coe, Result
 from made_up_machine import MACHINES, pretend
 from model_store.tiny_model import catalog_entry, write_tiny_model
 
+from coe_cli.app import run
 from coe_cli.core.hardware.machine import pick_profile
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.setup_plan import GENERAL_ON_HOST, OWN_PROFILE, setup_plan
 from coe_cli.runtime.settings import read_catalog, read_profiles
+from coe_cli.use_cases import providing
 
 SPECIALISTS = {
     "DeepSeek-R1-Distill-Qwen-7B-DML",
@@ -29,8 +33,11 @@ PROPOSED = {
     "amd-16g": ("dml", OWN_PROFILE, {"smollm2-135m", *SPECIALISTS}),
     "igpu-32g": ("dml", "compact", {"smollm2-135m", *SPECIALISTS}),
     "nvidia-8g": ("cpu", "embedded", SMALL),
-    "none-16g": ("cpu", "embedded", SMALL),
+    "none-2g": ("cpu", "embedded", {"smollm2-135m"}),
     "none-4g": ("cpu", "embedded", {"smollm2-135m"}),
+    "none-8g": ("cpu", "embedded", SMALL),
+    "none-16g": ("cpu", "embedded", SMALL),
+    "none-32g": ("cpu", "embedded", SMALL),
     "nvidia-24g-linux": ("cuda", OWN_PROFILE, {"smollm2-135m", *SPECIALISTS}),
     "amd-16g-linux": ("cpu", "embedded", SMALL),
 }
@@ -56,6 +63,69 @@ def test_what_is_proposed(bare_coe: Coe, monkeypatch: pytest.MonkeyPatch, name: 
     assert ("For the card: pip " in " ".join(plan.notes)) == (name == "amd-16g-linux")
     if plan.own_profile is not None:
         assert plan.own_profile["vram_budget_mb"] == plan.budget_mb < plan.memory_mb
+
+
+BUILDS = {
+    "amd-16g": ("dml", True),
+    "igpu-32g": ("dml", True),
+    "nvidia-8g": ("dml", False),
+    "none-2g": ("cpu", False),
+    "none-4g": ("cpu", False),
+    "none-8g": ("cpu", False),
+    "none-16g": ("cpu", True),
+    "none-32g": ("cpu", True),
+    "nvidia-24g-linux": ("cuda", True),
+    "amd-16g-linux": ("cpu", True),
+}
+"""The build of a 7B model that `models pull` takes where no profile is named, and whether it runs there."""
+
+
+@pytest.fixture
+def told(
+    bare_coe: Coe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """coe in this process, with a model on disk; the exit code, and what it says in one line."""
+    for key, value in bare_coe.environment.items():
+        monkeypatch.setenv(key, value)
+    write_tiny_model(bare_coe.models / "smollm2-135m")
+
+    def call(*arguments: str) -> tuple[int, str]:
+        with open(os.devnull) as nothing:  # noqa: PTH123
+            monkeypatch.setattr(sys, "stdin", nothing)
+            code = run(list(arguments))
+        return code, " ".join("".join(capsys.readouterr()).split())
+
+    return call
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_the_build_that_runs_here_is_taken_and_none_proposed_that_does_not(
+    told: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pretend(name, monkeypatch.setattr)
+    build, runs = BUILDS[name]
+    code, pulled = told("models", "pull", "Qwen2.5-Math-7B-DML")
+    assert code == 4 and ("hf:bartowski/Qwen2.5-Math-7B-Instruct-GGUF/" in pulled) == (build != "dml")
+    assert (f"will not run on this machine: its {build} build does not fit" in pulled) == (not runs)
+    code, checked = told("profile", "check")
+    assert code == 5 and ("coe models pull Qwen2.5-Math-7B-DML" in checked) == runs
+
+
+def test_a_question_proposes_no_model_that_has_no_room(
+    told: Callable[..., tuple[int, str]], bare_coe: Coe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend("none-4g", monkeypatch.setattr)
+    question = ("ask", "-e", "math_expert", "--max-tokens", "1", "Hi")
+    code, fallen_back = told(*question)
+    assert code == 0 and "smollm2-135m answers instead (profile embedded has no room for it here)" in fallen_back
+    (bare_coe.config / "hardware_profiles.yaml").write_text("profiles: {embedded: {fallback: false}}\n")
+    code, refused = told(*question)
+    no_room = "not installed (4 GB), and profile embedded has no room for it here."
+    assert code == 4 and f"{no_room} What suits this machine: coe setup --dry-run." in refused
+    monkeypatch.setattr(providing, "is_interactive", lambda output: True)
+    code, asked = told(*question)
+    assert code == 4 and f"{no_room} Answer with smollm2-135m? [a]nswer, [q]uit:" in asked
+    assert "coe models pull" not in told("doctor")[1]
 
 
 def test_integrated_graphics_leave_half_of_the_memory(bare_coe: Coe) -> None:

@@ -29,7 +29,8 @@ def college(folder: Path, *, fallback: bool) -> Coe:
     """Expert `sql_query`, whose model is not on disk, beside a model that says one word."""
     coe = Coe(folder, folder / "models")
     write_saying_model(coe.models / SMALL, ["SELECT", " 1"])
-    catalog = {"default_model": SMALL, "models": {SMALL: catalog_entry("file:/nowhere")}}
+    small = {"weights_mb": 10, "shape": {"num_hidden_layers": 1}}  # so that there would be room for it
+    catalog = {"default_model": SMALL, "models": {SMALL: catalog_entry("file:/nowhere"), MISSING: small}}
     (coe.config / "experts.yaml").write_text(yaml.safe_dump(catalog))
     profile: dict[str, Any] = {"provider": "cpu", "vram_budget_mb": 4000, "max_concurrent_slots": 2}
     profile |= {"context_length": 512, "fallback": fallback}

@@ -40,7 +40,8 @@ def doctor(
     from coe_cli.runtime.doctor import examine
 
     output = Output()
-    findings = examine(profiles_file, catalog_file, profile)
+    with output.waiting("looking at this machine"):
+        findings = examine(profiles_file, catalog_file, profile)
     document = findings_document(findings)
     if report_format is ReportFormat.JSON:
         output.json(document)

@@ -172,8 +172,9 @@ def test(
     if not asked:
         raise UsageError(f"{name} has no examples", f'Give questions: coe experts test {name} "…"')
     provider = read_profiles(profiles_file).select(profile).provider
-    router = open_router(catalog, folders(), lambda note: output.note(note.line), provider=provider)
-    decisions = router.route_many(asked)
+    with output.waiting("loading the router"):
+        router = open_router(catalog, folders(), lambda note: output.note(note.line), provider=provider)
+        decisions = router.route_many(asked)
     write_trial(output, name, list(zip(asked, decisions, strict=True)), report_format)
     check_model_is_here(catalog, expert.model)
     if not all(name in {chosen.name for chosen in decision.experts} for decision in decisions):

@@ -65,7 +65,9 @@ def fit(
     from coe_cli.runtime.planning.plan_inputs import PlanRequest
 
     card = " ".join(words) if words else None
-    devices = this_machine() if card is None and igpu is None else devices_from(card, igpu)
+    output = Output()
+    with output.waiting("looking for graphics cards"):
+        devices = this_machine() if card is None and igpu is None else devices_from(card, igpu)
     report = fit_report(
         devices,
         PlanRequest(context_length=context, provider=provider.value if provider is not None else None),
@@ -74,6 +76,6 @@ def fit(
         read_profiles(profiles_file),
         folders(),
     )
-    write_fit(Output(), report, table_format)
+    write_fit(output, report, table_format)
     if all(expert.how == "no" for fitted in report.devices for expert in fitted.experts):
         raise typer.Exit(ExitCode.DOES_NOT_FIT)

@@ -89,14 +89,16 @@ def pull(
 ) -> None:
     """Fetch models, convert those that need it, and speed up the graphs of those that were built elsewhere.
 
-    Of a model with builds for several devices it takes the one for the profile's (`coe models show NAME` lists them); fetched
-    again without -p, a model stays in the build that it is.
+    Of a model with builds for several devices (`coe models show NAME` lists them) it takes the one for the profile's device; without
+    -p the one for the default profile's where this machine has that, else the one for its card, or for the processor. Fetched again
+    without -p, a model stays in the build that it is. It says where this machine has no room for a model.
 
     A download that broke off goes on where it was. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are used.
 
     Example: coe models pull smollm2-135m
     """
     from coe_cli.core.routing.selection import all_models, models_for
+    from coe_cli.runtime.planning.room import build_for, without_room
     from coe_cli.runtime.store.install import provider_on_disk, request_for
     from coe_cli.use_cases.fetching import fetch_requests
 
@@ -106,16 +108,19 @@ def pull(
     wanted = list(names or [])
     if everything:
         wanted += all_models(catalog)
-    models_dir, provider = folders().models, None
-    if not everything and (profile or any(name in catalog.models and catalog.models[name].builds for name in wanted)):
-        chosen = read_profiles(profiles_file).select(profile or os.environ.get("COE_PROFILE") or None)
-        provider, wanted = chosen.provider, wanted or models_for(catalog, chosen)
+    profiles, models_dir = read_profiles(profiles_file), folders().models
+    if profile and not wanted:
+        wanted = models_for(catalog, profiles.select(profile))
     if not wanted:
         raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
-    requests = []
-    for name in dict.fromkeys(wanted):
-        build = provider if profile else provider_on_disk(name, models_dir) or provider
-        requests.append(request_for(name, catalog.on(build) if build else catalog, models_dir))
+    with output.waiting("looking for graphics cards"):
+        here = build_for(profiles, profile or os.environ.get("COE_PROFILE") or None)
+    builds = {name: here if profile else provider_on_disk(name, models_dir) or here for name in dict.fromkeys(wanted)}
+    requests = [request_for(name, catalog.on(build), models_dir) for name, build in builds.items()]
+    for build in dict.fromkeys(builds.values()):
+        of_build = [name for name in builds if builds[name] == build and (force or not (models_dir / name).exists())]
+        for name in without_room(of_build, profiles.select(profile), catalog, models_dir, provider=build):
+            output.note(f"{name} will not run on this machine: its {build} build does not fit (coe fit -m {name})")
     fetch_requests(requests, output, force=force, as_is=as_is, yes=yes)
 
 
@@ -216,7 +221,8 @@ def remove(
 
     catalog, output = read_catalog(catalog_file), Output()
     for name in names:
-        freed_mb = take_off(name, catalog, folders().models, folders().state, force=force)
+        with output.waiting(f"looking who uses {name}"):
+            freed_mb = take_off(name, catalog, folders().models, folders().state, force=force)
         output.note(f"{name} is removed, {size_words(freed_mb)} are free again")
 
 
@@ -260,7 +266,7 @@ def import_(
     from coe_cli.runtime.store.install import Recipe
     from coe_cli.use_cases.fetching import fetch_requests
 
-    models_dir, recipe = folders().models, Recipe(provider.value, precision.value)
+    models_dir, recipe, output = folders().models, Recipe(provider.value, precision.value), Output()
     if name is not None:
         check_name(name)
     rules_for(recipe.provider, recipe.precision)
@@ -270,14 +276,15 @@ def import_(
     if is_uri(uri) and not uri.startswith("file:"):
         chosen = read_profiles(profiles_file).select(profile)
         room_bytes = (chosen.vram_budget_mb - chosen.fixed_mb) * 2**20
-        request = remote_request(uri, name, recipe, quant, room_bytes)
+        with output.waiting(f"asking what {uri} has"):
+            request = remote_request(uri, name, recipe, quant, room_bytes)
     elif quant is not None:
         raise UsageError("--quant chooses among the files of a hub's repository", "Name the file itself.")
     else:
         request = local_request(path, name, recipe, models_dir)
     if (models_dir / request.name).exists() and not force:
         raise UsageError(f"there is a model `{request.name}` already", "Choose another --name, or use --force.")
-    fetch_requests([request], Output(), force=force, yes=yes)
+    fetch_requests([request], output, force=force, yes=yes)
 
 
 @app.command("optimize")

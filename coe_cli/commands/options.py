@@ -136,7 +136,7 @@ ContinueOption = Annotated[bool, typer.Option("--continue", "-c", help="Go on wi
 FallbackOption = Annotated[
     bool, typer.Option("--fallback", help="Let the fallback model answer for an expert whose own is not installed.")
 ]
-NoPullOption = Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model.")]
+NoPullOption = Annotated[bool, typer.Option("--no-pull", help="Never fetch the embedded model or the embedder.")]
 NoServeOption = Annotated[
     bool, typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no running college, and leave none behind.")
 ]

@@ -81,7 +81,9 @@ def check(
     from coe_cli.runtime.planning.profile_report import check as check_profile
 
     wanted = name or profile_name or os.environ.get("COE_PROFILE")
-    report = check_profile(read_profiles(profiles_file), wanted, read_catalog(catalog_file), folders(), auto=auto)
-    write_check(Output(), report, table_format)
+    output = Output()
+    with output.waiting("looking for graphics cards"):
+        report = check_profile(read_profiles(profiles_file), wanted, read_catalog(catalog_file), folders(), auto=auto)
+    write_check(output, report, table_format)
     if not report.passed:
         raise typer.Exit(ExitCode.DOES_NOT_FIT)

@@ -23,9 +23,11 @@ def ps(
     from coe_cli.runtime.server.college_client import find
 
     output = Output()
-    client = find()
+    with output.waiting("asking the college"):
+        client = find()
     if watch and client is not None:
         watch_college(output, client.snapshot, as_json=output_format is ReportFormat.JSON)
         return
-    status = client.snapshot() if client is not None else CollegeStatus()
+    with output.waiting("asking the college"):
+        status = client.snapshot() if client is not None else CollegeStatus()
     write_status(output, status, as_json=output_format is ReportFormat.JSON)

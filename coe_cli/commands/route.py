@@ -85,18 +85,20 @@ def route(
         output.note(f"routing is off in the profile file: {GENERAL_EXPERT} answers whatever is shown here")
     catalog = read_catalog(catalog_file or experts_file)
     if question is not None and not from_stdin and not rebuild:
-        answer = _by_the_college(question, catalog, embedder)
+        with output.waiting("asking the college"):
+            answer = _by_the_college(question, catalog, embedder)
         if answer is not None:
             write_decided(output, question, answer.decisions[0], answer.latency_ms, output_format.value)
             return
-    router = open_router(
-        catalog,
-        folders(),
-        lambda note: output.note(note.line),
-        embedder=embedder,
-        provider=selected.provider,
-        may=Allowed(fetch=not no_pull, rebuild=rebuild),
-    )
+    with output.waiting("loading the router"):
+        router = open_router(
+            catalog,
+            folders(),
+            lambda note: output.note(note.line),
+            embedder=embedder,
+            provider=selected.provider,
+            may=Allowed(fetch=not no_pull, rebuild=rebuild),
+        )
     if question is None and not from_stdin:
         output.note(f"the router is ready ({router.embedder.info.name})")
         return

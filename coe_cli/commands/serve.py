@@ -63,7 +63,8 @@ def serve(
         except ValueError as error:
             raise UsageError(str(error), HOW_TO_WRITE) from None
     output = Output()
-    running = find()
+    with output.waiting("asking the college that runs"):
+        running = find()
     if running is not None:
         _settle_for(running.state, context, output)
         return
@@ -84,7 +85,9 @@ def serve(
         page=page,
     )
     if not foreground:
-        output.stdout.write(find_or_start(options).state.url + "\n")
+        with output.waiting("the college is starting"):
+            url = find_or_start(options).state.url
+        output.stdout.write(url + "\n")
         return
     from coe_cli.output.college_view import foreground_view
     from coe_cli.runtime.server.serve_process import serve as run

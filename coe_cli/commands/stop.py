@@ -22,4 +22,6 @@ def stop(
     from coe_cli.runtime.server.stopping import stop_college, unload_model
 
     output = Output()
-    output.note(unload_model(model, wait=drain) if model else stop_college(drain=drain))
+    with output.waiting(f"waiting for {'its answers to end' if drain else model or 'the college to end'}"):
+        done = unload_model(model, wait=drain) if model else stop_college(drain=drain)
+    output.note(done)

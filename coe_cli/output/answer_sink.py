@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from enum import StrEnum
 from typing import Any
 
@@ -10,10 +9,8 @@ import msgspec
 
 from coe_cli.core.answers.answer import Answer, last_code_block
 from coe_cli.errors import CoeError
-from coe_cli.output.console import Output
+from coe_cli.output.console import Output, Wait
 from coe_cli.output.terminal import for_terminal
-
-_PATIENCE_S = 1.0
 
 
 class AnswerFormat(StrEnum):
@@ -34,7 +31,7 @@ class NoCodeBlock(CoeError):
 class AnswerSink:
     """The plain stream: the answer on stdout as it comes, thoughts on stderr if they are wanted.
 
-    ``says_waiting``: a note on stderr when the answer has waited for its turn for a second; on a terminal for anything else too.
+    ``says_waiting``: a note on stderr of what the answer waits for, where that takes more than a second.
     """
 
     def __init__(self, output: Output, *, show_thinking: bool = False, says_waiting: bool = False) -> None:
@@ -43,20 +40,17 @@ class AnswerSink:
         self._clean = for_terminal if output.stdout.isatty() else str
         self._ends_with_newline, self._wrote = True, False
         self._says_waiting = says_waiting
-        self._timer: threading.Timer | None = None
+        self._wait, self._waits_for = Wait(output), ""
 
     def phase(self, name: str, worker_pid: int) -> None:
         """Say what is being done now."""
-        self._stop_waiting()
-        if self._says_waiting and (name.startswith("waiting") or self._output.stderr.isatty()):
-            self._timer = threading.Timer(_PATIENCE_S, self._output.note, [name])
-            self._timer.daemon = True
-            self._timer.start()
+        self._wait_for("loading the model" if name == "loading" else name)
 
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _wait_for(self, what: str) -> None:
+        """Nothing is to be seen until ``what`` is done."""
+        if self._says_waiting and what != self._waits_for:
+            self._wait.begin(what)
+            self._waits_for = what
 
     def wrote(self, tokens: int) -> None:
         """Count so many tokens more."""
@@ -65,9 +59,13 @@ class AnswerSink:
         """A piece of the answer or of the thoughts before it."""
         if is_thinking:
             if self._show_thinking:
+                self._wait.end()
                 self._output.stderr.write(for_terminal(text))
                 self._output.stderr.flush()
+            else:
+                self._wait_for("thinking")
             return
+        self._wait.end()
         self._ends_with_newline, self._wrote = text.endswith("\n"), True
         self._output.stdout.write(self._clean(text))
         self._output.stdout.flush()
@@ -93,7 +91,7 @@ class AnswerSink:
 
     def close(self) -> None:
         """Whatever happened, leave the screen clean."""
-        self._stop_waiting()
+        self._wait.end()
         if not self._ends_with_newline and self._output.stdout.isatty():
             self._output.stdout.write("\n")
             self._ends_with_newline = True
@@ -129,6 +127,8 @@ class CodeBlockSink(AnswerSink):
     def piece(self, text: str, *, is_thinking: bool) -> None:
         if is_thinking:
             super().piece(text, is_thinking=True)
+        else:
+            self._wait_for("answering; its last code block comes when it is complete")
 
     def finish(self, answer: Answer) -> None:
         """Write the block.

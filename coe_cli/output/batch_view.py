@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from coe_cli.core.batch.batch_progress import Progress
 from coe_cli.core.names import counted
-from coe_cli.output.console import Output
+from coe_cli.output.console import Output, Wait
 from coe_cli.output.progress_view import clock
 from coe_cli.output.tables import LEVEL_STYLE
 from coe_cli.output.terminal import for_terminal, wrapped
@@ -30,6 +30,7 @@ class TerminalBatchView:
     def __init__(self, output: Output, *, quiet: bool = False) -> None:
         self._output, self._quiet = output, quiet
         self._display: Display | None = None
+        self._wait = Wait(output)
         self._read = (0, 0)
         self._progress: Callable[[], Progress] | None = None
         self._failures = 0
@@ -40,11 +41,14 @@ class TerminalBatchView:
             from coe_cli.output.display import Display
 
             self._display = Display(self._output.console(on_stderr=True), self._view, _FRAMES_PER_S)
+        elif not self._quiet:
+            self._wait.begin("preparing the rows, and loading the first model")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._wait.end()
         if self._display is not None:
             self._display.stop()
             self._display = None
@@ -75,6 +79,7 @@ class TerminalBatchView:
             self.note(f"going on: {now.earlier} of {now.total} rows were done before")
 
     def advanced(self) -> None:
+        self._wait.end()
         if self._progress is not None:
             progress = self._progress
             self._now_and_then(lambda: progress_line(progress()))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _WIDTH_IN_A_PIPE = 160
+_PATIENCE_S = 1.0
 
 
 class TableFormat(StrEnum):
@@ -101,12 +105,52 @@ class Output:
         for message in messages:
             self.note(message)
 
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Says on stderr what is waited for, if that takes longer than a second (``COE_PATIENCE_S``)."""
+        wait = Wait(self)
+        wait.begin(what)
+        try:
+            yield
+        finally:
+            wait.end()
+
     def console(self, *, on_stderr: bool = False) -> Console:
         from coe_cli.output.terminal_console import TerminalConsole
 
         stream = self.stderr if on_stderr else self.stdout
         width = None if stream.isatty() else _WIDTH_IN_A_PIPE
         return TerminalConsole(file=raw(stream), highlight=False, width=width)
+
+
+class Wait:
+    """One wait after the other; each that lasts is said. ``is_told`` false: on a terminal alone."""
+
+    is_told = True
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._timer: threading.Timer | None = None
+
+    def begin(self, what: str) -> None:
+        self.end()
+        if not self.is_told and not self._output.stderr.isatty():
+            return
+        try:
+            patience_s = float(os.environ.get("COE_PATIENCE_S") or _PATIENCE_S)
+        except ValueError:
+            patience_s = _PATIENCE_S
+        if patience_s <= 0:
+            self._output.note(what)
+            return
+        self._timer = threading.Timer(patience_s, self._output.note, [what])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def _cell(value: Any) -> str:

@@ -45,9 +45,6 @@ class DraftLines:
         elif self._format is AnswerFormat.HUMAN:
             self._output.note(summary(draft))
 
-    def close(self) -> None:
-        """Nothing is left open."""
-
 
 class DraftPanels(DraftLines):
     """A panel for each expert, side by side where there is room; gone at the end, when each draft's line is written."""

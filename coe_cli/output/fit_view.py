@@ -48,6 +48,14 @@ def _write_device(output: Output, fit: Fit) -> None:
     write_line(
         output, f"{said}; those together take {size_words(fit.together_mb)} with {fit.context_length:,} tokens a slot"
     )
+    held = [expert.weights_mb for expert in fit.experts if expert.how != "no"]
+    if fit.bandwidth_gb_s is not None and held:
+        most = fit.bandwidth_gb_s * 1e9 / (max(held) * 2**20)
+        write_line(
+            output,
+            f"its memory is read at {fit.bandwidth_gb_s:,} GB/s at most, and a token reads all weights: "
+            f"{most:.0f} tokens/s at most from the largest of them",
+        )
 
 
 def _row(expert: ExpertFit) -> list[str]:

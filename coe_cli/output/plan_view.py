@@ -95,8 +95,10 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
             continue
         style = "red" if warning.code == "does_not_fit" else "yellow"
         write_line(output, (f"{warning.code}: {warning.message}", style))
-    slots = counted(plan.max_slots, "slot")
-    most = f" · at most {slots} at this context, at most {plan.max_context:,} tokens with these slots"
+    slots = f"at most {counted(plan.max_slots, 'slot')}" if plan.max_slots else "not one slot of these models"
+    most = f" · {slots} at this context"
+    if plan.max_context:
+        most += f", at most {plan.max_context:,} tokens with these slots"
     write_line(output, ("fits" if plan.fits else "does not fit", "bold"), most)
     on = spec_of(plan.provider)
     if plan.max_prompt and not on.capabilities.prompt_pieces:

@@ -86,9 +86,10 @@ def keep(answer: Answer, system: str, asking: Asking) -> None:
         first_token_s=answer.timing.first_token_s,
         decode_s=answer.timing.decode_s,
     )
-    _, warning = history.record(
-        exchange, profiles.history, conversation_id=conversation.id if conversation else None, no_log=options.no_log
-    )
+    with asking.output.waiting("another coe writes the file of conversations"):
+        _, warning = history.record(
+            exchange, profiles.history, conversation_id=conversation.id if conversation else None, no_log=options.no_log
+        )
     if warning:
         asking.output.note(warning)
 

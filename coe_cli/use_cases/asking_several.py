@@ -10,6 +10,7 @@ from typing import NoReturn
 from msgspec import structs
 
 from coe_cli.core.answers.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage
+from coe_cli.core.names import joined
 from coe_cli.core.routing.router import Routing
 from coe_cli.core.routing.synthesis import (
     LEAST_DRAFT_CHARS,
@@ -131,13 +132,11 @@ class Together:
         return Job(expert, told.model, told.provider, self._request(options, expert, buffered=not self._panels))
 
     def _drafts(self, jobs: list[Job]) -> list[Draft]:
-        renderer: DraftLines
         if self._panels:
-            renderer = DraftPanels(self._output, [(job.expert, job.model) for job in jobs])
-        else:
-            renderer = DraftLines(self._output, self._view.output_format)
-        with contextlib.closing(renderer):
-            return fan_out(jobs, self._client, renderer)
+            with contextlib.closing(DraftPanels(self._output, [(job.expert, job.model) for job in jobs])) as panels:
+                return fan_out(jobs, self._client, panels)
+        with self._output.waiting(f"{joined(self._experts)} write their drafts"):
+            return fan_out(jobs, self._client, DraftLines(self._output, self._view.output_format))
 
     def _synthesise(self, drafts: list[Draft]) -> None:
         sink = self._sink()

@@ -124,6 +124,7 @@ class _Chat:
         sink = sink_for(self._output, self._session.told, self._profiles, self._view, explain=False)
         notes: list[str] = []
         events = self._session.ask(question, sink)
+        sink.phase("waiting for the college", 0)
         try:
             for event in events:
                 if isinstance(event, ce.PrefillStarted):

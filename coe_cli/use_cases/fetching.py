@@ -40,7 +40,9 @@ def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> Non
         mb = size_mb(request)
         total_mb += mb
         size = f", {size_words(mb)}" if mb else ""
-        output.note(f"{request.name}: licence {licence_of(request)}{size}")
+        with output.waiting(f"asking the hub for the licence of {request.name}"):
+            licence = licence_of(request)
+        output.note(f"{request.name}: licence {licence}{size}")
     if total_mb <= ASK_ABOVE_MB or yes:
         return
     words = f"{len(requests)} models, {size_words(total_mb)} in all"

@@ -53,7 +53,8 @@ class Providing:
         while True:
             request = self.with_consent(request)
             events = client.ask(request)
-            first = next(events, None)
+            with self._output.waiting("the college is starting, or choosing who answers"):
+                first = next(events, None)
             if isinstance(first, Resolved):
                 return first, events
             events.close()
@@ -110,15 +111,20 @@ class Providing:
         """
         builds = self._builds()
         missing = f"{needed.expert}'s model {needed.name} is not installed{builds.size_words(needed.name)}"
-        hint = f"Install it: coe models pull {needed.name}. Or let {needed.fallback} answer: --fallback."
+        installs = self._pull and not needed.reason
+        if needed.reason:
+            missing, hint = f"{missing}, and {needed.reason}", "What suits this machine: coe setup --dry-run."
+        else:
+            hint = f"Install it: coe models pull {needed.name}."
+        hint += f" Or let {needed.fallback} answer: --fallback."
         said = ""
         if is_interactive(self._output):
-            choices = f"[i]nstall, [a]nswer with {needed.fallback}, [q]uit" if self._pull else "[a]nswer, [q]uit"
-            install = "Install it, or answer" if self._pull else "Answer"
+            choices = f"[i]nstall, [a]nswer with {needed.fallback}, [q]uit" if installs else "[a]nswer, [q]uit"
+            install = "Install it, or answer" if installs else "Answer"
             self._output.stderr.write(f"{missing}. {install} with {needed.fallback}? {choices}: ")
             self._output.stderr.flush()
             said = sys.stdin.readline().strip().lower()[:1]
-        if said == "i" and self._pull:
+        if said == "i" and installs:
             install_model(needed.name, builds, self._output, pull=True)
             return request
         if said != "a":

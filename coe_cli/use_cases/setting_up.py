@@ -38,7 +38,8 @@ def run_setup(
     from coe_cli.runtime.planning.setup_plan import setup_plan
 
     catalog, profiles, where = catalog_of(), profiles_of(), folders()
-    plan = setup_plan(catalog, profiles, where)
+    with output.waiting("looking for graphics cards"):
+        plan = setup_plan(catalog, profiles, where)
     if not as_json:
         from coe_cli.output.setup_view import write_setup
 

@@ -11,7 +11,8 @@ import pytest
 
 from coe_cli.core.importing.encodings import rules_for, table_encoding
 from coe_cli.core.importing.ggml import BLOCK_TYPES
-from coe_cli.core.importing.record import is_older
+from coe_cli.core.importing.record import is_older, new_record
+from coe_cli.core.providers import names, spec_of
 from coe_cli.runtime.store.integrity import write_manifest
 from model_store.conftest import Coe
 from model_store.tiny_model import catalog_entry, write_tiny_model
@@ -63,9 +64,19 @@ def test_the_recipe_before_is_older_where_it_had_smaller_blocks() -> None:
     assert not is_older({"recipe": RECIPE, "matrices": odd_columns}) and is_older(
         {"recipe": before, "matrices": odd_columns}
     )
-    card, wide = {"provider": "cuda", "precision": "int4"}, {"Q6_K: 8 bits, blocks of 128, requantised": 1}
+    card, wide = {"provider": "webgpu", "precision": "int4"}, {"Q6_K: 8 bits, blocks of 128, requantised": 1}
     assert not is_older({"recipe": card, "matrices": {"Q6_K: 8 bits, blocks of 32, requantised": 1}})
     assert is_older({"recipe": card, "matrices": wide}) and not is_older({"recipe": RECIPE, "matrices": wide})
+
+
+def test_lengths_on_the_cpu_are_older_for_cuda_and_the_record_of_today_is_not() -> None:
+    """Such a model answers the same question without sampling otherwise each time."""
+    matrices = {"Q4_0: 4 bits, blocks of 32, exact": 5}
+    for version in ({}, {"version": 2}):
+        assert is_older({"recipe": {"provider": "cuda", "precision": "int4", **version}, "matrices": matrices})
+    for provider in names():
+        precision = spec_of(provider).graph.precisions[0]
+        assert not is_older(new_record("a.gguf", "llama", provider, precision, matrices)), provider
 
 
 def test_each_command_says_it_and_none_of_a_record_of_today(coe: Coe) -> None:

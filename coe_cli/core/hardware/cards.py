@@ -1,6 +1,7 @@
-"""Public graphics cards by name and memory, and how people write an amount of memory.
+"""Public graphics cards by name, memory and its bandwidth, and how people write an amount of memory.
 
-Source of the figures: the makers' product pages (amd.com, nvidia.com, intel.com), in GB of 2**30 bytes.
+Source of the figures: the makers' product pages (amd.com, nvidia.com, intel.com); memory in GB of 2**30 bytes, bandwidth in 10**9
+bytes a second.
 """
 
 from __future__ import annotations
@@ -14,63 +15,64 @@ Vendor = Literal["amd", "nvidia", "intel"]
 
 
 class Card(NamedTuple):
-    """A card that is sold, and the memory on it."""
+    """A card that is sold, the memory on it, and how fast that is read."""
 
     name: str
     vendor: Vendor
     memory_gb: int
+    bandwidth_gb_s: int
 
 
 CARDS: tuple[Card, ...] = (
-    Card("RX 6600", "amd", 8),
-    Card("RX 6600 XT", "amd", 8),
-    Card("RX 6700 XT", "amd", 12),
-    Card("RX 6800", "amd", 16),
-    Card("RX 6800 XT", "amd", 16),
-    Card("RX 6900 XT", "amd", 16),
-    Card("RX 6950 XT", "amd", 16),
-    Card("RX 7600", "amd", 8),
-    Card("RX 7600 XT", "amd", 16),
-    Card("RX 7700 XT", "amd", 12),
-    Card("RX 7800 XT", "amd", 16),
-    Card("RX 7900 GRE", "amd", 16),
-    Card("RX 7900 XT", "amd", 20),
-    Card("RX 7900 XTX", "amd", 24),
-    Card("RX 9060 XT 8G", "amd", 8),
-    Card("RX 9060 XT 16G", "amd", 16),
-    Card("RX 9070", "amd", 16),
-    Card("RX 9070 XT", "amd", 16),
-    Card("Radeon PRO W7900", "amd", 48),
-    Card("GTX 1080 Ti", "nvidia", 11),
-    Card("RTX 2060", "nvidia", 6),
-    Card("RTX 2070", "nvidia", 8),
-    Card("RTX 2080 Ti", "nvidia", 11),
-    Card("RTX 3050", "nvidia", 8),
-    Card("RTX 3060", "nvidia", 12),
-    Card("RTX 3060 Ti", "nvidia", 8),
-    Card("RTX 3070", "nvidia", 8),
-    Card("RTX 3080", "nvidia", 10),
-    Card("RTX 3090", "nvidia", 24),
-    Card("RTX 4060", "nvidia", 8),
-    Card("RTX 4060 Ti 16G", "nvidia", 16),
-    Card("RTX 4060 Ti 8G", "nvidia", 8),
-    Card("RTX 4070", "nvidia", 12),
-    Card("RTX 4070 Super", "nvidia", 12),
-    Card("RTX 4070 Ti Super", "nvidia", 16),
-    Card("RTX 4080", "nvidia", 16),
-    Card("RTX 4090", "nvidia", 24),
-    Card("RTX 5060", "nvidia", 8),
-    Card("RTX 5060 Ti 16G", "nvidia", 16),
-    Card("RTX 5070", "nvidia", 12),
-    Card("RTX 5070 Ti", "nvidia", 16),
-    Card("RTX 5080", "nvidia", 16),
-    Card("RTX 5090", "nvidia", 32),
-    Card("RTX A6000", "nvidia", 48),
-    Card("Arc A580", "intel", 8),
-    Card("Arc A750", "intel", 8),
-    Card("Arc A770", "intel", 16),
-    Card("Arc B570", "intel", 10),
-    Card("Arc B580", "intel", 12),
+    Card("RX 6600", "amd", 8, 224),
+    Card("RX 6600 XT", "amd", 8, 256),
+    Card("RX 6700 XT", "amd", 12, 384),
+    Card("RX 6800", "amd", 16, 512),
+    Card("RX 6800 XT", "amd", 16, 512),
+    Card("RX 6900 XT", "amd", 16, 512),
+    Card("RX 6950 XT", "amd", 16, 576),
+    Card("RX 7600", "amd", 8, 288),
+    Card("RX 7600 XT", "amd", 16, 288),
+    Card("RX 7700 XT", "amd", 12, 432),
+    Card("RX 7800 XT", "amd", 16, 624),
+    Card("RX 7900 GRE", "amd", 16, 576),
+    Card("RX 7900 XT", "amd", 20, 800),
+    Card("RX 7900 XTX", "amd", 24, 960),
+    Card("RX 9060 XT 8G", "amd", 8, 320),
+    Card("RX 9060 XT 16G", "amd", 16, 320),
+    Card("RX 9070", "amd", 16, 640),
+    Card("RX 9070 XT", "amd", 16, 640),
+    Card("Radeon PRO W7900", "amd", 48, 864),
+    Card("GTX 1080 Ti", "nvidia", 11, 484),
+    Card("RTX 2060", "nvidia", 6, 336),
+    Card("RTX 2070", "nvidia", 8, 448),
+    Card("RTX 2080 Ti", "nvidia", 11, 616),
+    Card("RTX 3050", "nvidia", 8, 224),
+    Card("RTX 3060", "nvidia", 12, 360),
+    Card("RTX 3060 Ti", "nvidia", 8, 448),
+    Card("RTX 3070", "nvidia", 8, 448),
+    Card("RTX 3080", "nvidia", 10, 760),
+    Card("RTX 3090", "nvidia", 24, 936),
+    Card("RTX 4060", "nvidia", 8, 272),
+    Card("RTX 4060 Ti 16G", "nvidia", 16, 288),
+    Card("RTX 4060 Ti 8G", "nvidia", 8, 288),
+    Card("RTX 4070", "nvidia", 12, 504),
+    Card("RTX 4070 Super", "nvidia", 12, 504),
+    Card("RTX 4070 Ti Super", "nvidia", 16, 672),
+    Card("RTX 4080", "nvidia", 16, 717),
+    Card("RTX 4090", "nvidia", 24, 1008),
+    Card("RTX 5060", "nvidia", 8, 448),
+    Card("RTX 5060 Ti 16G", "nvidia", 16, 448),
+    Card("RTX 5070", "nvidia", 12, 672),
+    Card("RTX 5070 Ti", "nvidia", 16, 896),
+    Card("RTX 5080", "nvidia", 16, 960),
+    Card("RTX 5090", "nvidia", 32, 1792),
+    Card("RTX A6000", "nvidia", 48, 768),
+    Card("Arc A580", "intel", 8, 512),
+    Card("Arc A750", "intel", 8, 512),
+    Card("Arc A770", "intel", 16, 560),
+    Card("Arc B570", "intel", 10, 380),
+    Card("Arc B580", "intel", 12, 456),
 )
 
 _AMOUNT = re.compile(r"(?P<number>\d{1,7}(?:\.\d{1,3})?)\s*(?P<unit>[mgt])i?b?", re.IGNORECASE | re.ASCII)

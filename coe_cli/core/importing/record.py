@@ -15,8 +15,8 @@ from coe_cli.errors import UsageError
 RECORD: Final = "coe_conversion.json"
 """Its name."""
 _BEFORE: Final = 2
-"""The recipe of records that count their matrices and name none. It had scales in fp32, and is older where it put into blocks of
-32 what is in larger ones today: a tenth of a Q4_K_M file."""
+"""The recipe of records that count their matrices and name none. For the CPU it had scales in fp32, and is older where it put into
+blocks of 32 what is in larger ones today: a tenth of a Q4_K_M file. For CUDA it had lengths on the CPU: answers do not repeat."""
 
 
 def new_record(
@@ -38,7 +38,7 @@ def is_older(record: Any) -> bool:
     except UsageError:
         return True
     version = recipe.get("version", _BEFORE)
-    if version not in (_BEFORE, rules.recipe):
+    if version != rules.recipe and not (version == _BEFORE >= rules.alike_since):
         return True
     smaller = version == rules.recipe
     return not all(_is_todays(str(label), rules, recipe["precision"], smaller=smaller) for label in matrices)

@@ -27,11 +27,12 @@ How = Literal["together", "in turns", "no"]
 
 
 class Memory(Struct, frozen=True):
-    """One device: what it is called and its memory; an ``integrated`` one shares the system's."""
+    """One device: what it is called, its memory, and the bandwidth of that where it is known; an ``integrated`` one shares the system's."""
 
     name: str
     memory_mb: int
     integrated: bool = False
+    bandwidth_gb_s: int | None = None
 
     def usable_mb(self, safety_margin: float) -> int:
         """What models may take: all but a margin for the screen, or the share of an integrated card."""
@@ -63,6 +64,7 @@ class Fit(Struct, frozen=True):
     context_length: int
     together_mb: float
     experts: list[ExpertFit]
+    bandwidth_gb_s: int | None = None
 
 
 class FitReport(Struct, frozen=True):
@@ -130,6 +132,7 @@ def fit(
         context_length=profile.context_length,
         together_mb=round(used, 1),
         experts=experts,
+        bandwidth_gb_s=device.bandwidth_gb_s,
     )
 
 

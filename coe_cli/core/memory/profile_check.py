@@ -17,11 +17,12 @@ from coe_cli.core.providers import spec_of
 
 DAY_S: Final = 86_400
 STALE_DAYS: Final = 90
+KEEP_SMALL: Final = "Close other programs, and keep to small models: coe setup --dry-run names them"
 
 
 class ModelState(Struct, frozen=True):
     """What is known of one model's files. ``fetch_mb`` is what a download needs, None when nobody knows; ``hint`` what
-    to do about ``problem``."""
+    to do about ``problem``; ``has_room`` whether it would run here."""
 
     name: str
     experts: tuple[str, ...]
@@ -31,6 +32,7 @@ class ModelState(Struct, frozen=True):
     fetch_mb: float | None = None
     calibration: Calibration | None = None
     hint: str = ""
+    has_room: bool = True
 
 
 class CheckReport(Struct, frozen=True):
@@ -72,6 +74,8 @@ def _card(profile: HardwareProfile, machine: Machine) -> Finding:
     budget, size = profile.vram_budget_mb, card_mb(machine, profile.provider)
     what = "graphics memory" if spec_of(profile.provider).on_card else "system memory"
     another = "Choose a profile for this machine: coe profile check --auto"
+    if not spec_of(profile.provider).on_card:
+        another = KEEP_SMALL
     if size is None and machine.gpu_known and not machine.adapters:
         return error("card", f"{what}: no graphics adapter was found", another)
     if size is None:
@@ -114,6 +118,9 @@ def _model(state: ModelState) -> Finding:
     users = f" ({', '.join(state.experts)})" if state.experts else ""
     if state.problem is not None:
         return error("model", state.problem, state.hint)
+    if not state.on_disk and not state.has_room:
+        told = f"{state.name} is not on disk and has no room here{users}"
+        return warning("model", told, "What suits this machine: coe setup --dry-run")
     if not state.on_disk:
         return warning("model", f"{state.name} is not on disk{users}", f"coe models pull {state.name}")
     return ok("model", f"{state.name} is on disk{users}")
@@ -132,7 +139,7 @@ def _contexts(profile: HardwareProfile, models: Sequence[ModelState]) -> list[Fi
 
 
 def _disk(models: Sequence[ModelState], disk_free_mb: float | None) -> Finding:
-    missing = [state for state in models if not state.on_disk]
+    missing = [state for state in models if not state.on_disk and state.has_room]
     if not missing:
         return ok("disk", "nothing has to be fetched")
     if disk_free_mb is None or any(state.fetch_mb is None for state in missing):

@@ -11,7 +11,7 @@ from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.footprint import Accounting
 from coe_cli.core.memory.pressure import admission_share, admits
 from coe_cli.core.memory.scenario import Known, Scenario, total_mb
-from coe_cli.core.memory.slot_context import fitting_context
+from coe_cli.core.memory.slot_context import LEAST_CONTEXT, fitting_context
 from coe_cli.core.names import size_words
 
 SMALLEST_CONTEXT = 16
@@ -105,7 +105,7 @@ def _changes(profile: HardwareProfile, scenario: Scenario, known: Known, countin
     if _fits(profile, inside, structs.replace(known, models={**known.models, **chunked}), counting):
         changes.append(f"--chunk-size {CHUNK_SIZE}")
     context = largest_context(profile, inside, known, counting)
-    if 0 < context < scenario.context_length:
+    if LEAST_CONTEXT <= context < scenario.context_length:
         changes.append(f"--context {context}")
     slots = most_slots(profile, inside, known, counting)
     if 0 < slots < scenario.slots:

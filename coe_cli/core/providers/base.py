@@ -65,7 +65,8 @@ class GraphRules(Struct, frozen=True):
     for it runs nowhere else. ``block_offsets``: MatMulNBits is fed with block sums, which keep each block's real offset
     (docs/conversion.md). ``table_bits``: what embeddings written here may have for GatherBlockQuantized. ``accuracy_level``:
     MatMulNBits' own, 4 rounds activations to 8 bits. ``wide_block``: weights a scale of heads and of what was in 6 bits. ``recipe``: the version of what importing writes for the provider, raised
-    with each change that the count of matrices in the record does not tell; 1 was written by way of PyTorch.
+    with each change that the count of matrices in the record does not tell; 1 was written by way of PyTorch. ``alike_since``: from
+    which version on a model is as good as one of today, but for what that count tells.
     """
 
     float_type: Literal["fp32", "fp16"]
@@ -76,6 +77,7 @@ class GraphRules(Struct, frozen=True):
     accuracy_level: int = 0
     wide_block: int = 32
     recipe: int = 2
+    alike_since: int = 2
     norms_in_fp32: bool = False
     rotation_in_attention: bool = True
     quantized_embedding: bool = True

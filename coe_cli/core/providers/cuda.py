@@ -63,7 +63,7 @@ class Cuda(ProviderSpec):
     platforms = ("win32", "linux")
     makers = ("nvidia",)
     capabilities = Capabilities(graph_capture=True)
-    graph = GraphRules("fp16", ("int4", "fp16"), lengths_on_device=True)
+    graph = GraphRules("fp16", ("int4", "fp16"), lengths_on_device=True, recipe=3, alike_since=3)
     session: Mapping[str, str] = {"enable_cuda_graph": "0"}
     config_options: Mapping[str, str] = {
         **dict.fromkeys(_FLAGS, FLAG),

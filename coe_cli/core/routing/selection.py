@@ -13,7 +13,7 @@ from coe_cli.errors import ModelMissing
 
 
 class Choice(Struct, frozen=True):
-    """``fallback`` is another model that may answer if this one cannot; ``notes`` are for the user's eyes."""
+    """``fallback`` is another model that may answer if this one cannot."""
 
     model: str
     expert: str | None
@@ -21,7 +21,6 @@ class Choice(Struct, frozen=True):
     template: str | None
     fallback: str | None
     install: bool
-    notes: list[str]
     missing: str | None = None
     """The expert's own model, where it is not on disk and ``model`` answers in its place."""
 
@@ -45,15 +44,14 @@ def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | No
         template = role.template if role is not None and role.model == model else _template_of(catalog, model)
         general = catalog.experts.get(GENERAL_EXPERT)
         system = role.system_prompt if role is not None else general.system_prompt if general is not None else ""
-        return Choice(model, expert, system, template, None, model not in on_disk, [])
+        return Choice(model, expert, system, template, None, model not in on_disk)
     name = expert or GENERAL_EXPERT
     role = catalog.expert(name)
     if role.model in on_disk:
         retry_with = role.fallback if role.fallback in on_disk and role.fallback != role.model else None
-        return Choice(role.model, name, role.system_prompt, role.template, retry_with, False, [])
+        return Choice(role.model, name, role.system_prompt, role.template, retry_with, False)
     fallback = role.fallback if role.fallback in on_disk else catalog.default_model
     assert fallback is not None
-    note = f"{name}: {role.model} is not on disk, {fallback} answers instead (coe models pull {role.model})"
     return Choice(
         fallback,
         name,
@@ -61,7 +59,6 @@ def choose_model(catalog: Catalog, on_disk: Collection[str], *, expert: str | No
         _template_of(catalog, fallback),
         None,
         fallback not in on_disk,
-        [note] if role.model != fallback else [],
         role.model if role.model != fallback else None,
     )
 

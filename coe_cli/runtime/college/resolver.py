@@ -25,6 +25,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved
 from coe_cli.runtime.college.costs import context_reason, slot_context
 from coe_cli.runtime.model_folder.model_files import model_stamp
+from coe_cli.runtime.planning.room import without_room
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
 from coe_cli.runtime.prompts.prompts import TooManyTokens, own, surely_fits
 from coe_cli.runtime.store.model_store import open_model
@@ -33,6 +34,7 @@ from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 if TYPE_CHECKING:
     from coe_cli.runtime.routing.shared_router import SharedRouter
 
+_WHAT_SUITS = "What suits this machine: coe setup --dry-run"
 MAX_PROMPT_CHARS = 2_000_000
 """No context that is in use holds more; longer texts are refused before they are tokenized."""
 
@@ -77,6 +79,7 @@ class RequestResolver:
         self._opened: dict[str, tuple[ModelSpec, str]] = {}
         self._memory_warning = memory_warning
         self._warned: set[str] = set()
+        self._rooms: dict[str, str] = {}
 
     def names(self) -> list[tuple[str, int]]:
         """Every name that ``resolve`` takes, with the time (seconds since 1970) of its model's folder."""
@@ -149,7 +152,10 @@ class RequestResolver:
             experts, routing, notes = await self._route(request, loaded_models)
             expert = experts[0]
         choice, (spec, slower) = await asyncio.to_thread(self._settle, expert, model, request)
-        notes += [Note("fallback", text) for text in choice.notes]
+        if choice.missing is not None:
+            instead = f"{choice.expert}: {choice.missing} is not on disk, {choice.model} answers instead"
+            why = await asyncio.to_thread(self._no_room, choice.missing) or f"coe models pull {choice.missing}"
+            notes.append(Note("fallback", f"{instead} ({why})"))
         notes += [Note("provider", slower)] if slower else []
         messages, template = _prompt(request, choice)
         special = request.raw if request.allow_special_tokens is None else request.allow_special_tokens
@@ -269,15 +275,21 @@ class RequestResolver:
 
     def _not_installed(self, choice: Choice, missing: str, request: ChatRequest) -> CoeError:
         size = self.catalog.on(self._profile.provider).size_words(missing)
-        message = f"{choice.expert}'s model {missing} is not installed{size}"
-        hint = (
-            f"Install it: coe models pull {missing}. Or let {choice.model} answer: --fallback, or `fallback: true` in"
-            f" profile {self._profile.name}."
-        )
+        no_room = self._no_room(missing)
+        message = f"{choice.expert}'s model {missing} is not installed{size}" + (f", and {no_room}" if no_room else "")
+        instead = f"et {choice.model} answer: --fallback, or `fallback: true` in profile {self._profile.name}."
+        hint = f"L{instead} {_WHAT_SUITS}" if no_room else f"Install it: coe models pull {missing}. Or l{instead}"
         if request.provides:
-            needed = Needed("consent", missing, expert=choice.expert or "", fallback=choice.model)
+            needed = Needed("consent", missing, no_room, choice.expert or "", choice.model)
             return NotProvided(needed, message, hint)
         return ModelMissing(message, hint)
+
+    def _no_room(self, model: str) -> str:
+        """Why ``model``, which is not on disk, would not run here; empty where it would."""
+        if model not in self._rooms:
+            full = without_room([model], self._profile, self.catalog, self.models_dir)
+            self._rooms[model] = f"profile {self._profile.name} has no room for it here" if full else ""
+        return self._rooms[model]
 
     # --- is there room
 

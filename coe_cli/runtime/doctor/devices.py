@@ -10,6 +10,7 @@ from pathlib import Path
 from coe_cli.core.findings import Finding, ok, warning
 from coe_cli.core.hardware.machine import Adapter, Machine, card_mb
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
+from coe_cli.core.memory.profile_check import KEEP_SMALL
 from coe_cli.core.names import share_words, size_words
 from coe_cli.core.providers import on_host
 
@@ -53,7 +54,9 @@ def check_budget(profile: HardwareProfile, profiles: ProfileSet, machine: Machin
             "memory",
             f"profile {profile.name} plans with {size_words(profile.vram_budget_mb)} and there are {size_words(size_mb)} of {where}: "
             "it will run out",
-            f"Use -p {best.name if best else 'embedded'}, or set COE_PROFILE to it.",
+            KEEP_SMALL
+            if on_host(profile.provider)
+            else f"Use -p {best.name if best else 'embedded'}, or set COE_PROFILE.",
         )
     ]
 

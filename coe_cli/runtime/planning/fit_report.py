@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from msgspec import structs
 
@@ -46,7 +47,7 @@ def devices_from(text: str | None, igpu: str | None) -> list[tuple[Memory, str]]
 def _device(text: str) -> tuple[Memory, str]:
     found = find_card(text)
     if found is not None:
-        return Memory(found.name, found.memory_gb * MB_PER_GB), found.vendor
+        return Memory(found.name, found.memory_gb * MB_PER_GB, bandwidth_gb_s=found.bandwidth_gb_s), found.vendor
     if text[:1].isdigit():
         memory_mb = _memory_mb(text)
         return Memory(f"{memory_mb / MB_PER_GB:.3g} GB", memory_mb), ""
@@ -70,18 +71,27 @@ def this_machine(machine: Machine | None = None) -> list[tuple[Memory, str]]:
         from coe_cli.runtime.probe import probe_machine
 
         machine = probe_machine()
-    best = card(machine, home().name)
-    size = card_mb(machine, home().name)
-    if best is not None and size is not None:
-        if best.integrated and machine.memory_mb is not None:
-            memory_mb = round(min(machine.memory_mb, size / SHARE_OF_SYSTEM_MEMORY))
-            return [(Memory(f"{best.name}, in the system's memory", memory_mb, integrated=True), best.name.lower())]
-        return [(Memory(best.name, round(size), integrated=bool(best.integrated)), best.name.lower())]
-    if machine.memory_mb is None:
+    found = device_for(machine, home().name) or device_for(machine, host().name)
+    if found is None:
         raise UsageError(
             "neither a card nor the memory of this machine could be found", 'Name it: coe fit "RX 7800 XT"'
         )
-    return [(Memory("this machine's processor", round(machine.memory_mb)), host().name)]
+    return [found]
+
+
+def device_for(machine: Machine, provider: Provider) -> tuple[Memory, str] | None:
+    """What ``provider`` works in, with its maker: the largest card that it can use, or the system's memory; None where that is unknown."""
+    best, size = card(machine, provider), card_mb(machine, provider)
+    if size is None:
+        return None
+    if best is None or on_host(provider):
+        return Memory("this machine's processor", round(size)), host().name
+    if best.integrated and machine.memory_mb is not None:
+        memory_mb = round(min(machine.memory_mb, size / SHARE_OF_SYSTEM_MEMORY))
+        return Memory(f"{best.name}, in the system's memory", memory_mb, integrated=True), best.name.lower()
+    sold = find_card(best.name)
+    bandwidth_gb_s = sold.bandwidth_gb_s if sold is not None else None
+    return Memory(best.name, round(size), bool(best.integrated), bandwidth_gb_s), best.name.lower()
 
 
 def fit_report(
@@ -106,7 +116,7 @@ def fit_report(
     for device, vendor in devices:
         chosen = request.provider or provider_for(vendor)
         profile, named, budget_mb = _profile_for(device, chosen, profiles, where)
-        roles, known = _roles(models, chosen, with_files(catalog, models, chosen), where)
+        roles, known = roles_of(models, chosen, with_files(catalog, models, chosen), where.models)
         offered = structs.replace(profile, vram_budget_mb=budget_mb)
         whole_prompts = not spec_of(chosen).capabilities.prompt_pieces
         most = min(profile.context_length, _WHOLE_PROMPT_CONTEXT) if whole_prompts else profile.context_length
@@ -146,8 +156,13 @@ def _profile_for(
     return counted, near.name if uses_the_device(near, usable_mb) else None, usable_mb
 
 
-def _roles(models: Sequence[str], provider: Provider, catalog: Catalog, where: Folders) -> tuple[list[Role], Known]:
-    on_disk = models_on_disk(where.models)
+def roles_of(models: Sequence[str], provider: Provider, catalog: Catalog, models_dir: Path) -> tuple[list[Role], Known]:
+    """What is to be placed: ``models``, else those that answer for the experts; with the memory of each.
+
+    Raises:
+        ModelMissing, ModelDamaged: a model of ``models`` is unknown or cannot be read.
+    """
+    on_disk = models_on_disk(models_dir)
     if models:
         roles = [Role(name, name) for name in models]
     else:
@@ -156,7 +171,7 @@ def _roles(models: Sequence[str], provider: Provider, catalog: Catalog, where: F
     memory: dict[str, ModelMemory] = {}
     for model in dict.fromkeys(role.model for role in roles):
         try:
-            memory[model] = memory_of(find_spec(model, catalog, where.models), provider)
+            memory[model] = memory_of(find_spec(model, catalog, models_dir), provider)
         except CoeError:
             if models:
                 raise

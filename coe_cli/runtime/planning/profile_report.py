@@ -16,9 +16,11 @@ from coe_cli.core.memory.profile_check import CheckReport, ModelState, check_pro
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.errors import CoeError
+from coe_cli.runtime import probe
 from coe_cli.runtime.folders import Folders, free_mb
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, gather
-from coe_cli.runtime.probe import probe_machine, remember
+from coe_cli.runtime.planning.room import without_room
+from coe_cli.runtime.probe import remember
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.store.integrity import check_files
 
@@ -37,7 +39,7 @@ def check(
     Raises:
         ProfileInvalid: no profile has that name.
     """
-    seen = machine if machine is not None else probe_machine()
+    seen = machine if machine is not None else probe.probe_machine()
     with contextlib.suppress(OSError):  # the next plan merely knows less
         remember(seen, where.state)
     profile, reason = pick_profile(seen, profiles) if auto else (profiles.select(name), "")
@@ -51,8 +53,11 @@ def check(
     profile = with_measured_embedder(profile, where)
     result = plan(profile, inputs.scenario, known)
     answering = {role.model for role in (*inputs.scenario.roles, *inputs.known.candidates)}
+    full = without_room(list(answering), profile, catalog, where.models, machine=seen)
     models = [
-        structs.replace(_state(model, catalog, where), calibration=inputs.calibrations.get(model))
+        structs.replace(
+            _state(model, catalog, where), calibration=inputs.calibrations.get(model), has_room=model not in full
+        )
         for model in sorted(answering)
     ]
     findings += check_profile(

@@ -13,24 +13,17 @@ from coe_cli.core.memory.fit import nearest_profile
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
 from coe_cli.core.names import size_words
-from coe_cli.core.providers import host, on_host, spec_of
+from coe_cli.core.providers import host, on_host
 from coe_cli.core.routing.selection import all_models
-from coe_cli.providers.installed import (
-    inference_packages,
-    install_command,
-    installed_providers,
-    installed_versions,
-    runtime_packages,
-)
+from coe_cli.runtime import probe
 from coe_cli.runtime.folders import Folders, free_mb
-from coe_cli.runtime.planning.fit_report import fit_report, provider_for, this_machine
+from coe_cli.runtime.planning.fit_report import fit_report, this_machine
 from coe_cli.runtime.planning.plan_inputs import PlanRequest
+from coe_cli.runtime.planning.room import provider_for_card, without_room
 from coe_cli.runtime.store.install import request_for
 
 GENERAL_ON_HOST: Final = "qwen2.5-1.5b-instruct"
 """The general model for a computer without a card that coe has models for."""
-_LEAST_MEMORY_MB: Final = 7000
-"""Of a computer that it is proposed for: it takes 2 GB beside a system and a browser."""
 _MB_PER_S: Final = 100e6 / 8 / BYTES_PER_MB
 """A line of 100 Mbit/s, for the time that is told."""
 OWN_PROFILE: Final = "this-machine"
@@ -85,8 +78,9 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
     Raises:
         UsageError: neither a card nor memory could be found.
     """
+    machine = machine or probe.probe_machine()
     device, maker = this_machine(machine)[0]
-    wanted_provider, missing_provider = _provider(maker)
+    wanted_provider, missing_provider = provider_for_card(maker)
     request = PlanRequest(provider=wanted_provider)
     catalog = catalog.on(wanted_provider)
     found = fit_report([(device, maker)], request, [], catalog, profiles, where).devices[0]
@@ -106,7 +100,8 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
                 f"no specialist of the catalog fits on {found.provider}, so the processor answers; "
                 f"`coe models import FILE.gguf --name NAME --provider {found.provider}` makes one"
             )
-        if GENERAL_ON_HOST in catalog.models and (found.memory_mb >= _LEAST_MEMORY_MB or not on_host(found.provider)):
+        small, settings = [GENERAL_ON_HOST] if GENERAL_ON_HOST in catalog.models else [], profiles.select()
+        if small and not without_room(small, settings, catalog, where.models, provider=host().name, machine=machine):
             default = GENERAL_ON_HOST
             wanted.append(default)
     room_mb = free_mb(where.models)
@@ -144,22 +139,6 @@ def setup_plan(catalog: Catalog, profiles: ProfileSet, where: Folders, machine: 
         disk_free_mb=round(room_mb, 1),
         minutes=round(download_mb / _MB_PER_S / 60, 1),
         notes=notes,
-    )
-
-
-def _provider(maker: str) -> tuple[Provider, str]:
-    """The provider for a card of ``maker``; and what has to be installed for it where nothing that drives it is."""
-    wanted, installed = provider_for(maker), installed_providers()
-    if wanted in installed:
-        return wanted, ""
-    others = (name for name in installed if not on_host(name) and spec_of(name).drives(maker))
-    if (other := next(others, None)) is not None:
-        return other, ""
-    spec = spec_of(wanted)
-    command = install_command(spec, installed_versions([*runtime_packages(), *inference_packages()]))
-    return (
-        wanted,
-        f"{spec.label} is not installed, so the processor answers. For the card: {command}, then `coe setup` again",
     )
 
 

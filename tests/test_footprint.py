@@ -281,6 +281,25 @@ def test_three_cuda_slots_measured_on_a_gpu(name: str, measured_mb: float) -> No
     assert (load_bytes(model) + slots - cuda.CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
 
 
+PAGED_LOAD_MB = 6262
+"""Planned for the model of these rows, which is of Q4_K_M's mixture."""
+
+
+@pytest.mark.parametrize(
+    ("slots", "context", "measured_mb"),
+    [(1, 4096, 6988), (8, 4096, 8784), (4, 8192, 8524), (3, 2048, 6992), (8, 8192, 10824)],
+)
+def test_paged_slots_measured_on_a_gpu(slots: int, context: int, measured_mb: float) -> None:
+    model, counting = on_cuda("Qp", chunk_size=512), ExactAccounting()
+    assert model.graph is not None
+    model = msgspec.structs.replace(model, graph=msgspec.structs.replace(model.graph, block_tokens=256))
+    each = [counting.slot(model, context, before=number) for number in range(slots)]
+    planned_mb = PAGED_LOAD_MB + sum(slot.total_bytes for slot in each) / BYTES_PER_MB
+    assert measured_mb <= planned_mb <= 1.06 * measured_mb
+    assert all(slot.kv_bytes >= 0 and slot.activation_bytes >= 0 for slot in each)
+    assert kv_cache_bytes(model, context - 100) == kv_cache_bytes(model, context), "whole blocks"
+
+
 SMOL_SHAPE = ModelShape(30, 576, 9, 3, 64, 49152)
 SMOL = GraphFacts(4, False, 1536, 960, 91_459_584, 16_809_984, 28_311_552, 0, 0, 28_311_552, 21_905_792)
 SMOL_PRUNED = GraphFacts(4, True, 1536, 960, 91_459_584, 16_809_984, 28_311_552, 0, 0, 28_311_552, 21_905_792)

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from coe_cli.core.hardware.profile import HardwareProfile, PressureThresholds, Provider, load_profiles
-from coe_cli.core.memory.footprint import ACCOUNTING_NAMES, AccountingName, ModelMemory, accounting
+from coe_cli.core.memory.footprint import ACCOUNTING_NAMES, AccountingName, ExactAccounting, ModelMemory, accounting
 from coe_cli.core.memory.planner import Plan, plan
 from coe_cli.core.memory.pressure import PressureLevel, pressure, pressure_level
 from coe_cli.core.memory.scenario import Known, Role, Scenario, working_set
 from coe_cli.core.memory.solve import largest_context, most_slots, smallest_budget_mb
 from coe_cli.core.models.catalog import load_catalog
-from coe_cli.core.models.model_spec import spec_from_catalog
+from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_catalog
+from coe_cli.core.models.onnx_graph import GraphFacts
 from coe_cli.core.scheduling.scheduler import Scheduler
 from coe_cli.core.scheduling.scheduler_events import Event, Load, Loaded, Request, Start
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
@@ -292,3 +293,21 @@ def test_working_set_is_one_expert_a_model_the_general_one_first() -> None:
     assert len({role.model for role in everyone}) == len(everyone) == len(set(own.values()))
     fallback = dict.fromkeys(CATALOG.experts, CATALOG.default_model)
     assert [(role.expert, role.slot_cost) for role in working_set(CATALOG, fallback, 3)] == [(DEEPSEEK, 1)]
+
+
+def test_a_paged_model_has_room_for_all_slots_from_its_load_on() -> None:
+    """Two models and four slots: two of each, and the cache of each has room for four."""
+    profile, counting = PROFILES.select("standard"), ExactAccounting()
+    wanted = scenario(CODER, MATH, profile=profile, provider="cuda", slots=4, context=4000)
+    paged = {
+        name: structs.replace(memory, graph=GraphFacts(block_tokens=256))
+        for name, memory in known("cuda").models.items()
+    }
+    result = plan(profile, wanted, Known(paged))
+    one = paged[wanted.roles[0].model]
+    slots = [counting.slot(one, 4000, before=number) for number in range(4)]
+    assert slots[0].kv_bytes == one.spec.kv_bytes_per_token(2) * 4096, "whole blocks"
+    each_mb = (counting.weights_bytes(one) + sum(slot.total_bytes for slot in slots)) / BYTES_PER_MB
+    assert result.total_mb == pytest.approx(profile.fixed_mb + 2 * each_mb, abs=1)
+    parts = [model.weights_mb for model in result.models] + [slot.total_mb for slot in result.slots]
+    assert sum(parts) + result.fixed_mb == pytest.approx(result.total_mb, abs=1)

@@ -242,6 +242,10 @@ def import_(
     quant: Annotated[
         str | None, typer.Option("--quant", help="Which of a repository's GGUF files, such as Q4_K_M.")
     ] = None,
+    paged: Annotated[
+        bool,
+        typer.Option("--paged", help="For continuous batching: its answers share each run of the graph. CUDA only."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Take the place of a model of that name.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before more than 10 GB are fetched.")] = False,
     profile: ProfileOption = None,
@@ -266,10 +270,10 @@ def import_(
     from coe_cli.runtime.store.install import Recipe
     from coe_cli.use_cases.fetching import fetch_requests
 
-    models_dir, recipe, output = folders().models, Recipe(provider.value, precision.value), Output()
+    models_dir, recipe, output = folders().models, Recipe(provider.value, precision.value, paged), Output()
     if name is not None:
         check_name(name)
-    rules_for(recipe.provider, recipe.precision)
+    rules_for(recipe.provider, recipe.precision, paged=paged)
     path = Path(source.removeprefix("file:")).expanduser()
     is_local = path.exists() or source.startswith("file:") or (path.suffix == ".gguf" and ":" not in source)
     uri = source if is_local else as_hub_uri(source)

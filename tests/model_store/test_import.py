@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 import types
@@ -89,6 +90,21 @@ def test_a_precision_that_a_device_has_no_use_for(coe: Coe, converter: list[Any]
         assert (result.code, converter) == (2, [])
         assert f"no {precision} recipe for provider `{provider}`" in result.stderr
         assert "MB of memory" not in result.stderr, "it is not going to be converted"
+
+
+def test_a_model_for_continuous_batching(coe: Coe, converter: list[dict[str, Any]], tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "a.gguf")
+    for provider, label in (("cpu", "the CPU"), ("dml", "DirectML"), ("webgpu", "WebGPU")):
+        result = import_(coe, source, "--provider", provider, "--paged")
+        assert (result.code, converter) == (2, [])
+        assert f"{label.removeprefix('the ')} has no paged attention" in result.stderr
+        assert "--provider cuda" in result.stderr and "without --paged" in result.stderr
+    assert import_(coe, source, "--provider", "cuda", "--paged").code == 0
+    assert [call["paged"] for call in converter] == [True]
+    origin = json.loads((coe.models / "mine" / "coe_manifest.json").read_text())["origin"]
+    assert origin["paged"] == "yes"
+    (coe.models / "mine" / "coe_conversion.json").write_text("[]")
+    assert "--paged --force" in re.sub(r"\s+", " ", coe("models", "verify", "mine").stdout), "made anew as it was"
 
 
 def test_a_name_that_is_taken(coe: Coe, converter: list[Any], tmp_path: Path) -> None:

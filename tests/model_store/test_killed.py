@@ -26,7 +26,7 @@ def stage(name):
     print(name, flush=True)
     sys.stdin.readline()
 
-def convert(source, output, *, provider, precision, on_progress):
+def convert(source, output, **options):
     import shutil, tempfile
     from model_store.tiny_model import write_tiny_model
     whole = write_tiny_model(Path(tempfile.mkdtemp()) / "whole", seed=3)

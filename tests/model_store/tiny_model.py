@@ -10,6 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from coe_cli.core.importing.genai_config import BLOCK_TOKENS, PAGED_INPUTS
+
 VOCAB = 288
 HIDDEN, HEADS, KV_HEADS, HEAD_SIZE = 16, 2, 1, 8
 TEMPLATE = (
@@ -27,9 +29,12 @@ SHAPE = {
 
 
 def write_tiny_model(
-    folder: Path, *, seed: int = 0, layers: int = 2, context: int = 512, softcap: bool = False
+    folder: Path, *, seed: int = 0, layers: int = 2, context: int = 512, softcap: bool = False, paged: bool = False
 ) -> Path:
-    """Write graph, external data, configuration and tokenizer; the head runs on every position."""
+    """Write graph, external data, configuration and tokenizer; the head runs on every position.
+
+    A ``paged`` one is for continuous batching. It attends to nothing, so it runs where there is no PagedAttention.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     embedding = rng.normal(size=(VOCAB, HIDDEN)).astype(np.float32)
@@ -37,6 +42,8 @@ def write_tiny_model(
     head = rng.normal(size=(HIDDEN, VOCAB)).astype(np.float32)
     write_graph(folder / "model.onnx", embedding, norm, head, layers, softcap)
     _config(folder, layers, context)
+    if paged:
+        _make_paged(folder, layers)
     _tokenizer(folder)
     return folder
 
@@ -108,6 +115,34 @@ def write_graph(
         size_threshold=64,
         convert_attribute=False,
     )
+
+
+def _make_paged(folder: Path, layers: int) -> None:
+    """The same weights, with the inputs and outputs of a paged graph."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    embed, norm, head = (node for node in model.graph.node if node.op_type in ("Gather", "Mul", "MatMul"))
+    nodes = [embed, norm, helper.make_node("Gather", [norm.output[0], "logits_indices"], ["last"]), head]
+    head.input[0] = "last"
+    info, cache = helper.make_tensor_value_info, ["num_blocks", BLOCK_TOKENS, KV_HEADS, HEAD_SIZE]
+    inputs = [info(name, getattr(TensorProto, kind), shape) for name, (kind, shape) in PAGED_INPUTS.items()]
+    outputs = [info("logits", TensorProto.FLOAT, ["num_logits", VOCAB])]
+    for layer in range(layers):
+        for kind in ("key", "value"):
+            past, present = f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}"
+            inputs.append(info(past, TensorProto.FLOAT, cache))
+            outputs.append(info(present, TensorProto.FLOAT, cache))
+            nodes.append(helper.make_node("Identity", [past], [present]))
+    used = {name for node in nodes for name in node.input}
+    weights = [item for item in model.graph.initializer if item.name in used]
+    model.graph.CopyFrom(helper.make_graph(nodes, "tiny", inputs, outputs, weights))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    decoder = config["model"]["decoder"]
+    del decoder["inputs"]["attention_mask"]
+    decoder["inputs"] |= {name: name for name in PAGED_INPUTS}
+    config["engine"] = {"dynamic_batching": {"block_size": BLOCK_TOKENS, "num_blocks": 8, "max_batch_size": 4}}
+    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 def _config(folder: Path, layers: int, context: int) -> None:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from coe_cli.core.importing.decoder import Decoder
 from coe_cli.core.importing.ggml import BLOCK_TYPES
-from coe_cli.core.providers import GraphRules, names, spec_of
+from coe_cli.core.providers import GraphRules, all_specs, names, spec_of
 from coe_cli.errors import UsageError
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
@@ -50,8 +50,8 @@ _KEPT: Final = {
 """Blocks that MatMulNBits holds exactly; the last two where it is fed with block sums."""
 
 
-def rules_for(provider: str, precision: str) -> GraphRules:
-    """The graph rules of a provider that is asked for a precision.
+def rules_for(provider: str, precision: str, *, paged: bool = False) -> GraphRules:
+    """The graph rules of a provider that is asked for a precision, and for paged attention or not.
 
     Raises:
         UsageError: there is no such recipe.
@@ -62,12 +62,30 @@ def rules_for(provider: str, precision: str) -> GraphRules:
             f"there is no {precision} recipe for provider `{provider}`",
             "Choose --precision int4; int8 is for the CPU, fp16 for GPUs.",
         )
-    return rules
+    if paged and not spec_of(provider).capabilities.continuous_batching:
+        raise UsageError(f"{spec_of(provider).label} has no paged attention", without_paging())
+    return replace(rules, paged_attention=paged)
+
+
+def without_paging() -> str:
+    """What to do where a model cannot be paged."""
+    able = ", ".join(f"--provider {spec.name}" for spec in all_specs() if spec.capabilities.continuous_batching)
+    return f"Import it without --paged, or for what has it ({able})."
 
 
 def fitted(rules: GraphRules, decoder: Decoder) -> GraphRules:
-    """``rules`` for one model: GroupQueryAttention rotates multiples of 16 elements only, RotaryEmbedding any number."""
-    if all(rope.dim % 16 == 0 for rope in decoder.ropes):
+    """``rules`` for one model: GroupQueryAttention rotates multiples of 16 elements only, RotaryEmbedding any number.
+
+    Raises:
+        UsageError: it is to be paged, and is of a kind that was not tried so.
+    """
+    rotates = all(rope.dim % 16 == 0 for rope in decoder.ropes)
+    if rules.paged_attention and (not rotates or any(decoder.windows) or decoder.attention_softcap):
+        raise UsageError(
+            "its attention has windows, a soft cap or an odd rotation, which paged attention was not tried with",
+            "Import it without --paged.",
+        )
+    if rotates:
         return rules
     return replace(rules, rotation_in_attention=False)
 

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
 from coe_cli.core.answers.end_of_turn import end_texts, token_ids
 from coe_cli.core.importing.decoder import Decoder
 from coe_cli.core.importing.encodings import fitted
-from coe_cli.core.providers import ProviderSpec
+from coe_cli.core.providers import GraphRules, ProviderSpec
+
+BLOCK_TOKENS: Final = 256
+"""Tokens of a block of a paged cache: what PagedAttention's kernels take a multiple of."""
+_BLOCKS, _ANSWERS_AT_ONCE = 128, 8
+"""A paged cache where nobody says more; a worker is told its own (``runtime.worker.engine``)."""
+PAGED_INPUTS: Final[dict[str, tuple[str, list[str | int]]]] = {
+    "input_ids": ("INT64", ["num_tokens"]),
+    "block_table": ("INT32", ["batch_size", "max_num_blocks"]),
+    "cumulative_sequence_lengths": ("INT32", ["batch_size + 1"]),
+    "past_sequence_lengths": ("INT32", ["batch_size"]),
+    "attention_metadata": ("INT32", [3]),
+    "logits_indices": ("INT32", ["num_logits"]),
+}
+"""Those of a paged graph beside its caches: ONNX's element type and shape of each."""
 
 
 class SpecialTokens(Struct, frozen=True):
@@ -53,16 +67,19 @@ def _special(bos: list[int], eos: Iterable[int], pad: list[int]) -> SpecialToken
     return SpecialTokens(bos[0] if bos else None, ends, pad[0] if pad else None)
 
 
-def genai_config(decoder: Decoder, provider: ProviderSpec, special: SpecialTokens, graph: str) -> dict[str, Any]:
-    """The configuration that ONNX Runtime GenAI reads, as its model builder writes it."""
-    inputs = {
-        "input_ids": "input_ids",
-        "attention_mask": "attention_mask",
+def genai_config(
+    decoder: Decoder, provider: ProviderSpec, special: SpecialTokens, graph: str, rules: GraphRules | None = None
+) -> dict[str, Any]:
+    """The configuration that ONNX Runtime GenAI reads, as its model builder writes it; ``rules``: others than the provider's."""
+    rules = fitted(rules or provider.graph, decoder)
+    names = [*PAGED_INPUTS] if rules.paged_attention else ["input_ids", "attention_mask"]
+    inputs = {name: name for name in names} | {
         "past_key_names": "past_key_values.%d.key",
         "past_value_names": "past_key_values.%d.value",
     }
-    if not fitted(provider.graph, decoder).rotation_in_attention:
+    if not rules.rotation_in_attention:
         inputs["position_ids"] = "position_ids"
+    batching = {"block_size": BLOCK_TOKENS, "num_blocks": _BLOCKS, "max_batch_size": _ANSWERS_AT_ONCE}
     end = special.eos[0] if special.eos else 0
     return {
         "model": {
@@ -107,4 +124,4 @@ def genai_config(decoder: Decoder, provider: ProviderSpec, special: SpecialToken
             "top_k": 50,
             "top_p": 1.0,
         },
-    }
+    } | ({"engine": {"dynamic_batching": batching}} if rules.paged_attention else {})

@@ -48,6 +48,15 @@ class ModelMemory(Struct, frozen=True):
         return not (self.prunes_logits if stored is None else stored)
 
     @property
+    def block_tokens(self) -> int:
+        """Tokens of a block of the cache that all slots share; 0: each slot has a cache of its own."""
+        return (self.graph.block_tokens if self.graph is not None else None) or 0
+
+    def whole_blocks(self, tokens: int) -> int:
+        """``tokens``, rounded up to blocks where the cache has any."""
+        return -(-tokens // self.block_tokens) * self.block_tokens if self.block_tokens else tokens
+
+    @property
     def intermediate_size(self) -> int:
         stored = self.graph.intermediate_size if self.graph is not None else None
         return stored or round(WIDEST_MLP * self.spec.shape.hidden_size)
@@ -154,7 +163,7 @@ class ExactAccounting:
         activation = model.on.slot_activation_bytes(model, context_length, before)
         if model.measured_slot_ratio is not None:
             activation = max(0, round((kv + activation) * model.measured_slot_ratio) - kv)
-        return SlotBytes(kv, activation)
+        return SlotBytes(max(0, kv + min(0, activation)), max(0, activation))
 
 
 def accounting(name: AccountingName, constants: PerSlotEstimate) -> Accounting:

@@ -102,8 +102,17 @@ def total_mb(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Ac
         before = len(costs[role.model])
         costs[role.model].append(role.slot_cost)
         size += counting.slot(models[role.model], scenario.context_length, role.slot_cost, before).total_bytes
-    size += sum(counting.weights_bytes(models[name], paid) for name, paid in costs.items())
+    for name, paid in costs.items():
+        size += counting.weights_bytes(models[name], paid) + _unopened(scenario, models[name], counting, len(paid))
     return fixed_mb + size / BYTES_PER_MB
+
+
+def _unopened(scenario: Scenario, memory: ModelMemory, counting: Accounting, opened: int) -> int:
+    """What a paged model's load takes for the slots that others use: its cache has room for all."""
+    if not memory.block_tokens or counting.name != "exact":
+        return 0
+    before = range(opened, scenario.slots)
+    return sum(counting.slot(memory, scenario.context_length, 1, number).total_bytes for number in before)
 
 
 class Usage(Struct, frozen=True):
@@ -121,7 +130,7 @@ def usage(scenario: Scenario, models: Mapping[str, ModelMemory], counting: Accou
     for name in dict.fromkeys(role.model for role in scenario.roles):
         memory = models[name]
         costs = [role.slot_cost for role in running if role.model == name]
-        size = counting.weights_bytes(memory, costs)
+        size = counting.weights_bytes(memory, costs) + _unopened(scenario, memory, counting, len(costs))
         mine = [role for role in scenario.roles if role.model == name]
         planned.append(
             PlannedModel(

@@ -164,7 +164,7 @@ _ENGINE = section(
         "dynamic_batching": section(
             {
                 **dict.fromkeys(("block_size", "num_blocks", "max_batch_size", "max_scheduled_tokens"), integer(1)),
-                "gpu_utilization_factor": number(1e-6, 1),
+                "prefix_caching": boolean,
             }
         ),
     }

@@ -14,6 +14,7 @@ from coe_cli.core.models.onnx_records import Records, Tensor, Value, graph_recor
 from coe_cli.errors import damaged
 
 _FLOAT: Final = 1
+_PAGED: Final = "PagedAttention"
 _TYPES: Final[dict[int, tuple[str, float]]] = {
     1: ("float", 4),
     2: ("uint8", 1),
@@ -46,7 +47,7 @@ class GraphFacts(Struct, frozen=True):
     ``other_bytes`` are constants in fp16 that a Cast makes fp32 of, as fp32: the session keeps that.
     ``weights`` counts the matrices by their format, for example ``{"int4, blocks of 32": 210}``, and ``external`` maps
     each external data file to the bytes that the graph reads up to; ``initializer_bytes`` are all stored tensors.
-    ``widened_columns`` are the widths of tensors that are copied with the sums of their blocks behind them.
+    ``block_tokens``: a paged cache's, whose blocks all answers share. ``widened_columns`` are the widths of tensors that are copied with the sums of their blocks behind them.
     """
 
     cache_element_bytes: int | None = None
@@ -63,6 +64,7 @@ class GraphFacts(Struct, frozen=True):
     layers: int = 0
     kv_heads: int | None = None
     head_size: int | None = None
+    block_tokens: int | None = None
     vocab_size: int | None = None
     weights: dict[str, int] = {}
     external: dict[str, int] = {}
@@ -132,6 +134,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
     formats: Counter[str] = Counter()
     types = {tensor.name: type_name(tensor.element_type) for tensor in tensors}
     qkv = intermediate = attention_heads = None
+    is_paged = False  # caches of shape [blocks, tokens, heads, head size], logits [rows, vocabulary] of last positions
     widened: set[int] = set()
     for node in records.nodes():
         operator, names, numbers = node.operator, node.inputs, node.numbers
@@ -154,15 +157,15 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
             reshaped.add(names[0])
         elif operator == "Cast" and numbers.get("to") == _FLOAT and types.get(names[0]) == "float16":
             cast.add(names[0])
-        elif operator == "GroupQueryAttention" and attention_heads is None:
-            attention_heads = numbers.get("kv_num_heads")
+        elif operator in (_PAGED, "GroupQueryAttention") and attention_heads is None:
+            attention_heads, is_paged = numbers.get("kv_num_heads"), operator == _PAGED
     tables = {name for name in gathered if rows.get(name) and sizes[name] >= _TABLE_BYTES}
     unpacked = sizes.keys() - quantized - tables
     quantized_sizes = [k * n * bits // 8 for k, n, bits, _ in matrices]
     hidden = matrices[0][0] if matrices else 0
     return GraphFacts(
         cache_element_bytes=int(_TYPES.get(cache.element_type, ("", 0))[1]) or None if cache else None,
-        prunes_logits=output.dims[1] == 1 if output and len(output.dims) == 3 else None,
+        prunes_logits=is_paged or (output.dims[1] == 1 if output and len(output.dims) == 3 else None),
         intermediate_size=intermediate or max((k for k, n, _, _ in matrices if n == hidden), default=None),
         qkv_size=qkv,
         quantized_bytes=sum(quantized_sizes),
@@ -173,9 +176,10 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
         folded_bytes=round(sum(sizes.get(name, 0) for name in reshaped & quantized)),
         other_bytes=round(sum(sizes[name] * (2 if name in cast else 1) for name in unpacked)),
         layers=len(caches),
-        kv_heads=_dim(caches[0] if caches else None, 1) or attention_heads,
+        kv_heads=_dim(caches[0] if caches else None, 2 if is_paged else 1) or attention_heads,
         head_size=_dim(caches[0] if caches else None, 3),
-        vocab_size=_dim(output, 2),
+        block_tokens=_dim(caches[0] if caches else None, 1) if is_paged else None,
+        vocab_size=_dim(output, 1 if is_paged else 2),
         weights=dict(formats),
         external=_external(tensors),
         initializer_bytes=tuple(round(size) for size in sizes.values()),

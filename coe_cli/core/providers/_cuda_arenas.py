@@ -99,6 +99,18 @@ def _worst_bytes(decoder: Decoder, context_length: int, slots: int) -> int:
     )
 
 
+@lru_cache(maxsize=4096)
+def paged_arenas_bytes(decoder: Decoder, tokens: int) -> int:
+    """Both arenas with one paged cache of ``tokens`` for all slots, for the worst of all such caches up to it.
+
+    It is allocated as one generator's of that context would be, and a run has the tokens of a piece at most, of all slots together.
+    The session's arena doubles once more than with GroupQueryAttention (docs/memory.md).
+    """
+    piece = decoder.chunk_size or tokens
+    session = max(_session_bytes(decoder, length) for length in _lengths_to(min(tokens, piece)))
+    return 2 * session + max(_own_bytes(decoder, length, min(length, piece), 1)[-1] for length in _lengths_to(tokens))
+
+
 def cache_bytes(decoder: Decoder, context_length: int) -> int:
     return 2 * decoder.layers * decoder.cache_width * decoder.element_bytes * context_length
 

@@ -26,12 +26,14 @@ class Capabilities(Struct, frozen=True):
     """What a provider's generators can do. Slots, prefill, warm-up, plan and admission follow it.
 
     ``can_continue``: tokens may be appended to a generator that has taken some. ``can_rewind``: its cache may be cut back
-    to an earlier length. ``graph_capture``: a run may be recorded.
+    to an earlier length. ``graph_capture``: a run may be recorded. ``continuous_batching``: it has the kernels of paged attention,
+    with which all answers of a model share each run of its graph (docs/conversion.md).
     """
 
     can_continue: bool = True
     can_rewind: bool = True
     graph_capture: bool = False
+    continuous_batching: bool = False
 
     @property
     def prompt_pieces(self) -> bool:
@@ -61,7 +63,8 @@ class GraphRules(Struct, frozen=True):
 
     ``operators`` by domain (empty for ONNX's own) and name; None: all that ONNX Runtime has. ``matrix_bits``: what
     MatMulNBits may have, empty where nothing is known. ``lengths_on_device``: what attention reads of the mask is calculated without Shape,
-    which is the CPU's: WebGPU can record such a run, and CUDA's answers repeat (docs/conversion.md). ``packs_weights``: the provider lays quantised weights out anew, so a graph built
+    which is the CPU's: WebGPU can record such a run; CUDA's attention reads the length before it has come from the card (docs/conversion.md). ``paged_attention``: the graph is for continuous batching, which an import
+    asks for. ``packs_weights``: the provider lays quantised weights out anew, so a graph built
     for it runs nowhere else. ``block_offsets``: MatMulNBits is fed with block sums, which keep each block's real offset
     (docs/conversion.md). ``table_bits``: what embeddings written here may have for GatherBlockQuantized. ``accuracy_level``:
     MatMulNBits' own, 4 rounds activations to 8 bits. ``wide_block``: weights a scale of heads and of what was in 6 bits. ``recipe``: the version of what importing writes for the provider, raised
@@ -82,6 +85,7 @@ class GraphRules(Struct, frozen=True):
     rotation_in_attention: bool = True
     quantized_embedding: bool = True
     lengths_on_device: bool = False
+    paged_attention: bool = False
     matrix_bits: tuple[int, ...] = ()
     operators: Mapping[tuple[str, str], OperatorSupport] | None = None
 

@@ -9,6 +9,7 @@ from coe_cli.core.providers._cuda_arenas import (
     LIBRARIES_BYTES,
     Decoder,
     arenas_bytes,
+    paged_arenas_bytes,
     reserved_bytes,
     worst_arenas_bytes,
 )
@@ -62,8 +63,8 @@ class Cuda(ProviderSpec):
     extra = "cuda"
     platforms = ("win32", "linux")
     makers = ("nvidia",)
-    capabilities = Capabilities(graph_capture=True)
-    graph = GraphRules("fp16", ("int4", "fp16"), lengths_on_device=True, recipe=3, alike_since=3)
+    capabilities = Capabilities(graph_capture=True, continuous_batching=True)
+    graph = GraphRules("fp16", ("int4", "fp16"), recipe=4, alike_since=4)
     session: Mapping[str, str] = {"enable_cuda_graph": "0"}
     config_options: Mapping[str, str] = {
         **dict.fromkeys(_FLAGS, FLAG),
@@ -97,12 +98,23 @@ class Cuda(ProviderSpec):
         weights = reserved_bytes(sizes) if sizes else round(model.spec.weights_bytes * UNROUNDED_FACTOR)
         return CONTEXT_BYTES + LIBRARIES_BYTES + weights
 
+    def kv_cache_bytes(self, model: ModelMemory, context_length: int) -> int:
+        """A slot's part of a paged cache is whole blocks."""
+        return super().kv_cache_bytes(model, model.whole_blocks(context_length))
+
     def slot_activation_bytes(self, model: ModelMemory, context_length: int, before: int) -> int:
-        """A model's slots share what its arenas have taken: by simulation, with and without the slot."""
-        decoder = decoder_of(model)
+        """A model's slots share what its arenas have taken: by simulation, with and without the slot.
+
+        A paged cache is one for all slots, and where the arena has doubled for it a slot more takes less than its blocks.
+        """
+        decoder, cache = decoder_of(model), self.kv_cache_bytes(model, context_length)
+        if model.block_tokens:
+            each = model.whole_blocks(context_length)
+            others = paged_arenas_bytes(decoder, before * each) if before else 0
+            return paged_arenas_bytes(decoder, (before + 1) * each) - others - cache
         total = worst_arenas_bytes(decoder, context_length, before + 1)
         others = worst_arenas_bytes(decoder, context_length, before) if before else 0
-        return max(0, total - others - self.kv_cache_bytes(model, context_length))
+        return max(0, total - others - cache)
 
     def activation_bytes(self, model: ModelMemory, context_length: int, prompt_tokens: int) -> int:
         """What the two arenas take beyond the cache, fp16."""

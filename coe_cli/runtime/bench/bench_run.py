@@ -138,7 +138,7 @@ class _Bench:
             contextlib.closing(RowMemory(device_probe(model.provider))) as memory,
             BenchWorker(request.timeout_s) as worker,
         ):
-            worker.load(spec, point.slots)
+            worker.load(spec, point.slots, point.max_length)
             memory.follow(worker.pid)
             progress.begin(title, _LOAD_COST)
             for number in range(_warm_ups(request, point)):

@@ -21,10 +21,10 @@ class BenchWorker(SingleWorker):
 
     load_s = 0.0
 
-    def load(self, spec: ModelSpec, slots: int = 1) -> None:
+    def load(self, spec: ModelSpec, slots: int = 1, context_length: int | None = None) -> None:
         self.hello()  # its imports are no part of the load
         begin = time.perf_counter()
-        super().load(spec, slots)
+        super().load(spec, slots, context_length)
         self.load_s = time.perf_counter() - begin
 
     def answer(self, prompts: Sequence[list[int]], gen_tokens: int, max_length: int) -> list[MeasuredAnswer]:
@@ -90,7 +90,7 @@ class Swaps:
         begin = time.perf_counter()
         self._end()
         self._loaded = warm
-        warm.load(spec)
+        warm.load(spec, context_length=max_length)
         warm.answer([prompt_ids(spec.shape.vocab_size, _PROMPT_TOKENS, "swap")], 1, max_length)
         return time.perf_counter() - begin
 

@@ -91,6 +91,8 @@ class CalibrationRecorder:
         def write() -> None:
             with contextlib.suppress(OSError):
                 memory = memory_of(spec)
+                if memory.block_tokens:
+                    return  # its load makes the cache of all slots, too
                 predicted = _predicted_bytes(memory, kind, context_length, prompt_tokens)
                 self._store.record(
                     CalibrationRecord(

@@ -250,7 +250,8 @@ class College:
             await worker.load(
                 self._specs[model],
                 slots=self._settings.pool.max_concurrent_slots,
-                warm_context_length=self._contexts[model] if warm else None,
+                context_length=self._contexts[model],
+                warm=warm,
                 timeout_s=self._settings.load_timeout_s,
             )
         except Exception as failure:  # whatever it is, the scheduler hears that the load is over

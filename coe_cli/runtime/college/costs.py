@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.calibration import apply
-from coe_cli.core.memory.footprint import ExactAccounting
+from coe_cli.core.memory.footprint import ExactAccounting, SlotBytes
 from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
@@ -51,7 +51,7 @@ def cost_in(profile: HardwareProfile, catalog: Catalog | None = None) -> Callabl
 
     The figures are those of ``coe vram plan``: computed from the graph on disk, or measured where a real run was recorded.
     What the slots of a worker share is counted with its weights where the second slot is known to use it again: it stays
-    until the process ends, as they do.
+    until the process ends, as they do. A paged cache is made with the load, for all slots.
     """
 
     def cost_of(spec: ModelSpec) -> tuple[ModelCost, int]:
@@ -63,6 +63,9 @@ def cost_in(profile: HardwareProfile, catalog: Catalog | None = None) -> Callabl
         if memory.on.slots_share_buffers:
             another = counting.slot(memory, context_length, before=1)
             slot, shared_bytes = another, slot.total_bytes - another.total_bytes
+        if memory.block_tokens:
+            slots = (counting.slot(memory, context_length, before=n) for n in range(profile.max_concurrent_slots))
+            slot, shared_bytes = SlotBytes(0, 0), sum(each.total_bytes for each in slots)
         cost = ModelCost(
             weights_mb=(counting.weights_bytes(memory) + shared_bytes) / BYTES_PER_MB,
             kv_mb=slot.kv_bytes / BYTES_PER_MB,

@@ -81,8 +81,10 @@ class WorkerHandle:
         self._process.subscribe(hear)
         self._watching = asyncio.create_task(self._watch())
 
-    async def load(self, spec: ModelSpec, *, slots: int, warm_context_length: int | None, timeout_s: float) -> None:
-        """Load the model.
+    async def load(
+        self, spec: ModelSpec, *, slots: int, context_length: int, warm: bool = False, timeout_s: float
+    ) -> None:
+        """Load the model for so many slots; ``warm`` opens the first at once.
 
         Raises:
             CoeError: what the worker says; DeviceLost if it cannot be started, ends, does not speak the protocol, or takes
@@ -92,7 +94,12 @@ class WorkerHandle:
         if self._loaded is None:
             self.start()
         assert self._loaded is not None
-        self.send(load_message(spec, slots, threads=self._threads, warm_context_length=warm_context_length))
+        warm_length = context_length if warm else None
+        self.send(
+            load_message(
+                spec, slots, threads=self._threads, warm_context_length=warm_length, context_length=context_length
+            )
+        )
         try:
             self.load_s = (await asyncio.wait_for(self._loaded, timeout_s)).load_s
         except TimeoutError:

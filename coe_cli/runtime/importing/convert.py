@@ -29,7 +29,9 @@ Progress = Callable[[str, float], None]
 _TOKENIZER_SHARE = 0.1
 
 
-def convert(source: Path, output: Path, *, provider: str, precision: Precision, on_progress: OnProgress) -> None:
+def convert(
+    source: Path, output: Path, *, provider: str, precision: Precision, on_progress: OnProgress, paged: bool = False
+) -> None:
     """Write ``source`` into the folder ``output`` in a child process without a network.
 
     ``output`` should be a fresh temporary folder: what lies there after a failure is not a model. The child is ended when
@@ -40,26 +42,28 @@ def convert(source: Path, output: Path, *, provider: str, precision: Precision, 
         ModelDamaged: the source cannot be read.
         OutOfMemory: the child was ended for its memory, or could not get any.
     """
-    rules_for(provider, precision)
+    rules_for(provider, precision, paged=paged)
     run_child(
         "coe_cli.runtime.importing.convert",
-        [str(source), str(output), provider, precision],
+        [str(source), str(output), provider, precision, *(["paged"] if paged else [])],
         lambda message: on_progress(Step(f"Converting: {message['stage']}", float(message["fraction"]), 1.0)),
         task="conversion",
     )
 
 
-def build(source: Path, output: Path, provider: str, precision: Precision, on_progress: Progress) -> None:
+def build(
+    source: Path, output: Path, provider: str, precision: Precision, on_progress: Progress, *, paged: bool = False
+) -> None:
     """Convert in this process: what the child does."""
     from coe_cli.runtime.importing.tokenizer_files import write_tokenizer
     from coe_cli.runtime.importing.write_decoder import GRAPH, write_decoder
 
-    rules = rules_for(provider, precision)
+    rules = rules_for(provider, precision, paged=paged)
     found = inspect(source)
     output.mkdir(parents=True, exist_ok=True)
     on_progress("tokenizer", 0.0)
     special = write_tokenizer(found, output)
-    config = genai_config(found.decoder, spec_of(provider), special, GRAPH)
+    config = genai_config(found.decoder, spec_of(provider), special, GRAPH, rules)
     ends = model_ends(output, config["model"]).ids
     config["model"]["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
     (output / GENAI_CONFIG).write_text(json.dumps(config, indent=4), encoding="utf-8")
@@ -75,13 +79,14 @@ def build(source: Path, output: Path, provider: str, precision: Precision, on_pr
 
 def main(arguments: list[str]) -> int:
     """The child: convert SOURCE to the folder OUTPUT for PROVIDER in PRECISION and report on stdout; gives the exit code."""
-    source, output, provider, precision = arguments
+    source, output, provider, precision, *options = arguments
 
     def work(send: Callable[[Message], None]) -> None:
         def report(stage: str, part: float) -> None:
             send({"stage": stage, "fraction": part})
 
-        build(Path(source), Path(output), provider, msgspec.convert(precision, Precision), report)
+        kind = msgspec.convert(precision, Precision)
+        build(Path(source), Path(output), provider, kind, report, paged="paged" in options)
 
     return serve_as_child(work, "conversion")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from coe_cli.core.importing.decoder import Decoder
 from coe_cli.core.importing.encodings import SMALL_WEIGHTS, Encoding, Precision, encoding_of, table_encoding
 from coe_cli.core.providers import GraphRules
+from coe_cli.runtime.importing.attention import last_rows, write_attention, write_lengths
 from coe_cli.runtime.importing.graph_writer import CONTRIB, GraphWriter
 from coe_cli.runtime.importing.matrices import Rows, alike, type_of, write_quantized, write_table
 
@@ -175,7 +176,8 @@ class DecoderGraph:
             "Reshape", f"{name}/Reshape_1", [value, writer.constant([0, -1, decoder.head_size], np.int64)]
         )
         normed = self._norm(part, name, heads)
-        return writer.node("Reshape", f"{name}/Reshape_2", [normed, writer.constant([0, -1, size], np.int64)])
+        shape = [-1, size] if self.rules.paged_attention else [0, -1, size]
+        return writer.node("Reshape", f"{name}/Reshape_2", [normed, writer.constant(shape, np.int64)])
 
     def _rotated(self, layer: int, which: str, value: str, heads: int) -> str:
         rope = self.decoder.rope_of_layer[layer]
@@ -214,30 +216,9 @@ class DecoderGraph:
         rope = decoder.rope_of_layer[layer]
         rotates = rules.rotation_in_attention and rope is not None
         caches = list(self._rope_caches(rope)) if rotates and rope is not None else []
-        name = f"{path}/GroupQueryAttention"
-        writer.node(
-            "GroupQueryAttention",
-            name,
-            [
-                *inputs,
-                f"past_key_values.{layer}.key",
-                f"past_key_values.{layer}.value",
-                "/model/attn_mask/seqlens_k",
-                "/model/attn_mask/total_seq_len",
-                *caches,
-            ],
-            [f"{name}/output_0", f"present.{layer}.key", f"present.{layer}.value"],
-            CONTRIB,
-            num_heads=decoder.heads,
-            kv_num_heads=decoder.kv_heads,
-            scale=decoder.attention_scale,
-            softcap=decoder.attention_softcap,
-            local_window_size=decoder.windows[layer] or -1,
-            do_rotary=int(rotates),
-            rotary_interleaved=0,
-        )
+        attended = write_attention(writer, decoder, layer, inputs, caches)
         output = self._whole(f"{layer}.o.weight", decoder.residual_scale)
-        return self._matrix(f"{path}/o_proj/MatMul", f"{name}/output_0", [output])
+        return self._matrix(f"{path}/o_proj/MatMul", attended, [output])
 
     # --- MLP
 
@@ -262,7 +243,7 @@ class DecoderGraph:
     def write(self, on_progress: Callable[[float], None]) -> None:
         """Write everything but the model's frame, layer by layer."""
         decoder = self.decoder
-        self._sequence_lengths()
+        write_lengths(self.writer)
         shared = self._shares_table()
         head = self._write_head_tensors()
         residual = self._embedding(head if shared else None)
@@ -285,28 +266,6 @@ class DecoderGraph:
             residual, value = self._add(residual, branch, path, "final_norm.weight" if last else norm, factor)
             on_progress((layer + 1) / decoder.layers)
         self._head(value, head)
-
-    def _sequence_lengths(self) -> None:
-        """What GroupQueryAttention wants of the mask: the last position of each row, and the longest row."""
-        import numpy as np
-        from onnx import TensorProto
-
-        writer, path = self.writer, "/model/attn_mask"
-        last_position, longest_row = f"{path}/seqlens_k", f"{path}/total_seq_len"
-        if self.rules.lengths_on_device:
-            mask = writer.cast("attention_mask", np.int32)
-            total = writer.node("ReduceSum", f"{path}/ReduceSum", [mask, writer.constant([1], np.int64)], keepdims=0)
-            writer.node("Sub", f"{path}/Sub", [total, writer.constant([1], np.int32)], [last_position])
-            writer.node("ReduceMax", f"{path}/ReduceMax", [total], [longest_row], keepdims=0)
-            return
-        total = writer.node(
-            "ReduceSum", f"{path}/ReduceSum", ["attention_mask", writer.constant([1], np.int64)], keepdims=0
-        )
-        last = writer.node("Sub", f"{path}/Sub", [total, writer.constant([1], np.int64)])
-        writer.node("Cast", f"{path}/Sub/Cast", [last], [last_position], to=TensorProto.INT32)
-        shape = writer.node("Shape", f"{path}/Shape", ["attention_mask"])
-        longest = writer.node("Gather", f"{path}/Gather", [shape, writer.constant(1, np.int64)], axis=0)
-        writer.node("Cast", f"{path}/Gather/Cast", [longest], [longest_row], to=TensorProto.INT32)
 
     def _shares_table(self) -> bool:
         """Whether the embedding can look its rows up in the head's codes."""
@@ -366,12 +325,9 @@ class DecoderGraph:
 
     def _head(self, value: str, head: tuple[list[str], Encoding, int]) -> None:
         """Logits of the last position alone."""
-        import numpy as np
-
         writer, decoder = self.writer, self.decoder
         names, encoding, columns = head
-        last = writer.node("Gather", "/lm_head/prune/Gather", [value, writer.constant(-1, np.int64)], axis=1)
-        last = writer.node("Unsqueeze", "/lm_head/prune/Unsqueeze", [last, writer.constant([1], np.int64)])
+        last = last_rows(writer, value)
         cap = decoder.logits_softcap
         output = "" if cap else "logits"
         if encoding.quantized:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coe_cli.core.answers.end_of_turn import token_ids
-from coe_cli.core.importing.encodings import Precision
+from coe_cli.core.importing.encodings import fitted, rules_for
 from coe_cli.core.importing.gguf_tokenizer import problem
 from coe_cli.core.importing.hub_files import guess_name
 from coe_cli.core.models.catalog import Source
@@ -18,10 +18,11 @@ from coe_cli.runtime.store.install import Recipe, Request
 from coe_cli.runtime.store.model_store import check_room
 
 
-def check_resources(source: ModelSource, provider: str, precision: Precision, models_dir: Path) -> str:
+def check_resources(source: ModelSource, recipe: Recipe, models_dir: Path) -> str:
     """What the import needs, in words, checked against what there is.
 
     Raises:
+        UsageError: there is no such recipe, or none for a model of its kind.
         UnsupportedArchitecture: a tokenizer of its kind cannot be written.
         DoesNotFit: the machine has less memory in all than it takes.
         DiskFull: the disk has too little room.
@@ -30,7 +31,8 @@ def check_resources(source: ModelSource, provider: str, precision: Precision, mo
 
     if source.kind == "gguf" and (why := problem(source.metadata, source.decoder.vocab_size)):
         raise UnsupportedArchitecture(f"{source.path} cannot be imported: {why}", "Use another build of the model.")
-    memory_bytes, disk_bytes = source.needs(provider, precision)
+    fitted(rules_for(recipe.provider, recipe.precision, paged=recipe.paged), source.decoder)
+    memory_bytes, disk_bytes = source.needs(recipe.provider, recipe.precision)
     memory_mb = memory_bytes / BYTES_PER_MB
     memory = psutil.virtual_memory()
     total_mb, free_mb = memory.total / BYTES_PER_MB, memory.available / BYTES_PER_MB
@@ -42,7 +44,7 @@ def check_resources(source: ModelSource, provider: str, precision: Precision, mo
     check_room(f"{source.path.name}", models_dir, disk_bytes)
     tight = "" if memory_mb <= free_mb else f", more than the {free_mb:.0f} MB that are free: it will be slow"
     return (
-        f"converting {source.parameters / 1e6:.0f} million weights ({source.architecture}) to {precision} takes about "
+        f"converting {source.parameters / 1e6:.0f} million weights ({source.architecture}) to {recipe.precision} takes about "
         f"{memory_mb:.0f} MB of memory and {disk_bytes / BYTES_PER_MB:.0f} MB of disk{tight}"
     )
 
@@ -68,6 +70,6 @@ def local_request(path: Path, name: str | None, recipe: Recipe, models_dir: Path
         CoeError: as ``inspect`` and ``check_resources``.
     """
     source = inspect(path)
-    check_resources(source, recipe.provider, recipe.precision, models_dir)
+    check_resources(source, recipe, models_dir)
     name = check_name(name or guess_name(source.metadata, source.path.resolve().name))
     return Request(name, [Source(f"file:{source.path.resolve()}")], recipe=recipe)

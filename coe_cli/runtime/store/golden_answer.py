@@ -110,8 +110,8 @@ def continue_prompts(
     try:
         with SingleWorker(timeout_s) as worker:
             version = worker.hello().oga_version
-            worker.load(spec)
             context = min(_CONTEXT, spec.context_length)
+            worker.load(spec, context_length=context)
             pieces = []
             for number, prompt in enumerate(prompts):
                 worker.generate(number, _ids(spec, prompt, context), context, max_tokens)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -50,10 +49,15 @@ _one_conversion = threading.Lock()
 
 
 class Recipe(Struct, frozen=True):
-    """What a source is converted to."""
+    """What a source is converted to. ``paged``: for continuous batching."""
 
     provider: str
     precision: Precision = "int4"
+    paged: bool = False
+
+    def origin(self) -> dict[str, str]:
+        """What a manifest says of it."""
+        return {"provider": self.provider, "precision": self.precision} | ({"paged": "yes"} if self.paged else {})
 
 
 class Request(Struct, frozen=True):
@@ -78,7 +82,7 @@ class Request(Struct, frozen=True):
 
     def made(self, origin: Mapping[str, object]) -> bool:
         """Whether a manifest's ``origin`` is that of a model which this request made."""
-        recipe = msgspec.to_builtins(self.recipe) if self.recipe else {}
+        recipe = self.recipe.origin() if self.recipe else {}
         return any(origin.get("uri") == source.uri for source in self.sources) and recipe.items() <= origin.items()
 
     @property
@@ -208,7 +212,7 @@ def _origin(request: Request, arrival: Arrival) -> dict[str, str | None]:
         "revision": arrival.revision,
         "sha256": arrival.source.sha256,
         "licence": request.entry.licence if request.entry else None,
-        **(msgspec.to_builtins(request.recipe) if request.recipe else {}),
+        **(request.recipe.origin() if request.recipe else {}),
     }
 
 
@@ -225,7 +229,7 @@ def _make(
         shutil.rmtree(result, ignore_errors=True)
         source = inspect(arrival.path) if request.recipe else None
         if source is not None:
-            tell(f"{request.name}: {check_resources(source, recipe.provider, recipe.precision, staging)}")
+            tell(f"{request.name}: {check_resources(source, recipe, staging)}")
         result.mkdir(parents=True)
         with _one_conversion:
             convert(
@@ -233,6 +237,7 @@ def _make(
                 result,
                 provider=recipe.provider,
                 precision=recipe.precision,
+                paged=recipe.paged,
                 on_progress=on_progress,
             )
         if source is not None and (note := ends_note(source, spec_from_folder(request.name, result), result)):

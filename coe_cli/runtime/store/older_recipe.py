@@ -35,6 +35,7 @@ def _anew(name: str, folder: Path) -> str:
     if "precision" not in found and uri:
         return command_line(["coe", "models", "pull", name, "--force"])
     said = [item for key in ("provider", "precision") if (value := found.get(key)) for item in (f"--{key}", str(value))]
+    said += ["--paged"] if found.get("paged") else []
     path = Path(unquote(uri.removeprefix("file:"))).expanduser()
     if uri.startswith("file:") and not path.exists():
         again = command_line(["coe", "models", "import", "FILE", "--name", name, *said, "--force"])

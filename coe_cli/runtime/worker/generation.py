@@ -15,11 +15,12 @@ from coe_cli.core.answers.sampling import search_options
 from coe_cli.core.answers.stop_strings import StopStrings
 from coe_cli.core.answers.token_bytes import TokenBytes, TokenLogprob
 from coe_cli.core.providers import spec_of
-from coe_cli.errors import PromptTooLong
+from coe_cli.errors import PromptTooLong, UsageError
 from coe_cli.providers.settings import configure
 from coe_cli.runtime.worker import protocol
+from coe_cli.runtime.worker.engine import EngineSlots, configure_engine, is_paged
 from coe_cli.runtime.worker.private_folder import private_folder
-from coe_cli.runtime.worker.slots import Slot, Slots
+from coe_cli.runtime.worker.slots import Slots
 
 _TOKENIZER = "tokenizer.json"
 
@@ -40,12 +41,18 @@ class PreparedModel:
         config = oga.Config(str(folder))
         of_model = settings.provider_options(message.provider)
         configure(oga, config, message.provider, message.provider_options, message.session_options, of_model)
+        if paged := is_paged(settings.content):
+            configure_engine(config, settings.content, message)
         self.search: dict[str, Any] = settings.content.get("search", {})
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
         self.token_bytes = token_bytes(folder)
-        chunk_size = message.chunk_size or settings.search("chunk_size")
-        self.slots = Slots(oga, self.model, message.slots, chunk_size, spec_of(message.provider).capabilities)
+        chunk_size, can = message.chunk_size or settings.search("chunk_size"), spec_of(message.provider).capabilities
+        self.slots: Slots | EngineSlots = (
+            EngineSlots(oga, self.model, settings.content["model"].get("eos_token_id", 0))
+            if paged
+            else Slots(oga, self.model, message.slots, chunk_size, can)
+        )
         if message.warm_context_length is not None:
             self.slots.warm({"max_length": message.warm_context_length}, self.tokenizer.encode("warm up")[:8])
 
@@ -61,7 +68,7 @@ class Generation:
         self._begin = time.perf_counter()
         self._first_token_at = self._begin
         self._prompt_ids = message.prompt_ids
-        self._slot: Slot | None = None
+        self._slot: Any = None
         self._generator: Any = None
         self._completion_tokens = 0
         self._token_at_s: list[float] = []
@@ -87,6 +94,11 @@ class Generation:
         room = context - prompt_tokens
         self._budget = min(self._message.max_tokens or room, room)
         self._slot = self._model.slots.acquire(self._search_options(), self._message.guidance, self._prompt_ids)
+        if self._logprobs is not None and self._slot.batched:
+            raise UsageError(
+                "a model that was imported with --paged tells no log probabilities",
+                "Ask without them, or import it again without --paged.",
+            )
         self._stream = self._model.tokenizer.create_stream()
         reused = self._slot.reusable_tokens(self._prompt_ids)
         # A grammar sees the prompt as one piece only.
@@ -106,7 +118,6 @@ class Generation:
         Sets ``finish_reason`` at the end.
         """
         if self._generator is None:
-            assert self._slot is not None
             self._generator = self._slot.run_piece()
             return None
         if self._logprobs is not None:
@@ -124,6 +135,8 @@ class Generation:
             text = self._decode() if context_full else ""
         else:
             text = self._written()
+        if self._slot.batched:
+            self._generator = None  # until it has another token
         shown = self._before_stop(text) if self._message.stop else text
         if self._logprobs is not None:
             ended = self.finish_reason is not None

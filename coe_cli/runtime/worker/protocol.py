@@ -36,7 +36,8 @@ class Load(Message, frozen=True):
     """Load the model in ``folder``. ``session_options`` go over those of ``genai_config.json``.
 
     ``slots`` generators at most keep their cache; with ``warm_context_length`` one of that size is made and run at once,
-    because the first use of a new size is slow on GPUs.
+    because the first use of a new size is slow on GPUs. ``context_length``: a slot's, of which a paged model makes
+    the cache of all slots; None leaves that to its configuration.
     """
 
     folder: str
@@ -46,6 +47,7 @@ class Load(Message, frozen=True):
     session_options: dict[str, str | int | bool] = {}
     provider_options: dict[str, str] = {}
     chunk_size: int | None = None
+    context_length: int | None = None
 
 
 class ChatMessage(Struct, frozen=True):

@@ -15,7 +15,12 @@ M = TypeVar("M", bound=protocol.Message)
 
 
 def load_message(
-    spec: ModelSpec, slots: int = 1, *, threads: int | None = None, warm_context_length: int | None = None
+    spec: ModelSpec,
+    slots: int = 1,
+    *,
+    threads: int | None = None,
+    warm_context_length: int | None = None,
+    context_length: int | None = None,
 ) -> protocol.Load:
     """What has a worker load ``spec`` with this machine's options for its provider."""
     return protocol.Load(
@@ -25,6 +30,7 @@ def load_message(
         provider_options=default_provider_options(spec.provider),
         slots=slots,
         warm_context_length=warm_context_length,
+        context_length=context_length,
     )
 
 
@@ -69,9 +75,9 @@ class SingleWorker:
             raise wrong_protocol(self._hello)
         return self._hello
 
-    def load(self, spec: ModelSpec, slots: int = 1) -> None:
+    def load(self, spec: ModelSpec, slots: int = 1, context_length: int | None = None) -> None:
         self.hello()
-        self.process.send(load_message(spec, slots))
+        self.process.send(load_message(spec, slots, context_length=context_length))
         self.wait_for(protocol.Loaded)
 
     def generate(

@@ -22,6 +22,8 @@ class Slot:
     Prompts are run in pieces of ``chunk_tokens`` at most, with None in one.
     """
 
+    batched = False
+
     def __init__(self, generator: Any, key: str, chunk_tokens: int | None) -> None:
         self._generator = generator
         self._chunk_tokens = chunk_tokens

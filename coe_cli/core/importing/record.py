@@ -16,7 +16,7 @@ RECORD: Final = "coe_conversion.json"
 """Its name."""
 _BEFORE: Final = 2
 """The recipe of records that count their matrices and name none. For the CPU it had scales in fp32, and is older where it put into
-blocks of 32 what is in larger ones today: a tenth of a Q4_K_M file. For CUDA it had lengths on the CPU: answers do not repeat."""
+blocks of 32 what is in larger ones today: a tenth of a Q4_K_M file. For CUDA it stands for some with lengths on the card too, which answer wrongly."""
 
 
 def new_record(

@@ -153,7 +153,7 @@ def test_a_cancelled_answer_ends_and_the_others_go_on(worker: WorkerProcess, alo
     [
         ({"prompt": [65] * CONTEXT}, "prompt_too_long", "the context is"),
         ({"logprobs": 1}, "usage", "tells no log probabilities"),
-        ({"guidance": protocol.Guidance("regex", "(")}, "usage", "grammar"),
+        ({"guidance": protocol.Guidance("regex", "(")}, "unusable_grammar", "grammar"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_and_the_next_is_answered(

@@ -19,7 +19,7 @@ from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import Routing, swap_aware
 from coe_cli.core.routing.selection import Choice, choose_model
 from coe_cli.core.routing.synthesis import experts_to_ask
-from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UnknownToken, UsageError
+from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved
@@ -27,7 +27,7 @@ from coe_cli.runtime.college.costs import context_reason, slot_context
 from coe_cli.runtime.model_folder.model_files import model_stamp
 from coe_cli.runtime.planning.room import without_room
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
-from coe_cli.runtime.prompts.prompts import TooManyTokens, own, surely_fits
+from coe_cli.runtime.prompts.prompts import TooManyTokens, own, prompt_of_ids, surely_fits
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -302,7 +302,7 @@ class RequestResolver:
         context = slot_context(spec, self._profile)
         request, template = wanted.request, wanted.template
         if request.prompt_ids is not None:
-            return _of_ids(request.prompt_ids, spec, context)
+            return prompt_of_ids(request.prompt_ids, spec, context)
         if request.tools is None and surely_fits(wanted.messages, template, context):
             return None
         tools, rendering = request.tools.templates() if request.tools is not None else None, request.rendering
@@ -368,23 +368,6 @@ class _Fitting(NamedTuple):
     prompt: Prompt | None
     notes: list[Note]
     tokens: int | None
-
-
-def _of_ids(ids: list[int], spec: ModelSpec, context: int) -> Prompt:
-    """The prompt of a client that has tokenized it itself.
-
-    Raises:
-        UsageError, TooManyTokens: there is none, one that the model has not, or no room for an answer.
-    """
-    if not ids:
-        raise UsageError("the prompt is empty", "Give it some tokens.")
-    if not all(0 <= each < spec.shape.vocab_size for each in ids):
-        raise UnknownToken(
-            f"the prompt has a token that {spec.name} has not", f"It has {spec.shape.vocab_size}, from 0."
-        )
-    if len(ids) >= context:
-        raise TooManyTokens(f"the prompt has {len(ids)} tokens", "Shorten it.", len(ids), exact=True)
-    return Prompt(ids)
 
 
 def _prompt(request: ChatRequest, choice: Choice) -> tuple[list[ChatMessage], str | None]:

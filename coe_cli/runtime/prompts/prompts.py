@@ -17,7 +17,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, PromptsFull, PromptTooLong, from_code
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.errors import (
+    CoeError,
+    DeviceLost,
+    ModelDamaged,
+    PromptsFull,
+    PromptTooLong,
+    UnknownToken,
+    UsageError,
+    from_code,
+)
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.package import start_code
 from coe_cli.runtime.job_object import end_with_us
@@ -62,6 +72,23 @@ def surely_fits(messages: list[ChatMessage], template: str | None, context_lengt
     """Whether the prompt fits whatever its tokens are: one stands for at least one byte."""
     size = text_bytes(messages) + len(template or "")
     return size + _TEMPLATE_TOKENS < context_length
+
+
+def prompt_of_ids(ids: list[int], spec: ModelSpec, context_length: int) -> Prompt:
+    """The prompt of a client that has tokenized it itself.
+
+    Raises:
+        UsageError, TooManyTokens: there is none, one that the model has not, or no room for an answer.
+    """
+    if not ids:
+        raise UsageError("the prompt is empty", "Give it some tokens.")
+    if not all(0 <= each < spec.shape.vocab_size for each in ids):
+        raise UnknownToken(
+            f"the prompt has a token that {spec.name} has not", f"It has {spec.shape.vocab_size}, from 0."
+        )
+    if len(ids) >= context_length:
+        raise TooManyTokens(f"the prompt has {len(ids)} tokens", "Shorten it.", len(ids), exact=True)
+    return Prompt(ids)
 
 
 class PromptSource(Protocol):

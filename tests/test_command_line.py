@@ -87,6 +87,7 @@ def test_models_list_is_pinned(coe: Coe) -> None:
         "default": True,
         "problem": None,
         "hint": None,
+        "runs_on": ["cpu"],
     }
     assert {name: row["kv_bytes_per_token"] for name, row in rows.items() if name.endswith("DML")} == {
         "DeepSeek-R1-Distill-Qwen-7B-DML": 57_344,

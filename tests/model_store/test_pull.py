@@ -140,6 +140,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(
 def test_all_models_together_must_fit(coe: Coe, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**13, 0, 12_000 * 2**20))
+    monkeypatch.setenv("COE_PROFILE", "standard")  # else the builds are those for the machine that tests
     result = coe("models", "pull", "--yes", "law-LLM-DML", "BioMistral-7B-DML", "sqlcoder-7b-2-DML")
     assert result.code == 5
     assert "law-LLM-DML, BioMistral-7B-DML, sqlcoder-7b-2-DML needs 15.4 GB" in result.stderr
@@ -312,9 +313,10 @@ SIX = (
 
 @pytest.mark.parametrize("options", [("--all",), ("-p", "standard"), tuple(f"{name}-DML" for name in SIX)])
 def test_the_six_specialists_come_from_their_repositories(
-    coe: Coe, hub: Hub, tmp_path: Path, options: tuple[str, ...]
+    coe: Coe, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     """The shipped catalog's own sources; only the shapes are those of the tiny models that the hub has in their place."""
+    monkeypatch.setenv("COE_PROFILE", "standard")  # else the builds are those for the machine that tests
     shipped = load_catalog([SHIPPED / "experts.yaml"]).models
     entries = {}
     for number, name in enumerate(SIX):

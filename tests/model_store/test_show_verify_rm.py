@@ -73,6 +73,7 @@ def test_show_has_these_keys(coe: Coe, tiny: Path) -> None:
         "calibration": None,
         "duplicate_of": [],
         "builds": [],
+        "runs_on": ["cpu"],
     }
 
 

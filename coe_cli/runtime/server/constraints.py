@@ -96,9 +96,14 @@ def _as_guidance(make: Callable[[Any], Guidance]) -> AfterValidator:
     return AfterValidator(make)
 
 
-Schema = Annotated[dict[str, Any] | str, _as_guidance(schema_guidance)]
-Regex = Annotated[str, Field(min_length=1), _as_guidance(_regex)]
-Grammar = Annotated[str, Field(min_length=1), _as_guidance(_grammar)]
+def of_form(name: str) -> Any:
+    """What the description says of a text that a pattern cannot say."""
+    return Field(json_schema_extra={"format": name})
+
+
+Schema = Annotated[dict[str, Any] | Annotated[str, of_form("json-object")], _as_guidance(schema_guidance)]
+Regex = Annotated[str, Field(min_length=1), of_form("regex"), _as_guidance(_regex)]
+Grammar = Annotated[str, Field(min_length=1), of_form("lark"), _as_guidance(_grammar)]
 Choices = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=_MAX_CHOICES), _as_guidance(_choices)
 ]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from coe_cli.core.answers.limits import (
     LOGPROBS,
@@ -75,6 +75,7 @@ def _whole_numbers(ids: Any) -> Any:
 
 TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], BeforeValidator(_whole_numbers)]
 _Ids = Annotated[TokenIds, Field(min_length=1, max_length=MAX_PROMPT_IDS)]
+_Prompt = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
 _Seed = Annotated[int, Field(ge=WIRE_SEED.least, le=WIRE_SEED.most)]
 
 
@@ -97,7 +98,20 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-TemplateArguments = Annotated[dict[str, Any], Field(max_length=16), AfterValidator(_arguments)]
+_VALUE = {"anyOf": [
+    {"type": ["null", "boolean"]},
+    {"type": "number", "exclusiveMinimum": -(2**53), "exclusiveMaximum": 2**53},
+    {"type": "string", "pattern": f"^{_PLAIN.pattern}$"},
+]}  # fmt: skip
+_NAME = {
+    "pattern": f"^{_ARGUMENT.pattern}$",
+    "not": {"anyOf": [{"enum": sorted(_TEMPLATES_OWN)}, {"pattern": "_token$"}]},
+}
+TemplateArguments = Annotated[
+    dict[str, Any],
+    Field(max_length=16, json_schema_extra={"propertyNames": _NAME, "additionalProperties": _VALUE}),
+    AfterValidator(_arguments),
+]
 
 
 class StreamOptions(BaseModel):
@@ -107,8 +121,16 @@ class StreamOptions(BaseModel):
     )
 
 
+_CHUNKS_ALONE: dict[str, Any] = {
+    "if": {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}},
+    "then": {"required": ["stream"], "properties": {"stream": {"const": True}}},
+}
+
+
 class Generation(Constraints):
     """What chat and plain completions have in common. What coe does not know is ignored, unless it would change the answer."""
+
+    model_config = ConfigDict(json_schema_extra=_CHUNKS_ALONE)
 
     model: str = Field(min_length=1, max_length=256, description="`auto`, an expert's name or a model's name")
     max_tokens: _Tokens | None = None
@@ -262,7 +284,7 @@ class ChatCompletionRequest(Generation, ToolFields):
 
 
 class CompletionRequest(Generation):
-    prompt: str | _Ids | Annotated[list[str | _Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+    prompt: _Prompt | _Ids | Annotated[list[_Prompt | _Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
     echo: bool | None = None
     logprobs: _Logprobs | None = None
     suffix: str | None = Field(default=None, description="what comes after, for models that fill in the middle")

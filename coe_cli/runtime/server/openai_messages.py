@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from coe_cli.core.answers.answer_schema import check_functions, parameters_of
 from coe_cli.core.answers.tool_calls import MOST_TOOLS, ToolCall, Tools
 from coe_cli.core.plain_text import not_text
 from coe_cli.errors import UnusableGrammar
-from coe_cli.runtime.server.constraints import LONGEST_CONTEXT, refuse_field
+from coe_cli.runtime.server.constraints import LONGEST_CONTEXT, of_form, refuse_field
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 _MEDIA = {"image_url": "images", "input_image": "images", "image": "images", "input_audio": "audio", "file": "files"}
@@ -45,7 +45,7 @@ class TextPart(BaseModel):
 
 class CalledFunction(BaseModel):
     name: _Name
-    arguments: Annotated[str, AfterValidator(_object_text)] = "{}"
+    arguments: Annotated[str, of_form("json-object"), AfterValidator(_object_text)] = "{}"
 
 
 class CalledTool(BaseModel):
@@ -54,8 +54,17 @@ class CalledTool(BaseModel):
     function: CalledFunction
 
 
+def _text_or_calls(schema: dict[str, Any]) -> None:
+    """Say what ``Message._says_something`` checks."""
+    text = {"content": {"type": ["string", "array"]}, "tool_calls": {"maxItems": 0}}
+    calls = {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "minItems": 1}}
+    schema["anyOf"] = [{"required": ["content"], "properties": text}, {"required": ["tool_calls"], "properties": calls}]
+
+
 class Message(BaseModel):
     """One turn of the conversation; text, calls of functions and what they gave back."""
+
+    model_config = ConfigDict(json_schema_extra=_text_or_calls)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None

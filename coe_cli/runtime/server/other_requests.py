@@ -154,7 +154,7 @@ class MessagesRequest(_Loose):
 
     model: str = Field(min_length=1, max_length=256)
     max_tokens: int
-    messages: list[MessagesTurn] = _own([], min_length=1, max_length=1024)
+    messages: list[MessagesTurn] = _own(..., min_length=1, max_length=1024)
     system: _Content | None = _own()
     tools: Annotated[list[_Body], Field(max_length=MOST_TOOLS)] | None = _own()
     tool_choice: _Body | None = _own()

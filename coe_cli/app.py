@@ -197,6 +197,8 @@ def _from_click(error: Any) -> UsageError:
     message = message.replace("not a valid int range", "not a whole number").replace(
         "not a valid float range", "not a number"
     )
+    if context is not None and message.startswith("No such command") and "Did you mean" not in message:
+        message += f"; `{path}` has {', '.join(context.command.commands)}"
     return UsageError(message, f"See `{path} --help`.")
 
 

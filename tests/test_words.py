@@ -74,6 +74,8 @@ WRONG = {
     "config set profile nothing": (3, "no profile is called `nothing`"),
     "completion tcsh": (2, "'bash', 'zsh', 'fish', 'powershell'"),
     "config set expert nobody": (3, "no expert is called `nobody`"),
+    "config list": (2, "`coe config` has get, set, edit, path"),
+    "models lst": (2, "Did you mean 'list'?"),
     "config edit": (2, "coe config set KEY VALUE"),
     "experts edit nobody": (2, "unknown expert `nobody`"),
     "experts add a/b -m smollm2-135m": (2, "cannot be the name of an expert"),

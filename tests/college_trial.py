@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import psutil
 from byte_prompts import BytePrompts
-from conftest import REPOSITORY
+from conftest import REPOSITORY, eventually
 from faulty_worker import expected
 
 from coe_cli.core.models.catalog import ModelShape
@@ -198,8 +198,7 @@ async def trial(
         if skipping is not None:
             skipping.cancel()
         await college.close()
-    left = [pid for pid in it.pids() if _runs(pid)]
-    assert left == [], "a process is left"
+    eventually(lambda: not any(map(_runs, it.pids())))  # what was killed and is nobody's child here ends a moment later
 
 
 async def _skip_hangs(folder: Path) -> None:

@@ -60,7 +60,8 @@ def _environment(folder: Path) -> dict[str, str]:
 def user(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[User]:
     folder = tmp_path_factory.mktemp("Jürgens Ordner")
     environment = _environment(folder) | {"COE_MODELS_DIR": str(models_dir)}
-    someone = User(folder, environment | {"COE_NO_ROUTE": "1"})
+    patience = {"COE_PATIENCE_S": os.environ["COE_PATIENCE_S"]}  # no wait is told, however slow the lab is
+    someone = User(folder, environment | patience | {"COE_NO_ROUTE": "1"})
     subprocess.run(
         [sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", ".venv"], cwd=folder, check=True
     )

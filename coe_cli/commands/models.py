@@ -99,6 +99,7 @@ def pull(
     """
     from coe_cli.core.routing.selection import all_models, models_for
     from coe_cli.runtime.planning.room import build_for, without_room
+    from coe_cli.runtime.probe import probe_machine
     from coe_cli.runtime.store.install import provider_on_disk, request_for
     from coe_cli.use_cases.fetching import fetch_requests
 
@@ -114,12 +115,14 @@ def pull(
     if not wanted:
         raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
     with output.waiting("looking for graphics cards"):
-        here = build_for(profiles, profile or os.environ.get("COE_PROFILE") or None)
+        machine = probe_machine()
+    here = build_for(profiles, profile or os.environ.get("COE_PROFILE") or None, machine)
     builds = {name: here if profile else provider_on_disk(name, models_dir) or here for name in dict.fromkeys(wanted)}
     requests = [request_for(name, catalog.on(build), models_dir) for name, build in builds.items()]
+    chosen = profiles.select(profile)
     for build in dict.fromkeys(builds.values()):
         of_build = [name for name in builds if builds[name] == build and (force or not (models_dir / name).exists())]
-        for name in without_room(of_build, profiles.select(profile), catalog, models_dir, provider=build):
+        for name in without_room(of_build, chosen, catalog, models_dir, provider=build, machine=machine):
             output.note(f"{name} will not run on this machine: its {build} build does not fit (coe fit -m {name})")
     fetch_requests(requests, output, force=force, as_is=as_is, yes=yes)
 

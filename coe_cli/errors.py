@@ -24,10 +24,12 @@ class CoeError(Exception):
     """A failure that the user can act on.
 
     ``message`` says what is wrong, ``hint`` what to do next; both are single sentences without a trailing newline.
+    ``param`` is the field of the request that it is about, where one is known.
     """
 
     exit_code: ExitCode = ExitCode.UNEXPECTED
     code: str = "unexpected"
+    param: str | None = None
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -71,10 +73,9 @@ class NothingToFill(UsageError):
 
 
 class UnusableGrammar(UsageError):
-    """No grammar can be made of a request's JSON schema, pattern or grammar. ``param`` is its field, where that is known."""
+    """No grammar can be made of a request's JSON schema, pattern or grammar."""
 
     code = "unusable_grammar"
-    param: str | None = None
 
 
 class UnsupportedArchitecture(UsageError):

@@ -50,7 +50,7 @@ class RowFailure(Struct, frozen=True):
     def of(cls, error: Exception) -> RowFailure:
         """A bug too costs its row and not the batch."""
         if isinstance(error, CoeError):
-            return cls(error.code, error.message, error.hint, getattr(error, "param", None) or "")
+            return cls(error.code, error.message, error.hint, error.param or "")
         return cls("unexpected", f"{type(error).__name__}: {error}", "Please report it.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from coe_cli.core.answers.answer import Answer
-from coe_cli.errors import CoeError, UnusableGrammar, from_code
+from coe_cli.errors import CoeError, from_code
 from coe_cli.runtime.batch.batch_engine import RowFailure, RowResult
 from coe_cli.runtime.batch.batch_index import RowHead
 from coe_cli.runtime.server.http_errors import error_object, status_of
@@ -54,8 +54,7 @@ def _openai(head: RowHead, result: RowResult) -> dict[str, Any]:
     response = None
     if failure.code != "invalid_row":
         problem: CoeError = from_code(failure.code, failure.message, failure.hint)
-        if isinstance(problem, UnusableGrammar):
-            problem.param = failure.param or None
+        problem.param = failure.param or None
         body = error_object(problem, "" if head.is_chat else "/v1/completions")
         response = {"status_code": status_of(problem), "request_id": f"req_{head.line}", "body": body}
     error = {"code": failure.code, "message": failure.message, "line": head.line}

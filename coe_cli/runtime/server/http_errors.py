@@ -136,8 +136,7 @@ def error_object(error: CoeError, path: str = "") -> dict[str, Any]:
     """``{"error": {"message", "type", "param", "code"}}`` as OpenAI has it."""
     message = message_of(error)
     params = _PARAMS | dict.fromkeys((PromptTooLong, UnknownToken), _PROMPTS.get(path, "messages"))
-    param: str | None = next((name for known, name in params.items() if isinstance(error, known)), None)
-    param = getattr(error, "param", param)
+    param = error.param or next((name for known, name in params.items() if isinstance(error, known)), None)
     kind, code = "server_error", error.code
     if isinstance(error, HttpError):
         kind = "server_error" if error.status >= 500 else "invalid_request_error"

@@ -19,7 +19,7 @@ from conftest import MODEL, Coe, Result, one_line
 from coe_cli.app import build_app, run
 from coe_cli.core.answers.conversations import Exchange
 from coe_cli.core.batch.batch_rows import InvalidRow, parse_line
-from coe_cli.core.hardware.profile import HistorySettings
+from coe_cli.core.hardware.profile import PROFILE_KEYS, HistorySettings
 from coe_cli.core.models.source_uri import as_hub_uri
 from coe_cli.runtime.conversation import history
 
@@ -203,6 +203,15 @@ def test_settings_are_written_into_the_users_yaml(bare_coe: Coe, here: Here) -> 
         "default_model",
     }
     assert here("config", "path").check().stdout.splitlines()[0] == str(file)
+
+
+def test_every_key_of_a_profile_is_a_setting(here: Here) -> None:
+    here("config", "set", "profile", "compact").check()
+    for key in PROFILE_KEYS:
+        of_profile = here("config", "get", f"profiles.compact.{key}").check().stdout
+        assert here("config", "get", key).check().stdout == of_profile
+    here("config", "set", "model-keep-alive", "90").check()
+    assert json.loads(here("profile", "show", "--format", "json").stdout)["profile"]["model_keep_alive_s"] == 90
 
 
 @pytest.mark.parametrize("arguments", [("profile", "show"), ("profile", "list"), ("route", "--no-pull", "Hi")])

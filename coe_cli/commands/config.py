@@ -12,8 +12,8 @@ from coe_cli.output.console import Output, ReportFormat
 app = typer.Typer(help="Settings of your own: get, set, edit, and where their files are.", no_args_is_help=True)
 
 _KEY = (
-    "profile, model, fallback, max_answer_tokens, context_length, or a path in the YAML: routing.enabled, "
-    "profiles.compact.vram_budget_mb, experts.sql_query.model."
+    "profile, model, expert, a key of the profile in force such as max_answer_tokens, or a path in the YAML: "
+    "routing.enabled, profiles.compact.vram_budget_mb, experts.sql_query.model."
 )
 
 

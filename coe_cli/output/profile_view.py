@@ -57,7 +57,7 @@ def write_profiles(output: Output, profiles: ProfileSet, table_format: TableForm
 
 def write_profile(output: Output, profile: HardwareProfile, table_format: TableFormat) -> None:
     """One profile with every setting, dotted names for the nested ones."""
-    document: dict[str, Any] = msgspec.to_builtins(profile)
+    document: dict[str, Any] = dict.fromkeys(LIST_FIELDS) | msgspec.to_builtins(profile)
     header, rows = ("setting", "value"), [row for row in _flat(document) if row[0] not in ("description", "notes")]
 
     def human() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from coe_cli.core.documents import Document
-from coe_cli.core.hardware.profile import load_profiles
+from coe_cli.core.hardware.profile import PROFILE_KEYS, load_profiles
 from coe_cli.core.layers import Layers
 from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import models_on_disk
@@ -25,9 +25,6 @@ from coe_cli.runtime.settings import read_profiles
 
 _OF_THE_CATALOG = ("default_model", "default_expert", "models", "experts")
 _SHORT = {"profile": "default_profile", "model": "default_model", "expert": "default_expert"}
-_OF_THE_PROFILE = ("fallback", "max_answer_tokens", "context_length", "keep_alive")
-"""Short keys of the profile that is in force."""
-
 
 SHIPPED: Final = object()
 """In place of a value: whatever is shipped."""
@@ -155,7 +152,7 @@ def edit_settings(*, experts: bool) -> Path:
 
 def _path_of(key: str) -> list[str]:
     short = key.strip().replace("-", "_")
-    if short in _OF_THE_PROFILE:
+    if short in PROFILE_KEYS:  # of the profile that is in force
         return ["profiles", read_profiles().select(os.environ.get("COE_PROFILE")).name, short]
     path = _SHORT.get(short, key.strip()).split(".")
     if not all(path):
@@ -180,7 +177,7 @@ def _check(file: Path, *, is_catalog: bool, shown: Path) -> None:
 def _defaults(profile: str) -> dict[str, Any]:
     """Settings of a profile that its entry need not write."""
     entry = read_profiles().profiles[profile]
-    return {"fallback": entry.fallback, "max_answer_tokens": entry.max_answer_tokens, "keep_alive": entry.keep_alive_s}
+    return {key: getattr(entry, key if hasattr(entry, key) else f"{key}_s") for key in PROFILE_KEYS}
 
 
 def _flat(before: str, section: dict[str, Any]) -> dict[str, Any]:

@@ -95,21 +95,31 @@ class RoutingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     two_experts: bool = True
 
 
-class _ProfileEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    vram_budget_mb: _PositiveInt | str
+class ProfileKeys(Struct, frozen=True, kw_only=True):
+    """The keys of a profile that are taken as they are written. Memory is in MB (2**20 bytes)."""
+
     max_concurrent_slots: Annotated[int, Meta(ge=1, le=1024)]
     context_length: Annotated[int, Meta(ge=16, le=2**24)]
     provider: Provider = field(default_factory=lambda: home().name)
     preload_enabled: bool = False
-    keep_alive: _Duration | None = None
-    model_keep_alive: _Duration | None = None
-    max_answer_tokens: Annotated[int, Meta(ge=1, le=2**24)] = MAX_ANSWER_TOKENS
-    fallback: bool | None = None
     description: str = ""
     notes: str = ""
+    max_answer_tokens: Annotated[int, Meta(ge=1, le=2**24)] = MAX_ANSWER_TOKENS
+    """Where an answer ends whose request names no limit."""
+
+
+class _ProfileEntry(ProfileKeys, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    vram_budget_mb: _PositiveInt | str
+    keep_alive: _Duration | None = None
+    model_keep_alive: _Duration | None = None
+    fallback: bool | None = None
 
     def __post_init__(self) -> None:
         spec_of(self.provider)
+
+
+PROFILE_KEYS = _ProfileEntry.__struct_fields__
+"""What a profile may say."""
 
 
 class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,17 +135,11 @@ class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
     model_keep_alive: _Duration | None = None
 
 
-class HardwareProfile(Struct, frozen=True):
-    """One profile with the settings that all profiles of its files share. Memory is in MB (2**20 bytes)."""
+class HardwareProfile(ProfileKeys, frozen=True, kw_only=True):
+    """One profile with the settings that all profiles of its files share."""
 
     name: str
     vram_budget_mb: int
-    max_concurrent_slots: int
-    context_length: int
-    provider: Provider
-    preload_enabled: bool
-    description: str
-    notes: str
     vram_components: VramComponents
     pressure_thresholds: PressureThresholds
     eviction_policy: EvictionPolicy
@@ -144,8 +148,6 @@ class HardwareProfile(Struct, frozen=True):
     """A college without requests for so long ends; None keeps it."""
     model_keep_alive_s: float | None = None
     """A model that was idle for so long is unloaded, unless the catalog says otherwise; None keeps it."""
-    max_answer_tokens: int = MAX_ANSWER_TOKENS
-    """Where an answer ends whose request names no limit."""
     fallback: bool = False
     """Whether the fallback model answers for an expert whose own is not installed, without being asked for."""
 
@@ -212,34 +214,26 @@ def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
                 raise layers.error(
                     [*key.split(".")], f"no profile is called `{name}`", nearest(name, list(content.profiles))
                 )
-        shared_keep_alive_s: float | None = DEFAULT_KEEP_ALIVE_S
-        if content.keep_alive is not None:
-            shared_keep_alive_s = _seconds(layers, ["keep_alive"], content.keep_alive)
-        shared_model_s: float | None = None
-        if content.model_keep_alive is not None:
-            shared_model_s = _seconds(layers, ["model_keep_alive"], content.model_keep_alive)
+
+        def seconds(said: _ProfileFile | _ProfileEntry, at: list[str | int], otherwise_s: float | None) -> float | None:
+            value = getattr(said, str(at[-1]))
+            return otherwise_s if value is None else _seconds(layers, at, value)
+
+        college_s = seconds(content, ["keep_alive"], DEFAULT_KEEP_ALIVE_S)
+        model_s = seconds(content, ["model_keep_alive"], None)
         profiles = {}
         for name, entry in content.profiles.items():
-            keep_alive_s, model_s = shared_keep_alive_s, shared_model_s
-            if entry.keep_alive is not None:
-                keep_alive_s = _seconds(layers, ["profiles", name, "keep_alive"], entry.keep_alive)
-            if entry.model_keep_alive is not None:
-                model_s = _seconds(layers, ["profiles", name, "model_keep_alive"], entry.model_keep_alive)
             profiles[name] = HardwareProfile(
                 name=name,
                 vram_components=content.vram_components or VramComponents(),
                 pressure_thresholds=content.pressure_thresholds or PressureThresholds(),
                 eviction_policy=content.eviction_policy or EvictionPolicy(),
                 auto_detect=auto,
-                keep_alive_s=keep_alive_s,
-                model_keep_alive_s=model_s,
-                **{
-                    field: getattr(entry, field)
-                    for field in _ProfileEntry.__struct_fields__
-                    if field not in ("vram_budget_mb", "keep_alive", "model_keep_alive", "fallback")
-                },
                 vram_budget_mb=_megabytes(layers, name, entry.vram_budget_mb),
+                keep_alive_s=seconds(entry, ["profiles", name, "keep_alive"], college_s),
+                model_keep_alive_s=seconds(entry, ["profiles", name, "model_keep_alive"], model_s),
                 fallback=on_host(entry.provider) if entry.fallback is None else entry.fallback,
+                **{key: getattr(entry, key) for key in ProfileKeys.__struct_fields__},
             )
         return ProfileSet(
             profiles=profiles,

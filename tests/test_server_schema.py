@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import Coe, examples
+from conftest import REPOSITORY, Coe, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Served, serving
@@ -18,43 +19,17 @@ from serving import Served, serving
 if TYPE_CHECKING:
     import schemathesis
 
-OPERATIONS = {
-    "POST /v1/chat/completions": 40,
-    "POST /v1/completions": 30,
-    "GET /v1/models": 1,
-    "GET /v1/models/{name}": 20,
-    "POST /v1/embeddings": 20,
-    "POST /v1/responses": 30,
-    "GET /v1/responses/{response_id}": 10,
-    "DELETE /v1/responses/{response_id}": 10,
-    "POST /v1/messages": 30,
-    "POST /v1/messages/count_tokens": 10,
-    "POST /api/chat": 30,
-    "POST /api/generate": 30,
-    "GET /api/tags": 1,
-    "POST /api/show": 10,
-    "GET /api/ps": 1,
-    "POST /api/pull": 10,
-    "POST /api/embed": 10,
-    "GET /api/version": 1,
-    "POST /completion": 20,
-    "POST /infill": 20,
-    "POST /tokenize": 20,
-    "POST /detokenize": 20,
-    "POST /apply-template": 20,
-    "GET /props": 10,
-    "GET /slots": 5,
-    "POST /v1/files": 10,
-    "GET /v1/files": 5,
-    "GET /v1/files/{file_id}": 10,
-    "DELETE /v1/files/{file_id}": 10,
-    "GET /v1/files/{file_id}/content": 10,
-    "POST /v1/batches": 10,
-    "GET /v1/batches": 5,
-    "GET /v1/batches/{batch_id}": 10,
-    "POST /v1/batches/{batch_id}/cancel": 10,
-}
-"""Every endpoint of the description, with the number of examples."""
+ENDPOINTS = [
+    f"{method.upper()} {path}"
+    for file in sorted((REPOSITORY / "coe_cli" / "runtime" / "server").glob("*.py"))
+    for method, path in re.findall(r'@app\.([a-z]+)\(\s*"([^"]+)"', file.read_text(encoding="utf-8"))
+]
+EXAMPLES = {
+    "POST /v1/chat/completions": 40, "POST /v1/completions": 30, "POST /v1/responses": 30, "POST /v1/messages": 30,
+    "POST /api/chat": 30, "POST /api/generate": 30, "GET /v1/models/{name}": 20, "POST /v1/embeddings": 20, "POST /completion": 20,
+    "POST /infill": 20, "POST /tokenize": 20, "POST /detokenize": 20, "POST /apply-template": 20,
+}  # fmt: skip
+"""How many, where it is not 10."""
 ANSWERED = (
     "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/messages", "POST /api/chat",
     "POST /completion", "POST /tokenize", "POST /detokenize",
@@ -97,7 +72,7 @@ def schema(served: Served, description: dict[str, Any]) -> Any:
 
 CASES = [
     (name, mode)
-    for name in OPERATIONS
+    for name in ENDPOINTS
     for mode in ("positive", "negative")
     if mode == "positive" or ("POST" in name and "{" not in name)
 ]
@@ -113,7 +88,7 @@ def test_no_failure_of_the_server(schema: Any, name: str, mode: str, share: floa
     seen: list[int] = []
 
     @settings(
-        max_examples=examples(max(1, round(share * OPERATIONS[name]))), derandomize=True, database=None,
+        max_examples=examples(max(1, round(share * EXAMPLES.get(name, 10)))), derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=schema[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
@@ -204,4 +179,19 @@ def _smaller(value: Any, name: str = "") -> Any:
 
 def test_the_description_is_complete(description: dict[str, Any]) -> None:
     found = [f"{method.upper()} {path}" for path, methods in description["paths"].items() for method in methods]
-    assert found == list(OPERATIONS)
+    assert sorted(found) == sorted(ENDPOINTS)
+
+
+def test_every_endpoint_is_on_a_page() -> None:
+    pages = "".join((REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("serving.md", "api.md"))
+    assert {path for _, path in map(str.split, ENDPOINTS) if f"`{path.partition('/{')[0]}`" not in pages} == set()
+
+
+def test_responses_are_counted_by_endpoint(served: Served) -> None:
+    """What somebody asks for that is not there has one name, however many addresses they try."""
+    for path in ("/v1/models/no-such", "/v1/models/nor-this", "/v1/nothing", "/nothing", "/api/version"):
+        served.request("GET", path)
+    text = served.request("GET", "/metrics").body.decode()
+    counted = set(re.findall(r'coe_http_responses_total\{path="(.*?)",status="(\d+)"\}', text))
+    assert {("/v1/models/{name}", "404"), ("other", "404"), ("/api/version", "200")} <= counted
+    assert {path for path, _ in counted if path.startswith("/v1/")} <= {name.split()[1] for name in ENDPOINTS}

@@ -55,10 +55,6 @@ _ALIASES = {
 }
 """Addresses as clients ask that were given the base URL without /v1."""
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
-_COUNTED_PATHS = {
-    "/", *_HEALTH_PATHS, "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/embed", *_LLAMA_PATHS, "/v1/files", "/v1/batches",
-    "/coe/ask", "/coe/route", "/coe/snapshot", "/coe/stop", "/coe/unload",
-}  # fmt: skip
 
 
 class _StopOptions(msgspec.Struct, frozen=True):
@@ -94,6 +90,8 @@ class Server:
         self._bodies = BodyBudget()
         self._responses: Counter[tuple[str, int]] = Counter()
         self._openai: Any = None
+        self._own = {"/coe/ask": self._ask, "/coe/route": self._route, "/coe/stop": self._end, "/coe/unload": self._unload}  # fmt: skip
+        self._paths = {"/", *_HEALTH_PATHS, "/metrics", "/coe/snapshot", *self._own}
         self._building = asyncio.Lock()
         self._large = asyncio.Lock()
 
@@ -140,7 +138,8 @@ class Server:
             if counts:
                 self._in_flight -= 1
                 self._last_request_at = time.monotonic()
-            self._responses[path if path in _COUNTED_PATHS else "other", status or 499] += 1
+            known = getattr(scope.get("route"), "path", path)  # with {name} for a part that is a name
+            self._responses[known if known in self._paths else "other", status or 499] += 1
             ACCESS_LOG.info(
                 "%s %s %s %s %.0f ms",
                 (scope.get("client") or ("-",))[0],
@@ -169,7 +168,7 @@ class Server:
                 await send({"type": "http.response.body", "body": body})
             elif path.startswith("/coe/"):
                 self._guard.check_token(headers)
-                await self._own(path, method, headers, receive, send)
+                await self._for_coe(scope, headers, receive, send)
             elif path == "/metrics":
                 _allow(method, "GET")
                 self._guard.check_key(headers)
@@ -183,7 +182,7 @@ class Server:
                         PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
                     if path.startswith("/api/"):  # Ollama's clients do not always say that they send JSON
                         told = [each for each in scope["headers"] if each[0] != b"content-type"]
-                        scope = {**scope, "headers": [*told, (b"content-type", b"application/json")]}
+                        scope["headers"] = [*told, (b"content-type", b"application/json")]
                     application = await self.openai()
                     if len(body) > _LARGE_BYTES:
                         async with self._large:  # taking one in holds the loop up: between two it serves others
@@ -199,6 +198,7 @@ class Server:
         async with self._building:
             if self._openai is None:
                 self._openai = await asyncio.to_thread(_build, self.college, self.resolver, self._batch_options)
+                self._paths |= {route.path for route in self._openai.routes}
         return self._openai
 
     # --- for everybody
@@ -225,41 +225,44 @@ class Server:
 
     # --- for coe itself
 
-    async def _own(self, path: str, method: str, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _for_coe(self, scope: MutableMapping[str, Any], headers: Headers, receive: Receive, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
         if path == "/coe/snapshot":
             _allow(method, "GET")
             await send_json(send, 200, self.status())
             return
-        if path not in ("/coe/ask", "/coe/route", "/coe/stop", "/coe/unload"):
+        if path not in self._own:
             raise HttpError(404, "there is nothing here", code="not_found")
         _allow(method, "POST")
         async with self._bodies.body(receive, headers) as body:
-            await self._answer_own(path, body, receive, send)
+            await self._own[path](body, receive, send)
 
-    async def _answer_own(self, path: str, body: bytes, receive: Receive, send: Send) -> None:
-        if path == "/coe/ask":
-            request = _decode(body, ChatRequest)
-            if self._log_prompts:
-                PROMPT_LOG.info("%s %s", path, body.decode("utf-8", "backslashreplace"))
-            await until_client_goes(receive, lambda: self._ask(request, send))
-        elif path == "/coe/route":
-            request = _decode(body, RouteRequest)
-            routed = await asyncio.to_thread(self.resolver.router.answer, request, self.college.loaded_models)
-            if routed is None:
-                raise HttpError(409, "this college routes by other examples", code="other_examples")
-            await send_json(send, 200, routed)
-        elif path == "/coe/stop":
-            await send_json(send, 202, {"pid": self.state.pid})
-            self._stop(_decode(body or b"{}", _StopOptions).drain)
-        else:
-            model = _decode(body, _UnloadOptions).model
-            line = next((m for m in self.status().models if m.name == model), None)
-            if line is None:
-                raise HttpError(404, f"model `{model}` is not loaded", "See `coe ps`.", code="model_missing")
-            self.college.unload(model)
-            await send_json(send, 202, line)
+    async def _route(self, body: bytes, receive: Receive, send: Send) -> None:
+        request = _decode(body, RouteRequest)
+        routed = await asyncio.to_thread(self.resolver.router.answer, request, self.college.loaded_models)
+        if routed is None:
+            raise HttpError(409, "this college routes by other examples", code="other_examples")
+        await send_json(send, 200, routed)
 
-    async def _ask(self, request: ChatRequest, send: Send) -> None:
+    async def _end(self, body: bytes, receive: Receive, send: Send) -> None:
+        await send_json(send, 202, {"pid": self.state.pid})
+        self._stop(_decode(body or b"{}", _StopOptions).drain)
+
+    async def _unload(self, body: bytes, receive: Receive, send: Send) -> None:
+        model = _decode(body, _UnloadOptions).model
+        line = next((m for m in self.status().models if m.name == model), None)
+        if line is None:
+            raise HttpError(404, f"model `{model}` is not loaded", "See `coe ps`.", code="model_missing")
+        self.college.unload(model)
+        await send_json(send, 202, line)
+
+    async def _ask(self, body: bytes, receive: Receive, send: Send) -> None:
+        request = _decode(body, ChatRequest)
+        if self._log_prompts:
+            PROMPT_LOG.info("/coe/ask %s", body.decode("utf-8", "backslashreplace"))
+        await until_client_goes(receive, lambda: self._answer(request, send))
+
+    async def _answer(self, request: ChatRequest, send: Send) -> None:
         """Events of one answer, one JSON object a line, errors among them; an empty line each second."""
         headers = [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -24,11 +24,11 @@ from pairs import COE, COLUMNS, ROOT, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.providers.settings import usable_cores
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
+from coe_cli.runtime.settings import load_profiles
 
 MODEL = "smollm2-135m"
 SYSTEM = "You are a helpful assistant. Answer the question briefly and in plain words."

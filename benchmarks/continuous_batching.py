@@ -27,11 +27,12 @@ from typing import Any
 from pairs import COE, ENVIRONMENT, print_table
 
 from coe_cli.core.memory.footprint import ExactAccounting
-from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, spec_from_folder
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.providers.cuda import CONTEXT_BYTES
 from coe_cli.providers import runtime_of
 from coe_cli.providers.settings import settings_from
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.single_worker import SingleWorker

@@ -25,8 +25,7 @@ from msgspec import structs
 
 from coe_cli.core.fleet.fleet_device import Job, ServiceTimes
 from coe_cli.core.fleet.fleet_simulation import SimulatedModel, SimulatedNode, simulate
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import PoolConfig, pool_from_profile
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
@@ -34,6 +33,8 @@ from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.memory_probe import MemoryProbe
 from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
+from coe_cli.runtime.settings import load_profiles
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 MODEL = "smollm2-135m"
@@ -216,11 +217,11 @@ def report(real: list[Seen], rates: Rates, pool: PoolConfig, cost: object, work_
 def scale(nodes: int, requests: int) -> None:
     import tempfile
 
-    from coe_cli.core.fleet.fleet import Simulation, load_fleet
+    from coe_cli.core.fleet.fleet import Simulation, fleet_of
     from coe_cli.runtime.fleet.fleet_placement import Placement
     from coe_cli.runtime.fleet.fleet_plan import problem_of
     from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet
-    from coe_cli.runtime.settings import read_catalog, read_profiles
+    from coe_cli.runtime.settings import read_catalog, read_document, read_profiles
 
     asked = {"python_backend": 60, "sql_query": 20, "general_reasoner": 40, "math_expert": 10, "medical_expert": 10}
     text = "nodes:\n"
@@ -233,7 +234,7 @@ def scale(nodes: int, requests: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "FLEET.yaml"
         path.write_text(text)
-        fleet = load_fleet(path, read_profiles(), read_catalog())
+        fleet = fleet_of(read_document(path), read_profiles(), read_catalog())
         problem = problem_of(fleet, read_catalog(), folders())
     begin = time.perf_counter()
     groups = Placement(problem).for_counts([node.type.count for node in fleet.nodes])

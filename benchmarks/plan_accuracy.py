@@ -37,11 +37,12 @@ from coe_cli.core.memory.footprint import (
     load_bytes,
     load_peak_bytes,
 )
-from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
-from coe_cli.core.models.onnx_graph import read_graph
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.providers import cpu, cuda
 from coe_cli.providers.settings import configure, default_provider_options, default_session_options
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.graph_files import read_graph
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.worker.worker_process import worker_environment
 
 ANSWER_TOKENS = 8

@@ -24,10 +24,10 @@ from coe_cli.core.bench.bench_figures import bandwidth_share
 from coe_cli.core.bench.bench_grid import Point
 from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.memory.prefill import CHUNK_TOKENS
-from coe_cli.core.models.model_spec import spec_from_folder
-from coe_cli.core.models.onnx_graph import read_graph
 from coe_cli.providers.settings import configure, default_provider_options, default_session_options
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.graph_files import read_graph
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 CONTEXT, TOKENS, REPEATS = 8192, 64, 3

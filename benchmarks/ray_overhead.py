@@ -18,9 +18,7 @@ from pairs import COLUMNS, ROOT, alternate, print_table
 
 sys.path.insert(0, str(ROOT))
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import load_catalog
-from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import Engine, PreparedRow, RowResult
 from coe_cli.runtime.batch.client_engine import client_engine
@@ -30,6 +28,8 @@ from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college_events import Ask
 from coe_cli.runtime.fleet.ray_setup import ray_engine
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
+from coe_cli.runtime.settings import load_catalog, load_profiles
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 MODEL = "smollm2-135m"

@@ -20,12 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pairs import print_table
 from routing_data import HAND_FORMS, development, is_right, other_pens, unseen, without_marks
 
-from coe_cli.core.models.catalog import GENERAL_EXPERT, load_catalog
+from coe_cli.core.models.catalog import GENERAL_EXPERT
 from coe_cli.core.routing.router import Decision, Router
-from coe_cli.core.routing.router_examples import TrainingSet, training_set
+from coe_cli.core.routing.router_examples import TrainingSet
 from coe_cli.runtime.folders import catalog_paths, folders
-from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router
+from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router, training_set
 from coe_cli.runtime.routing.router_training import train_router
+from coe_cli.runtime.settings import load_catalog
 
 
 def main() -> None:

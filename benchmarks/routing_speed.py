@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pairs import COE, alternate, first_byte_s, print_table
 
-from coe_cli.core.models.catalog import load_catalog
-from coe_cli.core.routing.router_examples import examples_digest, training_set
 from coe_cli.runtime.folders import catalog_paths
+from coe_cli.runtime.routing.router_cache import examples_digest, training_set
+from coe_cli.runtime.settings import load_catalog
 
 QUESTION = "Which customers have not ordered anything since March?"
 

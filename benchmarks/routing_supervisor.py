@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from routing_data import unseen
 
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.runtime.folders import catalog_paths, folders
 from coe_cli.runtime.routing.router_cache import open_router
+from coe_cli.runtime.settings import load_catalog
 
 PROMPTS = {
     "one or two": "How many different kinds of expert does this request need, one or two? Answer with one word.\n\n{}",

@@ -16,15 +16,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.routing.router import RouterWeights
-from coe_cli.core.routing.router_examples import training_set
 from coe_cli.core.routing.router_features import bounded
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.routing.embedder import EMBEDDED, Embedder, embedder_folder
 from coe_cli.runtime.routing.embedder_export import comparison_texts, prepare_embedder
 from coe_cli.runtime.routing.embedder_sources import fetch_embedder
-from coe_cli.runtime.routing.router_cache import router_digest, vector_stamp
+from coe_cli.runtime.routing.router_cache import router_digest, training_set, vector_stamp
 from coe_cli.runtime.routing.router_training import train_router
 from coe_cli.runtime.routing.shipped_router import (
     SCALARS,
@@ -36,6 +34,7 @@ from coe_cli.runtime.routing.shipped_router import (
     shipped_weights,
 )
 from coe_cli.runtime.routing.vector_cache import text_key
+from coe_cli.runtime.settings import load_catalog
 
 COMPARED = ("dense", "lexical", "bias", "pair_weights", *SCALARS)
 LARGEST_GAP = 0.02

@@ -17,8 +17,6 @@ from pairs import COLUMNS, MODEL, ROOT, alternate, first_byte_s, print_table
 
 sys.path.insert(0, str(ROOT))
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
@@ -26,6 +24,8 @@ from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
+from coe_cli.runtime.settings import load_profiles
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 PROMPT = "Name a colour."

@@ -66,10 +66,10 @@ def _healthy(port: int) -> bool:
 
 def start_coe(stack: ExitStack, folder: Path) -> int:
     """The college's port; its budget holds one model and a half."""
-    from coe_cli.core.hardware.profile import load_profiles
-    from coe_cli.core.models.model_spec import spec_from_folder
     from coe_cli.runtime.college.costs import cost_in
     from coe_cli.runtime.folders import folders, profile_paths
+    from coe_cli.runtime.model_folder.on_disk import spec_from_folder
+    from coe_cli.runtime.settings import load_profiles
 
     real = folders().models / MODEL
     (folder / "models").mkdir()

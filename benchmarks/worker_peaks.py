@@ -15,10 +15,11 @@ from typing import Any
 
 from coe_cli.core.hardware.profile import PerSlotEstimate
 from coe_cli.core.memory.footprint import ExactAccounting, FormulaAccounting
-from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.bench.bench_worker import BenchWorker
 from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.plan_inputs import memory_of
 
 ANSWER_TOKENS = 8

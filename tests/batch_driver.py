@@ -12,8 +12,6 @@ from pathlib import Path
 
 from byte_prompts import BytePrompts
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import CoeError
 from coe_cli.output.batch_view import TerminalBatchView
 from coe_cli.output.console import Output
@@ -26,6 +24,7 @@ from coe_cli.runtime.client.local import LocalOptions, local_client
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 
 def main() -> int:

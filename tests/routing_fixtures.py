@@ -180,10 +180,11 @@ def prepare_routing(cache: Path, source: Path) -> None:
 
     It is trained on every eighth of them, to stay quick: `tests/test_shipped_router.py` has all.
     """
-    from coe_cli.core.models.catalog import Catalog, load_catalog
+    from coe_cli.core.models.catalog import Catalog
     from coe_cli.core.routing.router_examples import TrainingSet
     from coe_cli.runtime.folders import Folders
     from coe_cli.runtime.routing import router_cache
+    from coe_cli.runtime.settings import load_catalog
 
     shipped = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
     where = Folders(models=cache, config=cache, state=cache, cache=cache)

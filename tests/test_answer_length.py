@@ -133,7 +133,7 @@ def test_a_raw_completion_has_openais_default(served: Served) -> None:
 
 
 def test_the_limit_is_1024_as_shipped(tmp_path: Path) -> None:
-    from coe_cli.core.hardware.profile import load_profiles
+    from coe_cli.runtime.settings import load_profiles
 
     shipped = load_profiles([REPOSITORY / "profiles" / "hardware_profiles.yaml"])
     assert {profile.max_answer_tokens for profile in shipped.profiles.values()} == {1024}

@@ -19,10 +19,8 @@ from conftest import MODEL, REPOSITORY, eventually
 from faulty_worker import expected
 
 from coe_cli.core.batch.batch_order import WORTH_A_COPY
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.footprint import load_bytes
-from coe_cli.core.models.catalog import load_catalog
-from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowResult
@@ -32,8 +30,10 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
+from coe_cli.runtime.settings import load_catalog, load_profiles
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 

@@ -13,10 +13,9 @@ import pytest
 from conftest import MODEL
 from operating_system import kill
 
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.calibration import apply
 from coe_cli.core.memory.footprint import ExactAccounting, load_bytes
-from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
@@ -26,8 +25,10 @@ from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.memory_probe import ResidentSetProbe
 from coe_cli.runtime.folders import profile_paths
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of
+from coe_cli.runtime.settings import load_profiles
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
 GREEDY = Sampling(temperature=0)

@@ -18,11 +18,11 @@ from byte_prompts import BytePrompts
 from college_trial import FakeProbe
 from model_store.tiny_model import write_tiny_model
 
-from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.engine import EngineSlots
 from coe_cli.runtime.worker.single_worker import load_message

@@ -77,7 +77,7 @@ sys.meta_path.insert(0, Blocked())
 """
 ROUTED = """
 from pathlib import Path
-from coe_cli.core.models.catalog import load_catalog
+from coe_cli.runtime.settings import load_catalog
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.router_cache import open_router

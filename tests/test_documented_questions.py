@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.routing.embedder import EMBEDDED
 from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router
+from coe_cli.runtime.settings import load_catalog
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERAL, PYTHON, SQL, DESIGN = "general_reasoner", "python_backend", "sql_query", "architecture_expert"

@@ -12,9 +12,8 @@ from conftest import REPOSITORY, Coe, examples, one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import ProfileInvalid
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 PROFILES = REPOSITORY / "profiles" / "hardware_profiles.yaml"
 CATALOG = REPOSITORY / "profiles" / "experts.yaml"

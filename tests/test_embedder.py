@@ -17,8 +17,6 @@ from operating_system import make_fifo
 from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 
 from coe_cli.core.hardware.machine import Machine
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.profile_report import check
@@ -29,6 +27,7 @@ from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.embedder_sources import EMBEDDED, EMBEDDERS, fetch_embedder
 from coe_cli.runtime.routing.router_cache import open_router
 from coe_cli.runtime.server.serve_process import college_profile
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles" / "hardware_profiles.yaml"

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 from conftest import MODEL
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.runtime.college.resolver import AUTO, ChatRequest, RequestResolver
 from coe_cli.runtime.folders import Folders, catalog_paths, profile_paths
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server.discovery import CollegeState
 from coe_cli.runtime.server.server import Server
+from coe_cli.runtime.settings import load_catalog, load_profiles
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 BLOCKING = {

@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 from coe_cli.commands import vram
 from coe_cli.core.fleet.fleet import Demand
 from coe_cli.core.fleet.fleet_problem import Group, Problem
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.errors import CoeError, DoesNotFit, ProfileInvalid, UsageError
 from coe_cli.package import install_command
 from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, EmbedderInfo
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
+from coe_cli.runtime.settings import load_profiles
 from tests.fleet_fixtures import kind_of
 
 FLEET: dict[str, Any] = {

@@ -24,12 +24,14 @@ from coe_cli.core.memory.footprint import (
     load_bytes,
     load_peak_bytes,
 )
-from coe_cli.core.models.catalog import ModelShape, load_catalog
+from coe_cli.core.models.catalog import ModelShape
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, spec_from_catalog
-from coe_cli.core.models.onnx_graph import GraphFacts, read_graph
+from coe_cli.core.models.onnx_graph import GraphFacts
 from coe_cli.core.providers import cpu, cuda, dml
 from coe_cli.core.units import power_of_two
 from coe_cli.runtime.folders import catalog_paths
+from coe_cli.runtime.model_folder.graph_files import read_graph
+from coe_cli.runtime.settings import load_catalog
 
 CATALOG = load_catalog(catalog_paths()[:1])
 CONSTANTS = PerSlotEstimate()

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_cli.core.answers.conversations import Exchange
-from coe_cli.core.hardware.profile import HistorySettings, load_profiles
+from coe_cli.core.hardware.profile import HistorySettings
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.conversation import history
 from coe_cli.runtime.conversation.history_file import SCHEMA_VERSION, History
 from coe_cli.runtime.folders import profile_paths
+from coe_cli.runtime.settings import load_profiles
 
 SETTINGS = HistorySettings()
 

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 
+import pytest
 from conftest import REPOSITORY
 
 MOST_LINES, MOST_FUNCTION_LINES = 400, 80
@@ -18,6 +19,21 @@ GIVEN_UP = re.compile(
     r"|overtak\w+|neighbour|next_piece|PIECE_TOKENS|LEAST_PIECE|Piece|Again|Beside|Elsewhere)\b"
 )
 """Names of the code that have the field's word in their place."""
+CORE_IMPORTS = {
+    *("__future__", "abc", "array", "bisect", "codecs", "collections", "collections.abc", "contextlib", "dataclasses"),
+    *("difflib", "enum", "fnmatch", "functools", "hashlib", "heapq", "importlib", "itertools", "json", "math"),
+    *("pathlib", "pkgutil", "random", "re", "shlex", "statistics", "struct", "sys", "types", "typing", "urllib.parse"),
+    *("zlib", "msgspec", "msgspec.structs", "numpy", "numpy.typing", "yaml", "coe_cli.core", "coe_cli.errors"),
+}
+"""``importlib`` and ``pkgutil`` find the modules of the providers, as ``import`` itself does."""
+EFFECTS = {
+    *("open", "print", "input", "exec", "eval", "__import__", "breakpoint", "stdin", "stdout", "stderr", "get_data"),
+    *("absolute", "chmod", "cwd", "exists", "expanduser", "glob", "hardlink_to", "is_dir", "is_fifo", "is_file"),
+    *("is_junction", "is_mount", "is_socket", "is_symlink", "iterdir", "lstat", "mkdir", "owner", "read_bytes"),
+    *("read_text", "readlink", "rename", "resolve", "rglob", "rmdir", "samefile", "stat", "symlink_to", "touch"),
+    *("unlink", "write_bytes", "write_text", "fromfile", "genfromtxt", "loadtxt", "memmap", "np.load", "np.save"),
+}
+"""Names by which the builtins, ``sys``, ``pkgutil``, ``Path`` and NumPy touch files and streams."""
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -43,6 +59,39 @@ def test_names_are_the_fields_words() -> None:
             names = [getattr(node, field, None) for field in ("id", "name", "attr", "arg")]
             found += [f"{path.name}: {name}" for name in names if isinstance(name, str) and GIVEN_UP.fullmatch(name)]
     assert found == []
+
+
+def _impure(text: str) -> list[str]:
+    """What in the text of a module imports or names something that has effects."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        named = [ast.unparse(node)] if isinstance(node, ast.Name | ast.Attribute) else []
+        named += [node.attr] if isinstance(node, ast.Attribute) else []
+        if isinstance(node, ast.ImportFrom):
+            imported, named = [f"{node.module}"], [alias.name for alias in node.names]
+        found += [name for name in imported if name not in CORE_IMPORTS and not name.startswith("coe_cli.core.")]
+        found += [name for name in named if name in EFFECTS]
+    return found
+
+
+def test_core_opens_stats_and_lists_no_file() -> None:
+    """Core is given bytes and texts; runtime reads them. No module is excepted."""
+    core = [path for path in FILES if path.is_relative_to(REPOSITORY / "coe_cli" / "core")]
+    assert [f"{path.name}: {found}" for path in core for found in _impure(path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("open(path)", "path.open()", "path.stat()", "path.is_file()", "list(path.iterdir())", "print('x')"),
+        *("import os.path", "import mmap", "from io import open", "import subprocess as s", "from os import stat"),
+        *("from coe_cli.runtime.regular_file import read_text", "import coe_cli.runtime", "from . import other"),
+        *("np.load(path)", "pkgutil.get_data('a', 'b')", "import importlib.resources", "sys.stdin.read()"),
+    ],
+)
+def test_an_effect_in_core_is_seen(line: str) -> None:
+    assert _impure(f"def function(path):\n    {line}\n") and not _impure("import re\nfrom pathlib import Path\n")
 
 
 def test_what_tests_and_scripts_import_is_there() -> None:

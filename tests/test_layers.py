@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_cli.core.documents import Document
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.layers import Layers
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import ProfileInvalid
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 PROFILES = REPOSITORY / "profiles" / "hardware_profiles.yaml"
 CATALOG = REPOSITORY / "profiles" / "experts.yaml"
@@ -95,14 +94,8 @@ _trees = st.recursive(
 
 
 @given(layers=st.lists(st.dictionaries(st.sampled_from("abcd"), _trees, max_size=3), min_size=1, max_size=3))
-def test_every_leaf_is_that_of_the_last_file_which_has_it(
-    tmp_path_factory: pytest.TempPathFactory, layers: list[dict[str, object]]
-) -> None:
-    folder = tmp_path_factory.mktemp("layers")
-    documents = []
-    for number, layer in enumerate(layers):
-        (folder / f"{number}.yaml").write_text(json.dumps(layer))
-        documents.append(Document(folder / f"{number}.yaml"))
+def test_every_leaf_is_that_of_the_last_file_which_has_it(layers: list[dict[str, object]]) -> None:
+    documents = [Document(Path(f"{number}.yaml"), json.dumps(layer)) for number, layer in enumerate(layers)]
     merged = Layers(documents).data
 
     def check(value: object, path: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 from conftest import MODEL, ids_of
 
-from coe_cli.core.models.model_spec import spec_from_folder
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.single_worker import load_message
 from coe_cli.runtime.worker.worker_process import WorkerProcess

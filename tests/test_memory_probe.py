@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.probes import pdh
 from coe_cli.providers.cuda import NvmlMemory
 from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
@@ -29,7 +28,9 @@ from coe_cli.runtime.college.memory_probe import (
     usage_sampler,
 )
 from coe_cli.runtime.folders import folders, profile_paths
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
+from coe_cli.runtime.settings import load_profiles
 
 FIXTURES = Path(__file__).parent / "fixtures" / "probes"
 PROFILES = load_profiles(profile_paths()[:1])

@@ -13,10 +13,8 @@ from test_planner import made
 
 from coe_cli.core.answers.conversations import Conversation, ConversationRow, LoggedMessage
 from coe_cli.core.findings import Finding, Level
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport, How
 from coe_cli.core.memory.planner import compare_row
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.names import share_words, size_words
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
 from coe_cli.output.college_view import write_status
@@ -32,6 +30,7 @@ from coe_cli.output.setup_view import write_setup
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.own_experts import expert_cards
 from coe_cli.runtime.planning.setup_plan import SetupModel, SetupPlan
+from coe_cli.runtime.settings import load_catalog, load_profiles
 from coe_cli.runtime.store.inventory import list_models
 
 

@@ -10,7 +10,7 @@ from conftest import MODEL, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.models.onnx_graph import external_data_sizes, read_graph
+from coe_cli.runtime.model_folder.graph_files import external_data_sizes, read_graph
 
 
 def _by_onnx(graph: Path) -> dict[str, int]:

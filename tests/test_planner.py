@@ -11,19 +11,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from coe_cli.core.hardware.profile import HardwareProfile, PressureThresholds, Provider, load_profiles
+from coe_cli.core.hardware.profile import HardwareProfile, PressureThresholds, Provider
 from coe_cli.core.memory.footprint import ACCOUNTING_NAMES, AccountingName, ExactAccounting, ModelMemory, accounting
 from coe_cli.core.memory.planner import Plan, plan
 from coe_cli.core.memory.pressure import PressureLevel, pressure, pressure_level
 from coe_cli.core.memory.scenario import Known, Role, Scenario, working_set
 from coe_cli.core.memory.solve import largest_context, most_slots, smallest_budget_mb
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_catalog
 from coe_cli.core.models.onnx_graph import GraphFacts
 from coe_cli.core.scheduling.scheduler import Scheduler
 from coe_cli.core.scheduling.scheduler_events import Event, Load, Loaded, Request, Start
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.runtime.folders import catalog_paths, profile_paths
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 CATALOG = load_catalog(catalog_paths()[:1])
 PROFILES = load_profiles(profile_paths()[:1])

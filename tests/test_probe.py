@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 from coe_cli.core.hardware.machine import Adapter, Machine, card_mb, free_mb, pick_profile
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.probes import ProbeFailed, dxgi, nvidia, pdh
 from coe_cli.probes.amd_sysfs import AmdSysfsProbe, open_amd
@@ -19,6 +18,7 @@ from coe_cli.probes.cpu import read_memory
 from coe_cli.probes.pci import PciProbe
 from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.probe import merge_adapters, probe_machine, remember, remembered
+from coe_cli.runtime.settings import load_profiles
 
 FIXTURES = Path(__file__).parent / "fixtures" / "probes"
 PROFILES = load_profiles(profile_paths()[:1])

@@ -15,12 +15,11 @@ from typer.testing import CliRunner
 
 from coe_cli.commands import profile as command
 from coe_cli.core.hardware.machine import Adapter, Machine
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.profile_check import CheckReport
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.planning.profile_report import check
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 

@@ -18,11 +18,9 @@ from conftest import REPOSITORY
 import coe_cli
 from coe_cli import package, providers
 from coe_cli.core import providers as specs
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.footprint import ExactAccounting
 from coe_cli.core.memory.planner import plan
 from coe_cli.core.memory.scenario import Known, Role, Scenario
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import spec_from_catalog
 from coe_cli.core.providers import all_specs, for_card, host, names, runs_on, spec_of
 from coe_cli.errors import DeviceLost, OutOfMemory, UsageError
@@ -31,6 +29,7 @@ from coe_cli.providers.settings import configure, default_session_options, setti
 from coe_cli.runtime.doctor.software import check_packages
 from coe_cli.runtime.folders import catalog_paths, profile_paths
 from coe_cli.runtime.planning.plan_inputs import memory_of
+from coe_cli.runtime.settings import load_catalog, load_profiles
 from coe_cli.runtime.worker.oga_errors import from_oga
 
 ROOT = Path(coe_cli.__file__).parent

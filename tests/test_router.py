@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_fixtures import EXAMPLES, write_catalog
 
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.routing.router import Decision, Router, Scored, prefer_resident
-from coe_cli.core.routing.router_examples import TrainingSet, examples_digest, training_set
+from coe_cli.core.routing.router_examples import TrainingSet
 from coe_cli.core.routing.router_features import MAX_CLAUSES, bounded, clauses
 from coe_cli.errors import ProfileInvalid
+from coe_cli.runtime.routing.router_cache import examples_digest, training_set
 from coe_cli.runtime.routing.router_training import train_router
+from coe_cli.runtime.settings import load_catalog
 
 SHIPPED = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
 

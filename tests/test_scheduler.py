@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coe_cli.core.hardware.profile import PressureThresholds, load_profiles
+from coe_cli.core.hardware.profile import PressureThresholds
 from coe_cli.core.scheduling.pool_memory import PoolMemory
 from coe_cli.core.scheduling.scheduler import Scheduler
 from coe_cli.core.scheduling.scheduler_events import (
@@ -39,6 +39,7 @@ from coe_cli.core.scheduling.scheduler_events import (
 )
 from coe_cli.core.scheduling.scheduler_state import ModelCost, ModelStatus, PoolConfig, pool_from_profile
 from coe_cli.errors import DoesNotFit
+from coe_cli.runtime.settings import load_profiles
 
 
 def scheduler(costs: dict[str, tuple[float, float] | ModelCost], **config: object) -> Scheduler:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from conftest import MODEL, REPOSITORY
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import Catalog, load_catalog
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.routing.router import Decision, Scored, swap_aware
 from coe_cli.core.routing.selection import choose_model, choose_profile
 from coe_cli.errors import ModelMissing, ProfileInvalid, UsageError
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 DEEPSEEK, SQL, LAW = "DeepSeek-R1-Distill-Qwen-7B-DML", "sqlcoder-7b-2-DML", "law-LLM-DML"
 PROFILES = load_profiles([REPOSITORY / "profiles" / "hardware_profiles.yaml"])

@@ -11,8 +11,6 @@ import pytest
 from conftest import MODEL, REPOSITORY, Coe
 from serving import Response, Served, serving
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import DeviceLost, ProfileInvalid
 from coe_cli.runtime.college import resolver as resolver_module
@@ -22,6 +20,7 @@ from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import Embedder, embedder_folder
 from coe_cli.runtime.routing.router_cache import open_router
 from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.settings import load_catalog, load_profiles
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 SHIPPED = REPOSITORY / "profiles"

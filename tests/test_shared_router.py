@@ -13,13 +13,13 @@ import pytest
 from conftest import Coe, eventually
 from serving import serving
 
-from coe_cli.core.models.catalog import Catalog, load_catalog
+from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.routing.router import RouteRequest
-from coe_cli.core.routing.router_examples import examples_digest
 from coe_cli.errors import CoeError, ModelMissing
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.routing.router_cache import open_router
+from coe_cli.runtime.routing.router_cache import examples_digest, open_router
 from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.settings import load_catalog
 
 SHIPPED = Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"
 OTHER = """

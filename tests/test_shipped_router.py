@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.routing.router import Router
-from coe_cli.core.routing.router_examples import TrainingSet, training_set
+from coe_cli.core.routing.router_examples import TrainingSet
 from coe_cli.core.routing.router_features import NEIGHBOURS, bounded
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing import router_training
@@ -19,7 +18,7 @@ from coe_cli.runtime.routing.bert_graph import written_digest
 from coe_cli.runtime.routing.embedder import EMBEDDED, EMBEDDER_FORMAT, EmbedderInfo
 from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
-from coe_cli.runtime.routing.router_cache import Allowed, open_router, router_digest, vector_stamp
+from coe_cli.runtime.routing.router_cache import Allowed, open_router, router_digest, training_set, vector_stamp
 from coe_cli.runtime.routing.router_training import SETTINGS
 from coe_cli.runtime.routing.shipped_router import (
     SHIPPED,
@@ -29,6 +28,7 @@ from coe_cli.runtime.routing.shipped_router import (
     shipped_weights,
 )
 from coe_cli.runtime.routing.vector_cache import VectorCache, text_key
+from coe_cli.runtime.settings import load_catalog
 
 CATALOG = load_catalog([Path(__file__).resolve().parent.parent / "profiles" / "experts.yaml"])
 PINNED = {source.sha256["model.safetensors"] for source in EMBEDDERS[EMBEDDED]}

@@ -15,16 +15,15 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from coe_cli.commands import vram
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.memory.calibration import CalibrationRecord
 from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.models.model_spec import spec_from_catalog
 from coe_cli.errors import ModelDamaged, ProfileInvalid, UsageError
 from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.college.costs import cost_in, slot_context
 from coe_cli.runtime.folders import catalog_paths, profile_paths
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -17,9 +17,8 @@ from model_store.tiny_model import catalog_entry
 from serving import Served, serving
 from ways import WAYS, say
 
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.routing.selection import all_models
+from coe_cli.runtime.settings import load_catalog, load_profiles
 
 EXPERT, MISSING, SMALL = "sql_query", "sqlcoder-7b-2-DML", "small-model"
 NOT_INSTALLED = f"{EXPERT}'s model {MISSING} is not installed (3.8 GB)"

@@ -11,9 +11,10 @@ import pytest
 from conftest import MODEL
 
 from coe_cli.core.memory.footprint import ExactAccounting
-from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.single_worker import load_message

@@ -64,8 +64,8 @@ def node(
             f"profile {report.profile.name} does not suit this machine: {problem.message}",
             f"See `coe profile check {report.profile.name}`, or let `coe node --auto` choose.",
         )
-    from coe_cli.core.models.model_spec import models_on_disk
     from coe_cli.providers.settings import worker_threads
+    from coe_cli.runtime.model_folder.on_disk import models_on_disk
 
     resources = node_resources(report.profile, models_on_disk(where.models), worker_threads())
     windows = sys.platform == "win32"

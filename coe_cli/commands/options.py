@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coe_cli.core.answers.limits import TOP_K
-from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.providers import names
 from coe_cli.errors import CoeError
 from coe_cli.output.console import ReportFormat, TableFormat
 from coe_cli.output.errors import warn_of
 from coe_cli.runtime import settings
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 
 if TYPE_CHECKING:
     from coe_cli.core.hardware.profile import ProfileSet

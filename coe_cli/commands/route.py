@@ -109,8 +109,8 @@ def route(
 def _by_the_college(question: str, catalog: Catalog, embedder: str | None) -> RouteAnswer | None:
     """The running college's decision, or None where none runs or it cannot tell; it need not load anything for that."""
     from coe_cli.core.routing.router import RouteRequest
-    from coe_cli.core.routing.router_examples import examples_digest
     from coe_cli.errors import CoeError
+    from coe_cli.runtime.routing.router_cache import examples_digest
     from coe_cli.runtime.server import college_client
 
     college = college_client.find()

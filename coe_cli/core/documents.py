@@ -10,12 +10,8 @@ import msgspec
 import yaml
 
 from coe_cli.core.names import did_you_mean
-from coe_cli.core.regular_file import read_regular
-from coe_cli.core.text_encoding import decode_text
-from coe_cli.errors import ProfileInvalid
+from coe_cli.errors import ProfileInvalid, first_line
 
-MAX_BYTES = 8 * 2**20
-"""Of a file; the shipped examples have half a megabyte."""
 _MAX_DEPTH = 64
 _MAX_VALUES = 1_000_000
 """With each alias counted as what it stands for."""
@@ -29,20 +25,14 @@ _STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>\d+|\.\.\.)\]")
 
 
 class Document:
-    """One YAML file with its node tree, so that any key can be traced back to its line.
+    """The ``text`` of one YAML file with its node tree, so that any key can be traced back to its line.
 
     Raises:
-        ProfileInvalid: the file cannot be read, is not YAML, or writes a key twice.
+        ProfileInvalid: it is not YAML, or writes a key twice.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, text: str) -> None:
         self.path = path
-        try:
-            text = decode_text(read_regular(path, MAX_BYTES))  # editors on Windows write a BOM, PowerShell UTF-16
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProfileInvalid(
-                f"{path}: cannot be read: {_reason(error)}", "Check the path and its permissions."
-            ) from None
         loader = _Loader(text)
         try:
             self._refuse_deep_nesting(text)
@@ -57,7 +47,7 @@ class Document:
                 f"{where}: not valid YAML: {_printable(problem)}", "Correct the line; YAML is indented by spaces."
             ) from None
         except (RecursionError, ValueError, OverflowError) as error:
-            raise ProfileInvalid(f"{path}: cannot be read as YAML: {_reason(error)}", "Simplify the file.") from None
+            raise ProfileInvalid(f"{path}: cannot be read as YAML: {first_line(error)}", "Simplify the file.") from None
         finally:
             loader.dispose()
 
@@ -191,10 +181,6 @@ class Document:
 def _printable(text: str) -> str:
     """Text of the file as one line that cannot drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _at(data: Any, path: list[str | int]) -> Any:

@@ -40,8 +40,10 @@ class Layers(Document):
         return self._documents[-1].error(key_path, problem, hint)
 
 
-def load_layers(paths: list[Path], own: Path | None, build: Callable[[Layers], T]) -> tuple[T, dict[str, Problem]]:
-    """Build a value from YAML files, each later one over those before it.
+def build_layers(
+    documents: list[Document], own: Path | None, build: Callable[[Layers], T]
+) -> tuple[T, dict[str, Problem]]:
+    """Build a value from YAML documents, each later one over those before it.
 
     What is wrong in the file ``own`` (the one in the user's configuration folder) does not stop commands that need nothing of
     it: its entries are then taken one by one, and those that do not fit are left out and returned by their key
@@ -50,17 +52,8 @@ def load_layers(paths: list[Path], own: Path | None, build: Callable[[Layers], T
     Raises:
         ProfileInvalid: another file is wrong.
     """
-    problems: dict[str, Problem] = {}
-    documents: list[Document] = []
-    for path in paths:
-        try:
-            documents.append(Document(path))
-        except ProfileInvalid as error:
-            if path != own:
-                raise
-            problems[""] = Problem(error.message, error.hint)
     try:
-        return build(Layers(documents)), problems
+        return build(Layers(documents)), {}
     except ProfileInvalid as error:
         mine = next((document for document in documents if document.path == own), None)
         if mine is None:

@@ -10,9 +10,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.models.model_spec import GENAI_CONFIG, models_on_disk
+from coe_cli.core.models.model_spec import GENAI_CONFIG
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.store.integrity import MANIFEST
 
 _SECRET = re.compile(r"hf_\w+|sk-[\w-]+|ghp_\w+|(?<=://)[^/\s@]+(?=@)")

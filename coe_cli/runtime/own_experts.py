@@ -8,12 +8,12 @@ from typing import Any
 
 from msgspec import Struct
 
-from coe_cli.core.documents import Document
 from coe_cli.core.models.catalog import EXPERT_NAME, GENERAL_EXPERT, Catalog
-from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.errors import ModelMissing, UsageError
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.own_settings import SHIPPED, write_setting
+from coe_cli.runtime.settings import read_document
 
 
 class ExpertCard(Struct, frozen=True):
@@ -96,6 +96,6 @@ def check_model_is_here(catalog: Catalog, model: str) -> None:
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    data = Document(path).data if path.exists() else None
+    data = read_document(path).data if path.exists() else None
     found = data.get("experts") if isinstance(data, dict) else None
     return found if isinstance(found, dict) else {}

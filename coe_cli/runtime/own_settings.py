@@ -12,16 +12,14 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from coe_cli.core.documents import Document
-from coe_cli.core.hardware.profile import PROFILE_KEYS, load_profiles
+from coe_cli.core.hardware.profile import PROFILE_KEYS
 from coe_cli.core.layers import Layers
-from coe_cli.core.models.catalog import load_catalog
-from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.names import nearest
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
-from coe_cli.runtime.settings import read_profiles
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
+from coe_cli.runtime.settings import load_catalog, load_profiles, read_document, read_profiles
 
 _OF_THE_CATALOG = ("default_model", "default_expert", "models", "experts")
 _SHORT = {"profile": "default_profile", "model": "default_model", "expert": "default_expert"}
@@ -46,7 +44,7 @@ def get_setting(key: str) -> Any:
     """
     path = _path_of(key)
     files = catalog_paths() if path[0] in _OF_THE_CATALOG else profile_paths()
-    value: Any = Layers([Document(file) for file in files]).data
+    value: Any = Layers([read_document(file) for file in files]).data
     for number, step in enumerate(path):
         if path == ["default_expert"] and step not in value:
             return None
@@ -64,7 +62,7 @@ def own_settings() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in (own_profiles(), own_catalog()):
         if file.exists():
-            found |= _flat("", Document(file).data or {})
+            found |= _flat("", read_document(file).data or {})
     return found
 
 
@@ -97,7 +95,7 @@ def write_setting(path: list[str], given: Any) -> Path:
     editor = YAML()
     editor.preserve_quotes, editor.width = True, 4096
     if file.exists():
-        Document(file)  # says what is wrong with it, where something is
+        read_document(file)  # says what is wrong with it, where something is
     content = editor.load(file.read_text(encoding="utf-8-sig")) if file.exists() else None
     content = CommentedMap() if content is None else content
     section = content

@@ -1,4 +1,4 @@
-"""Profiles and catalog as this user has them, with what was read of their files kept for the next start.
+"""Reads YAML files: profiles and catalog as this user has them, with what was read of them kept for the next start.
 
 Reading the YAML costs more than all else that a listing does. What was read is kept in the cache folder and used again
 while every file is the same by path, size and modification time, and coe is of the same version.
@@ -7,24 +7,88 @@ while every file is the same by path, size and modification time, and coe is of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from coe_cli import __version__
-from coe_cli.core.regular_file import read_regular
+from coe_cli.core.text_encoding import decode_text
+from coe_cli.errors import ProfileInvalid, first_line
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
+from coe_cli.runtime.regular_file import read_regular
 
 if TYPE_CHECKING:
+    from coe_cli.core.documents import Document
     from coe_cli.core.hardware.profile import ProfileSet
+    from coe_cli.core.layers import Layers
     from coe_cli.core.models.catalog import Catalog
 
-T = TypeVar("T")
-_MAX_BYTES = 8 * 2**20
+T = TypeVar("T", bound=msgspec.Struct)
+MAX_BYTES = 8 * 2**20
+"""Of a YAML file; the shipped examples have half a megabyte."""
+
+
+def read_document(path: Path) -> Document:
+    """The YAML file ``path``.
+
+    Raises:
+        ProfileInvalid: it cannot be read, is not YAML, or writes a key twice.
+    """
+    from coe_cli.core.documents import Document
+
+    try:
+        text = decode_text(read_regular(path, MAX_BYTES))  # editors on Windows write a BOM, PowerShell UTF-16
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ProfileInvalid(f"{path}: cannot be read: {reason}", "Check the path and its permissions.") from None
+    return Document(path, text)
+
+
+def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
+    """Read profile files, the first one complete and each later one merged over those before it by key.
+
+    A broken entry of the file ``own`` is left out (see ``build_layers``).
+
+    Raises:
+        ProfileInvalid: another file is unreadable or breaks the schema, or a threshold is out of order.
+    """
+    from coe_cli.core.hardware.profile import profiles_of
+
+    return _load(paths, own, profiles_of)
+
+
+def load_catalog(paths: list[Path], own: Path | None = None, on_disk: Collection[str] = ()) -> Catalog:
+    """Read catalog files, merged as ``load_profiles`` does it; ``on_disk`` are the names of the models in the models folder.
+
+    Raises:
+        ProfileInvalid: another file than ``own`` is unreadable, breaks the schema, or names a model that does not exist.
+    """
+    from coe_cli.core.models.catalog import catalog_of
+
+    return _load(paths, own, functools.partial(catalog_of, on_disk=on_disk))
+
+
+def _load(paths: list[Path], own: Path | None, build: Callable[[Layers], T]) -> T:
+    """What ``build`` makes of these files, with their ``paths`` and with the ``problems`` of the file ``own``."""
+    from coe_cli.core.layers import build_layers
+    from coe_cli.core.problem import Problem
+
+    problems: dict[str, Problem] = {}
+    documents: list[Document] = []
+    for path in paths:
+        try:
+            documents.append(read_document(path))
+        except ProfileInvalid as error:
+            if path != own:
+                raise
+            problems[""] = Problem(error.message, error.hint)
+    value, broken = build_layers(documents, own, build)
+    return msgspec.structs.replace(value, paths=tuple(paths), problems=problems | broken)
 
 
 def read_profiles(extra: Path | None = None) -> ProfileSet:
@@ -33,7 +97,7 @@ def read_profiles(extra: Path | None = None) -> ProfileSet:
     Raises:
         ProfileInvalid: a file other than the user's is wrong; what is wrong in that one is among the ``problems``.
     """
-    from coe_cli.core.hardware.profile import ProfileSet, load_profiles
+    from coe_cli.core.hardware.profile import ProfileSet
 
     paths = profile_paths(extra)
     return _kept("profiles", paths, [], ProfileSet, lambda: load_profiles(paths, own_profiles()))
@@ -47,8 +111,8 @@ def read_catalog(extra: Path | None = None) -> Catalog:
     Raises:
         ProfileInvalid: a file other than the user's is wrong; what is wrong in that one is among the ``problems``.
     """
-    from coe_cli.core.models.catalog import Catalog, load_catalog
-    from coe_cli.core.models.model_spec import models_on_disk
+    from coe_cli.core.models.catalog import Catalog
+    from coe_cli.runtime.model_folder.on_disk import models_on_disk
 
     paths, on_disk = catalog_paths(extra), list(models_on_disk(folders().models))
     return _kept("catalog", paths, on_disk, Catalog, lambda: load_catalog(paths, own_catalog(), on_disk))
@@ -64,7 +128,7 @@ def settings_digest(profiles_file: Path | None, catalog_file: Path | None) -> st
     digest = hashlib.sha256(os.environ.get("COE_EMBEDDER", "").encode("utf-8", "surrogateescape"))
     try:
         for path in (*profile_paths(profiles_file), *catalog_paths(catalog_file)):
-            digest.update(hashlib.sha256(read_regular(path, _MAX_BYTES)).digest())
+            digest.update(hashlib.sha256(read_regular(path, MAX_BYTES)).digest())
     except OSError:
         return ""
     return digest.hexdigest()

@@ -14,7 +14,6 @@ from msgspec import structs
 
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.core.routing.selection import choose_model
 from coe_cli.core.text_encoding import MARK_BYTES, encoding_of
 from coe_cli.errors import UsageError
@@ -29,6 +28,7 @@ from coe_cli.runtime.college.college_profile import college_profile
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.use_cases.clients import CollegePlace, serve_options
 

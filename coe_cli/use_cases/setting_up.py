@@ -72,7 +72,7 @@ def run_setup(
 
 def offer_setup(catalog_of: Callable[[], Catalog], profiles_of: Callable[[], ProfileSet], output: Output) -> bool:
     """What a first question on a terminal offers, where nothing is set up yet; whether that was done."""
-    from coe_cli.core.models.model_spec import models_on_disk
+    from coe_cli.runtime.model_folder.on_disk import models_on_disk
 
     if (
         not is_interactive(output)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from model_store.tiny_model import write_tiny_model
 
 from coe_cli.core.models.genai_config import GENAI_CONFIG, MAX_CONFIG_BYTES, parse_config
-from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.errors import CoeError, ModelDamaged
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 
 # The allow-list once more, so that a key that is added to it is added in two places.
 ROOT = "model search engine speculative"

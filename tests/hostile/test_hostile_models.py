@@ -13,8 +13,9 @@ import pytest
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
 
-from coe_cli.core.models.genai_config import parse_config, read_config
+from coe_cli.core.models.genai_config import parse_config
 from coe_cli.errors import ModelDamaged
+from coe_cli.runtime.model_folder.model_files import read_config
 from coe_cli.runtime.store.golden_answer import continue_prompts
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.store.verify import verify

@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
+from msgspec import structs
 from operating_system import make_fifo, make_link
 
-from coe_cli.core import documents
-from coe_cli.core.hardware.profile import load_profiles
-from coe_cli.core.models.catalog import load_catalog
-from coe_cli.core.routing.router_examples import training_set
 from coe_cli.errors import CoeError
+from coe_cli.runtime import settings
 from coe_cli.runtime.bench import bench_job
 from coe_cli.runtime.folders import catalog_paths, profile_paths
-from coe_cli.runtime.settings import settings_digest
+from coe_cli.runtime.routing.router_cache import training_set
+from coe_cli.runtime.settings import load_catalog, load_profiles, settings_digest
 from coe_cli.runtime.store.integrity import read_manifest
 
 
@@ -85,7 +84,8 @@ def test_the_users_own_files_are_looked_at_the_same_way(coe: Coe, tmp_path: Path
 
 def test_an_examples_file_that_is_none_counts_as_missing(tmp_path: Path) -> None:
     catalog = load_catalog(catalog_paths())
-    few = training_set(catalog, fifo(tmp_path / "examples.yaml"))
+    fifo(tmp_path / "routing_examples.yaml")
+    few = training_set(structs.replace(catalog, paths=(tmp_path / "experts.yaml",)))
     assert 0 < len(few.single) < len(training_set(catalog).single)
 
 
@@ -98,7 +98,7 @@ def test_a_manifest_that_is_none_is_no_manifest(tmp_path: Path) -> None:
 
 def test_sizes_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.yaml"
-    path.write_bytes(b"# " + b"x" * documents.MAX_BYTES)
+    path.write_bytes(b"# " + b"x" * settings.MAX_BYTES)
     with pytest.raises(CoeError, match="more than 8388608 bytes"):
         load_profiles([*profile_paths(), path])
     monkeypatch.setattr(bench_job, "_MAX_REPORT_BYTES", 1000)

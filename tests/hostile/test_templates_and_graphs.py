@@ -15,7 +15,8 @@ from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
 from onnx import TensorProto, helper
 
-from coe_cli.core.models.onnx_external import Operator, graph_needs
+from coe_cli.core.models.onnx_external import Operator
+from coe_cli.runtime.model_folder.graph_files import graph_needs
 from coe_cli.runtime.prompts import prompts
 from coe_cli.runtime.store.verify import verify
 from hostile.zoo import edit_json

@@ -11,19 +11,20 @@ import pytest
 from conftest import REPOSITORY
 from msgspec import structs
 
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.core.importing.encodings import fitted, rules_for
 from coe_cli.core.importing.genai_config import SpecialTokens, genai_config
 from coe_cli.core.memory.footprint import ExactAccounting
 from coe_cli.core.models.genai_config import parse_config
-from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
-from coe_cli.core.models.onnx_graph import read_graph
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.providers import spec_of
 from coe_cli.errors import UsageError
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.importing.source import inspect
 from coe_cli.runtime.importing.write_decoder import write_decoder
+from coe_cli.runtime.model_folder.graph_files import read_graph
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.plan_inputs import memory_of
+from coe_cli.runtime.settings import load_profiles
 from coe_cli.runtime.worker.engine import is_paged
 from importing.configurations import CONFIGURATIONS, write_folder
 

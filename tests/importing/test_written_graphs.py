@@ -12,11 +12,10 @@ import pytest
 
 from coe_cli.core.importing.encodings import encoding_of
 from coe_cli.core.models.graph_check import graph_problems
-from coe_cli.core.models.onnx_graph import read_graph
-from coe_cli.core.models.onnx_records import graph_records
 from coe_cli.runtime.importing import decoder_graph
 from coe_cli.runtime.importing.source import inspect
 from coe_cli.runtime.importing.write_decoder import write_decoder
+from coe_cli.runtime.model_folder.graph_files import graph_records, read_graph
 from importing.configurations import CONFIGURATIONS, RULES, write_folder
 from importing.gguf_files import write_gguf
 from importing.running import Running

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from importing.gguf_files import write_gguf
 
-from coe_cli.core.models.catalog import load_catalog
-from coe_cli.core.models.model_spec import spec_from_folder
 from coe_cli.core.providers import names
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
+from coe_cli.runtime.settings import load_catalog
 from model_store.conftest import Coe
 from model_store.hub_server import COMMIT, Hub
 from model_store.tiny_model import catalog_entry, write_tiny_model

@@ -15,8 +15,8 @@ import pytest
 import typer
 
 from coe_cli.app import build_app
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.runtime.folders import profile_paths
+from coe_cli.runtime.settings import load_profiles
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -14,7 +14,6 @@ import pytest
 
 from coe_cli.core.findings import Finding, Level, worst
 from coe_cli.core.hardware.machine import Adapter, Machine
-from coe_cli.core.hardware.profile import load_profiles
 from coe_cli.errors import DeviceLost, UsageError
 from coe_cli.providers import runtime_of
 from coe_cli.providers.base import DeviceSettings
@@ -25,6 +24,7 @@ from coe_cli.runtime.doctor import places
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget
 from coe_cli.runtime.doctor.software import check_oga, check_packages
 from coe_cli.runtime.folders import profile_paths
+from coe_cli.runtime.settings import load_profiles
 from coe_cli.runtime.worker.oga_report import OgaReport, read_oga
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coe_cli.core.models.catalog import load_catalog
 from coe_cli.core.routing.router import Decision, Scored
-from coe_cli.core.routing.router_examples import training_set
 from coe_cli.runtime.folders import catalog_paths
+from coe_cli.runtime.routing.router_cache import training_set
+from coe_cli.runtime.settings import load_catalog
 from model_store.conftest import Coe
 from model_store.tiny_model import write_tiny_model
 

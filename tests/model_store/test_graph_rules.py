@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from coe_cli.core.models.graph_check import check_model, graph_problems
-from coe_cli.core.models.model_spec import spec_from_folder
-from coe_cli.core.models.onnx_records import graph_records
+from coe_cli.core.models.graph_check import graph_problems
 from coe_cli.core.providers import spec_of
 from coe_cli.runtime.conversion.agreement import PROMPTS, agreement
+from coe_cli.runtime.model_folder.graph_files import check_model, graph_records
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.worker.first_logits import first_logits
 from model_store.conftest import Coe
 from model_store.tiny_dml import write_tiny_dml

@@ -18,9 +18,10 @@ from importing.test_tokenizers import digest, documents
 from tokenizers import Tokenizer
 
 from coe_cli.core.memory.footprint import ExactAccounting
-from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.runtime.bench.bench_worker import BenchWorker
 from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from model_store.conftest import Coe
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from coe_cli.core.models.model_spec import spec_from_folder
-from coe_cli.core.models.onnx_graph import read_graph
 from coe_cli.runtime.conversion import optimize as optimize_module
 from coe_cli.runtime.conversion.agreement import PROMPTS
 from coe_cli.runtime.conversion.fit_graph import NotPrunable, write_pruned
+from coe_cli.runtime.model_folder.graph_files import read_graph
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.store.golden_answer import continue_prompts
 from coe_cli.runtime.store.integrity import check_files, write_manifest
 from model_store.conftest import Coe

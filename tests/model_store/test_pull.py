@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from coe_cli.core.models.catalog import load_catalog
+from coe_cli.runtime.settings import load_catalog
 from coe_cli.runtime.store.integrity import check_files
 from model_store.conftest import Coe
 from model_store.hub_server import COMMIT, Hub

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from operating_system import make_link
 
-from coe_cli.core.models.model_spec import spec_from_folder
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.store.integrity import write_manifest
 from coe_cli.runtime.worker.protocol import Hello, Loaded
 from coe_cli.runtime.worker.single_worker import load_message

@@ -23,8 +23,8 @@ CONTEXT = 1024
 def main(folder: str, provider: str) -> None:
     import onnxruntime_genai as oga
 
-    from coe_cli.core.models.genai_config import read_config
     from coe_cli.providers.settings import configure, default_provider_options, default_session_options
+    from coe_cli.runtime.model_folder.model_files import read_config
 
     config = oga.Config(folder)
     of_model = read_config("model", Path(folder)).provider_options(provider)

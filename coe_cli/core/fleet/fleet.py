@@ -137,20 +137,17 @@ class Fleet(Struct, frozen=True):
         return None
 
 
-def load_fleet(path: Path, profiles: ProfileSet, catalog: Catalog) -> Fleet:
-    """Read ``path``.
+def fleet_of(document: Document, profiles: ProfileSet, catalog: Catalog) -> Fleet:
+    """The fleet in ``document``.
 
     Raises:
-        ProfileInvalid: it is unreadable, breaks the schema, or names an unknown profile, expert or model, or a node twice.
+        ProfileInvalid: it breaks the schema, or names an unknown profile, expert or model, or a node twice.
     """
-    from coe_cli.core.documents import Document
-
-    document = Document(path)
     content = document.convert(_FleetFile)
     _check(document, content, profiles, catalog)
     nodes = tuple(Node(entry, _settled(entry, profiles.profiles[entry.profile])) for entry in content.nodes)
     return Fleet(
-        path=path,
+        path=document.path,
         nodes=nodes,
         demand=content.demand,
         rates=content.rates,

@@ -18,6 +18,7 @@ from coe_cli.errors import ProfileInvalid
 
 if TYPE_CHECKING:
     from coe_cli.core.documents import Document
+    from coe_cli.core.layers import Layers
 
 Provider = str
 """The name of one of ``core.providers``."""
@@ -168,7 +169,7 @@ class ProfileSet(Struct, frozen=True):
 
     profiles: dict[str, HardwareProfile]
     default_profile: str
-    paths: tuple[Path, ...]
+    paths: tuple[Path, ...] = ()
     history: HistorySettings = HistorySettings()
     routing: RoutingSettings = RoutingSettings()
     problems: dict[str, Problem] = {}
@@ -194,57 +195,48 @@ class ProfileSet(Struct, frozen=True):
             ) from None
 
 
-def load_profiles(paths: list[Path], own: Path | None = None) -> ProfileSet:
-    """Read profile files, the first one complete and each later one merged over those before it by key.
-
-    A broken entry of the file ``own`` is left out (see ``load_layers``).
+def profiles_of(layers: Layers) -> ProfileSet:
+    """The profiles in ``layers``.
 
     Raises:
-        ProfileInvalid: another file is unreadable or breaks the schema, or a threshold is out of order.
+        ProfileInvalid: a layer breaks the schema, or a threshold is out of order.
     """
-    from coe_cli.core.layers import Layers, load_layers
-
-    def build(layers: Layers) -> ProfileSet:
-        content = layers.convert(_ProfileFile)
-        _check(layers, content)
-        auto = content.auto_detect or AutoDetect()
-        default = content.default_profile or "standard"
-        for key, name in (("default_profile", default), ("auto_detect.fallback_profile", auto.fallback_profile)):
-            if name not in content.profiles:
-                raise layers.error(
-                    [*key.split(".")], f"no profile is called `{name}`", nearest(name, list(content.profiles))
-                )
-
-        def seconds(said: _ProfileFile | _ProfileEntry, at: list[str | int], otherwise_s: float | None) -> float | None:
-            value = getattr(said, str(at[-1]))
-            return otherwise_s if value is None else _seconds(layers, at, value)
-
-        college_s = seconds(content, ["keep_alive"], DEFAULT_KEEP_ALIVE_S)
-        model_s = seconds(content, ["model_keep_alive"], None)
-        profiles = {}
-        for name, entry in content.profiles.items():
-            profiles[name] = HardwareProfile(
-                name=name,
-                vram_components=content.vram_components or VramComponents(),
-                pressure_thresholds=content.pressure_thresholds or PressureThresholds(),
-                eviction_policy=content.eviction_policy or EvictionPolicy(),
-                auto_detect=auto,
-                vram_budget_mb=_megabytes(layers, name, entry.vram_budget_mb),
-                keep_alive_s=seconds(entry, ["profiles", name, "keep_alive"], college_s),
-                model_keep_alive_s=seconds(entry, ["profiles", name, "model_keep_alive"], model_s),
-                fallback=on_host(entry.provider) if entry.fallback is None else entry.fallback,
-                **{key: getattr(entry, key) for key in ProfileKeys.__struct_fields__},
+    content = layers.convert(_ProfileFile)
+    _check(layers, content)
+    auto = content.auto_detect or AutoDetect()
+    default = content.default_profile or "standard"
+    for key, name in (("default_profile", default), ("auto_detect.fallback_profile", auto.fallback_profile)):
+        if name not in content.profiles:
+            raise layers.error(
+                [*key.split(".")], f"no profile is called `{name}`", nearest(name, list(content.profiles))
             )
-        return ProfileSet(
-            profiles=profiles,
-            default_profile=default,
-            paths=tuple(paths),
-            history=content.history or HistorySettings(),
-            routing=content.routing or RoutingSettings(),
-        )
 
-    profiles, problems = load_layers(paths, own, build)
-    return structs.replace(profiles, problems=problems)
+    def seconds(said: _ProfileFile | _ProfileEntry, at: list[str | int], otherwise_s: float | None) -> float | None:
+        value = getattr(said, str(at[-1]))
+        return otherwise_s if value is None else _seconds(layers, at, value)
+
+    college_s = seconds(content, ["keep_alive"], DEFAULT_KEEP_ALIVE_S)
+    model_s = seconds(content, ["model_keep_alive"], None)
+    profiles = {}
+    for name, entry in content.profiles.items():
+        profiles[name] = HardwareProfile(
+            name=name,
+            vram_components=content.vram_components or VramComponents(),
+            pressure_thresholds=content.pressure_thresholds or PressureThresholds(),
+            eviction_policy=content.eviction_policy or EvictionPolicy(),
+            auto_detect=auto,
+            vram_budget_mb=_megabytes(layers, name, entry.vram_budget_mb),
+            keep_alive_s=seconds(entry, ["profiles", name, "keep_alive"], college_s),
+            model_keep_alive_s=seconds(entry, ["profiles", name, "model_keep_alive"], model_s),
+            fallback=on_host(entry.provider) if entry.fallback is None else entry.fallback,
+            **{key: getattr(entry, key) for key in ProfileKeys.__struct_fields__},
+        )
+    return ProfileSet(
+        profiles=profiles,
+        default_profile=default,
+        history=content.history or HistorySettings(),
+        routing=content.routing or RoutingSettings(),
+    )
 
 
 def _megabytes(document: Document, profile: str, value: int | str) -> int:

@@ -19,6 +19,7 @@ from coe_cli.errors import CoeError, ModelMissing, ProfileInvalid, UsageError
 
 if TYPE_CHECKING:
     from coe_cli.core.documents import Document
+    from coe_cli.core.layers import Layers
 
 _PositiveInt = Annotated[int, Meta(ge=1, le=2**40)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -143,7 +144,7 @@ class Catalog(Struct, frozen=True):
     experts: dict[str, Expert]
     models: dict[str, ModelEntry]
     default_model: str
-    paths: tuple[Path, ...]
+    paths: tuple[Path, ...] = ()
     problems: dict[str, Problem] = {}
     default_expert: str | None = None
 
@@ -199,47 +200,34 @@ class Catalog(Struct, frozen=True):
             raise problem.error()
 
 
-def load_catalog(paths: list[Path], own: Path | None = None, on_disk: Collection[str] = ()) -> Catalog:
-    """Read catalog files, each later one merged over those before it by key.
-
-    A broken entry of the file ``own`` is left out (see ``load_layers``). An expert's model is one of the catalog or one of
-    ``on_disk``, the names of the models in the models folder.
+def catalog_of(layers: Layers, on_disk: Collection[str] = ()) -> Catalog:
+    """The catalog in ``layers``. An expert's model is one of the catalog or one of ``on_disk``, the names of the models in
+    the models folder.
 
     Raises:
-        ProfileInvalid: another file is unreadable, breaks the schema, or names a model that does not exist.
+        ProfileInvalid: a layer breaks the schema, or names a model that does not exist.
     """
-    from coe_cli.core.layers import Layers, load_layers
-
-    def build(layers: Layers) -> Catalog:
-        content = layers.convert(_CatalogFile)
-        known = [*content.models, *(name for name in on_disk if name not in content.models)]
-        default = content.default_model
-        if default is None:
-            raise ProfileInvalid("the catalog has no default_model", "Add `default_model: NAME` to experts.yaml.")
-        if default not in content.models:
-            raise layers.error(
-                ["default_model"], f"no model is called `{default}`", nearest(default, [*content.models])
-            )
-        chosen = content.default_expert
-        if chosen is not None and chosen not in content.experts:
-            raise layers.error(
-                ["default_expert"], f"no expert is called `{chosen}`", nearest(chosen, [*content.experts])
-            )
-        for name, entry in content.models.items():
-            try:
-                parse_duration_s(f"{entry.keep_alive or 0}")
-            except ValueError as error:
-                raise layers.error(["models", name, "keep_alive"], str(error), HOW_TO_WRITE) from None
-        for name, expert in content.experts.items():
-            _check_expert(layers, name, expert, known)
-        experts = {
-            name: structs.replace(expert, fallback=expert.fallback or default)
-            for name, expert in content.experts.items()
-        }
-        return Catalog(experts, content.models, default, tuple(paths), default_expert=chosen)
-
-    catalog, problems = load_layers(paths, own, build)
-    return structs.replace(catalog, problems=problems)
+    content = layers.convert(_CatalogFile)
+    known = [*content.models, *(name for name in on_disk if name not in content.models)]
+    default = content.default_model
+    if default is None:
+        raise ProfileInvalid("the catalog has no default_model", "Add `default_model: NAME` to experts.yaml.")
+    if default not in content.models:
+        raise layers.error(["default_model"], f"no model is called `{default}`", nearest(default, [*content.models]))
+    chosen = content.default_expert
+    if chosen is not None and chosen not in content.experts:
+        raise layers.error(["default_expert"], f"no expert is called `{chosen}`", nearest(chosen, [*content.experts]))
+    for name, entry in content.models.items():
+        try:
+            parse_duration_s(f"{entry.keep_alive or 0}")
+        except ValueError as error:
+            raise layers.error(["models", name, "keep_alive"], str(error), HOW_TO_WRITE) from None
+    for name, expert in content.experts.items():
+        _check_expert(layers, name, expert, known)
+    experts = {
+        name: structs.replace(expert, fallback=expert.fallback or default) for name, expert in content.experts.items()
+    }
+    return Catalog(experts, content.models, default, default_expert=chosen)
 
 
 def _check_expert(document: Document, name: str, expert: Expert, models: list[str]) -> None:

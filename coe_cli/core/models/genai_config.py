@@ -9,14 +9,12 @@ types are those of OGA's ``src/config.cpp`` (0.13.1 to 0.18), option names those
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
 
 from coe_cli.core.models import genai_sections as sections
 from coe_cli.core.models.genai_rules import Refused, Walk, printable
-from coe_cli.core.regular_file import read_regular
 from coe_cli.errors import ModelDamaged, damaged, first_line
 
 GENAI_CONFIG: Final = "genai_config.json"
@@ -33,6 +31,17 @@ class GenaiConfig(Struct, frozen=True):
     written: dict[str, Any]
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        """The section ``model.decoder`` as it is written; empty where that is no section."""
+        found = self.written["model"].get("decoder")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def graph(self) -> str:
+        """The decoder's file."""
+        return str(self.decoder.get("filename") or "model.onnx")
 
     def search(self, key: str) -> int | None:
         """A whole number of the ``search`` section."""
@@ -62,27 +71,11 @@ class GenaiConfig(Struct, frozen=True):
         return json.dumps(moved, ensure_ascii=False, allow_nan=False, indent=1)
 
 
-def read_config(name: str, folder: Path) -> GenaiConfig:
-    """The configuration of model ``name`` in ``folder``.
-
-    Raises:
-        ModelDamaged: it is missing, unreadable or no JSON, or asks for something that is not allowed; the message names it.
-    """
-    path = folder / GENAI_CONFIG
-    try:
-        raw = read_regular(path, MAX_CONFIG_BYTES)
-    except FileNotFoundError:
-        raise damaged(name, f"{path} is missing") from None
-    except OSError as error:
-        raise damaged(name, f"{path} cannot be read: {error.strerror or error}") from None
-    return parse_config(name, raw, str(path))
-
-
 def parse_config(name: str, raw: bytes, where: str = GENAI_CONFIG) -> GenaiConfig:
     """Check the bytes of a ``genai_config.json``; ``where`` names the file in messages.
 
     Raises:
-        ModelDamaged: as ``read_config``.
+        ModelDamaged: it is no JSON, or asks for something that is not allowed; the message names it.
     """
     try:
         written = json.loads(

@@ -10,9 +10,8 @@ from msgspec import Struct
 from coe_cli.core.findings import Finding, error, warning
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.models.onnx_graph import type_name
-from coe_cli.core.models.onnx_records import Node, Records, graph_records
+from coe_cli.core.models.onnx_records import Node, Records
 from coe_cli.core.providers import GraphRules, spec_of
-from coe_cli.errors import damaged
 
 ProblemKind = Literal["refused", "ignored_rotation", "fp16_norm"]
 
@@ -62,21 +61,6 @@ def problem_findings(spec: ModelSpec, problems: Sequence[GraphProblem]) -> list[
             message = f"{label} computes {name} in fp16, wrongly above a root mean square of 256: {where}"
             findings.append(warning("operators", message, fix))
     return findings
-
-
-def check_model(spec: ModelSpec) -> list[GraphProblem]:
-    """The problems that the provider of a model on disk has with its graph.
-
-    Raises:
-        ModelDamaged: the graph is missing or cannot be read.
-    """
-    assert spec.folder is not None
-    rules = spec_of(spec.provider).graph
-    try:
-        with graph_records(spec.folder / spec.graph) as records:
-            return graph_problems(records, rules)
-    except (OSError, ValueError) as error:
-        raise damaged(spec.name, str(error)) from None
 
 
 def graph_problems(records: Records, rules: GraphRules) -> list[GraphProblem]:

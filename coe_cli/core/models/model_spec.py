@@ -1,4 +1,4 @@
-"""What a model is: read from its ``genai_config.json`` on disk, or else from the catalog."""
+"""What a model is: by its ``genai_config.json``, or else by the catalog."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from coe_cli.core.hardware.profile import Provider
-from coe_cli.core.models.catalog import Catalog, ModelEntry, ModelShape
+from coe_cli.core.models.catalog import ModelEntry, ModelShape
 from coe_cli.core.models.genai_config import GENAI_CONFIG as GENAI_CONFIG
-from coe_cli.core.models.genai_config import read_config
+from coe_cli.core.models.genai_config import GenaiConfig
 from coe_cli.core.models.genai_rules import INT32
 from coe_cli.core.providers import all_specs, host
 from coe_cli.core.units import BYTES_PER_MB as BYTES_PER_MB
@@ -60,24 +60,18 @@ def spec_from_catalog(name: str, entry: ModelEntry) -> ModelSpec:
     )
 
 
-def spec_from_folder(name: str, folder: Path) -> ModelSpec:
-    """Read ``genai_config.json``; the shape may be nested under ``model.decoder`` or lie directly under ``model``.
-
-    ``weights_bytes`` is the size of the graph and its external data on disk.
+def spec_from_config(name: str, folder: Path, config: GenaiConfig, weights_bytes: int) -> ModelSpec:
+    """What ``config`` says; the shape may be nested under ``model.decoder`` or lie directly under ``model``.
 
     Raises:
-        ModelDamaged: the file is missing, is not JSON, lacks a part of the shape, or asks for what is not allowed.
+        ModelDamaged: it lacks a part of the shape.
     """
-    path = folder / GENAI_CONFIG
-    config = read_config(name, folder)
-    model = config.written["model"]
-    nested = model.get("decoder")
-    decoder: dict[str, Any] = nested if isinstance(nested, dict) else {}
+    model, decoder = config.written["model"], config.decoder
 
     def number(key: str, default: int | None = None) -> int:
         value = decoder.get(key, model.get(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= INT32:
-            raise damaged(name, f"{path} has no usable `{key}`")
+            raise damaged(name, f"{folder / GENAI_CONFIG} has no usable `{key}`")
         return value
 
     heads, hidden = number("num_attention_heads"), number("hidden_size")
@@ -89,53 +83,18 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
         head_size=number("head_size", max(1, hidden // heads)),
         vocab_size=number("vocab_size"),
     )
-    graph = str(decoder.get("filename") or "model.onnx")
     return ModelSpec(
         name=name,
         source="disk",
         provider=_provider(decoder),
         context_length=number("context_length"),
         shape=shape,
-        weights_bytes=_bytes_beside(folder / graph),
+        weights_bytes=weights_bytes,
         folder=folder,
-        graph=graph,
+        graph=config.graph,
         model_type=str(model.get("type", "")),
         **_graph_names(decoder),
     )
-
-
-def models_on_disk(models_dir: Path) -> dict[str, Path]:
-    """Model folders by name: every folder of ``models_dir`` that holds a ``genai_config.json``; hidden ones are skipped."""
-    if not models_dir.is_dir():
-        return {}
-    return {
-        folder.name: folder
-        for folder in sorted(models_dir.iterdir())
-        if not folder.name.startswith(".") and (folder / GENAI_CONFIG).exists()
-    }
-
-
-def find_spec(name: str, catalog: Catalog, models_dir: Path) -> ModelSpec:
-    """The spec of ``name`` from disk if the model is there, else from the catalog.
-
-    Raises:
-        ModelDamaged: the folder is there but its configuration cannot be used.
-        ModelMissing: neither knows the name.
-    """
-    folders = models_on_disk(models_dir)
-    if name in folders:
-        return spec_from_folder(name, folders[name])
-    if name in catalog.models:
-        return spec_from_catalog(name, catalog.models[name])
-    raise catalog.unknown_model(name, list(folders))
-
-
-def _bytes_beside(graph: Path) -> int:
-    """Bytes of the graph and of the files beside it whose names begin with its name."""
-    if not graph.parent.is_dir():
-        return 0
-    files = [file for file in graph.parent.iterdir() if file.name.startswith(graph.name) and file.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 def _graph_names(decoder: dict[str, Any]) -> dict[str, str]:

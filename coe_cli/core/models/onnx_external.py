@@ -6,16 +6,13 @@ name data files as well. Field numbers are those of ``onnx.proto3``.
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
 from coe_cli.core.models.onnx_records import Span, _fields, _text
-from coe_cli.core.regular_file import open_regular
 
 KNOWN_DOMAINS: Final = frozenset(
     (
@@ -55,43 +52,27 @@ class GraphNeeds(Struct, frozen=True):
     unknown: dict[Operator, str]
 
 
-def external_files(path: Path) -> frozenset[str]:
-    """The locations of external data in ``path``; nodes are looked through only where one of them has any.
+def graph_needs(data: Any, *, all_nodes: bool) -> GraphNeeds:
+    """All that an ONNX file needs beside itself; ``data`` are its bytes, or a memory map of them.
+
+    Without ``all_nodes`` only its files: nodes are looked through only where one of them has any.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it is not an ONNX file, or has two graphs.
+        ValueError, IndexError, TypeError, OverflowError: it is not an ONNX file, or has two graphs.
     """
-    return _needs(path, all_nodes=False).files
-
-
-def graph_needs(path: Path) -> GraphNeeds:
-    """All that ``path`` needs beside itself.
-
-    Raises:
-        OSError, ValueError: as ``external_files``.
-    """
-    return _needs(path, all_nodes=True)
-
-
-def _needs(path: Path, *, all_nodes: bool) -> GraphNeeds:
-    try:
-        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            top = list(_fields(data, (0, len(data))))
-            graphs = [span for number, span in top if number == 7 and span[1] >= 0]
-            if len(graphs) != 1:
-                raise ValueError("there is not one graph in it")
-            found = _Found(data)
-            found.tensors_of(graphs[0])
-            if all_nodes or found.mentions < sum(1 for _ in _LOCATION.finditer(data)):
-                found.graph(graphs[0], 0)
-                for number, span in top:
-                    if number == 25:
-                        found.function(span)
-            unknown = {operator: node for operator, node in found.foreign.items() if operator not in found.defined}
-            return GraphNeeds(frozenset(found.files), unknown)
-    except (ValueError, IndexError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path} is not an ONNX graph: {error}") from None
+    top = list(_fields(data, (0, len(data))))
+    graphs = [span for number, span in top if number == 7 and span[1] >= 0]
+    if len(graphs) != 1:
+        raise ValueError("there is not one graph in it")
+    found = _Found(data)
+    found.tensors_of(graphs[0])
+    if all_nodes or found.mentions < sum(1 for _ in _LOCATION.finditer(data)):
+        found.graph(graphs[0], 0)
+        for number, span in top:
+            if number == 25:
+                found.function(span)
+    unknown = {operator: node for operator, node in found.foreign.items() if operator not in found.defined}
+    return GraphNeeds(frozenset(found.files), unknown)
 
 
 class _Found:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
-from coe_cli.core.models.model_spec import ModelSpec
-from coe_cli.core.models.onnx_records import Records, Tensor, Value, graph_records
-from coe_cli.errors import damaged
+from coe_cli.core.models.onnx_records import Records, Tensor, Value
 
 _FLOAT: Final = 1
 _PAGED: Final = "PagedAttention"
@@ -72,42 +69,8 @@ class GraphFacts(Struct, frozen=True):
     widened_columns: tuple[int, ...] = ()
 
 
-def read_graph(path: Path, *, past_key: str = "past_key_values.%d.key", logits: str = "logits") -> GraphFacts:
-    """Read the graph in ``path``; ``past_key`` and ``logits`` are the names that ``genai_config.json`` gives them.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not an ONNX graph.
-    """
-    with graph_records(path) as records:
-        return _facts(records, past_key, logits)
-
-
-def graph_of(spec: ModelSpec) -> GraphFacts:
-    """The facts of the graph of a model on disk.
-
-    Raises:
-        ModelDamaged: the graph is missing or cannot be read.
-    """
-    assert spec.folder is not None
-    try:
-        return read_graph(spec.folder / spec.graph, past_key=spec.past_key, logits=spec.logits)
-    except (OSError, ValueError) as error:
-        raise damaged(spec.name, str(error)) from None
-
-
-def external_data_sizes(path: Path) -> dict[str, int]:
-    """File name → bytes that the graph reads up to, for each external data file of an ONNX graph.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not an ONNX graph.
-    """
-    with graph_records(path) as records:
-        return _external(records.initializers())
-
-
-def _external(tensors: Iterable[Tensor]) -> dict[str, int]:
+def external_data_sizes(tensors: Iterable[Tensor]) -> dict[str, int]:
+    """File name → bytes that the graph reads up to, for each external data file."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         if entry := tensor.external:
@@ -116,7 +79,8 @@ def _external(tensors: Iterable[Tensor]) -> dict[str, int]:
     return sizes
 
 
-def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
+def graph_facts(records: Records, past_key: str, logits: str) -> GraphFacts:
+    """The facts of a graph; ``past_key`` and ``logits`` are the names that ``genai_config.json`` gives them."""
     tensors = list(records.initializers())
     sizes = {tensor.name: _size_of(tensor) for tensor in tensors}
     rows = {t.name: int(sizes[t.name] // t.dims[0]) for t in tensors if len(t.dims) == 2 and t.dims[0]}
@@ -181,7 +145,7 @@ def _facts(records: Records, past_key: str, logits: str) -> GraphFacts:
         block_tokens=_dim(caches[0] if caches else None, 1) if is_paged else None,
         vocab_size=_dim(output, 1 if is_paged else 2),
         weights=dict(formats),
-        external=_external(tensors),
+        external=external_data_sizes(tensors),
         initializer_bytes=tuple(round(size) for size in sizes.values()),
         widened_columns=tuple(sorted(widened)),
     )

@@ -5,13 +5,8 @@ The ``onnx`` package takes longer to import than all of ``coe vram plan``. Field
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, NamedTuple
-
-from coe_cli.core.regular_file import open_regular
 
 Span = tuple[int, int]
 """Begin and end of a record in the file; a number is given as ``(value, -1)``."""
@@ -74,31 +69,25 @@ class Records(NamedTuple):
         return (_value(self.data, span) for span in self.spans.get(13, ()))
 
 
-@contextmanager
-def graph_records(path: Path) -> Iterator[Records]:
-    """The records of the graph in ``path``, for as long as the context lasts.
+def graph_records(data: Any) -> Records:
+    """The records of the graph in an ONNX file whose bytes (or memory map) are ``data``.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not an ONNX graph; also out of the context, while its records are read.
+        ValueError, IndexError, KeyError, TypeError, OverflowError: it is not an ONNX graph; also while its records are read.
     """
-    try:
-        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            graph, opsets = None, {}
-            for number, span in _fields(data, (0, len(data))):
-                if number == 7:
-                    graph = graph or span
-                elif number == 8:
-                    domain, version = _opset(data, span)
-                    opsets[domain] = version
-            if graph is None or graph[1] < 0:
-                raise ValueError("there is no graph in it")
-            spans: dict[int, list[Span]] = {}
-            for number, span in _fields(data, graph):
-                spans.setdefault(number, []).append(span)
-            yield Records(data, spans, opsets)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path} is not an ONNX graph: {error}") from None
+    graph, opsets = None, {}
+    for number, span in _fields(data, (0, len(data))):
+        if number == 7:
+            graph = graph or span
+        elif number == 8:
+            domain, version = _opset(data, span)
+            opsets[domain] = version
+    if graph is None or graph[1] < 0:
+        raise ValueError("there is no graph in it")
+    spans: dict[int, list[Span]] = {}
+    for number, span in _fields(data, graph):
+        spans.setdefault(number, []).append(span)
+    return Records(data, spans, opsets)
 
 
 def _varint(data: Any, position: int) -> tuple[int, int]:

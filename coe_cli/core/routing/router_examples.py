@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.regular_file import read_regular
+
+if TYPE_CHECKING:
+    from coe_cli.core.documents import Document
 
 FILE_NAME = "routing_examples.yaml"
-_MAX_BYTES = 8 * 2**20
 
 _OWN_COUNT = 6
 """An example in the catalog, of which a role has a few, counts as so many of the shipped ones, of which it has a hundred."""
@@ -47,20 +46,15 @@ class TrainingSet(Struct, frozen=True):
     double: list[tuple[str, tuple[int, int]]]
 
 
-def training_set(catalog: Catalog, shipped: Path | None = None) -> TrainingSet:
-    """The training set for the roles of ``catalog``: their examples there, the shipped ones, and their descriptions.
-
-    ``shipped`` is the examples file; without, the one beside the first catalog file, where there is one.
+def training_set_of(catalog: Catalog, shipped: Document | None) -> TrainingSet:
+    """The training set for the roles of ``catalog``: their examples there, those of ``shipped``, and their descriptions.
 
     Raises:
-        ProfileInvalid: the examples file is not valid.
+        ProfileInvalid: ``shipped``, the examples file, is not valid.
     """
-    from coe_cli.core.documents import Document
-
     roles = tuple(catalog.experts)
     position = {role: index for index, role in enumerate(roles)}
-    path = shipped or catalog.paths[0].with_name(FILE_NAME)
-    file = Document(path).convert(_ExamplesFile) if path.is_file() else _ExamplesFile("", "", {}, {}, {})
+    file = shipped.convert(_ExamplesFile) if shipped is not None else _ExamplesFile("", "", {}, {}, {})
     single: list[tuple[str, int]] = []
     for role, expert in catalog.experts.items():
         own = [*expert.examples * _OWN_COUNT, *file.single.get(role, [])]
@@ -77,12 +71,3 @@ def training_set(catalog: Catalog, shipped: Path | None = None) -> TrainingSet:
         if first in position and second in position:
             double += [(text, (position[first], position[second])) for text in texts]
     return TrainingSet(roles=roles, single=single, terms=terms, double=double)
-
-
-def examples_digest(catalog: Catalog, shipped: Path | None = None) -> str:
-    """SHA-256 of everything that ``training_set`` would read, without parsing the examples file."""
-    path = shipped or catalog.paths[0].with_name(FILE_NAME)
-    digest = hashlib.sha256(read_regular(path, _MAX_BYTES) if path.is_file() else b"")
-    described = [[role, expert.description, expert.examples] for role, expert in catalog.experts.items()]
-    digest.update(json.dumps(described, ensure_ascii=True).encode())
-    return digest.hexdigest()

@@ -16,15 +16,15 @@ from coe_cli.core.bench.bench_grid import points
 from coe_cli.core.bench.bench_rows import BenchReport, BenchRow, decode_report
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import models_on_disk
-from coe_cli.core.regular_file import read_regular
 from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.bench.bench_machine import measure_bandwidth, read_machine, read_versions
 from coe_cli.runtime.bench.bench_run import BenchModel, BenchRequest, run_bench
 from coe_cli.runtime.college.costs import slot_context
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.regular_file import read_regular
 from coe_cli.runtime.store.model_store import folder_of, open_model
 
 _BUSY = 0.5

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import models_on_disk, spec_from_folder
 from coe_cli.core.routing.selection import choose_profile
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.model_folder.on_disk import models_on_disk, spec_from_folder
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 
 

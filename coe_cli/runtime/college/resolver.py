@@ -13,7 +13,7 @@ from coe_cli.core.answers.answer_schema import check_functions, check_guidance
 from coe_cli.core.answers.fill_in import FILL_TEMPLATE
 from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
-from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, models_on_disk
+from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec
 from coe_cli.core.notes import Note
 from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import Routing, swap_aware
@@ -25,6 +25,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved
 from coe_cli.runtime.college.costs import context_reason, slot_context
 from coe_cli.runtime.model_folder.model_files import model_stamp
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.planning.room import without_room
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare, Prompt
 from coe_cli.runtime.prompts.prompts import TooManyTokens, own, prompt_of_ids, surely_fits

@@ -10,14 +10,14 @@ import shutil
 from pathlib import Path
 
 from coe_cli.core.hardware.profile import Provider
-from coe_cli.core.models.graph_check import check_model
-from coe_cli.core.models.model_spec import ModelSpec, spec_from_folder
-from coe_cli.core.models.onnx_graph import graph_of
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.providers import host, spec_of
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.conversion.agreement import PROMPTS, agreement
 from coe_cli.runtime.conversion.fit_graph import NotFitting, NotPrunable, write_fitted, write_pruned
+from coe_cli.runtime.model_folder.graph_files import check_model, graph_of
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
 from coe_cli.runtime.store.model_removal import check_replaceable

@@ -20,12 +20,13 @@ from msgspec import Struct
 from coe_cli.core.findings import Finding, ok, warning
 from coe_cli.core.importing.record import RECORD
 from coe_cli.core.models.catalog import Source
-from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_folder
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.providers import host
 from coe_cli.errors import ModelDamaged, ModelMissing, UsageError, first_line
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.folders import PACKAGE
 from coe_cli.runtime.importing.source import inspect
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.progress import OnProgress, Step
 from coe_cli.runtime.store.integrity import read_manifest
 from coe_cli.runtime.store.model_store import check_room

@@ -11,14 +11,15 @@ from msgspec.structs import replace
 from coe_cli.core.findings import Finding, Level, error, ok, warning, worst
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.graph_check import check_model, problem_findings
-from coe_cli.core.models.model_spec import models_on_disk
+from coe_cli.core.models.graph_check import problem_findings
 from coe_cli.core.names import size_words
 from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import choose_provider, install_command, installed_runtimes
 from coe_cli.runtime.conversion.optimize import prunes_head
 from coe_cli.runtime.doctor.software import SYSTEMS
+from coe_cli.runtime.model_folder.graph_files import check_model
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.server.loaded_models import models_in_use
 from coe_cli.runtime.store.inventory import all_duplicates
 from coe_cli.runtime.store.model_store import open_model, unfinished

@@ -14,11 +14,12 @@ from typing import TypeVar
 from coe_cli.core.findings import Finding, error, ok, warning
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.names import size_words
 from coe_cli.core.problem import Problem
 from coe_cli.errors import CoeError, ProfileInvalid
 from coe_cli.runtime.folders import Folders, free_mb
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.settings import read_catalog, read_profiles
 
 _LOW_DISK_MB = 6000

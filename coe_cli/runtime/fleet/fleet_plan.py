@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.fleet.fleet import Fleet, Node, load_fleet
+from coe_cli.core.fleet.fleet import Fleet, Node, fleet_of
 from coe_cli.core.fleet.fleet_problem import Group, NodeKind, NodeModel, Problem, service_times
 from coe_cli.core.fleet.fleet_report import (
     SCHEMA_VERSION,
@@ -25,7 +25,6 @@ from coe_cli.core.fleet.fleet_report import (
 from coe_cli.core.fleet.fleet_simulation import Samples
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import DoesNotFit, ProfileInvalid
@@ -33,8 +32,10 @@ from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement
 from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.model_folder.on_disk import find_spec, models_on_disk
 from coe_cli.runtime.planning.plan_inputs import answering_models
 from coe_cli.runtime.progress import OnProgress, Step, ignore
+from coe_cli.runtime.settings import read_document
 
 MOST_NODES = 100_000
 """The smallest fleet is looked for up to so many nodes of each kind."""
@@ -50,7 +51,7 @@ def plan_fleet(
         DoesNotFit: no node of the fleet can hold the model that an expert needs.
         CoeError: OR-Tools is not installed.
     """
-    fleet = load_fleet(path, profiles, catalog)
+    fleet = fleet_of(read_document(path), profiles, catalog)
     return _Planner(fleet, problem_of(fleet, catalog, where), on_progress).report()
 
 

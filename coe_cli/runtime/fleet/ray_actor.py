@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct, structs
 
 from coe_cli.core.answers.answer import Answer
-from coe_cli.core.models.model_spec import ModelSpec, models_on_disk
+from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import CoeError, ModelMissing
@@ -28,6 +28,7 @@ from coe_cli.runtime.college.college_events import Ask
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.memory_probe import MemoryProbe
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.store.model_store import open_model
 
 _LOOK_EVERY_S = 1.0

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from coe_cli.core.fleet.ray_node import node_resources
 from coe_cli.core.hardware.profile import HardwareProfile
-from coe_cli.core.models.model_spec import models_on_disk
 from coe_cli.providers.settings import worker_threads
 from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.fleet.ray_cluster import RayCluster
 from coe_cli.runtime.fleet.ray_engine import RayEngine
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 
 
 def ray_engine(profile: HardwareProfile, models_dir: Path, *, address: str | None, retries: int) -> RayEngine:

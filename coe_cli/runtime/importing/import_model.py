@@ -9,11 +9,11 @@ from coe_cli.core.importing.encodings import fitted, rules_for
 from coe_cli.core.importing.gguf_tokenizer import problem
 from coe_cli.core.importing.hub_files import guess_name
 from coe_cli.core.models.catalog import Source
-from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.errors import DoesNotFit, UnsupportedArchitecture
 from coe_cli.runtime.importing.source import ModelSource, inspect
+from coe_cli.runtime.model_folder.model_files import read_config
 from coe_cli.runtime.store.install import Recipe, Request
 from coe_cli.runtime.store.model_store import check_room
 

@@ -21,9 +21,9 @@ from coe_cli.core.importing.hub_files import PICKLED
 from coe_cli.core.importing.needs import needs
 from coe_cli.core.importing.tensor_names import GGUF_TABLES, expected_shapes, gguf_part, hf_part
 from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG
-from coe_cli.core.regular_file import open_regular, read_text
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing, PickledWeights, UnsupportedArchitecture, UsageError
 from coe_cli.runtime.importing.weights_map import Stored, WeightsMap
+from coe_cli.runtime.regular_file import open_regular, read_text
 
 _MAX_HEADER_BYTES = 16 * 2**20
 """Of a safetensors file; a hundred thousand tensors. JSON takes up to forty times its bytes in memory."""

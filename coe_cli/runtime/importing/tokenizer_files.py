@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from coe_cli.core.importing.genai_config import SpecialTokens, gguf_special_tokens, hf_special_tokens
 from coe_cli.core.importing.gguf_tokenizer import tokenizer_files
-from coe_cli.core.regular_file import read_regular, read_text
 from coe_cli.errors import ModelDamaged, UsageError, first_line
 from coe_cli.runtime.importing.source import ModelSource
 from coe_cli.runtime.model_folder.model_files import MAX_TOKENIZER_BYTES
+from coe_cli.runtime.regular_file import read_regular, read_text
 
 _MAX_JSON_BYTES: Final = 32 * 2**20
 _COPIED: Final = (

@@ -12,9 +12,9 @@ from msgspec import Struct, structs
 from coe_cli.core.answers.end_of_turn import EndTokens, end_tokens
 from coe_cli.core.findings import Finding, ok, warning
 from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig
-from coe_cli.core.regular_file import read_regular
 from coe_cli.runtime.model_folder.model_files import MAX_TOKENIZER_BYTES
 from coe_cli.runtime.model_folder.tokenizer_files import TOKENIZER, chat_template, special_tokens
+from coe_cli.runtime.regular_file import read_regular
 
 _GENERATION: Final = "generation_config.json"
 _MAX_IDS: Final = 256

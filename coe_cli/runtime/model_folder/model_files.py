@@ -9,11 +9,11 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig, read_config
-from coe_cli.core.models.onnx_external import external_files
+from coe_cli.core.models.genai_config import GENAI_CONFIG, MAX_CONFIG_BYTES, GenaiConfig, parse_config
 from coe_cli.core.models.source_uri import check_member
-from coe_cli.core.regular_file import lies_in, read_text
 from coe_cli.errors import ModelDamaged, UsageError, damaged, first_line
+from coe_cli.runtime.model_folder.graph_files import graph_needs
+from coe_cli.runtime.regular_file import lies_in, read_regular, read_text
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -34,6 +34,22 @@ _NAMING: Final = ("tokenizer_config.json", "tokenizer_module.json")
 _MAX_FILES: Final = 10_000
 
 
+def read_config(name: str, folder: Path) -> GenaiConfig:
+    """The configuration of model ``name`` in ``folder``.
+
+    Raises:
+        ModelDamaged: it is missing, unreadable or no JSON, or asks for something that is not allowed; the message names it.
+    """
+    path = folder / GENAI_CONFIG
+    try:
+        raw = read_regular(path, MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        raise damaged(name, f"{path} is missing") from None
+    except OSError as error:
+        raise damaged(name, f"{path} cannot be read: {error.strerror or error}") from None
+    return parse_config(name, raw, str(path))
+
+
 def check_safe(name: str, folder: Path, config: GenaiConfig | None = None) -> None:
     """Check that a model reads nothing outside of its folder: graphs, their data, tokenizer; links are resolved.
 
@@ -46,7 +62,7 @@ def check_safe(name: str, folder: Path, config: GenaiConfig | None = None) -> No
         if not file.endswith(".onnx") or not (folder / file).exists():
             continue
         try:
-            data = external_files(folder / file)
+            data = graph_needs(folder / file, all_nodes=False).files
         except (OSError, ValueError) as error:
             raise damaged(name, str(error)) from None
         below = file.rpartition("/")[0]

@@ -16,10 +16,10 @@ from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.memory.scenario import Known, Role, role_of
 from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.core.providers import for_card, home, host, on_host, spec_of
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import Folders, own_profiles
+from coe_cli.runtime.model_folder.on_disk import find_spec, models_on_disk
 from coe_cli.runtime.planning.model_files import with_files
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, answering_models, memory_of
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder

@@ -12,10 +12,11 @@ from coe_cli.core.memory.calibration import Calibration, apply
 from coe_cli.core.memory.footprint import ExactAccounting, ModelMemory
 from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog, ModelEntry, ModelShape
-from coe_cli.core.models.model_spec import BYTES_PER_MB, find_spec, spec_from_catalog
-from coe_cli.core.models.onnx_graph import graph_of
+from coe_cli.core.models.model_spec import BYTES_PER_MB, spec_from_catalog
 from coe_cli.core.providers import runs_on
 from coe_cli.core.routing.selection import choose_profile
+from coe_cli.runtime.model_folder.graph_files import graph_of
+from coe_cli.runtime.model_folder.on_disk import find_spec
 from coe_cli.runtime.model_folder.tokenizer_files import chat_template
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
 from coe_cli.runtime.planning.plan_inputs import calibration_of, memory_of

@@ -14,18 +14,14 @@ from coe_cli.core.memory.prefill import tokens_at_once
 from coe_cli.core.memory.scenario import Known, Role, Scenario, role_of, working_set
 from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.genai_config import read_config
-from coe_cli.core.models.model_spec import (
-    ModelSpec,
-    find_spec,
-    models_on_disk,
-    spec_from_catalog,
-    spec_from_folder,
-)
-from coe_cli.core.models.onnx_graph import GraphFacts, graph_of
+from coe_cli.core.models.model_spec import ModelSpec, spec_from_catalog
+from coe_cli.core.models.onnx_graph import GraphFacts
 from coe_cli.core.providers import on_host, spec_of
 from coe_cli.errors import CoeError, ModelDamaged, UsageError
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.model_folder.graph_files import graph_of
+from coe_cli.runtime.model_folder.model_files import read_config
+from coe_cli.runtime.model_folder.on_disk import find_spec, models_on_disk, spec_from_folder
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, Measurements, model_digest
 from coe_cli.runtime.planning.model_files import with_files
 

@@ -14,10 +14,10 @@ from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.memory.planner import plan
 from coe_cli.core.memory.profile_check import CheckReport, ModelState, check_profile
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import find_spec, models_on_disk
 from coe_cli.errors import CoeError
 from coe_cli.runtime import probe
 from coe_cli.runtime.folders import Folders, free_mb
+from coe_cli.runtime.model_folder.on_disk import find_spec, models_on_disk
 from coe_cli.runtime.planning.plan_inputs import PlanRequest, gather
 from coe_cli.runtime.planning.room import without_room
 from coe_cli.runtime.probe import remember

@@ -11,12 +11,13 @@ from coe_cli.core.hardware.profile import ProfileSet, Provider
 from coe_cli.core.importing.hub_files import quant_of
 from coe_cli.core.memory.fit import nearest_profile
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.names import size_words
 from coe_cli.core.providers import host, on_host
 from coe_cli.core.routing.selection import all_models
 from coe_cli.runtime import probe
 from coe_cli.runtime.folders import Folders, free_mb
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.planning.fit_report import fit_report, this_machine
 from coe_cli.runtime.planning.plan_inputs import PlanRequest
 from coe_cli.runtime.planning.room import provider_for_card, without_room

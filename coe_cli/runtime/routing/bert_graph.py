@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from coe_cli.core.regular_file import lies_in, read_regular
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.importing.external_data import ExternalData
 from coe_cli.runtime.importing.graph_writer import CONTRIB, GraphNodes
+from coe_cli.runtime.regular_file import lies_in, read_regular
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, EmbedderInfo
 from coe_cli.runtime.routing.embedder_check import read_modules
 from coe_cli.runtime.store.integrity import sha256_of

@@ -8,8 +8,8 @@ from typing import NoReturn
 import msgspec
 
 from coe_cli.core.importing.hub_files import PICKLED
-from coe_cli.core.regular_file import lies_in, read_regular
 from coe_cli.errors import ModelDamaged
+from coe_cli.runtime.regular_file import lies_in, read_regular
 
 _MAX_BYTES = 2**20
 _PREFIX = "sentence_transformers."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,11 +15,12 @@ from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.notes import Note
 from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import Decision, Router, RouterWeights
-from coe_cli.core.routing.router_examples import TrainingSet, examples_digest, training_set
+from coe_cli.core.routing.router_examples import FILE_NAME, TrainingSet, training_set_of
 from coe_cli.core.routing.router_features import LEXICAL_SIZE, bounded
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import Folders
+from coe_cli.runtime.regular_file import read_regular
 from coe_cli.runtime.routing.embedder import (
     EMBEDDED,
     GPU_DEFAULT,
@@ -35,6 +37,7 @@ from coe_cli.runtime.routing.shipped_router import (
     shipped_keys,
     shipped_weights,
 )
+from coe_cli.runtime.settings import MAX_BYTES, read_document
 
 ROUTER_VERSION = 6
 """To be raised when the code of training, features or decisions changes what weights mean or become."""
@@ -46,6 +49,25 @@ _ARRAYS = (
     *("dense", "lexical", "bias", "idf", "pair_weights", "pair_mean", "pair_scale"),
     *("known", "known_roles", "known_weights"),
 )
+
+
+def training_set(catalog: Catalog) -> TrainingSet:
+    """The training set for the roles of ``catalog``, with the examples file beside its first file, where there is one.
+
+    Raises:
+        ProfileInvalid: the examples file is not valid.
+    """
+    path = catalog.paths[0].with_name(FILE_NAME)
+    return training_set_of(catalog, read_document(path) if path.is_file() else None)
+
+
+def examples_digest(catalog: Catalog) -> str:
+    """SHA-256 of everything that ``training_set`` would read, without parsing the examples file."""
+    path = catalog.paths[0].with_name(FILE_NAME)
+    digest = hashlib.sha256(read_regular(path, MAX_BYTES) if path.is_file() else b"")
+    described = [[role, expert.description, expert.examples] for role, expert in catalog.experts.items()]
+    digest.update(json.dumps(described, ensure_ascii=True).encode())
+    return digest.hexdigest()
 
 
 class QuestionRouter:

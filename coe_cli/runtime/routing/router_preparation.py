@@ -67,9 +67,9 @@ def learn_in_child(catalog: Catalog, provider: Provider) -> None:
 
 
 def _learn(send: Callable[[dict[str, object]], None]) -> None:
-    from coe_cli.core.models.catalog import load_catalog
-    from coe_cli.core.models.model_spec import models_on_disk
+    from coe_cli.runtime.model_folder.on_disk import models_on_disk
     from coe_cli.runtime.routing.router_cache import Allowed, open_router
+    from coe_cli.runtime.settings import load_catalog
 
     if sys.platform != "win32":
         os.nice(10)  # answers go first

@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.notes import Note
 from coe_cli.core.routing.router import Decision, RouteAnswer, RouteRequest
-from coe_cli.core.routing.router_examples import examples_digest
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.embedder import Embedder
-from coe_cli.runtime.routing.router_cache import Allowed, QuestionRouter, RouterUntrained, open_router
+from coe_cli.runtime.routing.router_cache import Allowed, QuestionRouter, RouterUntrained, examples_digest, open_router
 
 
 class SharedRouter:

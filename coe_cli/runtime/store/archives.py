@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from coe_cli.core.models.source_uri import check_member
-from coe_cli.core.regular_file import open_regular
 from coe_cli.errors import UsageError, first_line
+from coe_cli.runtime.regular_file import open_regular
 from coe_cli.runtime.store.bounded_stream import BoundedStream, Readable, TooLarge, XzStream
 from coe_cli.runtime.store.source_errors import SourceFailed
 

@@ -15,14 +15,16 @@ from coe_cli.core.findings import Level
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.importing.encodings import Precision
 from coe_cli.core.models.catalog import Catalog, ModelEntry, Source
-from coe_cli.core.models.genai_config import read_config
-from coe_cli.core.models.graph_check import check_model, problem_findings
+from coe_cli.core.models.graph_check import problem_findings
 from coe_cli.core.models.model_name import check_name
-from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec, models_on_disk, spec_from_folder
+from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec
 from coe_cli.core.models.source_uri import as_hub_uri, default_name, is_uri, parse_uri
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.model_folder.graph_files import check_model
 from coe_cli.runtime.model_folder.model_ends import end_finding
+from coe_cli.runtime.model_folder.model_files import read_config
+from coe_cli.runtime.model_folder.on_disk import models_on_disk, spec_from_folder
 from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.golden_answer import forget
 from coe_cli.runtime.store.integrity import MANIFEST, check_files, write_manifest

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from coe_cli.core.models.genai_config import GENAI_CONFIG, read_config
-from coe_cli.core.models.onnx_graph import external_data_sizes
-from coe_cli.core.regular_file import read_text
+from coe_cli.core.models.genai_config import GENAI_CONFIG
 from coe_cli.errors import damaged
 from coe_cli.runtime.atomic_write import atomic_write
+from coe_cli.runtime.model_folder.graph_files import external_data_sizes
+from coe_cli.runtime.model_folder.model_files import read_config
+from coe_cli.runtime.regular_file import read_text
 
 MANIFEST = "coe_manifest.json"
 MANIFEST_VERSION = 1

@@ -9,15 +9,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import (
-    BYTES_PER_MB,
-    ModelSpec,
-    models_on_disk,
-    spec_from_catalog,
-    spec_from_folder,
-)
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, spec_from_catalog
 from coe_cli.core.providers import runs_on, spec_of
 from coe_cli.errors import CoeError
+from coe_cli.runtime.model_folder.on_disk import models_on_disk, spec_from_folder
 from coe_cli.runtime.store.integrity import check_files, read_manifest
 from coe_cli.runtime.store.older_recipe import older_recipe
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_name import check_name
-from coe_cli.core.models.model_spec import BYTES_PER_MB, models_on_disk
+from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.errors import CoeError, ModelMissing
+from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.progress import ignore, size_of
 from coe_cli.runtime.server.loaded_models import models_in_use
 from coe_cli.runtime.store.golden_answer import forget

@@ -16,13 +16,14 @@ from msgspec.structs import replace
 
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_name import check_name
-from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, models_on_disk, spec_from_folder
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.names import size_words
 from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.replacing import move
 from coe_cli.runtime.atomic_write import is_full
 from coe_cli.runtime.folders import free_mb
 from coe_cli.runtime.model_folder.model_files import check_safe, model_stamp
+from coe_cli.runtime.model_folder.on_disk import models_on_disk, spec_from_folder
 from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.integrity import check_files, read_manifest
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from coe_cli.core.command_line import command_line
 from coe_cli.core.findings import Finding, warning
 from coe_cli.core.importing.record import RECORD, is_older
-from coe_cli.core.regular_file import read_text
+from coe_cli.runtime.regular_file import read_text
 from coe_cli.runtime.store.integrity import read_manifest
 
 _MAX_RECORD_BYTES = 2**20

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from coe_cli.core.importing.hub_files import is_importable
 from coe_cli.core.models.catalog import Source
 from coe_cli.core.models.source_uri import FileSource, HubSource, WheelSource, parse_uri
-from coe_cli.core.regular_file import lies_in
 from coe_cli.errors import ModelMissing, UsageError
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
+from coe_cli.runtime.regular_file import lies_in
 from coe_cli.runtime.store.archives import is_archive, unpack
 from coe_cli.runtime.store.hub import fetch_from_hub
 from coe_cli.runtime.store.integrity import MANIFEST, sha256_of

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.core.findings import Finding, Level, error, ok, warning
-from coe_cli.core.models.genai_config import read_config
 from coe_cli.core.models.genai_rules import printable
-from coe_cli.core.models.graph_check import check_model, problem_findings
-from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, spec_from_folder
-from coe_cli.core.models.onnx_external import graph_needs
-from coe_cli.core.models.onnx_graph import GraphFacts, read_graph
+from coe_cli.core.models.graph_check import problem_findings
+from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec
+from coe_cli.core.models.onnx_graph import GraphFacts
 from coe_cli.core.names import counted
 from coe_cli.core.providers import host, on_host, spec_of
-from coe_cli.core.regular_file import lies_in
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers
+from coe_cli.runtime.model_folder.graph_files import check_model, graph_needs, read_graph
 from coe_cli.runtime.model_folder.model_ends import end_finding
-from coe_cli.runtime.model_folder.model_files import check_safe
+from coe_cli.runtime.model_folder.model_files import check_safe, read_config
+from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.model_folder.tokenizer_files import chat_template
 from coe_cli.runtime.progress import OnProgress, Step, ignore
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
 from coe_cli.runtime.prompts.prompts import own
+from coe_cli.runtime.regular_file import lies_in
 from coe_cli.runtime.store import golden_answer
 from coe_cli.runtime.store.integrity import read_manifest, sha256_of
 from coe_cli.runtime.store.older_recipe import older_recipe

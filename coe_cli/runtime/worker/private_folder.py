@@ -17,12 +17,12 @@ import uuid
 from pathlib import Path
 from typing import IO
 
-from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig, read_config
-from coe_cli.core.regular_file import read_regular
+from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.model_folder.model_ends import with_ends
-from coe_cli.runtime.model_folder.model_files import MAX_TOKENIZER_BYTES, check_safe, tokenizer_files
+from coe_cli.runtime.model_folder.model_files import MAX_TOKENIZER_BYTES, check_safe, read_config, tokenizer_files
+from coe_cli.runtime.regular_file import read_regular
 
 _LINK = "files"
 _LOCK = ".lock"

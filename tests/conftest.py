@@ -217,6 +217,17 @@ class Coe:
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
+        self._end_college()
+
+    def _end_college(self) -> None:
+        """End the college that a command has started and left, which outlives it."""
+        from serving import end
+
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, psutil.Error):
+            state = json.loads((self.folder / "state" / "college.json").read_text())
+            process = psutil.Process(state["pid"])
+            if any("serve" in word for word in process.cmdline()):  # and not another that has its id now
+                end(process)
 
 
 @pytest.fixture(scope="session")

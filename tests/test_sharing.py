@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually, one_line, workers_of
-from serving import Served, end, serving
+from serving import Served, serving
 
 ONE, TWO = "one", "two"
 BUDGET_MB = 500
@@ -34,9 +34,6 @@ def home(tmp_path: Path, models_dir: Path) -> Iterator[Coe]:
     (runner.config / "hardware_profiles.yaml").write_text(PROFILE)
     yield runner
     runner.end_all()
-    state = runner.folder / "state" / "college.json"
-    if state.exists():
-        end(psutil.Process(json.loads(state.read_text())["pid"]))
 
 
 def rows(coe: Coe, count: int = 4, tokens: int = 24) -> Path:
@@ -86,6 +83,7 @@ def ended(process: Any) -> str:
     return str(said)
 
 
+@pytest.mark.long
 def test_the_running_college_answers_the_rows_within_its_budget(home: Coe) -> None:
     with serving(home) as served:
         assert served.chat(model=ONE, max_tokens=2).status == 200
@@ -145,6 +143,7 @@ def test_two_batches_have_one_college(home: Coe) -> None:
     assert 1 <= len(pids) <= 2, "one, and after it perhaps another"
 
 
+@pytest.mark.long
 def test_a_killed_batch_leaves_nothing_at_work(home: Coe) -> None:
     with serving(home) as served:
         process = batch(home, "a", count=8, tokens=400)
@@ -179,6 +178,7 @@ def test_one_process_answers_beside_the_college_and_says_what_that_takes(home: C
         assert failed.code and "The running college keeps" in failed.stdout + failed.stderr
 
 
+@pytest.mark.long
 def test_a_college_that_was_started_for_a_batch_ends_when_the_batch_is_killed(home: Coe) -> None:
     """However the batch ends: its college would keep the memory for as long as any idle one."""
     process = batch(home, "killed", count=50, tokens=200)

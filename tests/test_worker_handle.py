@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,17 @@ import psutil
 import pytest
 from conftest import ENDLESS, MODEL, Coe, copy_model, eventually, is_gone, one_line, read_some
 from operating_system import interrupt
-from serving import Served, end
+from serving import Served
 
 ASK = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "16", "--no-log")
 CHAT = ("chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "12", "--no-log")
 
 
 @pytest.fixture
-def home(coe: Coe) -> Iterator[Coe]:
+def home(coe: Coe) -> Coe:
     """coe as it is without COE_NO_SERVE; a college that was started is ended with the test."""
     del coe.environment["COE_NO_SERVE"]
-    yield coe
-    state = coe.folder / "state" / "college.json"
-    if state.exists():
-        end(psutil.Process(json.loads(state.read_text())["pid"]))
+    return coe
 
 
 def college(home: Coe) -> Served:
@@ -64,6 +60,7 @@ def test_no_serve_leaves_nothing_behind(home: Coe) -> None:
     assert not (home.folder / "state" / "college.json").exists()
 
 
+@pytest.mark.long
 def test_two_questions_at_the_same_moment_give_one_college(home: Coe) -> None:
     asked = [home.start(*ASK, "--format", "json", f"Name colour {number}.") for number in range(3)]
     answers = [process.communicate(timeout=120) for process in asked]
@@ -76,6 +73,7 @@ def test_two_questions_at_the_same_moment_give_one_college(home: Coe) -> None:
     assert [p.pid for p in ours] == [status["pid"]]
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_answer_and_not_the_college(home: Coe) -> None:
     home.run(*ASK, "Hi").check()
     process = home.start("ask", "-m", MODEL, "--no-log", "--temperature", "0", ENDLESS)
@@ -89,6 +87,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_college(home: Coe) -> None:
     assert answer(home, *ASK, "Hi")["timing"]["load_s"] is None, "the model stayed"
 
 
+@pytest.mark.long
 def test_a_conversation_keeps_its_cache_in_the_college(home: Coe) -> None:
     home.run(*ASK, "Hi").check()
     script = "The capital of France is\nAnd of Spain?\n/stats\n"
@@ -102,6 +101,7 @@ def test_a_conversation_keeps_its_cache_in_the_college(home: Coe) -> None:
     assert psutil.pid_exists(worker), "the chat has ended and the model stays"
 
 
+@pytest.mark.long
 def test_ask_c_goes_on_in_the_same_cache(home: Coe) -> None:
     ask = tuple(argument for argument in ASK if argument != "--no-log")
     home.run(*ask, "The capital of France is").check()
@@ -129,11 +129,12 @@ def test_a_chat_goes_on_when_the_college_has_ended(home: Coe) -> None:
     assert [line["name"] for line in college(home).status()["models"]] == [MODEL]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [
         "profiles",
-        pytest.param("models", marks=pytest.mark.long),
+        "models",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("catalog", "profile")),
     ],
 )
@@ -161,6 +162,7 @@ def test_a_college_with_other_settings_is_not_asked(home: Coe, change: str, mode
     assert home.run(*ASK, *arguments, "Hi", **environment).check().stderr == "", "a new one has read them"
 
 
+@pytest.mark.long
 def test_a_college_that_dies_in_mid_answer_is_an_error_and_no_hang(home: Coe) -> None:
     home.run(*ASK, "Hi").check()
     process = home.start("ask", "-m", MODEL, "--no-log", "--temperature", "0", ENDLESS)
@@ -175,7 +177,8 @@ def test_a_college_that_dies_in_mid_answer_is_an_error_and_no_hang(home: Coe) ->
     assert answer(home, *ASK, "Hi")["timing"]["load_s"] > 0, "the next question starts another"
 
 
-@pytest.mark.parametrize("form", [("--format", "json"), pytest.param(("-x",), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("form", [("--format", "json"), ("-x",)])
 def test_an_answer_that_nobody_has_seen_starts_again_when_its_worker_dies(home: Coe, form: tuple[str, ...]) -> None:
     question = "Write a long Python program with many functions in a ```python block."
     ask = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "200", "--no-log", *form, question)

@@ -15,6 +15,9 @@ UNIT_TESTS := $(patsubst %,tests/test_%.py,arena atomic_write batch_order batch_
   markdown_stream memory_probe onnx_graph prefill process_exit profile_command quoting scheduler selection \
   vector_cache)
 
+# Bytecode is kept: without it every process that a test starts compiles coe's source again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-long test-unit test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean nginx
 
 ## install, fetch and convert the embedded model, ask a question
@@ -25,7 +28,7 @@ demo: $(VENV)/installed
 ## the everyday test suite: minutes
 test: $(VENV)/developed
 	$(BIN)/coe models pull smollm2-135m
-	HYPOTHESIS_PROFILE=$(EXAMPLES) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(TESTS)" $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=$(EXAMPLES) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "$(TESTS)" $(PYTEST_ARGS)
 
 ## the long tests: variants, in seconds each, of what an everyday test holds; `make test TESTS="not slow"` runs both
 test-long: TESTS := long and not slow

@@ -111,6 +111,7 @@ def served(home: Coe) -> Iterator[Served]:
         yield it
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_an_answer_that_repeats_itself_ends_with_a_note(way: str, served: Served) -> None:
     said = say(way, served, model="looping", temperature=0, max_tokens=450)

@@ -25,6 +25,7 @@ def said(served: Served) -> str:
 # --- OpenAI's responses
 
 
+@pytest.mark.long
 def test_a_response_whole_and_as_events(client: openai.OpenAI, said: str) -> None:
     ask: dict[str, Any] = {"model": MODEL, "input": PARIS, "temperature": 0, "max_output_tokens": 24}
     whole = client.responses.create(**ask)
@@ -70,6 +71,7 @@ def test_a_response_calls_a_function_and_goes_on(client: openai.OpenAI) -> None:
         client.responses.create(input="x", previous_response_id=second.id, **ask)
 
 
+@pytest.mark.long
 def test_a_response_in_a_schema_and_what_is_refused(client: openai.OpenAI, served: Served) -> None:
     form: Any = {"format": {"type": "json_schema", "name": "place", "schema": PARAMETERS, "strict": True}}
     answer = client.responses.create(model=MODEL, input="A city.", text=form, max_output_tokens=40)
@@ -91,6 +93,7 @@ def test_a_response_in_a_schema_and_what_is_refused(client: openai.OpenAI, serve
     assert served.request("POST", "/v1/responses", ask | {"truncation": "disabled", "include": []}).status == 200
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_has_one_conversation_and_one_answer_refuses_more(served: Served, stream: bool) -> None:
     turns = [{"role": "user", "content": "x"}]
@@ -113,6 +116,7 @@ def test_what_has_one_conversation_and_one_answer_refuses_more(served: Served, s
 # --- Anthropic's messages
 
 
+@pytest.mark.long
 def test_anthropics_client(served: Served, said: str) -> None:
     anthropic = pytest.importorskip("anthropic")
     client = anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0)
@@ -155,6 +159,7 @@ def test_anthropics_client(served: Served, said: str) -> None:
         client.messages.create(**{**ask, "messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]})
 
 
+@pytest.mark.long
 def test_anthropics_errors_have_their_shape(served: Served) -> None:
     for body in (
         {},
@@ -169,6 +174,7 @@ def test_anthropics_errors_have_their_shape(served: Served) -> None:
 # --- Ollama's
 
 
+@pytest.mark.long
 def test_ollamas_client(served: Served, said: str) -> None:
     ollama = pytest.importorskip("ollama")
     client = ollama.Client(host=served.url)
@@ -197,6 +203,7 @@ def test_ollamas_client(served: Served, said: str) -> None:
         client.chat(MODEL, hi, options={"min_p": 0.2})
 
 
+@pytest.mark.long
 def test_ollamas_api_without_its_client(served: Served, said: str) -> None:
     body = {
         "model": MODEL,

@@ -153,6 +153,7 @@ named = {"type": "function", "function": {"name": "f1"}}
 UNUSABLE.append((CHAT, {**UNUSABLE[-12][1], "tool_choice": named}, UNUSABLE[-12][2]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("path", "fields", "param"), UNUSABLE, ids=[f"{path} {param} {n}" for n, (path, _, param) in enumerate(UNUSABLE)]
 )
@@ -173,6 +174,7 @@ def test_what_asks_for_nothing_and_what_does_not_concern_the_answer_is_taken(ser
     assert answer.status == 200, answer.body
 
 
+@pytest.mark.long
 def test_the_penalty_and_the_least_length_work(served: Served) -> None:
     question, plain = "Repeat the word no twenty times.", {"max_tokens": 40}
     said = served.chat(question, **plain).json["choices"][0]["message"]["content"]

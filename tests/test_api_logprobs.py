@@ -28,6 +28,7 @@ def served(home: Coe, models_dir: Path) -> Iterator[Served]:
         yield running
 
 
+@pytest.mark.long
 def test_a_chat_tells_them_whole_and_streamed(client: openai.OpenAI) -> None:
     ask: dict[str, Any] = {"model": MODEL, "messages": HI, "temperature": 0, "max_tokens": 12}
     plain = client.chat.completions.create(**ask).choices[0]

@@ -184,6 +184,7 @@ def test_a_look_at_the_models_leaves_the_keyboard_where_it_is(browser: Browser) 
     assert browser.value("window.option === $('who').options[0]"), "an open list would have been closed"
 
 
+@pytest.mark.long
 def test_a_new_conversation_has_nothing_of_one_that_was_being_answered(browser: Browser) -> None:
     browser.value("ask('Tell a long story about a house.'), undefined")
     eventually(lambda: browser.value("document.querySelector('#log article.assistant:last-of-type div').textContent"))

@@ -42,7 +42,8 @@ def create(client: openai.OpenAI, **fields: Any) -> Any:
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 
 
-@pytest.mark.parametrize("choice", [pytest.param("required", marks=pytest.mark.long), NAMED], ids=["required", "named"])
+@pytest.mark.long
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
 def test_a_forced_call_is_valid_streamed_or_not(client: openai.OpenAI, choice: Any) -> None:
     (whole,) = create(client, tool_choice=choice).choices
     (call,) = whole.message.tool_calls
@@ -77,6 +78,7 @@ def test_a_call_that_is_cut_off_says_so(client: openai.OpenAI) -> None:
     assert whole.finish_reason == "length"
 
 
+@pytest.mark.long
 def test_the_conversation_goes_on_with_what_a_function_gave(client: openai.OpenAI) -> None:
     call = {
         "id": "c12345678",
@@ -130,6 +132,7 @@ def sayers(home: Coe) -> Iterator[Served]:
         yield it
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAYS)
 def test_a_free_answer_is_text_or_calls(sayers: Served, name: str) -> None:
     model = name.replace(", ", "-").replace(" ", "-")

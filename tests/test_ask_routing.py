@@ -93,6 +93,7 @@ def test_a_profile_key_turns_routing_off(routing_coe: Coe) -> None:
     assert "sql_query" in shown.stdout and "routing is off" in one_line(shown.stderr)
 
 
+@pytest.mark.long
 def test_two_domains_are_asked_together_unless_the_profile_says_no(routing_coe: Coe, routed_coe: Coe) -> None:
     both = answer(ask(routed_coe, "--format", "json", JOINT))
     asked = [draft["expert"] for draft in both["drafts"]]
@@ -102,6 +103,7 @@ def test_two_domains_are_asked_together_unless_the_profile_says_no(routing_coe: 
     assert (alone["expert"], "drafts" in alone) == (asked[0], False)
 
 
+@pytest.mark.long
 def test_a_question_that_can_be_split_is(routed_coe: Coe) -> None:
     """`coe route` and `--explain` show the same parts, and they make up the question."""
     routed = routed_coe.run("route", JOINT).check().stdout.splitlines()

@@ -33,6 +33,7 @@ def together(shared_coe: Coe) -> dict[str, Any]:
     return value
 
 
+@pytest.mark.long
 def test_json_has_every_draft_with_expert_model_and_timing(together: dict[str, Any]) -> None:
     assert list(together)[-3:] == ["warnings", "drafts", "error"]
     assert together["expert"] == "general_reasoner"

@@ -133,6 +133,7 @@ def test_openai_lines_come_back_in_openais_shape(mixed: tuple[Result, list[dict[
     assert nobody["error"]["code"] == "model_missing"
 
 
+@pytest.mark.long
 def test_rows_that_name_nobody_are_routed_in_bulk(routing_coe: Coe) -> None:
     rows = [
         {"id": 1, "prompt": "Write a SELECT that counts the orders of each customer", "max_tokens": 2},
@@ -296,6 +297,7 @@ def _runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and not is_gone(psutil.Process(pid))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", IN_ANY_AND_THE_INPUTS_ORDER)
 def test_killed_twice_it_goes_on_with_nothing_lost_and_nothing_twice(batches: Batches, options: list[str]) -> None:
     batches.kill_when(20, *options)
@@ -313,6 +315,7 @@ def test_killed_twice_it_goes_on_with_nothing_lost_and_nothing_twice(batches: Ba
     assert one_line(again.stderr) == "coe: all 200 rows are in the output already"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", IN_ANY_AND_THE_INPUTS_ORDER)
 @pytest.mark.parametrize("change", [lambda data: data + b"mine\n", lambda data: data.replace(b"line", b"LINE", 1)])
 def test_an_output_that_somebody_changed_is_left_as_it_is(
@@ -327,6 +330,7 @@ def test_an_output_that_somebody_changed_is_left_as_it_is(
     assert batches.out.read_bytes() == changed
 
 
+@pytest.mark.long
 def test_two_batches_on_one_output_are_refused(batches: Batches) -> None:
     first = batches.start()
     eventually(lambda: batches.written() > 0)
@@ -339,6 +343,7 @@ def test_two_batches_on_one_output_are_refused(batches: Batches) -> None:
     batches.check()
 
 
+@pytest.mark.long
 def test_another_input_for_the_same_output_is_refused(batches: Batches) -> None:
     batches.run().check()
     before = batches.out.read_bytes()
@@ -349,6 +354,7 @@ def test_another_input_for_the_same_output_is_refused(batches: Batches) -> None:
     assert batches.out.read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.skipif(WINDOWS, reason="limits of POSIX")
 @pytest.mark.parametrize("options", IN_ANY_AND_THE_INPUTS_ORDER)
 def test_a_file_that_may_not_grow_leaves_what_is_done_and_goes_on(batches: Batches, options: list[str]) -> None:
@@ -364,6 +370,7 @@ def test_a_file_that_may_not_grow_leaves_what_is_done_and_goes_on(batches: Batch
     batches.check()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(WINDOWS, reason="mounts a small disk")
 def test_a_full_disk_leaves_what_is_done_and_goes_on(batches: Batches) -> None:
     """A file system of 64 KB that is really full."""

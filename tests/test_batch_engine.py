@@ -198,6 +198,7 @@ def test_on_the_cpu_few_rows_are_enough_for_a_second_worker_and_the_last_waits_f
     assert taken[count - 4] == count - 1
 
 
+@pytest.mark.long
 def test_what_two_workers_of_one_model_take_is_recorded_as_that_models(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,6 +295,7 @@ def test_the_human_table_keeps_its_columns_within_the_terminal(width: int) -> No
         assert part in text.replace("\n", " ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 @pytest.mark.parametrize("rows", [REPORT.rows, [FAILED], []])
 def test_a_picture_is_drawn_whatever_was_measured(tmp_path: Path, suffix: str, rows: list[BenchRow]) -> None:

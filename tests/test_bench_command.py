@@ -104,6 +104,7 @@ def report_of(coe: Coe, *arguments: str, code: int = 0) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.long
 def test_no_figure_is_better_than_the_known_times_allow(sleeper: Coe) -> None:
     """Sleeps last at least as long as they were asked for, on a busy machine longer: so every bound has one side."""
     sleeping_model(sleeper, "known", load_s=LOAD_S, prefill_s_per_token=PREFILL_S, step_s=STEP_S)
@@ -120,6 +121,7 @@ def test_no_figure_is_better_than_the_known_times_allow(sleeper: Coe) -> None:
     assert report["loads"][0]["repeat_s"] == row["load_s"]
 
 
+@pytest.mark.long
 def test_depth_is_cached_and_slots_take_turns(sleeper: Coe) -> None:
     """At a depth only the prompt is read again; two slots share the steps, so that their rate together stays the same."""
     prefill_s, step_s = 0.005, 0.02
@@ -134,6 +136,7 @@ def test_depth_is_cached_and_slots_take_turns(sleeper: Coe) -> None:
     assert 0 < two["decode_tps"] <= 1 / step_s * 1.01
 
 
+@pytest.mark.long
 def test_a_failing_model_gives_its_rows_an_error_and_the_rest_goes_on(sleeper: Coe) -> None:
     sleeping_model(sleeper, "a-full", fail_load="CUDA out of memory")
     sleeping_model(sleeper, "b-lost", fail_generator="887A0005: the device was removed")
@@ -156,6 +159,7 @@ def test_a_failing_model_gives_its_rows_an_error_and_the_rest_goes_on(sleeper: C
     assert all(failed[name] is None for name in figures)
 
 
+@pytest.mark.long
 def test_the_exit_code_is_the_failure_when_nothing_could_be_measured(sleeper: Coe) -> None:
     sleeping_model(sleeper, "full", fail_load="CUDA out of memory")
     result = sleeper.run("bench", "full", *QUICK)
@@ -165,6 +169,7 @@ def test_the_exit_code_is_the_failure_when_nothing_could_be_measured(sleeper: Co
     assert "coe models pull" in sleeper.run("bench", MODEL).stderr
 
 
+@pytest.mark.long
 def test_two_models_have_swap_times_and_peaks_of_their_own(sleeper: Coe) -> None:
     """A swap holds the other model's load, a prompt of 16 tokens and the first token, not the start of its process."""
     sleeping_model(sleeper, "one", load_s=0.05, step_s=0.05, memory_mb=16)
@@ -178,6 +183,7 @@ def test_two_models_have_swap_times_and_peaks_of_their_own(sleeper: Coe) -> None
     assert one["spread"]["others_mb"]["min"] > 0
 
 
+@pytest.mark.long
 def test_against_an_earlier_run(sleeper: Coe, tmp_path: Path) -> None:
     sleeping_model(sleeper, "known", step_s=0.02)
     saved = tmp_path / "earlier.json"
@@ -234,6 +240,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     assert message in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_an_interrupt_prints_the_finished_rows(sleeper: Coe, tmp_path: Path) -> None:
     sleeping_model(sleeper, "a-quick")
     sleeping_model(sleeper, "b-slow", step_s=50)
@@ -256,6 +263,7 @@ def test_an_interrupt_prints_the_finished_rows(sleeper: Coe, tmp_path: Path) -> 
     eventually(lambda: is_gone(worker))
 
 
+@pytest.mark.long
 def test_json_lines_come_while_it_runs(sleeper: Coe) -> None:
     sleeping_model(sleeper, "a-quick")
     sleeping_model(sleeper, "b-slow", step_s=50)

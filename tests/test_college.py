@@ -590,6 +590,7 @@ def test_a_model_whose_every_load_is_killed_is_given_up(tmp_path: Path) -> None:
     run(test)
 
 
+@pytest.mark.long
 def test_2000_short_requests_do_not_grow_the_college(tmp_path: Path) -> None:
     async def test() -> None:
         async with trial(tmp_path, {"one": [{"step_s": 0}], "two": [{"step_s": 0}]}) as college:

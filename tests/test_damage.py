@@ -62,6 +62,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_model(bare_coe: Coe, copied_model: Path, damage: str) -> None:
     DAMAGES[damage](copied_model)
@@ -144,6 +145,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(bare_coe: Coe) -> No
     assert result.stdout.strip() in ("left:", f"left: .{MODEL}.lock")
 
 
+@pytest.mark.long
 @needs_mounts
 def test_a_model_on_a_full_read_only_disk_answers(bare_coe: Coe, copied_model: Path) -> None:
     """Answering needs no room beside the model."""

@@ -63,6 +63,7 @@ def test_a_models_own_pieces_are_not_used(dml: Coe) -> None:
     assert logged(dml)[-1] == f"prompt {answer['usage']['prompt_tokens']}", "in one piece"
 
 
+@pytest.mark.long
 def test_every_question_of_a_college_answers_also_after_a_warm_up_and_in_parallel(dml: Coe) -> None:
     with serving(dml) as served:
         first = served.chat("Hello", model="gpu", max_tokens=8)

@@ -215,6 +215,7 @@ def _announced(process: subprocess.Popen[bytes], coe: Coe) -> Served | None:
     return Served(coe, state.url) if state is not None else None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", ["the flag", "the profile"])
 def test_a_college_ends_when_nobody_needs_it_although_somebody_looks_on(coe: Coe, by: str) -> None:
     if by == "the profile":
@@ -255,6 +256,7 @@ def test_a_client_that_was_silent_for_long_is_still_heard(coe: Coe, monkeypatch:
         client.close()
 
 
+@pytest.mark.long
 def test_keep_alive_by_the_flag_goes_before_the_profile(coe: Coe) -> None:
     (coe.config / "hardware_profiles.yaml").write_text("keep_alive: 1s\n")
     with serving(coe) as kept:  # ten minutes by the flag

@@ -318,6 +318,7 @@ def test_any_bytes_are_taken_or_refused_in_one_line(tmp_path: Path, data: bytes)
     _taken_or_refused(tmp_path, data)
 
 
+@pytest.mark.long
 @settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_shipped_files_with_one_change(tmp_path: Path, data: st.DataObject) -> None:

@@ -87,6 +87,7 @@ def test_a_graph_gives_the_originals_vectors(tmp_path: Path, dimension: int, poo
     assert float((vectors * original).sum(axis=1).min()) >= 0.99999
 
 
+@pytest.mark.long
 def test_a_router_is_trained_on_a_folder_of_the_users_own(tmp_path: Path) -> None:
     model = build_sentence_transformer(tmp_path / "source", dimension=48, pooling="cls")
     where = folders_in(tmp_path)
@@ -96,12 +97,14 @@ def test_a_router_is_trained_on_a_folder_of_the_users_own(tmp_path: Path) -> Non
     assert router.route("bake a cake in the oven").experts[0].name == "general_reasoner"
 
 
+@pytest.mark.long
 def test_weights_that_differ_make_another_embedder(tmp_path: Path, exported: Path) -> None:
     """The graph is the same file: the digest, by which routers are kept, must look at the weights."""
     other = export_embedder(build_sentence_transformer(tmp_path, seed=1), tmp_path / "export", "tiny")
     assert other.sha256 != read_info(exported).sha256
 
 
+@pytest.mark.long
 def test_the_measured_memory_is_in_the_plans_fixed_part(exported: Path, tmp_path: Path) -> None:
     where = folders_in(tmp_path)
     standard = load_profiles([PROFILES]).select("standard")
@@ -121,6 +124,7 @@ def test_the_measured_memory_is_in_the_plans_fixed_part(exported: Path, tmp_path
     assert with_measured_embedder(standard, where) == standard, "a damaged one is as good as none"
 
 
+@pytest.mark.long
 def test_what_was_measured_is_recorded(exported: Path) -> None:
     info = read_info(exported)
     assert len(comparison_texts()) >= 50
@@ -128,6 +132,7 @@ def test_what_was_measured_is_recorded(exported: Path) -> None:
     assert info.resident_mb >= info.size_mb > 0
 
 
+@pytest.mark.long
 def test_batches_do_not_change_a_vector(exported: Path) -> None:
     embedder = Embedder(exported)
     texts = [f"query number {n} " + "and the table " * (n % 9) for n in range(70)]
@@ -137,12 +142,14 @@ def test_batches_do_not_change_a_vector(exported: Path) -> None:
     assert embedder.embed([]).shape == (0, 32)
 
 
+@pytest.mark.long
 def test_a_very_long_text_is_cut_at_the_models_limit(exported: Path) -> None:
     embedder = Embedder(exported)
     text = "bread " * 60_000
     assert np.allclose(embedder.embed([text]), embedder.embed(["bread " * 64]), atol=1e-6)
 
 
+@pytest.mark.long
 def test_lone_surrogates_are_survived(exported: Path) -> None:
     assert np.isfinite(Embedder(exported).embed(["bad \ud800 text"])).all()
 
@@ -167,6 +174,7 @@ def test_an_export_that_differs_is_refused_and_nothing_is_left(tmp_path: Path, m
     assert not list((where.cache / "embedders").iterdir())
 
 
+@pytest.mark.long
 def test_run_time_imports_neither_torch_nor_sentence_transformers(exported: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from coe_cli.runtime.routing.embedder import Embedder\n"
@@ -183,6 +191,7 @@ def test_run_time_imports_neither_torch_nor_sentence_transformers(exported: Path
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["model.onnx", "tokenizer.json", "embedder.json"])
 def test_a_damaged_export_says_what_to_do(exported: Path, tmp_path: Path, damage: str) -> None:
     broken = tmp_path / "broken"
@@ -193,17 +202,20 @@ def test_a_damaged_export_says_what_to_do(exported: Path, tmp_path: Path, damage
     assert "coe route --rebuild" in caught.value.hint
 
 
+@pytest.mark.long
 def test_an_embedder_that_is_not_prepared(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="not prepared"):
         Embedder(tmp_path / "nothing")
 
 
+@pytest.mark.long
 def test_an_unknown_embedder_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing) as caught:
         fetch_embedder("nonsense", tmp_path, lambda _: None)
     assert EMBEDDED in caught.value.hint
 
 
+@pytest.mark.long
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
@@ -231,6 +243,7 @@ HOSTILE_EMBEDDERS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("animal", HOSTILE_EMBEDDERS)
 def test_an_embedder_that_would_run_code_is_refused_before_it_is_loaded(
     source: Path, tmp_path: Path, animal: str
@@ -249,12 +262,14 @@ def test_an_embedder_that_would_run_code_is_refused_before_it_is_loaded(
     assert not list((where.cache / "embedders").iterdir())
 
 
+@pytest.mark.long
 def test_names_become_one_folder_inside_the_cache(tmp_path: Path) -> None:
     where = folders_in(tmp_path)
     for name in ("owner/model", "../../etc/passwd", "C:\\models\\x", "...", "a" * 50):
         assert embedder_folder(name, where).parent == where.cache / "embedders"
 
 
+@pytest.mark.long
 def test_every_catalogued_source_is_pinned() -> None:
     for sources in EMBEDDERS.values():
         for source in sources:

@@ -46,6 +46,7 @@ def test_pipes_are_utf_8(bare_coe: Coe, locale: dict[str, str]) -> None:
     assert process.stderr == "grün\n".encode()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("locale", LOCALES, ids=str)
 @pytest.mark.parametrize(
     "command",

@@ -67,21 +67,16 @@ def served(home: Coe) -> Iterator[Served]:
         yield it
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "way",
-    [
-        *("ask", "/v1", "/v1/messages", "/api/chat"),
-        *(
-            pytest.param(way, marks=pytest.mark.long)
-            for way in ("batch", "chat", "Client", "/v1/responses", "/api/generate")
-        ),
-    ],
+    "way", ["ask", "/v1", "/v1/messages", "/api/chat", "batch", "chat", "Client", "/v1/responses", "/api/generate"]
 )
 def test_a_wrong_end_in_the_configuration_is_made_good(way: str, served: Served) -> None:
     said = say(way, served, QUESTION, model=MODEL, temperature=0, max_tokens=64)
     assert said.text == ANSWER and said.finish_reason in ("stop", "")
 
 
+@pytest.mark.long
 def test_verify_and_pull_say_so(coe: Coe, home: Coe, tmp_path: Path) -> None:
     said = home.run("models", "verify", MODEL, "--no-run", "--format", "json").check()
     (found,) = (f for f in json.loads(said.stdout)["findings"] if f["check"] == "end of turn")

@@ -44,6 +44,7 @@ def headings(answer: dict[str, Any]) -> str:
     return "\n\n".join(f"## {draft['expert']}\n\n{draft['answer']}" for draft in answer["drafts"])
 
 
+@pytest.mark.long
 def test_a_worker_killed_in_mid_answer_leaves_what_it_wrote_and_the_drafts(
     coe: Coe, undisturbed: dict[str, Any]
 ) -> None:
@@ -100,6 +101,7 @@ def test_json_lines_end_with_the_drafts_and_the_error(coe: Coe, undisturbed: dic
     assert json.loads(one_line(result.stderr))["error"]["code"] == "out_of_memory"
 
 
+@pytest.mark.long
 def test_a_prompt_too_long_even_with_shortened_drafts(coe: Coe, tmp_path: Path) -> None:
     profiles = tmp_path / "profiles.yaml"
     profiles.write_text(

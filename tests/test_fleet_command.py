@@ -106,6 +106,7 @@ def test_the_plan_adds_up(tmp_path: Path) -> None:
     assert code == (0 if found["target"]["met"] else 5)
 
 
+@pytest.mark.long
 def test_the_smallest_fleet_meets_the_target_and_one_node_less_does_not(tmp_path: Path) -> None:
     found, code = report(tmp_path, nodes=[{"name": "desk", "profile": "standard", "count": 1}])
     smallest = found["smallest"]
@@ -260,6 +261,7 @@ def test_without_or_tools_one_line_says_what_to_install(tmp_path: Path, monkeypa
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_formats(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(run(tmp_path, FLEET, "--format", "csv").stdout)))
     assert {row["fleet"] for row in rows} == {"planned", "smallest"}

@@ -143,6 +143,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("spread", "load"), [(0.0, 0.7), (0.5, 0.7), (1.0, 0.6)])
 def test_one_slot_waits_as_pollaczek_and_khinchine_say(spread: float, load: float) -> None:
     """M/G/1: mean waiting is λ E[S²] ÷ 2(1 − ρ)."""
@@ -154,6 +155,7 @@ def test_one_slot_waits_as_pollaczek_and_khinchine_say(spread: float, load: floa
     assert result.loads == 0
 
 
+@pytest.mark.long
 def test_many_slots_share_as_theory_says() -> None:
     """M/G/1 with processor sharing: mean time in the system is E[S] ÷ (1 − ρ), whatever the spread."""
     stream = Stream(0, 0, 0.6, 0.0, 0.0, 1.0)
@@ -161,6 +163,7 @@ def test_many_slots_share_as_theory_says() -> None:
     assert _mean(result.latency_s) == pytest.approx(1 / 0.4, rel=0.05)
 
 
+@pytest.mark.long
 def test_a_balancer_in_turns_lets_a_node_wait_less() -> None:
     waits = {}
     for nodes in (1, 8):
@@ -218,6 +221,7 @@ def test_every_request_ends_once_and_in_order(
         assert max(t for t in (*result.latency_s, 0.0) if t < math.inf) <= 30 + 1000 + 10 * work_s
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_figures_on_any_number_of_cores() -> None:
     from coe_cli.core.fleet.fleet import Demand, Simulation
     from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet

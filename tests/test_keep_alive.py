@@ -75,6 +75,7 @@ def held_slot(served: Served, model: str) -> Iterator[None]:
         connection.close()
 
 
+@pytest.mark.long
 def test_a_model_goes_when_it_was_idle_for_its_time_and_one_that_is_to_stay_stays(sleeper: Coe) -> None:
     (sleeper.config / "experts.yaml").write_text(f"models:\n  {MODEL}: {{keep_alive: never}}\n")
     with served_by(sleeper, 2000, more="    model_keep_alive: 1s") as served:
@@ -99,6 +100,7 @@ def test_an_idle_model_makes_room_at_once(served: Served) -> None:
         assert list(loaded(served)) == [name]
 
 
+@pytest.mark.long
 def test_a_young_model_is_protected_while_others_wait_for_both(served: Served) -> None:
     """More questions than may bypass one that waits for memory; once nobody waits for the young model, it goes."""
     answered: list[str] = []

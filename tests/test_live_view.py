@@ -113,6 +113,7 @@ def test_the_status_showed_model_phases_rate_and_memory(story: Terminal) -> None
     assert re.search(r"0\.\d of 3\.9 GB normal", story.seen)
 
 
+@pytest.mark.long
 def test_with_stdout_in_a_pipe_the_terminal_is_left_empty(coe: Coe) -> None:
     terminal = Terminal(coe, "ask", "-m", MODEL, "The capital of France is", stdout=subprocess.PIPE)
     assert terminal.code == 0
@@ -162,7 +163,8 @@ def test_an_interrupted_benchmark_leaves_only_its_rows(coe: Coe) -> None:
     assert len(rows) == 1 and rows[0].split()[0] == "16"
 
 
-@pytest.mark.parametrize("width", [44, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("width", [44, 60])
 def test_an_interrupted_answer_stays_as_far_as_it_came(coe: Coe, width: int) -> None:
     """Where the status reaches to the edge, the echo of ^C would wrap."""
     question = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "400", ENDLESS)
@@ -186,6 +188,7 @@ def test_panels_of_many_experts_fit_a_small_terminal(coe: Coe) -> None:
     assert all(f"╭─ {name} " in terminal.seen for name in names)
 
 
+@pytest.mark.long
 def test_each_expert_has_a_panel_and_one_line_stays_of_it(coe: Coe) -> None:
     names = ("math_expert", "sql_query")
     terminal = Terminal(

@@ -137,6 +137,7 @@ def busy(college: Served, answers: int) -> Iterator[None]:
             connection.close()
 
 
+@pytest.mark.long
 def test_conversations_stay_where_their_cache_is_and_both_machines_work(farm: Farm) -> None:
     machines = {name: farm.machine(farm.chat(name)) for name in (f"user {number}" for number in range(8))}
     assert set(machines.values()) == {0, 1}

@@ -39,6 +39,7 @@ def _answer(worker: WorkerProcess, prompt_ids: list[int], *, measured: bool) -> 
     return _next(worker, protocol.Started), _next(worker, protocol.Done)
 
 
+@pytest.mark.long
 def test_token_ids_are_the_prompt_and_every_token_of_a_measured_answer_has_its_instant(worker: WorkerProcess) -> None:
     started, done = _answer(worker, DEPTH, measured=True)
     assert started.prompt_tokens == done.prompt_tokens == len(DEPTH)
@@ -56,6 +57,7 @@ def test_a_measured_answer_goes_on_where_the_model_would_end(worker: WorkerProce
     assert (done.completion_tokens, done.finish_reason) == (64, "length")
 
 
+@pytest.mark.long
 def test_a_new_prompt_behind_the_same_beginning_runs_only_what_is_new(worker: WorkerProcess) -> None:
     _answer(worker, [*DEPTH, 900, 901, 902], measured=True)
     started, _ = _answer(worker, [*DEPTH, 903, 904, 905], measured=True)

@@ -68,6 +68,7 @@ def test_ctrl_c_while_the_model_loads(coe: Coe) -> None:
     assert _interrupt(process) == ""
 
 
+@pytest.mark.long
 def test_ctrl_c_during_a_long_prefill(coe: Coe) -> None:
     process = _prefilling(coe)
     worker = worker_of(process)
@@ -75,6 +76,7 @@ def test_ctrl_c_during_a_long_prefill(coe: Coe) -> None:
     assert _interrupt(process) == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["subprocess.Popen.__init__", "worker_process.take", "asking.sink_for"])
 def test_ctrl_c_between_two_owners_of_the_worker(coe: Coe, moment: str) -> None:
     """The worker is stopped, so that it ends only if coe ends it, not by seeing that coe is gone."""
@@ -238,13 +240,14 @@ def test_a_reader_that_left_before_the_list_came(coe: Coe) -> None:
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
+@pytest.mark.long
 @of_a_shell
 @pytest.mark.parametrize(
     ("closed", "shows"),
     [
         ("<&-", True),
-        pytest.param(">&-", False, marks=pytest.mark.long),
-        pytest.param("2>&-", True, marks=pytest.mark.long),
+        (">&-", False),
+        ("2>&-", True),
         ("<&- >&- 2>&-", False),
     ],
 )
@@ -256,6 +259,7 @@ def test_a_stream_that_was_closed_from_the_start_is_like_a_reader_that_left(coe:
     assert (listed.code, bool(listed.stdout), listed.stderr) == (0, shows, "")
 
 
+@pytest.mark.long
 def test_noise_of_native_code_does_not_reach_stdout(coe: Coe) -> None:
     """A module in front of the real OGA writes to file descriptor 1 when imported and all the time after that."""
     noisy = coe.folder / "noisy"

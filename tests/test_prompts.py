@@ -68,6 +68,7 @@ def text_of(prompt: Prompt) -> str:
     return "".join(known.get(letters[i], letters[i]) if i < 256 else f"<{i}>" for i in prompt.ids)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_template_ends_in_an_error_and_the_next_request_is_served(
     kind: str, prompts: Prompts, tiny: Path, tmp_path: Path
@@ -87,6 +88,7 @@ def test_a_killed_process_is_replaced(prompts: Prompts, tiny: Path) -> None:
     assert prompts.pid != process.pid
 
 
+@pytest.mark.long
 def test_a_process_killed_at_work_is_replaced_and_so_is_the_work(tiny: Path, tmp_path: Path) -> None:
     patient = Prompts(PromptLimits(stage_s=4.0))
     try:
@@ -124,6 +126,7 @@ def test_long_prompts_are_refused_by_their_length(prompts: Prompts, tiny: Path, 
     assert caught.value.tokens == letters + 18 if exact else caught.value.tokens >= 512
 
 
+@pytest.mark.long
 def test_what_waits_is_bounded(tiny: Path, tmp_path: Path) -> None:
     busy = with_template(write_tiny_model(tmp_path / "busy"), HOSTILE["endless"])
     made = Prompts(PromptLimits(stage_s=4.0, waiting=3))

@@ -148,6 +148,7 @@ def starts(folder: Path) -> int:
     return len(list(folder.glob("*.start-*")))
 
 
+@pytest.mark.long
 def test_two_nodes_share_the_rows_and_the_next_batch_finds_the_models_loaded(
     cluster: Nodes, nodes: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -253,6 +254,7 @@ def test_an_idle_actor_of_another_batch_makes_room(
     assert starts(tmp_path) == 2 and len(workers(tmp_path)) == 1
 
 
+@pytest.mark.long
 def test_what_no_node_can_hold_is_refused_in_words(cluster: Nodes, nodes: Callable[..., Any], tmp_path: Path) -> None:
     nodes(0.5)
     with engine(cluster.address, tmp_path) as running:
@@ -296,6 +298,7 @@ def test_stop_takes_no_more_and_close_drops_what_runs(
         assert len(list(running.run(Rows(tmp_path, {"a": 4})))) == 4
 
 
+@pytest.mark.long
 def test_no_cluster_at_the_address() -> None:
     with pytest.raises(DeviceLost, match=r"there is no Ray cluster at 127\.0\.0\.1:9"):
         RayCluster("127.0.0.1:9", {})

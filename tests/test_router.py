@@ -64,6 +64,7 @@ def test_shipped_examples_cover_every_role_once(shipped: TrainingSet) -> None:
     assert all(len({first, second}) == 2 for _, (first, second) in shipped.double)
 
 
+@pytest.mark.long
 def test_training_and_decisions_repeat_exactly(shipped: TrainingSet) -> None:
     some = TrainingSet(shipped.roles, shipped.single[::16], [], shipped.double[::8])
     router, again = (Router(train_router(some, bag_of_words)) for _ in range(2))

@@ -91,6 +91,7 @@ def test_an_unknown_model_is_openais_error(client: openai.OpenAI) -> None:
     assert error.value.code == "model_not_found"
 
 
+@pytest.mark.long
 def test_seeds_repeat_a_sampled_answer(client: openai.OpenAI) -> None:
     def sample(seed: int) -> str | None:
         answer = client.chat.completions.create(
@@ -404,6 +405,7 @@ def test_metrics_are_prometheus_text_and_count(served: Served) -> None:
     assert after[f"coe_model_measured_bytes['{MODEL}']"] > 50 * 2**20
 
 
+@pytest.mark.long
 def test_the_queue_refuses_when_it_is_full(served: Served) -> None:
     """257 more than can run at once: what finds no place is told when to come back."""
 

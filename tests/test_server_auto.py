@@ -49,6 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, routing_h
         yield running
 
 
+@pytest.mark.long
 def test_auto_asks_the_expert_that_the_router_names(
     served: Served, routing_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

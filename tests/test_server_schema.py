@@ -78,6 +78,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize(("name", "mode"), CASES)
 def test_no_failure_of_the_server(schema: Any, name: str, mode: str, share: float) -> None:
@@ -177,6 +178,7 @@ def _smaller(value: Any, name: str = "") -> Any:
     return {key: _smaller(part, key) for key, part in value.items()}
 
 
+@pytest.mark.long
 def test_the_description_is_complete(description: dict[str, Any]) -> None:
     found = [f"{method.upper()} {path}" for path, methods in description["paths"].items() for method in methods]
     assert sorted(found) == sorted(ENDPOINTS)

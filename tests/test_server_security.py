@@ -135,6 +135,7 @@ def test_the_log_holds_requests_and_no_prompts(served: Served) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.long
 def test_prompts_are_logged_when_asked_for(coe: Coe) -> None:
     with serving(coe, "--log-prompts") as served:
         assert served.chat(SECRET, max_tokens=1).status == 200

@@ -90,6 +90,7 @@ def test_a_lock_that_cannot_be_one_is_said_in_a_line(coe: Coe, state: Path, lock
         assert stopped.code == 1 and "college.lock cannot be used" in one_line(stopped.stderr)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "module"), [(pid_file.STARTING, "sitecustomize"), (pid_file.COLLEGE, "uvicorn")], ids=["no lock", "a lock"]
 )
@@ -113,6 +114,7 @@ def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path
     assert coe.run("stop").check().stderr == "coe: the college has ended\n"
 
 
+@pytest.mark.long
 def test_one_that_has_lost_its_state_file_is_ended(coe: Coe, state: Path) -> None:
     coe.run("serve").check()
     process = psutil.Process(json.loads((state / "college.json").read_text())["pid"])
@@ -130,6 +132,7 @@ def test_in_the_foreground_too(coe: Coe, state: Path) -> None:
     assert process.wait(timeout=60) is not None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(pid_file.STARTING, marks=pytest.mark.slow), pid_file.COLLEGE])
 def test_a_process_that_got_the_id_of_a_college_is_left_alone(coe: Coe, state: Path, name: str) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"]) as other:

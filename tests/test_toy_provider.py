@@ -45,6 +45,7 @@ def toy(tmp_path: Path) -> Toy:
     return coe
 
 
+@pytest.mark.long
 def test_a_provider_of_two_files_has_every_command(toy: Toy, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "source", seed=0)
     toy.run("models", "import", str(tmp_path / "source"), "--name", "small", "--provider", "npu").check()

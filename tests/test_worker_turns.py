@@ -42,6 +42,7 @@ def answer(worker: WorkerProcess, number: int, **fields: object) -> tuple[list[p
     return pieces, message
 
 
+@pytest.mark.long
 def test_gathered_tokens_are_the_same_text_in_fewer_messages(models_dir: Path) -> None:
     worker = WorkerProcess()
     try:

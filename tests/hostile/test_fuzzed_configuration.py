@@ -231,6 +231,7 @@ LARGE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LARGE)
 def test_a_megabyte_costs_no_more_than_to_read_it(tiny: Path, name: str) -> None:
     """The first two took hours and gigabytes once."""

@@ -78,6 +78,7 @@ def test_a_source_with_such_a_link_is_refused(coe: Coe, tmp_path: Path, make: Ca
     assert not any(SECRET in path.read_text() for path in coe.models.rglob("*") if path.is_file())
 
 
+@pytest.mark.long
 def test_a_link_inside_of_the_folder_becomes_the_file_that_it_leads_to(coe: Coe, tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "given")
     (folder / "data").mkdir()

@@ -48,6 +48,7 @@ def _written(folder: Path) -> set[Path]:
     return {*folder.glob("loaded"), *(folder / "models" / "outside").iterdir()}
 
 
+@pytest.mark.long
 def test_a_college_over_the_whole_zoo_refuses_each_by_name_and_answers_with_the_good_one(
     bare_coe: Coe, beasts: dict[str, str]
 ) -> None:

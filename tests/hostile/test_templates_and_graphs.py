@@ -34,6 +34,7 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     prompts.end_all()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short_limits")
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_hostile_template_is_found_by_verify(coe: Coe, name: str) -> None:
@@ -48,6 +49,7 @@ def test_a_hostile_template_is_found_by_verify(coe: Coe, name: str) -> None:
     assert any(word in found["message"] for word in says.split("|"))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short_limits")
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_hostile_template_is_not_imported(coe: Coe, tmp_path: Path, name: str) -> None:
@@ -87,6 +89,7 @@ def exploding(path: Path) -> None:
     edit_json(path, change)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short_limits")
 @pytest.mark.parametrize("make", [nested, exploding])
 def test_a_hostile_tokenizer_ends_no_process_but_the_one_for_prompts(

@@ -43,6 +43,7 @@ def digest(graph: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("provider", RULES)
 def test_graphs_are_what_they_were_and_the_provider_takes_them(provider: str, tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())[provider]

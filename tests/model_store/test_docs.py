@@ -62,6 +62,7 @@ def test_what_pages_show_of_the_published_benchmark_is_of_its_file(monkeypatch: 
         assert page.read_text(encoding="utf-8") == text, "run: python docs/make_bench.py"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_the_picture_of_the_published_benchmark_is_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Words, and where the points and bars are; releases of matplotlib differ in the rest."""
@@ -121,6 +122,7 @@ def test_every_command_and_option_that_a_page_shows_exists(page: str) -> None:
         assert used <= known | {"--help", "--format"}, (page, line)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("material") is None, reason="mkdocs-material is not installed")
 def test_the_site_builds(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]

@@ -35,9 +35,8 @@ def kinds(folder: Path) -> set[str]:
     return {problem.kind for problem in check_model(spec_from_folder(folder.name, folder))}
 
 
-@pytest.mark.parametrize(
-    "form", [form if form in ("norms", "packed") else pytest.param(form, marks=pytest.mark.long) for form in FORMS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("form", FORMS)
 def test_a_graph_is_rewritten_for_directml_and_computes_the_same(coe: Coe, form: str) -> None:
     options, wanted = FORMS[form]
     folder = write_tiny_dml(coe.models / "tiny", **options)

@@ -160,6 +160,7 @@ def test_pull_of_a_model_for_another_device_says_that_it_stays_as_it_is(
     assert positions(coe.models / "tiny") == "all"
 
 
+@pytest.mark.long
 def test_copies_where_there_are_no_links(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_tiny_model(coe.models / "tiny")
 
@@ -172,6 +173,7 @@ def test_copies_where_there_are_no_links(coe: Coe, monkeypatch: pytest.MonkeyPat
     assert positions(folder) == "last"
 
 
+@pytest.mark.long
 def test_the_original_takes_no_part_in_sizes_or_duplicates(coe: Coe) -> None:
     folder = write_tiny_model(coe.models / "tiny")
     coe("models", "optimize", "tiny")

@@ -86,6 +86,7 @@ def test_an_address_with_revision_and_folder(coe: Coe, hub: Hub, tmp_path: Path)
     assert_installed(coe, files_of(tmp_path / "a"), "int4")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [0, 1, 5000, 20_000])
 def test_a_connection_that_drops_is_taken_up_again(coe: Coe, hub: Hub, published: dict[str, bytes], after: int) -> None:
     hub.drop_after["model.onnx.data"] = [after]
@@ -311,6 +312,7 @@ SIX = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [("--all",), ("-p", "standard"), tuple(f"{name}-DML" for name in SIX)])
 def test_the_six_specialists_come_from_their_repositories(
     coe: Coe, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
@@ -374,6 +376,7 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("request_number", [1, 2, 4, 8, 11])
 def test_killed_at_any_request_and_then_pulled_again(
     coe: Coe, hub: Hub, published: dict[str, bytes], request_number: int
@@ -417,6 +420,7 @@ def test_a_model_of_ones_own_is_not_fetched(coe: Coe) -> None:
     assert "coe models import FILE --name mine --force" in result.stderr and "Did you mean" not in result.stderr
 
 
+@pytest.mark.long
 def test_two_pulls_of_one_model_fetch_it_once(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
     hub.chunk_pause_s = 0.02
     first, second = start("tiny"), start("tiny")

@@ -37,6 +37,7 @@ def verify(coe: Coe, *options: str) -> Any:
     return coe(*command, *options)
 
 
+@pytest.mark.long
 def test_quality_is_measured_against_the_recorded_source(coe: Coe, mine: Path) -> None:
     run = verify(coe, "--quality")
     document = run.json

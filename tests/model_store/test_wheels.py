@@ -61,6 +61,7 @@ def test_a_folder_of_wheels(coe: Coe, files: dict[str, bytes], tmp_path: Path, m
     assert "has no file or folder" in pull(coe, "pypi:tiny-models/tiny_models/two").stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("has_ranges", [True, False])
 def test_an_index(coe: Coe, index: Hub, files: dict[str, bytes], has_ranges: bool) -> None:
     index.has_ranges = has_ranges
@@ -70,6 +71,7 @@ def test_an_index(coe: Coe, index: Hub, files: dict[str, bytes], has_ranges: boo
     assert_installed(coe, files, "one")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [1, 2_000_000])
 def test_a_wheel_that_breaks_off_is_taken_up_again(coe: Coe, index: Hub, files: dict[str, bytes], after: int) -> None:
     index.drop_after[WHEEL] = [after]
@@ -80,6 +82,7 @@ def test_a_wheel_that_breaks_off_is_taken_up_again(coe: Coe, index: Hub, files: 
     assert first == "" and (second.startswith("bytes=") or (os.name == "nt" and after == 1))
 
 
+@pytest.mark.long
 def test_a_server_without_ranges_sends_it_all_again(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
     index.has_ranges = False
     index.drop_after[WHEEL] = [2_000_000]

@@ -72,6 +72,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return content
 
 
+@pytest.mark.long
 def test_every_call_is_in_the_python_module(wheels: dict[str, bytes]) -> None:
     module = next(data for name, data in wheels.items() if name.endswith(".pyd") and "genai" in name)
     called = called_names()

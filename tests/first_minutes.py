@@ -53,6 +53,7 @@ SCENES = {
     "offline-ask": Scene("none-16g", (Typed("coe ask What is a deadlock", 4, NO),)),
     "fit": Scene("amd-16g", (Typed("coe fit 16G"),)),
     "vram": Scene("amd-16g", (Typed("coe vram plan -p compact -e python_backend"),)),
+    "turns": Scene("amd-16g", (Typed("coe vram plan -p compact -e python_backend,sql_query", 5),)),
     "online": Scene("none-4g", (Typed("coe setup", 0, YES), Typed("coe ask What is a deadlock")), online=True),
 }
 

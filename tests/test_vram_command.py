@@ -240,7 +240,7 @@ def test_the_human_view_shows_the_budget_as_one_bar() -> None:
 
 
 def test_the_human_view_says_what_is_not_on_disk(own_folders: Path) -> None:
-    assert "counted as `coe models pull` will leave it: Qwen2.5-Coder-7B-DML\n" in run("-e", "python_backend").stdout
+    assert "not on disk yet: Qwen2.5-Coder-7B-DML\n" in run("-e", "python_backend").stdout
     folder_with_model(own_folders / "models")
     assert "not on disk" not in run("-p", "embedded").stdout
 

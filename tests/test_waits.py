@@ -14,6 +14,7 @@ from coe_cli.runtime.store import hub
 from coe_cli.runtime.store.hub import list_files
 from coe_cli.runtime.store.source_errors import SourceFailed
 
+STARTS = "the college is starting, or choosing who answers"
 WAITS = {
     "doctor": "looking at this machine",
     "fit": "looking for graphics cards",
@@ -27,7 +28,7 @@ WAITS = {
     "stop": "waiting for the college to end",
     "stop --drain": "waiting for its answers to end",
     "route Hi --no-pull": "loading the router",
-    f"ask -m {MODEL} --max-tokens 1 Hi": "the college is starting, or choosing who answers",
+    f"ask -m {MODEL} --max-tokens 1 Hi": STARTS,
     f"ask -m {MODEL} --max-tokens 1 -x Hi": "loading the model",
     f"chat -m {MODEL} --max-tokens 1": "waiting for the college",
     "batch --max-tokens 1 -": "preparing the rows, and loading the first model",
@@ -51,6 +52,14 @@ def test_no_wait_is_said_before_its_time(quick_coe: Coe, line: str) -> None:
 def test_who_wants_the_answer_alone_is_told_of_no_wait(quick_coe: Coe, options: tuple[str, ...]) -> None:
     result = quick_coe.run("ask", "-m", MODEL, "--max-tokens", "1", *options, "Hi", COE_PATIENCE_S="0").check()
     assert result.stderr == ""
+
+
+def test_a_wait_is_said_once_where_something_is_prepared_in_between(quick_coe: Coe) -> None:
+    quick_coe.environment |= {"COE_NO_ROUTE": "0", "HF_HOME": str(quick_coe.folder), "HF_HUB_OFFLINE": "1"}
+    quick_coe.environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    said = quick_coe.run("ask", "--max-tokens", "1", "--fallback", "Hi", COE_PATIENCE_S="0").check().stderr.splitlines()
+    waits = [f"coe: {wait}" for wait in (STARTS, "preparing to route questions, once", "waiting for the college")]
+    assert [line for line in said if line in waits] == waits
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ COMPARE_HEADER = ("accounting", "weights_mb", "kv_mb", "activation_mb", "total_m
 BAR_WIDTH = 60
 _ROOM_FOR_PARTS = 66
 """Columns of a terminal below which a row has its total alone."""
+_ROOM_FOR_LEGEND = 80
+"""Columns of a terminal below which the bar's legend and the pressure are two lines."""
 MODEL_COLOURS = ("blue", "cyan", "magenta", "steel_blue", "dark_cyan", "medium_purple")
 
 
@@ -69,15 +71,13 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     write_table(output, columns, rows, styles=styles, ruled=True, tight=narrow)
     write_line(output, *_bar(plan, colours, min(BAR_WIDTH, (columns_of(output) or 100) - 2)))
     glyphs, *pressure = _legend(plan)
-    if narrow:
+    if is_narrow(output, _ROOM_FOR_LEGEND):
         write_line(output, glyphs)
         write_line(output, *pressure)
     else:
-        write_line(output, glyphs, ("   ", ""), *pressure)
+        write_line(output, glyphs, "   ", *pressure)
     if compare is not None:
         _write_comparison(output, compare)
-    else:
-        write_line(output)
     if plan.solution is not None:
         question = {
             "context": "largest context (tokens)",
@@ -89,7 +89,7 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
         preload = f"preload: {plan.preload.model} ({size_words(plan.preload.weights_mb)}) stays within normal pressure"
         write_line(output, preload)
     if to_pull := [model.name for model in plan.models if model.source == "catalog"]:
-        write_line(output, f"not on disk, counted as `coe models pull` will leave it: {', '.join(to_pull)}")
+        write_line(output, f"not on disk yet: {', '.join(to_pull)}")
     for warning in plan.warnings:
         if warning.code == "guide_differs" and compare is None and plan.accounting != "guide":
             continue
@@ -142,7 +142,7 @@ def _legend(plan: Plan) -> list[tuple[str, str]]:
         f"{size_words(plan.headroom_mb)} free" if plan.headroom_mb >= 0 else f"{size_words(-plan.headroom_mb)} too much"
     )
     return [
-        ("▒ fixed  █ weights  ▓ KV and activations  · free", "dim"),
+        ("▒ fixed  █ weights  ▓ slots  · free", "dim"),
         ("pressure ", "dim"),
         (f"{ratio} {plan.pressure.level}", LEVEL_STYLE[plan.pressure.level]),
         (f", {free}", "dim"),

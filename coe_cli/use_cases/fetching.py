@@ -29,8 +29,10 @@ def size_mb(request: Request) -> float:
     return max((source.size_mb or 0.0 for source in request.sources), default=0.0)
 
 
-def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> None:
+def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool, listed: bool = False) -> None:
     """Say each model's licence and size; above 10 GB in all ask on a terminal.
+
+    ``listed``: the user has seen and agreed to what the catalog says, so only what the hub has to say is new.
 
     Raises:
         UsageError: the user says no, or there is nobody to ask and ``yes`` is not given.
@@ -39,6 +41,8 @@ def agree_to_fetch(requests: list[Request], output: Output, *, yes: bool) -> Non
     for request in requests:
         mb = size_mb(request)
         total_mb += mb
+        if listed and request.entry is not None and request.entry.verified:
+            continue
         size = f", {size_words(mb)}" if mb else ""
         with output.waiting(f"asking the hub for the licence of {request.name}"):
             licence = licence_of(request)
@@ -67,9 +71,15 @@ def licence_of(request: Request) -> str:
 
 
 def fetch_requests(
-    requests: list[Request], output: Output, *, force: bool = False, as_is: bool = False, yes: bool = True
+    requests: list[Request],
+    output: Output,
+    *,
+    force: bool = False,
+    as_is: bool = False,
+    yes: bool = True,
+    listed: bool = False,
 ) -> None:
-    """Fetch models two at a time, with a bar for each and one for all.
+    """Fetch models two at a time, with a bar for each and one for all; ``yes`` and ``listed`` as of ``agree_to_fetch``.
 
     Raises:
         UsageError: the user says no to more than 10 GB, or there is nobody to ask and ``yes`` is not given.
@@ -77,7 +87,7 @@ def fetch_requests(
     """
     models_dir = folders().models
     missing = [request for request in requests if force or not (models_dir / request.name).exists()]
-    agree_to_fetch([request for request in missing if not request.is_local], output, yes=yes)
+    agree_to_fetch([request for request in missing if not request.is_local], output, yes=yes, listed=listed)
     total_bytes = sum(map(size_mb, missing)) * BYTES_PER_MB
     work = "converting" if all(request.is_local and request.recipe for request in requests) else "fetching"
     title = f"{work} {', '.join(request.name for request in requests)}"

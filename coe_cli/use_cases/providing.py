@@ -53,7 +53,8 @@ class Providing:
         while True:
             request = self.with_consent(request)
             events = client.ask(request)
-            with self._output.waiting("the college is starting, or choosing who answers"):
+            starts = "the college is starting, or choosing who answers"
+            with self._output.waiting("waiting for the college" if given else starts):
                 first = next(events, None)
             if isinstance(first, Resolved):
                 return first, events

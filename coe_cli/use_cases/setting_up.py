@@ -58,7 +58,7 @@ def run_setup(
             output.note("nothing was changed; `coe setup` does it later")
             return False
     try:
-        _fetch(plan, catalog, output)
+        _fetch(plan, catalog, output, listed=not as_json)
     except CoeError as error:
         again, goes_on = "run `coe setup` again", ": it goes on from there"
         hint = error.hint.rstrip(".").replace("run it again", again)
@@ -99,13 +99,13 @@ def _configure(plan: SetupPlan, profiles: ProfileSet, catalog: Catalog, output: 
             output.note(f"{changed.key} is {changed.value} in {changed.path}")
 
 
-def _fetch(plan: SetupPlan, catalog: Catalog, output: Output) -> None:
+def _fetch(plan: SetupPlan, catalog: Catalog, output: Output, *, listed: bool) -> None:
     from coe_cli.runtime.store.install import request_for
     from coe_cli.use_cases.fetching import fetch_requests
 
     builds, models_dir = catalog.on(plan.provider), folders().models
     if requests := [request_for(model.name, builds, models_dir) for model in plan.models if not model.installed]:
-        fetch_requests(requests, output)
+        fetch_requests(requests, output, listed=listed)
 
 
 def _prepare(plan: SetupPlan, catalog: Catalog, output: Output) -> None:

@@ -81,6 +81,11 @@ def parse_uri(uri: str) -> SourceUri:
     raise UsageError(f"`{uri}` is not the address of a model", _FORMS)
 
 
+def shortened(uri: str) -> str:
+    """``uri`` for people: of a commit the first eight digits, so that it stays whole on a line of a terminal."""
+    return re.sub(r"(?<=@[0-9a-f]{8})[0-9a-f]{32}\b", "", uri)
+
+
 def check_member(path: str) -> str:
     """``path``, if it stays below the folder that it is unpacked into, on every system.
 

@@ -66,7 +66,7 @@ def _how(profile: HardwareProfile, inputs: PlanInputs, planned: Plan) -> str | N
         for model, role in of_model.items()
     }
     if all(alone.values()):
-        return "in turns: each fits alone, and coe swaps them between questions; not all at the same time"
+        return "in turns: each fits alone, and coe swaps them between questions"
     return f"not even in turns: {', '.join(model for model, fits in alone.items() if not fits)} does not fit alone"
 
 

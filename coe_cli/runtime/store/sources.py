@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from coe_cli.core.importing.hub_files import is_importable
 from coe_cli.core.models.catalog import Source
-from coe_cli.core.models.source_uri import FileSource, HubSource, WheelSource, parse_uri
+from coe_cli.core.models.source_uri import FileSource, HubSource, WheelSource, parse_uri, shortened
 from coe_cli.errors import ModelMissing, UsageError
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
 from coe_cli.runtime.regular_file import lies_in
@@ -76,7 +76,7 @@ def fetch(
                 raise SourceFailed(f"has SHA-256 {actual[:12]}… instead of {source.sha256[:12]}…")
             return Arrival(path, source, revision)
         except (SourceFailed, UsageError) as error:
-            reasons.append(f"{source.uri} {error.message}")
+            reasons.append(f"{shortened(source.uri)} {error.message}")
             hints.append(error.hint or _hint(source))
     tried = "; ".join(reasons) if reasons else "the catalog names no source"
     *others, last = dict.fromkeys(hints) if hints else [""]

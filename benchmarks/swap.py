@@ -22,7 +22,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import RssProbe
 from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.settings import load_profiles
@@ -42,10 +42,10 @@ class Swaps:
         pool = pool_from_profile(profile)
         pool = msgspec.structs.replace(
             pool,
-            min_resident_s=0.0,
+            min_residency_s=0.0,
             vram_budget_mb=pool.fixed_mb + round(1.3 * (cost.weights_mb + cost.kv_mb + cost.activation_mb)),
         )
-        self._college = College(CollegeSettings(pool, cost_in(profile), keep_warm_worker=True), ResidentSetProbe())
+        self._college = College(CollegeSettings(pool, cost_in(profile), keep_warm_worker=True), RssProbe())
         self._loop = asyncio.new_event_loop()
         self._turn = 0
         self.parts: list[tuple[float, float, float]] = []

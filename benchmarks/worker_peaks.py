@@ -18,7 +18,7 @@ from coe_cli.core.memory.footprint import ExactAccounting, FormulaAccounting
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.bench.bench_worker import BenchWorker
-from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import RssProbe
 from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.plan_inputs import memory_of
 
@@ -67,7 +67,7 @@ def measure_life(name: str, folder: Path, life: Life) -> dict[str, Any]:
         for number, lengths in enumerate(life.items):
             prompts = [_prompt(spec.shape.vocab_size, length, (number, index)) for index, length in enumerate(lengths)]
             worker.answer(prompts, ANSWER_TOKENS, life.context_length)
-        measured_mb = ResidentSetProbe().process_peak_mb(worker.pid)
+        measured_mb = RssProbe().process_peak_mb(worker.pid)
     assert measured_mb is not None
     predicted_mb = (load + sum(slot.total_bytes for slot in slots)) / BYTES_PER_MB
     formula = FormulaAccounting(PerSlotEstimate()).slot(memory, life.context_length, 1).total_bytes

@@ -90,7 +90,7 @@ class Client:
                 return answer
 
     def stream(self, question: Question, **options: Unpack[Options]) -> Generator[str, None, Answer]:
-        """The answer's text, piece by piece, without thoughts; the generator's value is the whole answer.
+        """The answer's text as it comes, without thoughts; the generator's value is the whole answer.
 
         Closing the generator cancels the answer.
 
@@ -152,21 +152,21 @@ class Client:
 
 
 class _Text:
-    """Keeps the pieces of the answer, without thoughts, until they are taken."""
+    """Keeps the deltas of the answer, without thoughts, until they are taken."""
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
+        self._deltas: list[str] = []
 
     def phase(self, name: str, worker_pid: int) -> None: ...
 
     def wrote(self, tokens: int) -> None: ...
 
-    def piece(self, text: str, *, is_thinking: bool) -> None:
+    def delta(self, text: str, *, is_thinking: bool) -> None:
         if not is_thinking:
-            self._pieces.append(text)
+            self._deltas.append(text)
 
     def take(self) -> list[str]:
-        taken, self._pieces = self._pieces, []
+        taken, self._deltas = self._deltas, []
         return taken
 
 

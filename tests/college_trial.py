@@ -33,7 +33,7 @@ from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 WEIGHTS_MB, SLOT_MB = 100, 10
 PATIENCE_S = 60.0
 """Allowed to a load and between two tokens: nothing but a worker that hangs takes so long on any machine."""
-POOL = PoolConfig(vram_budget_mb=1000, max_concurrent_slots=4, min_resident_s=0.0, retry_delay_s=0.05, give_up_s=0.3)
+POOL = PoolConfig(vram_budget_mb=1000, max_concurrent_slots=4, min_residency_s=0.0, retry_delay_s=0.05, give_up_s=0.3)
 
 
 class FakeProbe:

@@ -18,7 +18,7 @@ from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeProbe, NamedModels, spe
 from conftest import MODEL, REPOSITORY, eventually
 from faulty_worker import expected
 
-from coe_cli.core.batch.batch_order import WORTH_A_COPY
+from coe_cli.core.batch.batch_order import WORTH_A_REPLICA
 from coe_cli.core.memory.footprint import load_bytes
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost
@@ -184,7 +184,7 @@ def test_on_the_cpu_models_stand_side_by_side_and_copies_fill_up(tmp_path: Path)
 def test_on_the_cpu_few_rows_are_enough_for_a_second_worker_and_the_last_waits_for_who_is_free(tmp_path: Path) -> None:
     if worker_threads() < 2:
         pytest.skip("one core has one place")
-    count = 2 * WORTH_A_COPY
+    count = 2 * WORTH_A_REPLICA
     rows = Rows(tmp_path, {"a": count})
     with engine(tmp_path, side_by_side=2) as running:
         results, taken = [], []
@@ -213,7 +213,7 @@ def test_what_two_workers_of_one_model_take_is_recorded_as_that_models(
         def spec(self, model: str) -> ModelSpec:
             return spec
 
-    rows = RealRows(tmp_path, {MODEL: 2 * WORTH_A_COPY})
+    rows = RealRows(tmp_path, {MODEL: 2 * WORTH_A_REPLICA})
     monkeypatch.setenv("COE_MODELS_DIR", str(models_dir))
     catalog = load_catalog(catalog_paths())
     profile = load_profiles(profile_paths()).select("embedded")

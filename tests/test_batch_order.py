@@ -10,7 +10,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe_cli.core.batch.batch_order import WORTH_A_COPY, next_turn, order_models, places
+from coe_cli.core.batch.batch_order import WORTH_A_REPLICA, next_turn, order_models, places
 
 NAMES = ["a", "b", "c", "d"]
 ROWS = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3), max_size=4)
@@ -89,7 +89,9 @@ def test_places_side_by_side_load_each_model_once_and_stay_in_the_pool(
                 if chosen is None:
                     continue
                 if chosen in busy:
-                    assert left[chosen] + 1 >= WORTH_A_COPY * 2 and not [n for n in left if left[n] and n not in busy]
+                    assert left[chosen] + 1 >= WORTH_A_REPLICA * 2 and not [
+                        n for n in left if left[n] and n not in busy
+                    ]
                 held[number] = chosen
                 loads[chosen] += 1
                 assert len(busy) == 0 or sum(need_mb[name] for name in [*busy, chosen]) <= pool_mb
@@ -117,9 +119,9 @@ def test_even_models_need_no_copies() -> None:
 
 
 def test_one_model_is_loaded_for_each_core_only_if_it_has_rows_for_them() -> None:
-    assert places({"a": 2 * WORTH_A_COPY - 1}, {"a": 1.0}, 10.0, 2) == 1
-    assert places({"a": 2 * WORTH_A_COPY}, {"a": 1.0}, 10.0, 2) == 2
-    assert places({"a": 2 * WORTH_A_COPY}, {"a": 1.0}, 10.0, 8) == 2
+    assert places({"a": 2 * WORTH_A_REPLICA - 1}, {"a": 1.0}, 10.0, 2) == 1
+    assert places({"a": 2 * WORTH_A_REPLICA}, {"a": 1.0}, 10.0, 2) == 2
+    assert places({"a": 2 * WORTH_A_REPLICA}, {"a": 1.0}, 10.0, 8) == 2
     assert places({"a": 100}, {"a": 6.0}, 10.0, 2) == 1
     assert places({"a": 100, "b": 1}, {"a": 6.0, "b": 6.0}, 10.0, 2) == 1
 

@@ -19,7 +19,7 @@ from coe_cli.providers.cuda import _nvml_handle, copy_on_cuda
 from coe_cli.runtime.bench import bench_machine
 from coe_cli.runtime.bench.bench_machine import measure_bandwidth
 from coe_cli.runtime.bench.bench_memory import RowMemory, settled_mb
-from coe_cli.runtime.college.memory_probe import GpuProbe, ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import GpuProbe, RssProbe
 
 MB = 2**20
 
@@ -88,7 +88,7 @@ def test_a_baseline_is_waited_for_until_it_stops_changing() -> None:
 
 
 def test_the_systems_memory_of_a_process_that_is_gone_is_unknown() -> None:
-    look = ResidentSetProbe()
+    look = RssProbe()
     assert look.process_peak_mb(2**22 + 1) is None and look.process_mb(2**22 + 1) is None
     assert (look.in_use_mb() or 0) > 0
 

@@ -23,7 +23,7 @@ from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.costs import cost_in
-from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import RssProbe
 from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.calibration_store import CalibrationStore
@@ -51,11 +51,11 @@ def with_college(
         profile = load_profiles(profile_paths()).select("embedded")
         profile = msgspec.structs.replace(profile, context_length=context_length, max_concurrent_slots=slots)
         pool = msgspec.structs.replace(
-            pool_from_profile(profile), min_resident_s=0.0, retry_delay_s=0.1, max_concurrent_slots=slots
+            pool_from_profile(profile), min_residency_s=0.0, retry_delay_s=0.1, max_concurrent_slots=slots
         )
         if budget_mb is not None:
             pool = msgspec.structs.replace(pool, vram_budget_mb=budget_mb + pool.fixed_mb)
-        college = College(CollegeSettings(pool, cost_in(profile), recorder=recorder), ResidentSetProbe())
+        college = College(CollegeSettings(pool, cost_in(profile), recorder=recorder), RssProbe())
         spec = spec_from_folder(MODEL, models_dir / MODEL)
         try:
             await test(college, spec)

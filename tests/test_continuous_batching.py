@@ -206,15 +206,15 @@ def test_a_broken_engine_fails_all_its_answers_and_the_next_has_a_new_one(tmp_pa
     for slot, prompt in zip(mine, PROMPTS, strict=False):
         slot.begin(prompt)
     for slot in mine:
-        assert slot.run_piece() is slot
+        assert slot.run_chunk() is slot
         slot.generate_next_token()
     for slot in mine:
         with pytest.raises(RuntimeError, match="CUDA failure 700"):
-            slot.run_piece()
+            slot.run_chunk()
         slots.release(slot, reusable=False)
     again = slots.acquire({"max_length": 64, "do_sample": False}, None, PROMPTS[0])
     again.begin(PROMPTS[0])
-    assert again.run_piece() is again and BrokenEngine.made == 2
+    assert again.run_chunk() is again and BrokenEngine.made == 2
 
 
 def test_a_college_gives_the_same_answers_at_once_as_one_after_another(tmp_path: Path) -> None:

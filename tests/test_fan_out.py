@@ -46,7 +46,7 @@ class Notes:
     def wrote(self, number: int, tokens: int) -> None:
         self.tokens[number] += tokens
 
-    def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
+    def delta(self, number: int, text: str, *, is_thinking: bool) -> None:
         self.times.setdefault(number, []).append(time.monotonic())
         self.text[number] = self.text.get(number, "") + text
 

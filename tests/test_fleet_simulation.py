@@ -29,13 +29,13 @@ def node(
     load_s: float = 2.0,
     on_cpu: bool = False,
     max_queue: int = 10**6,
-    min_resident_s: float = 0.0,
+    min_residency_s: float = 0.0,
 ) -> SimulatedNode:
     """A pool with room for ``loaded`` models (all of them by default) with all slots; no preloads."""
     room = models if loaded is None else loaded
     pool_mb = math.ceil((room * WEIGHTS_MB + slots * SLOT_MB) / 0.9) + 1
     pool = PoolConfig(
-        vram_budget_mb=pool_mb, max_concurrent_slots=slots, max_queue=max_queue, min_resident_s=min_resident_s
+        vram_budget_mb=pool_mb, max_concurrent_slots=slots, max_queue=max_queue, min_residency_s=min_residency_s
     )
     cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, load_s=load_s, max_slots=slots)
     times = ServiceTimes(load_s, 0.5, factors, load_shares_device=on_cpu)
@@ -133,7 +133,7 @@ def test_sums_by_hand(
 
 def test_an_idle_model_makes_room_however_young_it_is() -> None:
     """The scheduler's own rule: it protects a young model only from another when both have waiting requests."""
-    simulated = node(2, loaded=1, min_resident_s=60.0)
+    simulated = node(2, loaded=1, min_residency_s=60.0)
     _, second, third = played(simulated, (0.0, 0, 0.0, 1.0), (2.0, 1, 0.0, 1.0), (6.0, 0, 0.0, 1.0))
     assert second[0] == pytest.approx(2.5)
     assert third[0] == pytest.approx(2.5)
@@ -184,7 +184,7 @@ requests = st.tuples(st.floats(0, 30), st.integers(0, 2), st.floats(0, 2), st.fl
     slots=st.integers(1, 3),
     on_cpu=st.booleans(),
     max_queue=st.sampled_from([2, 1000]),
-    min_resident_s=st.sampled_from([0.0, 5.0]),
+    min_residency_s=st.sampled_from([0.0, 5.0]),
 )
 def test_every_request_ends_once_and_in_order(
     asked: list[tuple[float, int, float, float]],
@@ -192,7 +192,7 @@ def test_every_request_ends_once_and_in_order(
     slots: int,
     on_cpu: bool,
     max_queue: int,
-    min_resident_s: float,
+    min_residency_s: float,
 ) -> None:
     simulated = node(
         3,
@@ -200,7 +200,7 @@ def test_every_request_ends_once_and_in_order(
         slots=slots,
         on_cpu=on_cpu,
         max_queue=max_queue,
-        min_resident_s=min_resident_s,
+        min_residency_s=min_residency_s,
         speedup=(1.0, 1.2),
     )
     arrivals = [Job(at_s, m, p, d, i) for i, (at_s, m, p, d) in enumerate(sorted(asked))]

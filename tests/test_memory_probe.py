@@ -23,7 +23,7 @@ from coe_cli.runtime.college.costs import cost_in
 from coe_cli.runtime.college.memory_probe import (
     GpuProbe,
     MemoryProbe,
-    ResidentSetProbe,
+    RssProbe,
     memory_probe_for,
     usage_sampler,
 )
@@ -138,7 +138,7 @@ def test_processes_in_windows_counters() -> None:
 
 def test_the_profile_decides_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COE_DEVICE", raising=False)
-    assert isinstance(memory_probe_for(PROFILES.select("embedded")), ResidentSetProbe)
+    assert isinstance(memory_probe_for(PROFILES.select("embedded")), RssProbe)
     if sys.platform != "win32":
         assert type(memory_probe_for(PROFILES.select("standard"))) is MemoryProbe
 
@@ -146,7 +146,7 @@ def test_the_profile_decides_what_is_measured(monkeypatch: pytest.MonkeyPatch) -
 def test_the_resident_set_of_a_process_is_what_psutil_says() -> None:
     import psutil
 
-    memory_probe = ResidentSetProbe()
+    memory_probe = RssProbe()
     here = memory_probe.process_mb(os.getpid())
     assert here == pytest.approx(psutil.Process().memory_info().rss / BYTES_PER_MB, rel=0.1)
     assert memory_probe.used_mb([os.getpid(), 2**22 + 1]) == pytest.approx(here, rel=0.1)
@@ -155,7 +155,7 @@ def test_the_resident_set_of_a_process_is_what_psutil_says() -> None:
 def test_the_gauge_has_the_pools_pressure(tmp_path: Path) -> None:
     from msgspec import structs
 
-    used_mb = ResidentSetProbe().process_mb(os.getpid())
+    used_mb = RssProbe().process_mb(os.getpid())
     assert used_mb is not None
     profile = structs.replace(PROFILES.select("embedded"), vram_budget_mb=round(2_000 + used_mb / 0.85))
     seen = usage_sampler("cpu", profile)(os.getpid())

@@ -487,7 +487,7 @@ def test_small_requests_overtake_a_big_one_only_so_often(limits: dict[str, float
 
 
 def test_of_two_requests_with_one_key_the_first_to_come_goes_first() -> None:
-    s = scheduler({"a": ModelCost(8500, 100, max_slots=1), "b": (6000, 100)}, min_resident_s=0.0)
+    s = scheduler({"a": ModelCost(8500, 100, max_slots=1), "b": (6000, 100)}, min_residency_s=0.0)
     feed(s, 0, Request(1, "a"), Loaded("a"), Request(2, "b", priority=-1))
     feed(s, 10, Request(3, "a"))  # the key of 2, and 2 was bypassed long enough
     assert feed(s, 10, Done(1)) == [Evict("a", "room")]
@@ -821,4 +821,4 @@ def test_a_pool_takes_its_limits_from_the_profile() -> None:
     assert config.pool_mb == profile.vram_budget_mb - profile.fixed_mb
     assert config.max_concurrent_slots == 1
     assert config.preload_enabled
-    assert (config.min_resident_s, config.retry_delay_s, config.keep_alive_s) == (60, 5, 300)
+    assert (config.min_residency_s, config.retry_delay_s, config.keep_alive_s) == (60, 5, 300)

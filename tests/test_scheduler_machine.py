@@ -71,7 +71,7 @@ class World(RuleBasedStateMachine):
 
     @initialize(
         slots=st.integers(1, 4),
-        min_resident_s=st.sampled_from([0.0, 60.0]),
+        min_residency_s=st.sampled_from([0.0, 60.0]),
         keep_alive_s=st.sampled_from([None, 30.0, 300.0]),
         preload=st.booleans(),
         max_queue=st.sampled_from([3, 50]),
@@ -81,7 +81,7 @@ class World(RuleBasedStateMachine):
     def begin(
         self,
         slots: int,
-        min_resident_s: float,
+        min_residency_s: float,
         keep_alive_s: float | None,
         preload: bool,
         max_queue: int,
@@ -92,7 +92,7 @@ class World(RuleBasedStateMachine):
             vram_budget_mb=POOL_MB + 2_000,
             fixed_mb=2_000,
             max_concurrent_slots=slots,
-            min_resident_s=min_resident_s,
+            min_residency_s=min_residency_s,
             keep_alive_s=keep_alive_s,
             preload_enabled=preload,
             max_queue=max_queue,
@@ -242,7 +242,7 @@ class World(RuleBasedStateMachine):
             assert process.state == "ready"
             assert not self.generating(name), "evicted a running model"
             if decision.reason == "room" and process.asked and name in self.waiting.values():
-                assert self.now_s >= process.loaded_s + self.config.min_resident_s, (
+                assert self.now_s >= process.loaded_s + self.config.min_residency_s, (
                     "evicted a young model that others wait for"
                 )
         process.state = "evicting"

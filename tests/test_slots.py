@@ -66,7 +66,7 @@ def _answer(slots: Slots, options: dict[str, Any], ids: list[int]) -> int:
     slot = slots.acquire(options, None, ids)
     reused = slot.reusable_tokens(ids)
     slot.begin(ids)
-    while (generator := slot.run_piece()) is None:
+    while (generator := slot.run_chunk()) is None:
         pass
     assert generator.tokens == ids
     slots.release(slot)
@@ -88,7 +88,7 @@ def test_prompts_are_read_in_pieces_up_to_the_models_own_bound(chunk_size: int |
 def test_a_grammar_gets_the_prompt_whole_and_the_runtime_splits_it() -> None:
     slot = Slots(FakeOga, None, 1, 300).acquire(GREEDY, Guidance("regex", "a"), [1] * 700)
     slot.begin([1] * 700, whole=True)
-    generator = slot.run_piece()
+    generator = slot.run_chunk()
     assert generator.pieces == [700] and generator.options["chunk_size"] == 300
 
 
@@ -122,7 +122,7 @@ def test_a_slot_that_failed_is_not_used_again(slots: Slots) -> None:
     slot = slots.acquire(GREEDY, None, [1, 13])
     slot.begin([1, 13])
     with pytest.raises(RuntimeError):
-        slot.run_piece()
+        slot.run_chunk()
     slots.release(slot, reusable=False)
     del slot
     assert len(FakeGenerator.alive) == 0

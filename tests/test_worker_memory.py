@@ -13,7 +13,7 @@ from conftest import MODEL
 from coe_cli.core.memory.footprint import ExactAccounting
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.providers.installed import runtime_version
-from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import RssProbe
 from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.worker import protocol
@@ -48,7 +48,7 @@ def ask(worker: WorkerProcess, lengths: Sequence[int], guidance: protocol.Guidan
         message = worker.receive(TIMEOUT_S)
         assert not isinstance(message, protocol.Failed), message
         done += isinstance(message, protocol.Done)
-    peak_mb = ResidentSetProbe().process_peak_mb(worker.pid)
+    peak_mb = RssProbe().process_peak_mb(worker.pid)
     assert peak_mb is not None
     return peak_mb
 

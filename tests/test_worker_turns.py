@@ -172,7 +172,7 @@ for length in (64, 65, 66, 67, len(ids)):
     slot = slots.Slot(generator(), "", 32)
     slot.begin(ids[:length])
     pieces = 1
-    while (ready := slot.run_piece()) is None:
+    while (ready := slot.run_chunk()) is None:
         pieces += 1
     print(json.dumps([pieces, answer(whole) == answer(ready)]))
 """

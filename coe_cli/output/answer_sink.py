@@ -55,8 +55,8 @@ class AnswerSink:
     def wrote(self, tokens: int) -> None:
         """Count so many tokens more."""
 
-    def piece(self, text: str, *, is_thinking: bool) -> None:
-        """A piece of the answer or of the thoughts before it."""
+    def delta(self, text: str, *, is_thinking: bool) -> None:
+        """A delta of the answer or of the thoughts before it."""
         if is_thinking:
             if self._show_thinking:
                 self._wait.end()
@@ -104,7 +104,7 @@ class JsonSink(AnswerSink):
         super().__init__(output)
         self._more = {} if routing is None else {"routing": routing}
 
-    def piece(self, text: str, *, is_thinking: bool) -> None:
+    def delta(self, text: str, *, is_thinking: bool) -> None:
         pass
 
     def finish(self, answer: Answer) -> None:
@@ -114,7 +114,7 @@ class JsonSink(AnswerSink):
 class JsonLinesSink(JsonSink):
     """One JSON object a line: ``{"type": "token"|"thinking", "text"}`` and at the end ``{"type": "answer", …}``."""
 
-    def piece(self, text: str, *, is_thinking: bool) -> None:
+    def delta(self, text: str, *, is_thinking: bool) -> None:
         self._output.json_line({"type": "thinking" if is_thinking else "token", "text": text})
 
     def finish(self, answer: Answer) -> None:
@@ -124,9 +124,9 @@ class JsonLinesSink(JsonSink):
 class CodeBlockSink(AnswerSink):
     """Only the last code block of the answer, without its fences."""
 
-    def piece(self, text: str, *, is_thinking: bool) -> None:
+    def delta(self, text: str, *, is_thinking: bool) -> None:
         if is_thinking:
-            super().piece(text, is_thinking=True)
+            super().delta(text, is_thinking=True)
         else:
             self._wait_for("answering; its last code block comes when it is complete")
 

@@ -35,7 +35,7 @@ class DraftLines:
     def wrote(self, number: int, tokens: int) -> None:
         """Lines have no use for it."""
 
-    def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
+    def delta(self, number: int, text: str, *, is_thinking: bool) -> None:
         """Nothing is shown of a draft before its end."""
 
     def done(self, number: int, draft: Draft) -> None:
@@ -70,7 +70,7 @@ class DraftPanels(DraftLines):
         with self._lock:
             self._panels[number].wrote(tokens)
 
-    def piece(self, number: int, text: str, *, is_thinking: bool) -> None:
+    def delta(self, number: int, text: str, *, is_thinking: bool) -> None:
         """The text grows in the panel; thoughts only change what the panel says is being done."""
         with self._lock:
             self._panels[number].add(text, is_thinking=is_thinking)

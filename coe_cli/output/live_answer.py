@@ -55,7 +55,7 @@ class LiveAnswerSink(AnswerSink):
             self._first_at = time.monotonic()
         self._tokens += tokens
 
-    def piece(self, text: str, *, is_thinking: bool) -> None:
+    def delta(self, text: str, *, is_thinking: bool) -> None:
         self._phase = "thinking" if is_thinking else "answering"
         if is_thinking:
             if self._show_thinking:
@@ -64,7 +64,7 @@ class LiveAnswerSink(AnswerSink):
             self._wrote = True
             self._append(text, is_thinking=False)
         else:
-            super().piece(text, is_thinking=False)
+            super().delta(text, is_thinking=False)
 
     def close(self) -> None:
         if self._display.is_shown:

@@ -101,7 +101,7 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
         most += f", at most {plan.max_context:,} tokens with these slots"
     write_line(output, ("fits" if plan.fits else "does not fit", "bold"), most)
     on = spec_of(plan.provider)
-    if plan.max_prompt and not on.capabilities.prompt_pieces:
+    if plan.max_prompt and not on.capabilities.prompt_chunks:
         write_line(output, f"longest prompt: {plan.max_prompt:,} tokens, for {on.label} reads each whole")
 
 

@@ -90,14 +90,14 @@ def configure(
     """Point an OGA ``Config`` at ``provider``; the model's own provider section is replaced.
 
     ``of_model`` are the options of that section: those count that depend on the graph. The model's ``search.chunk_size`` is
-    taken out where attention over a later piece does not see the earlier ones.
+    taken out where attention over a later chunk does not see the earlier ones.
 
     Raises:
         RuntimeError: OGA does not know the provider or an option.
     """
     if session_options:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": dict(session_options)}}}))
-    if not spec_of(provider).capabilities.prompt_pieces:
+    if not spec_of(provider).capabilities.prompt_chunks:
         config.overlay(json.dumps({"search": {"chunk_size": 0}}))
     config.clear_providers()
     runtime = runtime_of(provider)

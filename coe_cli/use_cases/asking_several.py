@@ -211,7 +211,7 @@ class Together:
         )
         joint = self._joined(drafts, answer, error)
         sink = self._sink(live=False)
-        sink.piece(joint.answer, is_thinking=False)
+        sink.delta(joint.answer, is_thinking=False)
         sink.finish(joint)
         self._keep(joint)
 

@@ -15,7 +15,7 @@ from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.college import College, CollegeSettings
-from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import RssProbe
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -53,9 +53,9 @@ def test_a_replaced_folder_answers_with_the_new_weights(tmp_path: Path) -> None:
 
     async def test() -> None:
         settings = CollegeSettings(
-            PoolConfig(vram_budget_mb=2000, min_resident_s=0.0), lambda spec: (ModelCost(100, 10), 256)
+            PoolConfig(vram_budget_mb=2000, min_residency_s=0.0), lambda spec: (ModelCost(100, 10), 256)
         )
-        college = College(settings, ResidentSetProbe())
+        college = College(settings, RssProbe())
         try:
             first = await answers(college, open_model("tiny", folder))
             assert await answers(college, open_model("tiny", folder)) == first

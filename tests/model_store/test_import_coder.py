@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from coe_cli.core.memory.footprint import ExactAccounting
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.runtime.bench.bench_worker import BenchWorker
-from coe_cli.runtime.college.memory_probe import ResidentSetProbe
+from coe_cli.runtime.college.memory_probe import RssProbe
 from coe_cli.runtime.model_folder.on_disk import spec_from_folder
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from model_store.conftest import Coe
@@ -62,7 +62,7 @@ def check_plan(folder: Path) -> None:
         worker.load(spec)
         for length in (16, 700):
             worker.answer([[5 + 199 * at % 150_000 for at in range(length)]], 4, 1024)
-        peak_mb = ResidentSetProbe().process_peak_mb(worker.pid)
+        peak_mb = RssProbe().process_peak_mb(worker.pid)
     assert peak_mb is not None
     print(f"a worker with 1024 tokens: planned {planned_mb:.0f} MB, measured {peak_mb:.0f} MB")
     # 1895 of 2096 were measured. Of the table's 223 MB these prompts touch a part; a plan that had it twice would be 22 % too high.

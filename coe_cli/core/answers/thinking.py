@@ -31,13 +31,13 @@ class ThinkingSplitter:
         self._skip_space = self._in_thinking
 
     def feed(self, text: str) -> list[TextDelta]:
-        """The pieces that are certain now."""
+        """The deltas that are certain now."""
         self._held += text
-        pieces: list[TextDelta] = []
+        deltas: list[TextDelta] = []
         if self._at_start:
             begin = self._held.lstrip()
             if len(begin) < len(OPEN) and OPEN.startswith(begin):
-                return pieces
+                return deltas
             self._at_start = False
             if begin.startswith(OPEN):
                 self._held = begin[len(OPEN) :]
@@ -46,24 +46,24 @@ class ThinkingSplitter:
             thought, tag, rest = self._held.partition(CLOSE)
             if not tag:
                 cut = len(thought) - overlap(thought, CLOSE)
-                self._emit(pieces, thought[:cut])
+                self._emit(deltas, thought[:cut])
                 self._held = thought[cut:]
-                return pieces
-            self._emit(pieces, thought)
+                return deltas
+            self._emit(deltas, thought)
             self._held = rest
             self._in_thinking, self._skip_space = False, True
-        return pieces + self.finish()
+        return deltas + self.finish()
 
     def finish(self) -> list[TextDelta]:
         """What was held back because it might have become a tag."""
-        pieces: list[TextDelta] = []
-        self._emit(pieces, self._held)
+        deltas: list[TextDelta] = []
+        self._emit(deltas, self._held)
         self._held = ""
-        return pieces
+        return deltas
 
-    def _emit(self, pieces: list[TextDelta], text: str) -> None:
+    def _emit(self, deltas: list[TextDelta], text: str) -> None:
         if self._skip_space:
             text = text.lstrip()
         if text:
             self._skip_space = False
-            pieces.append(TextDelta(text, self._in_thinking))
+            deltas.append(TextDelta(text, self._in_thinking))

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-WORTH_A_COPY = 6
+WORTH_A_REPLICA = 6
 """Rows that must be left for each worker of a model before another replica is loaded for them (docs/performance.md)..."""
-COPY_SHARE = 8
+REPLICA_SHARE = 8
 """...and the model must have more than this part of what the batch had to run."""
 
 
@@ -48,7 +48,7 @@ def next_turn(
 
     ``order`` are the models as ``order_models`` gave them, ``rows`` those that nobody has taken yet, ``busy`` the models
     of the other places (a model with two workers twice). A busy model is given again only when no other is left, a second
-    copy fits, and it has ``WORTH_A_COPY`` rows for each of its workers, the row that each runs among them, and a good part
+    copy fits, and it has ``WORTH_A_REPLICA`` rows for each of its workers, the row that each runs among them, and a good part
     of ``total``, all rows of the batch.
     """
     held_mb = sum(need_mb.get(name, pool_mb) for name in busy)
@@ -62,7 +62,7 @@ def next_turn(
     many = [
         name
         for name in dict.fromkeys(busy)
-        if rows.get(name, 0) >= max(WORTH_A_COPY * (busy.count(name) + 1) - busy.count(name), total / COPY_SHARE)
+        if rows.get(name, 0) >= max(WORTH_A_REPLICA * (busy.count(name) + 1) - busy.count(name), total / REPLICA_SHARE)
     ]
     return max((name for name in many if fits(name)), key=lambda name: rows[name], default=None)
 
@@ -70,10 +70,10 @@ def next_turn(
 def places(rows: Mapping[str, int], need_mb: Mapping[str, float], pool_mb: float, most: int) -> int:
     """How many workers can always stand side by side, at most ``most``: however large the models that meet are.
 
-    There are ``WORTH_A_COPY`` rows for each, so that none has a part of the cores and nothing to do; a batch with few
+    There are ``WORTH_A_REPLICA`` rows for each, so that none has a part of the cores and nothing to do; a batch with few
     rows gets one worker, which then has all cores to itself.
     """
-    most = min(most, sum(rows.values()) // WORTH_A_COPY)
+    most = min(most, sum(rows.values()) // WORTH_A_REPLICA)
     needs = sorted((need_mb.get(name, pool_mb) for name, count in rows.items() if count), reverse=True)
     if len(needs) == 1:
         needs *= most

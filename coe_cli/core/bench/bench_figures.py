@@ -89,7 +89,7 @@ def planned_peak_bytes(model: ModelMemory, point: Point) -> int:
     tokens = point.depth + point.prompt_tokens
     activation = activation_bytes(model, point.max_length, tokens)
     return max(
-        load_bytes(model) + cache + activation + model.on.kept_bytes(model, tokens),
+        load_bytes(model) + cache + activation + model.on.retained_bytes(model, tokens),
         load_peak_bytes(model),
     )
 

@@ -168,7 +168,7 @@ class _Simulation:
             self._tell(ev.Request(-number, self._names[model]), self._now_s)
             while self._step(math.inf):
                 pass
-        self._begin_s = self._now_s + self._node.pool.min_resident_s
+        self._begin_s = self._now_s + self._node.pool.min_residency_s
         while self._step(self._begin_s):
             pass
 

@@ -17,7 +17,7 @@ from coe_cli.core.importing.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 _PREFIX = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _SPACE: Final = "▁"
-_MAX_PIECE = 512
+_MAX_TOKEN_CHARS = 512
 """Characters of a piece that is put together of others: their number grows with its square. Gemma's longest has 31."""
 _NAMED = ("bos", "eos", "eot", "eom", "unknown", "padding")
 
@@ -201,8 +201,8 @@ def _merges_by_score(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> li
         raise ValueError("its tokenizer has no scores")
     mergeable = [at for at, kind in enumerate(vocabulary.kinds) if kind not in (_UNKNOWN, _CONTROL, _BYTE)]
     known = {tokens[at] for at in mergeable}
-    if any(len(token) > _MAX_PIECE for token in known):
-        raise ValueError(f"its tokenizer has a token of more than {_MAX_PIECE} characters")
+    if any(len(token) > _MAX_TOKEN_CHARS for token in known):
+        raise ValueError(f"its tokenizer has a token of more than {_MAX_TOKEN_CHARS} characters")
     return [
         (left, right)
         for at in sorted(mergeable, key=lambda at: -scores[at])

@@ -12,7 +12,7 @@ from coe_cli.core.memory.prefill import CHUNK_TOKENS
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 
 RECORD_VERSION: Final = 2
-"""Since 2 predictions count prompts as workers read them, in pieces; shorter prompts are the same in 1."""
+"""Since 2 predictions count prompts as workers read them, in chunks; shorter prompts are the same in 1."""
 NEWEST_KEPT: Final = 5
 _TRUSTED_RATIO: Final = (0.25, 4.0)
 

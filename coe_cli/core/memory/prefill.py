@@ -1,4 +1,4 @@
-"""In what pieces a worker reads a prompt; the plan counts what the largest of them takes.
+"""In what chunks a worker reads a prompt; the plan counts what the largest of them takes.
 
 A provider whose generators take tokens once (``Capabilities.can_continue``) has each prompt in one run of the graph.
 """
@@ -22,7 +22,7 @@ def tokens_at_once(capabilities: Capabilities, chunk_size: int | None = None) ->
     ``chunk_size`` is the model's own bound, if it has one. OGA splits by it where a generator takes tokens once, too, and
     DirectML then answers wrongly (docs/memory.md): there it is taken out (``providers.settings.configure``).
     """
-    if not capabilities.prompt_pieces:
+    if not capabilities.prompt_chunks:
         return None
     return max(LEAST_CHUNK + 1, min(chunk_size or CHUNK_TOKENS, CHUNK_TOKENS))
 

@@ -29,7 +29,7 @@ def fitting_context(profile: HardwareProfile, models: Iterable[ModelMemory], mos
     room_bytes = (profile.vram_budget_mb - profile.fixed_mb) * limit * BYTES_PER_MB
     counting = ExactAccounting()
     for memory in models:
-        if memory.on.capabilities.prompt_pieces:
+        if memory.on.capabilities.prompt_chunks:
             continue
         left_bytes = room_bytes - counting.weights_bytes(memory)
         while context > LEAST_CONTEXT and counting.slot(memory, context).total_bytes > left_bytes:

@@ -17,7 +17,7 @@ from coe_cli.core.names import size_words
 SMALLEST_CONTEXT = 16
 MOST_SLOTS = 1024
 CHUNK_SIZE = 128
-"""What is proposed where pieces of ``core.memory.prefill.CHUNK_TOKENS`` do not fit: half of a prefill's speed at the most."""
+"""What is proposed where chunks of ``core.memory.prefill.CHUNK_TOKENS`` do not fit: half of a prefill's speed at the most."""
 
 
 def largest_context(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> int:
@@ -100,7 +100,7 @@ def _changes(profile: HardwareProfile, scenario: Scenario, known: Known, countin
     chunked = {
         name: structs.replace(memory, chunk_size=min(memory.chunk_size or CHUNK_SIZE, CHUNK_SIZE))
         for name, memory in known.models.items()
-        if memory.on.capabilities.prompt_pieces
+        if memory.on.capabilities.prompt_chunks
     }
     if _fits(profile, inside, structs.replace(known, models={**known.models, **chunked}), counting):
         changes.append(f"--chunk-size {CHUNK_SIZE}")

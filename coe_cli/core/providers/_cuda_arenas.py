@@ -29,7 +29,7 @@ GEMV_TOKENS: Final = 16
 
 WHOLE_DEQUANTIZED_BYTES: Final = 256 * BYTES_PER_MB
 CHUNKED_ROWS: Final = 32768
-"""A matrix of more than twice these rows that would take more than 256 MB is dequantised in pieces of so many rows."""
+"""A matrix of more than twice these rows that would take more than 256 MB is dequantised in chunks of so many rows."""
 
 SAMPLING_BYTES_PER_WORD: Final = 36.105
 SAMPLING_BYTES: Final = 24_477
@@ -103,12 +103,12 @@ def _worst_bytes(decoder: Decoder, context_length: int, slots: int) -> int:
 def paged_arenas_bytes(decoder: Decoder, tokens: int) -> int:
     """Both arenas with one paged cache of ``tokens`` for all slots, for the worst of all such caches up to it.
 
-    It is allocated as one generator's of that context would be, and a run has the tokens of a piece at most, of all slots together.
+    It is allocated as one generator's of that context would be, and a run has the tokens of a chunk at most, of all slots together.
     The session's arena doubles once more than with GroupQueryAttention (docs/memory.md).
     """
-    piece = decoder.chunk_size or tokens
-    session = max(_session_bytes(decoder, length) for length in _lengths_to(min(tokens, piece)))
-    return 2 * session + max(_own_bytes(decoder, length, min(length, piece), 1)[-1] for length in _lengths_to(tokens))
+    chunk = decoder.chunk_size or tokens
+    session = max(_session_bytes(decoder, length) for length in _lengths_to(min(tokens, chunk)))
+    return 2 * session + max(_own_bytes(decoder, length, min(length, chunk), 1)[-1] for length in _lengths_to(tokens))
 
 
 def cache_bytes(decoder: Decoder, context_length: int) -> int:
@@ -130,9 +130,9 @@ def _session_bytes(decoder: Decoder, prompt_tokens: int) -> int:
     arena = Arena()
     arena.allocate(1024)
     chunk = decoder.chunk_size or prompt_tokens
-    pieces = [min(chunk, prompt_tokens - start) for start in range(0, prompt_tokens, chunk)]
-    # The later pieces of a prompt are alike: three tell as much as all.
-    for number, tokens in enumerate([*pieces[:2], *pieces[2:][-1:]]):
+    chunks = [min(chunk, prompt_tokens - start) for start in range(0, prompt_tokens, chunk)]
+    # The later chunks of a prompt are alike: three tell as much as all.
+    for number, tokens in enumerate([*chunks[:2], *chunks[2:][-1:]]):
         if number:
             _run_again(arena, decoder, tokens)
         else:

@@ -36,8 +36,8 @@ class Capabilities(Struct, frozen=True):
     continuous_batching: bool = False
 
     @property
-    def prompt_pieces(self) -> bool:
-        """Whether a prompt may be read in pieces; else each is one run of the graph, however long."""
+    def prompt_chunks(self) -> bool:
+        """Whether a prompt may be read in chunks; else each is one run of the graph, however long."""
         return self.can_continue
 
     @property
@@ -225,6 +225,6 @@ class ProviderSpec(ABC):
     def activation_bytes(self, model: ModelMemory, context_length: int, prompt_tokens: int) -> int:
         """What a prefill of ``prompt_tokens`` in a fresh process adds to weights and cache at its peak."""
 
-    def kept_bytes(self, model: ModelMemory, prompt_tokens: int) -> int:
+    def retained_bytes(self, model: ModelMemory, prompt_tokens: int) -> int:
         """What prompts of other lengths up to ``prompt_tokens`` add to that."""
         return 0

@@ -33,8 +33,8 @@ FAULT_AROUND_BYTES: Final = 64 * 1024
 """Linux maps this much of a file around each page that is touched (fault_around_bytes): an embedding row costs as much,
 until the whole table is mapped."""
 
-HEAP_KEPT_BYTES: Final = 16 * BYTES_PER_MB
-"""Freed logits of short pieces that glibc keeps on its heap: buffers of up to 32 MB can lie there (mallopt(3),
+HEAP_RETAINED_BYTES: Final = 16 * BYTES_PER_MB
+"""Freed logits of short chunks that glibc keeps on its heap: buffers of up to 32 MB can lie there (mallopt(3),
 M_MMAP_THRESHOLD), 12 MB of which were in nobody's use at the peak."""
 
 UNPACKED_FACTOR: Final = 1.4
@@ -86,11 +86,11 @@ class Cpu(ProviderSpec):
         return model.graph.embedding_bytes if model.graph is not None else 0
 
     def slot_activation_bytes(self, model: ModelMemory, context_length: int, before: int) -> int:
-        """A worker runs one piece of one prompt at a time: each slot more brings its logits alone."""
+        """A worker runs one chunk of one prompt at a time: each slot more brings its logits alone."""
         logits = logits_bytes(model, context_length)
         if before:
             return logits
-        heap = min(logits, HEAP_KEPT_BYTES) if model.logits_for_every_token else 0
+        heap = min(logits, HEAP_RETAINED_BYTES) if model.logits_for_every_token else 0
         return logits + arena_bytes(model, context_length) + heap
 
     def activation_bytes(self, model: ModelMemory, context_length: int, prompt_tokens: int) -> int:
@@ -103,7 +103,7 @@ class Cpu(ProviderSpec):
             rows = min(model.graph.embedding_bytes, prompt_tokens * window)
         return run_bytes(model, prompt_tokens) + rows + logits_bytes(model, prompt_tokens)
 
-    def kept_bytes(self, model: ModelMemory, prompt_tokens: int) -> int:
+    def retained_bytes(self, model: ModelMemory, prompt_tokens: int) -> int:
         return arena_bytes(model, prompt_tokens) - run_bytes(model, prompt_tokens)
 
 

@@ -136,29 +136,29 @@ class Router:
         pair_logit = self._logits([whole], vector[None])[0, -1]
         return parts if pair_logit >= self.weights.pair_gate else []
 
-    def route(self, pieces: Sequence[str], vectors: Array) -> Decision:
+    def route(self, texts: Sequence[str], vectors: Array) -> Decision:
         """The decision for one question.
 
-        ``pieces`` is ``whole(text)`` followed by its ``clauses_to_embed``, ``vectors`` [len(pieces), dimension] theirs.
+        ``texts`` is ``whole(text)`` followed by its ``clauses_to_embed``, ``vectors`` [len(texts), dimension] theirs.
         """
         import numpy as np
 
         roles = self.weights.roles
-        if not pieces[0].strip():
+        if not texts[0].strip():
             return self._nothing_asked()
         if len(roles) == 1:
             only = [Scored(roles[0], 1.0)]
             return Decision(only, "general" if self._general == 0 else "single", False, 1.0, only)
-        probabilities, pair_logit = self._probabilities(pieces, vectors)
+        probabilities, pair_logit = self._probabilities(texts, vectors)
         whole = probabilities[0]
         order = np.argsort(-whole, kind="stable")
         ranking = [Scored(roles[i], round(float(whole[i]), 6)) for i in order]
         margin = round(ranking[0].probability - ranking[1].probability, 6)
-        both = self._multi_probability(whole, probabilities[1:], pair_logit, len(pieces[0].split()))
+        both = self._multi_probability(whole, probabilities[1:], pair_logit, len(texts[0].split()))
         pair = self._pair(whole, probabilities[1:])
         if both >= self.multi_from and pair is not None:
             chosen = [Scored(roles[i], round(float(whole[i]), 6)) for i in pair]
-            parts = self._split(pair, pieces[1:], probabilities[1:])
+            parts = self._split(pair, texts[1:], probabilities[1:])
             return Decision(chosen, "multi", False, margin, ranking, both, parts=parts)
         if ranking[0].probability < self.unsure_below and self._general is not None:
             general = [Scored(roles[self._general], round(float(whole[self._general]), 6))]
@@ -166,22 +166,22 @@ class Router:
         kind: Kind = "general" if order[0] == self._general else "single"
         return Decision(ranking[:1], kind, ranking[0].probability < self.unsure_below, margin, ranking, both)
 
-    def _logits(self, pieces: Sequence[str], vectors: Array) -> Floats:
-        """What the linear models say of each piece: [pieces, roles + 1]."""
+    def _logits(self, texts: Sequence[str], vectors: Array) -> Floats:
+        """What the linear models say of each text: [texts, roles + 1]."""
         import numpy as np
 
         weights = self.weights
         logits = (vectors @ weights.dense + weights.bias).astype(np.float64)
-        for row, text in enumerate(pieces):
+        for row, text in enumerate(texts):
             keys, values = lexical_row(lexical_counts(text), weights.idf)
             logits[row] += values @ weights.lexical[keys].astype(np.float64)
         return logits
 
-    def _probabilities(self, pieces: Sequence[str], vectors: Array) -> tuple[Floats, float]:
+    def _probabilities(self, texts: Sequence[str], vectors: Array) -> tuple[Floats, float]:
         import numpy as np
 
         weights = self.weights
-        logits = self._logits(pieces, vectors)
+        logits = self._logits(texts, vectors)
         votes = neighbour_votes(vectors, weights.known, weights.known_roles, weights.known_weights, len(weights.roles))
         scaled = (logits[:, :-1] + weights.neighbour_weight * votes) / weights.temperature
         scaled -= scaled.max(axis=1, keepdims=True)

@@ -58,7 +58,7 @@ def clauses(text: str) -> list[str]:
     if len(text) > _CLAUSE_CHARS:
         return [text]
     parts: list[str] = []
-    for part in filter(None, (piece.strip() for piece in _CLAUSE.split(text))):
+    for part in filter(None, (clause.strip() for clause in _CLAUSE.split(text))):
         if parts and (len(part.split()) < 3 or len(parts) >= MAX_CLAUSES):
             parts[-1] += " " + part
         else:

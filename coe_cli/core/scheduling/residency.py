@@ -175,7 +175,7 @@ class Residency(RequestQueues):
             model.state is ModelState.READY
             and model.waiting > 0
             and not model.speculative
-            and now_s < model.loaded_s + self.config.min_resident_s
+            and now_s < model.loaded_s + self.config.min_residency_s
         )
 
     def _measure(self, used_mb: float, out: list[Decision]) -> None:

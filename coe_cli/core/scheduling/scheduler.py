@@ -127,7 +127,7 @@ class Scheduler(Admission):
         for model in self._models.values():
             if model.state is ModelState.READY:
                 if claimed and model.waiting and not model.speculative:
-                    times.append(model.loaded_s + config.min_resident_s)
+                    times.append(model.loaded_s + config.min_residency_s)
                 if not model.active and not model.waiting and (expires_s := self._expires_s(model)) < math.inf:
                     expiries.append(expires_s)
             if model.waiting:

@@ -22,7 +22,7 @@ class PreparedRow(Struct, frozen=True):
     """A row that is ready to be asked; ``line`` (from 1, in the input) is what it is known by.
 
     ``request`` is for a college, which resolves it again; ``ask`` is what came of it here, for a worker elsewhere.
-    ``splits_thinking`` as in ``AnswerPieces``.
+    ``splits_thinking`` as in ``AnswerDeltas``.
     """
 
     line: int

@@ -79,11 +79,11 @@ class RowMemory:
 
 def settled_mb(read: Callable[[], float | None], within_s: float) -> float | None:
     """Memory in use when it has stopped changing, or after ``within_s`` as it then is: drivers free it late."""
-    readings: list[float] = []
+    samples: list[float] = []
     deadline = time.monotonic() + within_s
     while (value := read()) is not None:
-        readings = [*readings, value][-_SETTLED_READS:]
-        calm = len(readings) == _SETTLED_READS and max(readings) - min(readings) <= _SETTLED_MB
+        samples = [*samples, value][-_SETTLED_READS:]
+        calm = len(samples) == _SETTLED_READS and max(samples) - min(samples) <= _SETTLED_MB
         if calm or time.monotonic() > deadline:
             return value
         time.sleep(_SETTLE_READ_S)

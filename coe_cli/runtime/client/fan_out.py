@@ -32,7 +32,7 @@ class DraftRenderer(Protocol):
 
     def wrote(self, number: int, tokens: int) -> None: ...
 
-    def piece(self, number: int, text: str, *, is_thinking: bool) -> None: ...
+    def delta(self, number: int, text: str, *, is_thinking: bool) -> None: ...
 
     def done(self, number: int, draft: Draft) -> None: ...
 
@@ -79,5 +79,5 @@ class _OneDraft:
     def wrote(self, tokens: int) -> None:
         self._renderer.wrote(self._number, tokens)
 
-    def piece(self, text: str, *, is_thinking: bool) -> None:
-        self._renderer.piece(self._number, text, is_thinking=is_thinking)
+    def delta(self, text: str, *, is_thinking: bool) -> None:
+        self._renderer.delta(self._number, text, is_thinking=is_thinking)

@@ -143,7 +143,7 @@ def local_client(
     """A client with a college of its own under ``profile``."""
     where, pool = folders(), pool_from_profile(profile)
     if options.batch:
-        pool = structs.replace(pool, min_resident_s=0.0, preload_enabled=False, keep_alive_s=None)
+        pool = structs.replace(pool, min_residency_s=0.0, preload_enabled=False, keep_alive_s=None)
     settings = CollegeSettings(
         pool,
         cost_in(profile, catalog),

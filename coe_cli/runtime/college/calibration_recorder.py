@@ -23,10 +23,10 @@ from coe_cli.runtime.folders import folders
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
 from coe_cli.runtime.planning.plan_inputs import memory_of
 
-READINGS_KEPT = 64
+MAX_SAMPLES = 64
 
 
-class _Reading(Struct):
+class _Sample(Struct):
     """A worker since its load. ``crowded``: it has opened more than one slot."""
 
     load_mb: float
@@ -40,7 +40,7 @@ class CalibrationRecorder:
     def __init__(self, store: CalibrationStore | None = None, clock: Callable[[], float] = time.time) -> None:
         self._store = store or CalibrationStore(folders().state)
         self._clock = clock
-        self._readings: dict[int, _Reading] = {}
+        self._samples: dict[int, _Sample] = {}
         self._probes: dict[Provider, MemoryProbe] = {}
         self._writers: list[threading.Thread] = []
 
@@ -49,27 +49,27 @@ class CalibrationRecorder:
         measured_mb = self._process_mb(spec.provider, pid)
         if measured_mb is None:
             return
-        while len(self._readings) >= READINGS_KEPT:
-            del self._readings[next(iter(self._readings))]
-        self._readings[pid] = _Reading(measured_mb)
+        while len(self._samples) >= MAX_SAMPLES:
+            del self._samples[next(iter(self._samples))]
+        self._samples[pid] = _Sample(measured_mb)
         self._write(spec, "load", measured_mb)
 
     def begun(self, pid: int, *, beside: bool) -> None:
         """The worker begins an answer, ``beside`` another one or not."""
-        reading = self._readings.get(pid)
-        if reading is not None:
-            reading.answers_begun += 1
-            reading.crowded = reading.crowded or beside
+        sample = self._samples.get(pid)
+        if sample is not None:
+            sample.answers_begun += 1
+            sample.crowded = sample.crowded or beside
 
     def answered(self, spec: ModelSpec, pid: int, context_length: int, prompt_tokens: int) -> None:
         """The worker has ended an answer; only the first one of a worker is measured."""
-        reading = self._readings.get(pid)
-        if reading is None or reading.crowded or reading.answers_begun != 1 or prompt_tokens < 1:
+        sample = self._samples.get(pid)
+        if sample is None or sample.crowded or sample.answers_begun != 1 or prompt_tokens < 1:
             return
-        del self._readings[pid]
+        del self._samples[pid]
         measured_mb = self._process_mb(spec.provider, pid)
-        if measured_mb is not None and measured_mb > reading.load_mb:
-            self._write(spec, "generation", measured_mb - reading.load_mb, context_length, prompt_tokens)
+        if measured_mb is not None and measured_mb > sample.load_mb:
+            self._write(spec, "generation", measured_mb - sample.load_mb, context_length, prompt_tokens)
 
     def wait(self, timeout_s: float = 5.0) -> None:
         """Until everything is written."""

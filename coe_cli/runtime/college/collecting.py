@@ -1,4 +1,4 @@
-"""From the events of one answer to the answer as a whole, with every piece passed on as it comes."""
+"""From the events of one answer to the answer as a whole, with every delta passed on as it comes."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def about(told: Resolved) -> About:
 class AnswerRenderer(Protocol):
     """Hears of an answer while it is made; ``worker_pid`` is 0 while it is not known.
 
-    ``wrote`` tells of so many tokens more, before the pieces that their text belongs to.
+    ``wrote`` tells of so many tokens more, before the deltas that their text belongs to.
     """
 
     def phase(self, name: str, worker_pid: int) -> None: ...
 
     def wrote(self, tokens: int) -> None: ...
 
-    def piece(self, text: str, *, is_thinking: bool) -> None: ...
+    def delta(self, text: str, *, is_thinking: bool) -> None: ...
 
 
-class AnswerPieces:
+class AnswerDeltas:
     """Feed it every event of one answer.
 
     Args:
@@ -54,7 +54,7 @@ class AnswerPieces:
         self._splitter = ThinkingSplitter(thinks=False)
 
     def of(self, event: ce.CollegeEvent) -> list[TextDelta]:
-        """The pieces that are certain with this event."""
+        """The deltas that are certain with this event."""
         if isinstance(event, ce.Delta):
             return self._splitter.feed(event.text)
         if isinstance(event, ce.Finished):
@@ -68,7 +68,7 @@ class AnswerPieces:
 class Collector:
     """Takes the events of one answer one by one; times are seconds of ``clock``.
 
-    ``source`` says where the answer comes from, where no ``Resolved`` does. ``splits_thinking`` as in ``AnswerPieces``.
+    ``source`` says where the answer comes from, where no ``Resolved`` does. ``splits_thinking`` as in ``AnswerDeltas``.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Collector:
     ) -> None:
         self._about, self._renderer, self._clock = source, renderer, clock
         self._begin = clock()
-        self._pieces = AnswerPieces(splits_thinking=splits_thinking)
+        self._deltas = AnswerDeltas(splits_thinking=splits_thinking)
         self._load_s: float | None = None
         self._notes: list[str] = []
         self._text: dict[bool, list[str]] = {False: [], True: []}
@@ -90,7 +90,7 @@ class Collector:
         """Take one event in and pass it on to the renderer; the whole answer with the last one."""
         if isinstance(event, ce.Delta) and self._renderer is not None:
             self._renderer.wrote(event.tokens)
-        self._deliver(self._pieces.of(event))
+        self._deliver(self._deltas.of(event))
         if isinstance(event, ce.Delta):
             return None
         if isinstance(event, ce.Finished):
@@ -120,11 +120,11 @@ class Collector:
         if self._renderer is not None:
             self._renderer.phase(name, worker_pid)
 
-    def _deliver(self, pieces: list[TextDelta]) -> None:
-        for piece in pieces:
-            self._text[piece.is_thinking].append(piece.text)
+    def _deliver(self, deltas: list[TextDelta]) -> None:
+        for delta in deltas:
+            self._text[delta.is_thinking].append(delta.text)
             if self._renderer is not None:
-                self._renderer.piece(piece.text, is_thinking=piece.is_thinking)
+                self._renderer.delta(delta.text, is_thinking=delta.is_thinking)
 
     def _whole(self, event: ce.Finished) -> Answer:
         source = self._about
@@ -156,7 +156,7 @@ def collect(
     renderer: AnswerRenderer,
     clock: Callable[[], float] = time.monotonic,
 ) -> Answer:
-    """Pass every piece to ``renderer`` and return the whole answer.
+    """Pass every delta to ``renderer`` and return the whole answer.
 
     Raises:
         CoeError: what ``events`` raises; DeviceLost when they end too early.

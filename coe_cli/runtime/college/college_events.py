@@ -20,7 +20,7 @@ class Ask(Struct, frozen=True):
 
     ``max_answer_tokens``: the profile's limit, where there is no ``max_tokens``.
 
-    ``buffered`` and ``flush_s`` as in ``ChatRequest``; until the end of a buffered answer its pieces are empty and tell how many
+    ``buffered`` and ``flush_s`` as in ``ChatRequest``; until the end of a buffered answer its deltas are empty and tell how many
     tokens were written.
     """
 
@@ -77,7 +77,7 @@ class PrefillStarted(Struct, frozen=True, tag=True):
 
 
 class Delta(Struct, frozen=True, tag=True):
-    """A piece of the answer as the model wrote it, <think> tags included; the text of so many ``tokens``, ``logprobs`` of each."""
+    """A part of the answer as the model wrote it, <think> tags included; the text of so many ``tokens``, ``logprobs`` of each."""
 
     text: str
     tokens: int = 1

@@ -26,13 +26,13 @@ def slot_context(spec: ModelSpec, profile: HardwareProfile) -> int:
     Where a prompt is one run of the graph it is as much of that as fits (``core.memory.slot_context``).
     """
     context = int(2 ** (min(profile.context_length, spec.context_length).bit_length() - 1))
-    return context if spec_of(spec.provider).capabilities.prompt_pieces else _fitting(spec, profile, context)
+    return context if spec_of(spec.provider).capabilities.prompt_chunks else _fitting(spec, profile, context)
 
 
 def context_reason(spec: ModelSpec, profile: HardwareProfile) -> tuple[str, str]:
     """Why the slots have no longer context, and what to do about a prompt that is too long for it."""
     on, context = spec_of(spec.provider), slot_context(spec, profile)
-    if on.capabilities.prompt_pieces or 2 * context > min(profile.context_length, spec.context_length):
+    if on.capabilities.prompt_chunks or 2 * context > min(profile.context_length, spec.context_length):
         reason = f"profile {profile.name} allows {profile.context_length}, {spec.name} {spec.context_length}"
         more = "a profile or a model with a longer context"
     else:

@@ -42,7 +42,7 @@ class MemoryProbe:
         return None
 
 
-class ResidentSetProbe(MemoryProbe):
+class RssProbe(MemoryProbe):
     """The CPU provider: the resident sets of the workers. Other programs have their own memory there."""
 
     settle_s = 0.5
@@ -59,7 +59,7 @@ class ResidentSetProbe(MemoryProbe):
 
     def process_mb(self, pid: int) -> float | None:
         if sys.platform == "linux":  # psutil takes longer to import than a first token may wait
-            return _resident_mb(pid)
+            return _rss_mb(pid)
         import psutil
 
         try:
@@ -121,7 +121,7 @@ def device_probe(provider: Provider) -> MemoryProbe:
         UsageError: ``COE_DEVICE`` cannot be read.
     """
     if on_host(provider):
-        return ResidentSetProbe()
+        return RssProbe()
     gpu = runtime_of(provider).open_memory(settings_from())
     return MemoryProbe() if gpu is None else GpuProbe(gpu)
 
@@ -156,7 +156,7 @@ def usage_sampler(provider: Provider, profile: HardwareProfile) -> Callable[[int
     return sample
 
 
-def _resident_mb(pid: int) -> float | None:
+def _rss_mb(pid: int) -> float | None:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

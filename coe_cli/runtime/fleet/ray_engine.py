@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import structs
 
 from coe_cli.core.answers.answer import Answer
-from coe_cli.core.batch.batch_order import WORTH_A_COPY
+from coe_cli.core.batch.batch_order import WORTH_A_REPLICA
 from coe_cli.core.fleet.ray_node import NAMESPACE, VRAM_RESOURCE, model_resource
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.model_spec import ModelSpec
@@ -272,7 +272,7 @@ class RayEngine:
             for model in rows
             if not count[model]
             or (
-                rows[model] >= WORTH_A_COPY * slots[model]
+                rows[model] >= WORTH_A_REPLICA * slots[model]
                 and self._content.get(model, 0.0) < now
                 and self._room_for(source, model)
             )

@@ -163,28 +163,28 @@ _AT_ONCE = 2048
 
 def fit_with_offset(weights: Floats, size: int) -> Blocks:
     """The matrix [rows, columns] in 4 bits; see ``_fit_with_offset``."""
-    return _in_pieces(as_blocks(weights, size), _fit_with_offset)
+    return _in_chunks(as_blocks(weights, size), _fit_with_offset)
 
 
 def fit_with_zero_point(weights: Floats, size: int) -> Blocks:
     """The matrix [rows, columns] in 4 bits; see ``_fit_with_zero_point``."""
-    return _in_pieces(as_blocks(weights, size), _fit_with_zero_point)
+    return _in_chunks(as_blocks(weights, size), _fit_with_zero_point)
 
 
-def _in_pieces(blocks: Floats, fit: Callable[[Floats], Blocks]) -> Blocks:
+def _in_chunks(blocks: Floats, fit: Callable[[Floats], Blocks]) -> Blocks:
     rows, columns, size = blocks.shape
     flat = blocks.reshape(-1, size)
-    pieces = [fit(flat[start : start + _AT_ONCE]) for start in range(0, len(flat), _AT_ONCE)]
+    chunks = [fit(flat[start : start + _AT_ONCE]) for start in range(0, len(flat), _AT_ONCE)]
 
     def joined(parts: list[Any]) -> Any:
         return None if parts[0] is None else np.concatenate(parts).reshape(rows, columns, *parts[0].shape[1:])
 
     return Blocks(
         4,
-        joined([piece.codes for piece in pieces]),
-        joined([piece.scales for piece in pieces]),
-        joined([piece.zero_points for piece in pieces]),
-        joined([piece.offsets for piece in pieces]),
+        joined([chunk.codes for chunk in chunks]),
+        joined([chunk.scales for chunk in chunks]),
+        joined([chunk.zero_points for chunk in chunks]),
+        joined([chunk.offsets for chunk in chunks]),
     )
 
 

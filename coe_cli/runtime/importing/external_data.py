@@ -73,7 +73,7 @@ class ExternalData:
         return name
 
     def reserve(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Region:
-        """Room for a tensor that is written in pieces."""
+        """Room for a tensor that is written in chunks."""
         import numpy as np
 
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -118,7 +118,7 @@ def fit_report(
         profile, named, budget_mb = _profile_for(device, chosen, profiles, where)
         roles, known = roles_of(models, chosen, with_files(catalog, models, chosen), where.models)
         offered = structs.replace(profile, vram_budget_mb=budget_mb)
-        whole_prompts = not spec_of(chosen).capabilities.prompt_pieces
+        whole_prompts = not spec_of(chosen).capabilities.prompt_chunks
         most = min(profile.context_length, _WHOLE_PROMPT_CONTEXT) if whole_prompts else profile.context_length
         context = request.context_length or fitting_context(offered, known.models.values(), most)
         profile = structs.replace(profile, context_length=context)

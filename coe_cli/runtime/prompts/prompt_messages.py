@@ -71,7 +71,7 @@ class Prompt(Struct, frozen=True, tag=True):
     """Token ids as the model gets them. ``opens_thinking``: the template has opened a <think> tag.
 
     ``thinks``: the model may open one itself, since its chat template or its vocabulary has that tag. ``text``, where it
-    was asked for, is what the tokenizer makes of the ids, ``pieces`` the bytes of each of them, ``rendered`` the text that they were made
+    was asked for, is what the tokenizer makes of the ids, ``token_bytes`` the bytes of each of them, ``rendered`` the text that they were made
     of, and ``tokens`` how many the tokenizer knows. ``tool_format``: how the chat template has functions called; '' where it knows none.
     ``tool_marker``: the token that stands before calls.
     """
@@ -82,7 +82,7 @@ class Prompt(Struct, frozen=True, tag=True):
     thinks: bool = False
     text: str = ""
     tokens: int = 0
-    pieces: list[bytes] = []
+    token_bytes: list[bytes] = []
     rendered: str = ""
     tool_format: str = ""
     tool_marker: int | None = None

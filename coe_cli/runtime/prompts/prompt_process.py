@@ -129,8 +129,8 @@ class Preparation:
         if tool_format:
             made = replace(made, tool_marker=model.tokenizer.control_token(FORMATS[tool_format].mark))
         if request.back:
-            back, tokens, pieces = model.tokenizer.back(ids)
-            made = replace(made, text=back, tokens=tokens, pieces=pieces, rendered=text)
+            back, tokens, token_bytes = model.tokenizer.back(ids)
+            made = replace(made, text=back, tokens=tokens, token_bytes=token_bytes, rendered=text)
         return made
 
     def _render(self, request: Prepare, model: OpenModel) -> tuple[str, list[str], str | None]:

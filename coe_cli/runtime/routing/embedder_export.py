@@ -93,7 +93,7 @@ def export_embedder(source: Path | str, target: Path, name: str) -> EmbedderInfo
                 "Use another embedder, or other versions of onnxruntime, torch and transformers.",
             )
         info = msgspec.structs.replace(info, worst_cosine=round(worst, 7))
-    resident_mb = _measure_resident_mb(target, texts[::4])  # of every length
+    resident_mb = _measure_rss_mb(target, texts[::4])  # of every length
     info = msgspec.structs.replace(info, resident_mb=max(size_mb, resident_mb))
     _write_info(target, info)
     return info
@@ -133,7 +133,7 @@ def _sha256(folder: Path) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _measure_resident_mb(folder: Path, texts: Sequence[str]) -> float:
+def _measure_rss_mb(folder: Path, texts: Sequence[str]) -> float:
     """Memory that a process gains by loading the embedder and embedding ``texts``, measured in a process of its own."""
     import subprocess
     import sys

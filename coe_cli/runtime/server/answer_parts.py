@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from coe_cli.core.answers.token_bytes import TokenLogprob
 from coe_cli.core.answers.tool_calls import CallDelta, CallReader, ToolCall
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.collecting import AnswerPieces
+from coe_cli.runtime.college.collecting import AnswerDeltas
 
 
 class Part(NamedTuple):
@@ -35,7 +35,7 @@ class Choice:
         self.logprobs: list[TokenLogprob] | None = None if ask.logprobs is None else []
         self._told = 0
         free = ask.guidance is None and (ask.tools is None or not ask.tools.required)
-        self._pieces = AnswerPieces(splits_thinking=splits_thinking and free)
+        self._deltas = AnswerDeltas(splits_thinking=splits_thinking and free)
         self._reader = CallReader() if ask.tools is not None else None
         self._texts: dict[str, list[str]] = {"text": [], "thinking": []}
         self._calls: list[tuple[str, str, list[str]]] = []
@@ -55,7 +55,7 @@ class Choice:
             if self.logprobs is not None:
                 self.logprobs += event.logprobs
         parts: list[Part] = []
-        for text, is_thinking in self._pieces.of(event):
+        for text, is_thinking in self._deltas.of(event):
             if is_thinking:
                 parts.append(Part("thinking", text))
             elif self._reader is None:

@@ -89,8 +89,8 @@ def add_llama_api(app: FastAPI, college: College, resolver: RequestResolver, ans
             back=request.with_pieces,
         )
         made = await own().prepared(asked)
-        pieces = zip(made.ids, made.pieces, strict=False)
-        return {"tokens": [{"id": number, "piece": _piece(p)} for number, p in pieces] if made.pieces else made.ids}
+        tokens = zip(made.ids, made.token_bytes, strict=False)
+        return {"tokens": [{"id": n, "piece": _json_text(b)} for n, b in tokens] if made.token_bytes else made.ids}
 
     @app.post("/detokenize", operation_id="detokenize")
     async def detokenize(request: DetokenizeRequest) -> dict[str, str]:
@@ -101,7 +101,7 @@ def add_llama_api(app: FastAPI, college: College, resolver: RequestResolver, ans
         if not request.tokens:
             return {"content": ""}
         made = await own().prepared(structs.replace(_prepare(spec, []), ids=request.tokens, back=True))
-        return {"content": b"".join(made.pieces).decode("utf-8", "replace")}
+        return {"content": b"".join(made.token_bytes).decode("utf-8", "replace")}
 
     @app.post("/apply-template", operation_id="apply_template")
     async def apply_template(request: TemplateRequest) -> dict[str, str]:
@@ -174,9 +174,9 @@ def _prepare(spec: ModelSpec, messages: list[ChatMessage]) -> Prepare:
     return Prepare(spec.name, str(spec.folder), messages, LONGEST_CONTEXT, RAW_TEMPLATE)
 
 
-def _piece(piece: bytes) -> str | list[int]:
+def _json_text(token: bytes) -> str | list[int]:
     """A token as llama.cpp tells it: its text, or its bytes where they are a part of a character."""
     try:
-        return piece.decode()
+        return token.decode()
     except UnicodeDecodeError:
-        return list(piece)
+        return list(token)

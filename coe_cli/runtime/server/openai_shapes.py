@@ -33,7 +33,7 @@ class ChatShape(Shape):
         self._wraps: dict[tuple[int, str], tuple[bytes, bytes]] = {}
 
     def delta(self, field: str) -> tuple[bytes, bytes]:
-        """The JSON before and after the text of a piece."""
+        """The JSON before and after the text of a delta."""
         key = b'{"reasoning_content":' if field == "thinking" else b'{"content":'
         return b'"delta":' + key, b"}" + _REST
 
@@ -95,7 +95,7 @@ class ChatShape(Shape):
             end = self._with_logprobs(choice, b"]}" + _REST)
             return self._before(index) + b'"delta":{"tool_calls":[' + _encode(call) + end + self._after
         wrap = self._wraps.get((index, part.kind))
-        if wrap is None:  # every piece is wrapped in the same bytes: only its text is encoded anew
+        if wrap is None:  # every delta is wrapped in the same bytes: only its text is encoded anew
             start, end = self.delta(part.kind)
             wrap = self._wraps[index, part.kind] = (self._before(index) + start, end + self._after)
         return wrap[0] + _encode(part.text) + self._with_logprobs(choice, wrap[1])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError, OutOfMemory
@@ -27,12 +27,12 @@ _TOKENS, _CONTEXT = 16, 512
 
 
 class Golden(Struct, frozen=True):
-    """The pieces of text, one a token, that a model continues each of ``PROMPTS`` with."""
+    """The texts, one a token, that a model continues each of ``PROMPTS`` with."""
 
     provider: str
     oga_version: str
     graph_sha256: str
-    pieces: list[list[str]]
+    texts: list[list[str]] = field(name="pieces")
 
 
 def run_golden(spec: ModelSpec, *, timeout_s: float = 600.0) -> Golden:
@@ -42,8 +42,8 @@ def run_golden(spec: ModelSpec, *, timeout_s: float = 600.0) -> Golden:
         ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
     """
     assert spec.folder is not None
-    version, pieces = continue_prompts(spec, PROMPTS, max_tokens=_TOKENS, timeout_s=timeout_s)
-    return Golden(spec.provider, version, sha256_of(spec.folder / spec.graph), pieces)
+    version, texts = continue_prompts(spec, PROMPTS, max_tokens=_TOKENS, timeout_s=timeout_s)
+    return Golden(spec.provider, version, sha256_of(spec.folder / spec.graph), texts)
 
 
 def recorded(state_dir: Path, name: str, provider: str) -> Golden | None:
@@ -80,7 +80,7 @@ def forget(state_dir: Path, name: str) -> None:
 
 def first_difference(expected: Golden, actual: Golden) -> str | None:
     """Where two runs part, in words, or None where they agree."""
-    for prompt, wanted, got in zip(PROMPTS, expected.pieces, actual.pieces, strict=True):
+    for prompt, wanted, got in zip(PROMPTS, expected.texts, actual.texts, strict=True):
         for place, (one, other) in enumerate(zip([*wanted, None], [*got, None], strict=False)):
             if one != other:
                 return f"after {prompt!r}, token {place + 1} is {other!r} instead of {one!r}"
@@ -102,7 +102,7 @@ def _path(state_dir: Path, name: str) -> Path:
 def continue_prompts(
     spec: ModelSpec, prompts: Sequence[str], *, max_tokens: int, timeout_s: float = 600.0
 ) -> tuple[str, list[list[str]]]:
-    """OGA's version, and for each prompt the pieces of text, one a token, that the model continues it with.
+    """OGA's version, and for each prompt the texts, one a token, that the model continues it with.
 
     Raises:
         ModelDamaged, OutOfMemory, DeviceLost, TimedOut: as the worker says, or by how it ends.
@@ -112,11 +112,11 @@ def continue_prompts(
             version = worker.hello().oga_version
             context = min(_CONTEXT, spec.context_length)
             worker.load(spec, context_length=context)
-            pieces = []
+            texts = []
             for number, prompt in enumerate(prompts):
                 worker.generate(number, _ids(spec, prompt, context), context, max_tokens)
-                pieces.append(_pieces(worker))
-            return version, pieces
+                texts.append(_texts(worker))
+            return version, texts
     except OutOfMemory as error:
         from coe_cli.runtime.server.running_college import out_of_memory_hint
 
@@ -128,9 +128,9 @@ def _ids(spec: ModelSpec, prompt: str, context: int) -> list[int]:
     return own().prepare(Prepare(spec.name, str(spec.folder), messages, context, RAW_TEMPLATE)).ids
 
 
-def _pieces(worker: SingleWorker) -> list[str]:
-    pieces: list[str] = []
+def _texts(worker: SingleWorker) -> list[str]:
+    texts: list[str] = []
     while not isinstance(message := worker.receive(), protocol.Done):
         if isinstance(message, protocol.Token):
-            pieces.append(message.text)
-    return pieces
+            texts.append(message.text)
+    return texts

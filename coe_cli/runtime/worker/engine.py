@@ -1,6 +1,6 @@
 """Inside the worker: the answers of a paged model, which share each run of its graph (OGA's ``Engine``, continuous batching).
 
-What ``generation`` drives is a slot as in ``slots``: it runs a piece when it is its turn, and then has a token to give. Here a turn runs
+What ``generation`` drives is a slot as in ``slots``: it runs a chunk when it is its turn, and then has a token to give. Here a turn runs
 the engine for all slots, as soon as none has a token left that came with the others'.
 
 Nothing of a cache is used again for a later prompt: it would be whole blocks, some of them of answers, whose tokens were made one by one.
@@ -100,7 +100,7 @@ class EngineSlots:
         """Let one slot write one token."""
         slot = self.acquire(options, None, [])
         slot.begin([int(token) for token in ids])
-        while slot.run_piece() is None:
+        while slot.run_chunk() is None:
             pass
         self.release(slot)
 
@@ -138,7 +138,7 @@ class EngineSlots:
 
 
 class EngineSlot:
-    """One answer of an engine; when it has a token, it is the generator that ``run_piece`` gives."""
+    """One answer of an engine; when it has a token, it is the generator that ``run_chunk`` gives."""
 
     batched = True
 
@@ -154,12 +154,12 @@ class EngineSlot:
         return 0
 
     def begin(self, prompt_ids: list[int], *, whole: bool = False) -> None:
-        """Queue the prompt; the engine reads it in pieces, beside what the others write."""
+        """Queue the prompt; the engine reads it in chunks, beside what the others write."""
         import numpy as np
 
         self.request.begin_turn(np.array(prompt_ids, dtype=np.int32), self._options)
 
-    def run_piece(self) -> EngineSlot | None:
+    def run_chunk(self) -> EngineSlot | None:
         """Itself, where it has a token to give after a run.
 
         Raises:

@@ -101,7 +101,7 @@ class Generation:
             )
         self._stream = self._model.tokenizer.create_stream()
         reused = self._slot.reusable_tokens(self._prompt_ids)
-        # A grammar sees the prompt as one piece only.
+        # A grammar sees the prompt as one chunk only.
         self._slot.begin(self._prompt_ids, whole=self._message.guidance is not None)
         return protocol.Started(self.request_id, prompt_tokens, reused)
 
@@ -113,12 +113,12 @@ class Generation:
             self._slot = None
 
     def step(self) -> str | None:
-        """Run a piece of the prompt, or generate one token; the text that may be shown, None while the prompt is read.
+        """Run a chunk of the prompt, or generate one token; the text that may be shown, None while the prompt is read.
 
         Sets ``finish_reason`` at the end.
         """
         if self._generator is None:
-            self._generator = self._slot.run_piece()
+            self._generator = self._slot.run_chunk()
             return None
         if self._logprobs is not None:
             self._logprobs.look(self._generator.get_logits())

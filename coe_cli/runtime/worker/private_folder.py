@@ -26,7 +26,7 @@ from coe_cli.runtime.regular_file import read_regular
 
 _LINK = "files"
 _LOCK = ".lock"
-_YOUNG_S = 60.0
+_MIN_AGE_S = 60.0
 _held: list[IO[bytes]] = []
 """Locks of this process's folders; the system frees them when it ends, however it ends."""
 
@@ -116,7 +116,7 @@ def _remove_left_over(place: Path) -> None:
     """Remove the folders of processes that have ended; one that is being made has no lock yet."""
     for folder in place.iterdir():
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime < _YOUNG_S:
+            if time.time() - folder.stat().st_mtime < _MIN_AGE_S:
                 continue
             with (folder / _LOCK).open("r+b") as lock:
                 _lock(lock)

@@ -113,7 +113,7 @@ class Started(Message, frozen=True):
 
 
 class Token(Message, frozen=True):
-    """A piece of the answer: the text of so many ``tokens``; ``logprobs``, where they were asked for, of those in the text."""
+    """A part of the answer: the text of so many ``tokens``; ``logprobs``, where they were asked for, of those in the text."""
 
     request_id: int
     text: str

@@ -1,6 +1,6 @@
 """Inside the worker: the generators of one model, each with its KV cache, and what of it a new prompt can use again.
 
-A prompt that is run in pieces gives the same bits as in one piece, as long as no piece is a single token: one token at a
+A prompt that is run in chunks gives the same bits as in one chunk, as long as no chunk is a single token: one token at a
 time goes through other kernels with other rounding (measured on the CPU, ONNX Runtime GenAI 0.13.1 and 0.18.0). So only
 the tokens of earlier prompts are used again, not those of answers, which were made one by one; the next answer is then
 the same as in a fresh run.
@@ -19,7 +19,7 @@ from coe_cli.runtime.worker.protocol import Guidance
 class Slot:
     """One generator. ``prompt_ids`` are the tokens at the start of its cache that came from a prompt.
 
-    Prompts are run in pieces of ``chunk_tokens`` at most, with None in one.
+    Prompts are run in chunks of ``chunk_tokens`` at most, with None in one.
     """
 
     batched = False
@@ -43,24 +43,24 @@ class Slot:
         return max(0, min(length, len(prompt_ids) - LEAST_CHUNK))
 
     def begin(self, prompt_ids: list[int], *, whole: bool = False) -> None:
-        """Keep what can be used again; ``run_piece`` then runs the rest, with ``whole`` in one piece."""
+        """Keep what can be used again; ``run_chunk`` then runs the rest, with ``whole`` in one chunk."""
         kept = self.reusable_tokens(prompt_ids)
         if self.used:
             self._generator.rewind_to(kept)
         self.used = True
         self.prompt_ids, self._rest, self._whole = prompt_ids[:kept], prompt_ids[kept:], whole
 
-    def run_piece(self) -> Any:
-        """Run the next piece of the prompt; the generator, ready to write, when it was the last."""
+    def run_chunk(self) -> Any:
+        """Run the next chunk of the prompt; the generator, ready to write, when it was the last."""
         import numpy as np
 
         length = len(self._rest)
         if not self._whole:
             length = next_chunk(length, self._chunk_tokens)
-        piece, self._rest, before = self._rest[:length], self._rest[length:], self.prompt_ids
+        chunk, self._rest, before = self._rest[:length], self._rest[length:], self.prompt_ids
         self.prompt_ids = []
-        self._generator.append_tokens(np.array(piece, dtype=np.int32))
-        self.prompt_ids = before + piece
+        self._generator.append_tokens(np.array(chunk, dtype=np.int32))
+        self.prompt_ids = before + chunk
         return None if self._rest else self._generator
 
 
@@ -74,7 +74,7 @@ class Slots:
     used again only for a request with the same options and without a seed or a grammar. Where the provider's generators take
     tokens once (``capabilities``), each request has a generator of its own.
 
-    ``chunk_size`` bounds the pieces of a prompt below those of ``core.memory.prefill``. A prompt that a grammar wants in one piece
+    ``chunk_size`` bounds the chunks of a prompt below those of ``core.memory.prefill``. A prompt that a grammar wants in one chunk
     is split by OGA itself, which does that in the first run of a generator only.
     """
 
@@ -124,5 +124,5 @@ class Slots:
         """Make one generator of the slots' size and let it write one token; it is thrown away where it cannot answer again."""
         slot = self.acquire(options, None, [])
         slot.begin([int(token) for token in ids], whole=True)
-        slot.run_piece().generate_next_token()
+        slot.run_chunk().generate_next_token()
         self.release(slot)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 from byte_prompts import BytePrompts
-from conftest import REPOSITORY, eventually
+from conftest import REPOSITORY, eventually, is_gone
 from faulty_worker import expected
 
 from coe_cli.core.models.catalog import ModelShape
@@ -198,13 +197,13 @@ async def trial(
         if skipping is not None:
             skipping.cancel()
         await college.close()
-    eventually(lambda: not any(map(_runs, it.pids())))  # what was killed and is nobody's child here ends a moment later
+    eventually(lambda: all(map(is_gone, it.pids())))  # what was killed and is nobody's child here ends a moment later
 
 
 async def _skip_hangs(folder: Path) -> None:
     """Let what waits in this loop be due sooner as long as a worker hangs, however long the machine takes to start one."""
     while True:
-        if any(_runs(int(path.name.partition("-")[2])) for path in folder.glob("hangs-*")):
+        if not all(is_gone(int(path.name.partition("-")[2])) for path in folder.glob("hangs-*")):
             pass_s(PATIENCE_S / 3)
         await asyncio.sleep(0.02)
 
@@ -214,13 +213,6 @@ def pass_s(seconds: float) -> None:
     loop = asyncio.get_running_loop()
     later_s = loop.time() - time.monotonic() + seconds
     loop.time = lambda: time.monotonic() + later_s  # type: ignore[method-assign]
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

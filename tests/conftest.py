@@ -372,12 +372,19 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
     """Its children that have a model or are to have one: not the one that makes the prompts, nor Windows' console."""
-    found = []
-    for child in process.children():
-        with contextlib.suppress(psutil.Error, OSError):  # OSError: on Windows, of one that begins or ends
-            if "prompt_process" not in " ".join(child.cmdline()) and child.name() != "conhost.exe":
-                found.append(child)
-    return found
+    own = command_of(process)  # a child's, too, before its program is there
+    commands = {child: command_of(child) for child in process.children()}
+    none = ("prompt_process", "conhost.exe")
+    return [
+        child for child, text in commands.items() if text not in ("", own) and not any(part in text for part in none)
+    ]
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line, or "" where it begins or has ended."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def ids_of(question: str, system: str | None = None) -> list[int]:
@@ -393,8 +400,8 @@ def ids_of(question: str, system: str | None = None) -> list[int]:
     )
 
 
-def eventually(look: Callable[[], Any], within_s: float = 60.0) -> Any:
-    """The first true value of ``look``."""
+def eventually(look: Callable[[], Any], within_s: float = 180.0) -> Any:
+    """The first true value of ``look``, which on a slow machine comes late."""
     deadline = time.monotonic() + within_s
     while not (value := look()):
         assert time.monotonic() < deadline, "it did not come about"
@@ -402,9 +409,10 @@ def eventually(look: Callable[[], Any], within_s: float = 60.0) -> Any:
     return value
 
 
-def is_gone(process: psutil.Process) -> bool:
-    """Whether a process has ended, reaped or not."""
+def is_gone(process: psutil.Process | int) -> bool:
+    """Whether a process, or the one with this id, has ended, reaped or not."""
     try:
+        process = psutil.Process(process) if isinstance(process, int) else process
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

@@ -8,7 +8,8 @@ Usage: faulty_worker.py FOLDER. ``FOLDER/faults.json`` maps a model's name to a 
 - ``answer``: oom, device_lost, hang, crash, garbage; ``after``: so many tokens are written before
 - ``stubborn``: SIGTERM is ignored, and a child of its own holds the channel open
 - ``step_s``: seconds between two tokens; ``together``: no token before so many processes have been started in all, and
-  ``side_by_side``: none before so many answers have begun
+  ``side_by_side``: none before so many answers have begun; ``hold``: a file and a number, none from when the file has so many
+  lines until there is a ``FOLDER/go_on``
 
 Every process writes its id into ``FOLDER/pids``, and makes ``FOLDER/hangs-ID`` when it is to hang. The answer to a prompt is the same in every process: ``expected``.
 """
@@ -79,6 +80,8 @@ class FaultyWorker:
     def _step(self) -> None:
         while len(list(self._folder.glob("*.start-*"))) < self._fault.get("together", 0):
             time.sleep(0.05)
+        while "hold" in self._fault and self._holds(*self._fault["hold"]):
+            time.sleep(0.01)
         time.sleep(self._fault.get("step_s", 0.001))
         kind = self._fault.get("answer")
         request_id, (_, words) = next(iter(self._running.items()))
@@ -94,6 +97,10 @@ class FaultyWorker:
         self._running[request_id] = self._running.pop(request_id)
         if not words:
             self._done(request_id, "length")
+
+    def _holds(self, file: str, lines: int) -> bool:
+        there = Path(file).exists() and not (self._folder / "go_on").exists()
+        return there and Path(file).read_bytes().count(b"\n") >= lines
 
     def _done(self, request_id: int, reason: protocol.FinishReason) -> None:
         generate, words = self._running.pop(request_id)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from conftest import MODEL, REPOSITORY, Coe, Result, copy_model, eventually, is_gone, one_line
 from faulty_worker import expected
@@ -239,12 +238,12 @@ IN_ANY_AND_THE_INPUTS_ORDER = [[], pytest.param(["--keep-order"], marks=pytest.m
 class Batches:
     """Batches of two hundred rows on fake workers in a folder of their own."""
 
-    def __init__(self, coe: Coe, rows: int = 200, step_s: float = 0.002) -> None:
+    def __init__(self, coe: Coe, rows: int = 200, **fault: Any) -> None:
         self.coe = coe
         del coe.environment["COE_THREADS"]  # a worker for each core
         self.faults = coe.folder / "faults"
         self.faults.mkdir()
-        self.set_step_s(step_s)
+        self.set_fault(**fault)
         self.rows = [
             {"id": f"r{number}", "prompt": f"question {number}", "model": MODEL, "max_tokens": 5, "seed": number}
             for number in range(1, rows + 1)
@@ -252,9 +251,9 @@ class Batches:
         self.source = write_rows(coe.folder / "in.jsonl", self.rows)
         self.out = coe.folder / "out.jsonl"
 
-    def set_step_s(self, step_s: float) -> None:
-        """How long the workers that are started from now on take for a token."""
-        (self.faults / "faults.json").write_text(json.dumps({MODEL: [{"step_s": step_s}]}))
+    def set_fault(self, **fault: Any) -> None:
+        """How the workers that are started from now on misbehave."""
+        (self.faults / "faults.json").write_text(json.dumps({MODEL: [{"step_s": 0.002} | fault]}))
 
     def command(self, *options: str) -> list[str]:
         return [*DRIVER, str(self.faults), str(self.source), str(self.out), *options]
@@ -277,11 +276,21 @@ class Batches:
         return self.out.read_bytes().count(b"\n") if self.out.exists() else 0
 
     def kill_when(self, lines: int, *options: str) -> None:
-        """Kill it as soon as so many rows are in the output, whatever is being written then."""
-        process = self.start(*options)
-        eventually(lambda: self.written() >= lines or process.poll() is not None)
+        """Kill it once so many rows are in the output, whatever is being written then: it cannot be far from there."""
+        process = self.start_held(lines, *options, held_at=lines + 50)
         process.kill()
         process.wait()
+        self.set_fault()
+
+    def start_held(self, lines: int, *options: str, held_at: int = 1) -> subprocess.Popen[bytes]:
+        """Start it and wait for so many rows in the output; at ``held_at`` the workers stop, until ``go_on``."""
+        self.set_fault(hold=[str(self.out), max(lines, held_at)])
+        process = self.start(*options)
+        eventually(lambda: self.written() >= lines or process.poll() is not None)
+        return process
+
+    def go_on(self) -> None:
+        (self.faults / "go_on").touch()
 
 
 @pytest.fixture
@@ -290,11 +299,7 @@ def batches(coe: Coe) -> Iterator[Batches]:
     yield made
     coe.end_all()
     pids = [int(pid) for pid in (made.faults / "pids").read_text().split()] if (made.faults / "pids").exists() else []
-    eventually(lambda: not any(_runs(pid) for pid in pids))
-
-
-def _runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and not is_gone(psutil.Process(pid))
+    eventually(lambda: all(map(is_gone, pids)))
 
 
 @pytest.mark.long
@@ -332,11 +337,9 @@ def test_an_output_that_somebody_changed_is_left_as_it_is(
 
 @pytest.mark.long
 def test_two_batches_on_one_output_are_refused(batches: Batches) -> None:
-    first = batches.start()
-    eventually(lambda: batches.written() > 0)
-    psutil.Process(first.pid).suspend()
+    first = batches.start_held(1)
     second = batches.run()
-    psutil.Process(first.pid).resume()
+    batches.go_on()
     assert second.code == 2
     assert "another `coe batch` is writing to" in one_line(second.stderr)
     assert first.wait() == 0
@@ -396,18 +399,17 @@ def test_a_full_disk_leaves_what_is_done_and_goes_on(batches: Batches) -> None:
 
 
 def test_ctrl_c_finishes_the_running_rows_and_says_how_to_go_on(batches: Batches) -> None:
-    batches.set_step_s(0.05)
-    process = batches.start()
-    eventually(lambda: batches.written() >= 5)
+    process = batches.start_held(5)
     interrupt(process)
-    _, error = process.communicate(timeout=60)
+    assert process.stderr is not None
+    said = b"coe: Ctrl-C: finishing the rows that are running; once more drops them"
+    assert any(line.strip() == said for line in process.stderr)
+    batches.go_on()
+    lines = process.communicate(timeout=60)[1].decode().splitlines()
     assert process.returncode == 130
-    lines = error.decode().splitlines()
-    assert "coe: Ctrl-C: finishing the rows that are running; once more drops them" in lines
     done = batches.written()
     assert f"stopped: {done} of 200 rows are done in {batches.out}" in lines[-1] and "Go on with: " in lines[-1]
     assert 5 <= done < 200
-    batches.set_step_s(0.002)
     batches.run().check()
     batches.check()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from conftest import MODEL
+from conftest import MODEL, command_of
 from operating_system import kill
 
 from coe_cli.core.memory.calibration import apply
@@ -64,8 +64,7 @@ def with_college(
                 await asyncio.sleep(0.01)
         finally:
             await college.close()
-        workers = [child for child in psutil.Process().children() if "worker.worker" in " ".join(child.cmdline())]
-        assert workers == []
+        assert not any("worker.worker" in command_of(child) for child in psutil.Process().children())
 
     asyncio.run(main())
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from byte_prompts import BytePrompts
 from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeProbe, NamedModels
@@ -160,4 +159,4 @@ def test_an_interrupt_ends_all_of_them(start: Any, tmp_path: Path) -> None:
         fan_out(jobs, client, renderer)
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert pids
-    eventually(lambda: all(not psutil.pid_exists(pid) or is_gone(psutil.Process(pid)) for pid in pids))
+    eventually(lambda: all(map(is_gone, pids)))

@@ -108,7 +108,7 @@ class Hub:
                 if data is WEIGHTS:
                     self.wfile.write(data[: len(data) // 2])
                     self.wfile.flush()
-                    hub.hold.wait(60)
+                    hub.hold.wait()
                     if hub.cut_off:
                         self.close_connection = True
                         self.connection.close()
@@ -149,6 +149,7 @@ def tiny(bare_coe: Coe, hub: Hub) -> Coe:
     bare_coe.environment |= {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(bare_coe.folder / "hub-cache"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "600",  # its client asks again after ten seconds without a byte: no second download
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }

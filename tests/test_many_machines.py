@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ENDLESS, MODEL, REPOSITORY, Coe, eventually, is_gone
 from serving import Response, Served, end, serving
@@ -183,21 +184,24 @@ def test_draining_fails_no_request(farm: Farm) -> None:
     clients = [threading.Thread(target=ask, args=(number,)) for number in range(2)]
     stream = http.client.HTTPConnection("127.0.0.1", farm.port, timeout=120)
     question = {"model": MODEL, "messages": [{"role": "user", "content": "Tell a story."}], "max_tokens": 120}
-    stream.request("POST", "/v1/chat/completions", json.dumps(question | {"stream": True, "temperature": 0}),
-                   {"Content-Type": "application/json", "X-Conversation": there})  # fmt: skip
-    begun = stream.getresponse()
-    first = begun.readline()
+    drained = farm.colleges[0]
+    process, port, (model,) = drained.process, drained.port, drained.snapshot()["models"]
+    worker = psutil.Process(model["pid"])
     for client in clients:
         client.start()
     try:
         eventually(lambda: statuses[200] > 2)
-        drained = farm.colleges[0]
-        process, port = drained.process, drained.port
+        stream.request("POST", "/v1/chat/completions", json.dumps(question | {"stream": True, "temperature": 0}),
+                       {"Content-Type": "application/json", "X-Conversation": there})  # fmt: skip
+        begun = stream.getresponse()
+        first = begun.readline()
+        worker.suspend()  # so that the stream lasts until the college has been seen to drain
         stopping = drained.coe.start("stop", "--drain")
         health = eventually(lambda: r if (r := drained.request("GET", "/healthz")).status == 503 else None)
         assert health.json["status"] == "draining"
         refused = drained.chat()
         assert (refused.status, refused.error["code"], "retry-after" in refused.headers) == (503, "draining", True)
+        worker.resume()
         whole = Response(200, {}, first + begun.read())
         assert len(whole.chunks) > 20 and whole.chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
         assert stopping.wait(timeout=60) == 0
@@ -205,6 +209,8 @@ def test_draining_fails_no_request(farm: Farm) -> None:
         before = statuses[200]
         eventually(lambda: statuses[200] > before + 4)
     finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.resume()
         stop.set()
         for client in clients:
             client.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -11,8 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually, one_line, workers_of
+from conftest import MODEL, REPOSITORY, Coe, copy_model, eventually, is_gone, one_line, workers_of
 from serving import Served, serving
+
+from coe_cli.runtime.server.discovery import read_state
 
 ONE, TWO = "one", "two"
 BUDGET_MB = 500
@@ -47,16 +50,17 @@ def workers_mb(*parents: int) -> float:
     """Resident memory of all workers of these processes, in MB."""
     total = 0.0
     for parent in parents:
-        for child in workers_of(psutil.Process(parent)) if psutil.pid_exists(parent) else []:
-            try:
-                total += child.memory_info().rss / 2**20
-            except psutil.Error:
-                continue
+        with contextlib.suppress(psutil.Error):  # it has ended
+            for child in workers_of(psutil.Process(parent)):
+                with contextlib.suppress(psutil.Error):
+                    total += child.memory_info().rss / 2**20
     return total
 
 
 def answered(path: Path) -> int:
-    return sum("answer" in json.loads(line) for line in path.read_text().splitlines())
+    """The answers that are there as whole lines."""
+    whole = path.read_text().rpartition("\n")[0]
+    return sum("answer" in json.loads(line) for line in whole.splitlines())
 
 
 SHARED = {"COE_NO_SERVE": "0"}
@@ -64,11 +68,13 @@ SHARED = {"COE_NO_SERVE": "0"}
 
 def college(coe: Coe) -> Served | None:
     """The college that the state file names."""
-    path = coe.folder / "state" / "college.json"
-    if not path.exists():
-        return None
-    state = json.loads(path.read_text())
-    return Served(coe, f"http://{state['host']}:{state['port']}")
+    state = read_state(coe.folder / "state")
+    return Served(coe, state.url) if state is not None else None
+
+
+def college_pid(coe: Coe) -> int | None:
+    state = read_state(coe.folder / "state")
+    return state.pid if state is not None else None
 
 
 def batch(coe: Coe, name: str, *arguments: str, **count: int) -> Any:
@@ -92,7 +98,7 @@ def test_the_running_college_answers_the_rows_within_its_budget(home: Coe) -> No
         while process.poll() is None:
             time.sleep(0.02)  # these cores are the workers'
             peak_mb = max(peak_mb, workers_mb(served.process.pid))
-            own += len(workers_of(psutil.Process(process.pid))) if psutil.pid_exists(process.pid) else 0
+            own += len(workers_of(psutil.Process(process.pid)))
         assert "college" not in ended(process)
         assert answered(home.folder / "a.out") == 4
         assert own == 0, "the models are the college's"
@@ -114,17 +120,16 @@ def test_whoever_asks_goes_before_the_rows(home: Coe) -> None:
 @pytest.mark.long
 def test_a_batch_starts_a_college_for_all_that_ends_with_it(home: Coe) -> None:
     process = batch(home, "a", count=8, tokens=60)
-    served = eventually(lambda: college(home))
-    pid = served.process.pid
+    served, pid = eventually(lambda: college(home)), college_pid(home)
     asked = json.loads(
         home.run("ask", "-m", TWO, "--max-tokens", "2", "--format", "json", "Hi", **SHARED).check().stdout
     )
     assert asked["usage"]["completion_tokens"] == 2
-    assert process.poll() is None and (now := college(home)) is not None and now.process.pid == pid
+    assert process.poll() is None and college_pid(home) == pid is not None
     assert "/coe/ask" in served.request("GET", "/metrics").body.decode()
     ended(process)
     assert answered(home.folder / "a.out") == 8
-    eventually(lambda: not psutil.pid_exists(pid))
+    eventually(lambda: is_gone(pid))
 
 
 @pytest.mark.long
@@ -133,7 +138,7 @@ def test_two_batches_have_one_college(home: Coe) -> None:
     pids, peak_mb = set(), 0.0
     while any(process.poll() is None for process in processes):
         time.sleep(0.02)
-        if (served := college(home)) is not None and psutil.pid_exists(pid := served.state["pid"]):
+        if (pid := college_pid(home)) is not None:
             pids.add(pid)
             peak_mb = max(peak_mb, workers_mb(*pids))
     for process, name in zip(processes, ("a", "b"), strict=True):
@@ -182,10 +187,9 @@ def test_one_process_answers_beside_the_college_and_says_what_that_takes(home: C
 def test_a_college_that_was_started_for_a_batch_ends_when_the_batch_is_killed(home: Coe) -> None:
     """However the batch ends: its college would keep the memory for as long as any idle one."""
     process = batch(home, "killed", count=50, tokens=200)
-    served = eventually(lambda: college(home))
-    pid = served.state["pid"]
-    assert psutil.pid_exists(pid)
+    pid = eventually(lambda: college_pid(home))
+    assert not is_gone(pid)
     process.kill()
     process.wait()
-    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    eventually(lambda: is_gone(pid))
     assert college(home) is None

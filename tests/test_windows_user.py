@@ -143,7 +143,7 @@ def test_serve_ps_stop_and_a_killed_worker(user: User) -> None:
     assert "Paris" in user.coe("ask", "-m", MODEL, "--temperature", "0", "What is the capital of France?")
     assert json.loads(user.coe("ps", "--format", "json"))["models"][0]["pid"] != model["pid"]
     user.coe("stop")
-    eventually(lambda: not psutil.pid_exists(college["pid"]))
+    eventually(lambda: is_gone(college["pid"]))
 
 
 def test_a_killed_college_takes_its_worker_along(user: User) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +188,9 @@ def test_an_answer_that_nobody_has_seen_starts_again_when_its_worker_dies(home: 
     process = home.start(*ask)
     eventually(lambda: any(model["running"] for model in served.snapshot()["models"]))
     psutil.Process(worker).resume()
-    time.sleep(0.3)  # well into the answer, which takes seconds
+    eventually(
+        lambda: any(slot["completion_tokens"] for model in served.snapshot()["models"] for slot in model["slots"])
+    )
     psutil.Process(worker).kill()
     written, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import eventually
 
 from coe_cli.app import run
 from model_store.hub_server import Hub
@@ -81,6 +83,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield hub
+    hub.over.set()
     server.shutdown()
     server.server_close()
 
@@ -92,6 +95,20 @@ def published(tmp_path: Path, hub: Hub, coe: Coe) -> dict[str, bytes]:
     hub.add_folder("someone/tiny", folder)
     coe.catalog(tiny=catalog_entry("hf:someone/tiny"))
     return hub.repositories["someone/tiny"]
+
+
+def fetched(coe: Coe, process: subprocess.Popen[bytes], at_least: int) -> Path:
+    """What a ``process`` that pulls has of a file, once that is so many bytes."""
+
+    def look() -> Path | None:
+        assert process.poll() is None, process.communicate()
+        for path in coe.models.rglob("*.part"):
+            with contextlib.suppress(OSError):  # the file was whole meanwhile
+                if path.stat().st_size >= at_least:
+                    return path
+        return None
+
+    return eventually(look)
 
 
 def mounted(folder: Path, options: str) -> Iterator[Path]:

@@ -40,6 +40,7 @@ class Hub:
     silent: bool = False
     on_request: Callable[[str, str], None] | None = None
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)  # the test that used it has ended
     url: str = ""
 
     def add_folder(self, repository: str, folder: Path, below: str = "") -> None:
@@ -86,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.on_request is not None:
             hub.on_request(self.command, path)
         if hub.silent:
-            time.sleep(30)
+            self.hub.over.wait()
         if hub.refuse is not None:
             status, code = hub.refuse
             self._head(status, {"X-Error-Code": code, "X-Error-Message": code, "Content-Length": "0"})
@@ -192,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path in self.hub.stall_after:
             self.wfile.write(body[: self.hub.stall_after[path]])
             self.wfile.flush()
-            time.sleep(60)
+            self.hub.over.wait()
         for begin in range(0, len(body), 4096):
             try:
                 self.wfile.write(body[begin : begin + 4096])

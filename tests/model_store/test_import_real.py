@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import eventually, is_gone
 
 from coe_cli.runtime.store.integrity import check_files
 from model_store.conftest import Coe
@@ -31,10 +31,7 @@ def test_import_killed_in_a_stage_of_the_real_converter(coe: Coe, llama: Path, s
     converters = psutil.Process(first.pid).children(recursive=True)
     first.kill()
     first.wait()
-    deadline = time.monotonic() + 20
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in converters):
-        assert time.monotonic() < deadline, "the converter outlives the command"
-        time.sleep(0.05)
+    eventually(lambda: all(map(is_gone, converters)))
     first.stderr.close()
     assert not (coe.models / "mine").exists()
     second = start_import(llama)

@@ -8,15 +8,15 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from conftest import eventually
 
 from coe_cli.runtime.settings import load_catalog
 from coe_cli.runtime.store.integrity import check_files
-from model_store.conftest import Coe
+from model_store.conftest import Coe, fetched
 from model_store.hub_server import COMMIT, Hub
 from model_store.tiny_model import catalog_entry, write_tiny_model
 
@@ -381,15 +381,22 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
 def test_killed_at_any_request_and_then_pulled_again(
     coe: Coe, hub: Hub, published: dict[str, bytes], request_number: int
 ) -> None:
-    reached = threading.Event()
-    hub.on_request = lambda method, path: reached.set() if len(hub.requests) >= request_number else None
-    hub.chunk_pause_s = 0.01
+    reached, killed = threading.Event(), threading.Event()
+
+    def hold(method: str, path: str) -> None:
+        if len(hub.requests) >= request_number:
+            reached.set()
+            killed.wait()
+
+    hub.on_request = hold
     process = start("tiny")
-    assert reached.wait(60)
+    eventually(lambda: reached.is_set() or process.poll() is not None)
     process.kill()
     process.communicate()
+    killed.set()
+    assert reached.is_set()
     assert_nothing(coe)
-    hub.on_request, hub.chunk_pause_s = None, 0.0
+    hub.on_request = None
     assert pull(coe, "tiny").code == 0
     assert_installed(coe, published)
 
@@ -398,10 +405,7 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_from_there(coe: Coe, hub: Hub
     published["model.onnx.data"] += bytes(24 * 2**20)
     hub.stall_after["model.onnx.data"] = 22 * 2**20  # the hub's client writes 10 MB at a time
     process = start("tiny")
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size >= 2**20 for path in coe.models.rglob("*.part")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    fetched(coe, process, 2**20)
     process.kill()
     process.communicate()
     assert_nothing(coe)
@@ -436,10 +440,7 @@ def test_ctrl_c_leaves_at_once_and_nothing_visible(coe: Coe, hub: Hub, published
 
     hub.silent = True
     process = start("tiny", "law-LLM-DML")
-    deadline = time.monotonic() + 60
-    while not hub.requests:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: hub.requests)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from model_store.conftest import Coe
+from model_store.conftest import Coe, fetched
 from model_store.hub_server import Hub
 from model_store.test_archives import archive_of
 from model_store.test_pull import assert_installed, assert_nothing, files_of, pull, start
@@ -109,10 +108,7 @@ def test_another_pip_fetches_it_itself(
 def test_killed_in_the_middle_of_a_wheel_it_goes_on_from_there(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
     index.stall_after[WHEEL] = 2 * 2**20
     process = start(ADDRESS)
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size >= 2**20 for path in coe.models.rglob("*.part")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    fetched(coe, process, 2**20)
     process.kill()
     process.communicate()
     assert_nothing(coe, "one")
@@ -128,13 +124,10 @@ def test_killed_in_the_middle_of_a_wheel_it_goes_on_from_there(coe: Coe, index: 
 def test_a_part_that_is_whole_already_is_not_fetched_again(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
     index.stall_after[WHEEL] = 2 * 2**20
     process = start(ADDRESS)
-    deadline = time.monotonic() + 60
-    while not (parts := list(coe.models.rglob("*.part"))):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    part = fetched(coe, process, 0)
     process.kill()
     process.communicate()
-    parts[0].write_bytes(index.wheels[WHEEL])
+    part.write_bytes(index.wheels[WHEEL])
     index.stall_after.clear()
     index.requests.clear()
     assert pull(coe, ADDRESS).code == 0

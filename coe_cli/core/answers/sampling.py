@@ -11,23 +11,39 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from coe_cli.core.answers.limits import MAX_TOKENS, REPETITION_PENALTY, SEED, STOP_IDS_MOST, TEMPERATURE, TOP_K, TOP_P
+from coe_cli.core.answers.limits import (
+    MAX_TOKENS,
+    REPETITION_PENALTY,
+    SEED,
+    STOP_CHARS,
+    STOP_IDS_MOST,
+    STOPS_MOST,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+)
 
 TOP_K_DEFAULT: Final = 50
 """OGA's own, where a request wants to sample and the model's configuration leaves one candidate."""
 
+Stops = Annotated[
+    list[Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]], Meta(max_length=STOPS_MOST)
+]
 
-class Sampling(Struct, frozen=True):
-    """How tokens are chosen; None leaves the model's own setting. A temperature or top_p of 0 means greedy.
 
-    The model cannot end the answer before ``min_tokens``; each of ``stop_token_ids`` ends it as its own end does.
-    """
+class SamplingFields(Struct, frozen=True):
+    """How tokens are chosen, wherever a request is written; None leaves the model's own setting. A temperature or top_p of 0 means greedy."""
 
     temperature: Annotated[float, Meta(ge=TEMPERATURE.least, le=TEMPERATURE.most)] | None = None
     top_p: Annotated[float, Meta(ge=TOP_P.least, le=TOP_P.most)] | None = None
     top_k: Annotated[int, Meta(ge=TOP_K.least, le=TOP_K.most)] | None = None
     seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
     repetition_penalty: Annotated[float, Meta(ge=REPETITION_PENALTY.least, le=REPETITION_PENALTY.most)] | None = None
+
+
+class Sampling(SamplingFields, frozen=True):
+    """The model cannot end the answer before ``min_tokens``; each of ``stop_token_ids`` ends it as its own end does."""
+
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS.most)] | None = None
     stop_token_ids: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=STOP_IDS_MOST)] = []
 

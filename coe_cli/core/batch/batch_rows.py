@@ -10,16 +10,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from coe_cli.core.answers.foreign_fields import OF_REQUESTS, unsupported
-from coe_cli.core.answers.limits import (
-    MAX_TOKENS,
-    REPETITION_PENALTY,
-    SEED,
-    STOP_CHARS,
-    STOPS_MOST,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-)
+from coe_cli.core.answers.limits import MAX_TOKENS
+from coe_cli.core.answers.sampling import SamplingFields, Stops
 from coe_cli.core.plain_text import not_text
 from coe_cli.errors import UsageError
 
@@ -29,7 +21,6 @@ MAX_LINE_BYTES = 8 * 2**20
 RowId: TypeAlias = int | str
 
 _Text = Annotated[str, Meta(min_length=1)]
-_Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -52,7 +43,7 @@ class Turn(Struct, frozen=True):
     content: str
 
 
-class Row(Struct, frozen=True, kw_only=True):
+class Row(SamplingFields, frozen=True, kw_only=True):
     """A line of coe's own format. What is None is left to the command's options, the expert or the model."""
 
     id: RowId | None = None
@@ -62,12 +53,7 @@ class Row(Struct, frozen=True, kw_only=True):
     model: _Name | None = None
     system: str | None = None
     max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
-    temperature: Annotated[float, Meta(ge=TEMPERATURE.least, le=TEMPERATURE.most)] | None = None
-    top_p: Annotated[float, Meta(ge=TOP_P.least, le=TOP_P.most)] | None = None
-    top_k: Annotated[int, Meta(ge=TOP_K.least, le=TOP_K.most)] | None = None
-    seed: Annotated[int, Meta(ge=SEED.least, le=SEED.most)] | None = None
-    stop: Annotated[list[_Stop], Meta(max_length=STOPS_MOST)] = []
-    repetition_penalty: Annotated[float, Meta(ge=REPETITION_PENALTY.least, le=REPETITION_PENALTY.most)] | None = None
+    stop: Stops = []
 
     @property
     def conversation(self) -> list[Turn]:

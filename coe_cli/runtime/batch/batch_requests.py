@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
+from coe_cli.core.answers.sampling import SamplingFields
 from coe_cli.core.batch.batch_rows import InvalidRow, OpenAIRow, Row
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
@@ -22,6 +23,8 @@ def to_chat_request(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> C
     """
     if isinstance(row, OpenAIRow):
         return structs.replace(_of_openai(row, line), fallback=defaults.fallback)
+    given = {key: getattr(row, key) for key in SamplingFields.__struct_fields__}
+    given |= {key: getattr(defaults, key) for key in ("temperature", "seed") if given[key] is None}
     names_one = row.expert is not None or row.model is not None
     expert, model = (row.expert, row.model) if names_one else (defaults.expert, defaults.model)
     messages = [ChatMessage(turn.role, turn.content) for turn in row.conversation]
@@ -31,13 +34,7 @@ def to_chat_request(row: Row | OpenAIRow, defaults: RowDefaults, line: int) -> C
         messages,
         name=model or expert or AUTO,
         max_tokens=row.max_tokens or defaults.max_tokens,
-        sampling=Sampling(
-            row.temperature if row.temperature is not None else defaults.temperature,
-            row.top_p,
-            row.top_k,
-            row.seed if row.seed is not None else defaults.seed,
-            row.repetition_penalty,
-        ),
+        sampling=Sampling(**given),
         stop=row.stop,
         expert=expert,
         fallback=defaults.fallback,

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from coe_cli.core.answers.limits import LOGPROBS, MAX_PROMPT_IDS, MAX_TOKENS, PRIORITY, STOP_CHARS, STOPS_MOST
+from coe_cli.core.answers.limits import LOGPROBS, MAX_PROMPT_IDS, MAX_TOKENS, PRIORITY
+from coe_cli.core.answers.sampling import Stops
 from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.notes import Note
@@ -16,7 +17,6 @@ from coe_cli.core.routing.router import Routing
 from coe_cli.runtime.prompts.prompt_messages import Rendering
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, Guidance, Sampling
 
-Stop = Annotated[str, Meta(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]
 AUTO: Final = "auto"
 
 ExpertCount: TypeAlias = int | Literal["auto"] | None
@@ -60,7 +60,7 @@ class ChatRequest(Struct, frozen=True):
     fill: bool = False
     max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
     sampling: Sampling = Sampling()
-    stop: Annotated[list[Stop], Meta(max_length=STOPS_MOST)] = []
+    stop: Stops = []
     guidance: Guidance | None = None
     tools: Tools | None = None
     rendering: Rendering = Rendering()

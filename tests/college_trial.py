@@ -23,7 +23,7 @@ from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
+from coe_cli.runtime.college.chat_request import AnswerFields, ChatRequest, Resolved
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.resolver import ResolvedRequest
@@ -95,7 +95,7 @@ class NamedModels:
 
     async def resolve(self, request: ChatRequest, loaded_models: Any) -> ResolvedRequest:
         assert request.model is not None and request.expert is not None
-        names = ("messages", "max_tokens", "sampling", "priority", "retries", "buffered", "flush_s")
+        names = ("messages", *AnswerFields.__struct_fields__)
         ask = ce.Ask(spec_of(request.model, self._folder), **{name: getattr(request, name) for name in names})
         told = Resolved(request.model, "cpu", "embedded", request.expert, [request.expert], [], 1024)
         return ResolvedRequest(ask, told)

@@ -7,7 +7,7 @@ import json
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from coe_cli.core.answers.foreign_fields import OF_REQUESTS, unsupported
 from coe_cli.core.answers.limits import MAX_TOKENS
@@ -53,7 +53,7 @@ class Row(SamplingFields, frozen=True, kw_only=True):
     model: _Name | None = None
     system: str | None = None
     max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
-    stop: Stops = []
+    stop: Stops = field(default_factory=list)
 
     @property
     def conversation(self) -> list[Turn]:

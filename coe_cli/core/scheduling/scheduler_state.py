@@ -239,7 +239,7 @@ class ModelStatus(Struct, frozen=True):
     max_slots: int
     waiting: int
     reserved_mb: int
-    slots_reserved_mb: int
+    kv_reserved_mb: int
     """The part of it that is not weights: caches and activations."""
     idle_s: float | None
     preloaded: bool

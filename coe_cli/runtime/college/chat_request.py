@@ -23,24 +23,39 @@ ExpertCount: TypeAlias = int | Literal["auto"] | None
 """How many experts the client can join: so many, as many as the router finds, or None: those, if the profile wants two."""
 
 
-class ChatRequest(Struct, frozen=True):
+class AnswerFields(Struct, frozen=True, kw_only=True):
+    """What a request says of its answer, in the same words to the resolver and to the college.
+
+    ``retries``: so often the college starts the answer again after its worker was lost, where nothing of it was delivered.
+
+    ``priority``: one step is worth ten seconds of waiting. ``buffered``: no text is handed on before the end, so that the
+    answer can start again however far it was. ``flush_s`` and ``logprobs`` as in ``protocol.Generate``, ``rendering`` as in
+    ``Prepare``. ``tools``: functions that the answer may call, or must.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
+    sampling: Sampling = Sampling()
+    stop: Stops = []
+    guidance: Guidance | None = None
+    tools: Tools | None = None
+    rendering: Rendering = Rendering()
+    logprobs: Annotated[int, Meta(ge=LOGPROBS.least, le=LOGPROBS.most)] | None = None
+    priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0
+    retries: Annotated[int, Meta(ge=0, le=100)] = 1
+    buffered: bool = False
+    flush_s: float = FLUSH_S
+
+
+class ChatRequest(AnswerFields, frozen=True):
     """One question with the conversation before it. Without ``expert`` and ``model`` the router chooses.
 
     ``name`` is an expert's or a model's, as in OpenAI's ``model`` field, or `auto`. ``model`` and ``expert`` say which of
     the two is meant; with both, the model answers with the expert's system prompt, and ``expert`` may be `auto` beside a
     model. ``route`` false: the general reasoner answers instead of whom the router would choose.
 
-    ``retries``: so often the college starts the answer again after its worker was lost, where nothing of it was delivered.
-
     ``messages``: a blank system message means none; without one the expert's own comes first. ``raw``: the prompt goes
-    past the chat template. ``priority``: one step is worth ten seconds of waiting. ``buffered``: no text is handed on before
-    the end, so that the answer can start again however far it was. ``flush_s`` as in ``protocol.Generate``.
-
-    ``tools``: functions that the answer may call, or must. ``prompt_ids``: the prompt as token ids, in place of messages.
-
-    ``fill``: a raw prompt in the form of ``FILL_TEMPLATE``, for a model that fills in the middle.
-
-    ``logprobs`` as in ``protocol.Generate``, ``rendering`` as in ``Prepare``.
+    past the chat template. ``fill``: a raw prompt in the form of ``FILL_TEMPLATE``, for a model that fills in the middle.
+    ``prompt_ids``: the prompt as token ids, in place of messages.
 
     ``allow_special_tokens``: what looks like a control token in a text is one; None: in a raw prompt only.
 
@@ -58,18 +73,7 @@ class ChatRequest(Struct, frozen=True):
     route: bool = True
     raw: bool = False
     fill: bool = False
-    max_tokens: Annotated[int, Meta(ge=MAX_TOKENS.least, le=MAX_TOKENS.most)] | None = None
-    sampling: Sampling = Sampling()
-    stop: Stops = []
-    guidance: Guidance | None = None
-    tools: Tools | None = None
-    rendering: Rendering = Rendering()
     prompt_ids: Annotated[list[int], Meta(max_length=MAX_PROMPT_IDS)] | None = None
-    logprobs: Annotated[int, Meta(ge=LOGPROBS.least, le=LOGPROBS.most)] | None = None
-    priority: Annotated[int, Meta(ge=PRIORITY.least, le=PRIORITY.most)] = 0
-    retries: Annotated[int, Meta(ge=0, le=100)] = 1
-    buffered: bool = False
-    flush_s: float = FLUSH_S
     allow_special_tokens: bool | None = None
     fallback: bool | None = None
     resolve_only: bool = False

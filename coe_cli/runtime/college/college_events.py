@@ -7,38 +7,24 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from coe_cli.core.answers.token_bytes import TokenLogprob
-from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import MAX_ANSWER_TOKENS
 from coe_cli.core.models.model_spec import ModelSpec
-from coe_cli.runtime.college.chat_request import Needed, Resolved
-from coe_cli.runtime.prompts.prompt_messages import Prompt, Rendering
-from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, FinishReason, Guidance, Sampling
+from coe_cli.runtime.college.chat_request import AnswerFields, Needed, Resolved
+from coe_cli.runtime.prompts.prompt_messages import Prompt
+from coe_cli.runtime.worker.protocol import ChatMessage, FinishReason
 
 
-class Ask(Struct, frozen=True):
+class Ask(AnswerFields, frozen=True):
     """A resolved request: one model and its prompt. ``template`` is for models without a chat template.
 
-    ``max_answer_tokens``: the profile's limit, where there is no ``max_tokens``.
-
-    ``buffered`` and ``flush_s`` as in ``ChatRequest``; until the end of a buffered answer its deltas are empty and tell how many
-    tokens were written.
+    ``max_answer_tokens``: the profile's limit, where there is no ``max_tokens``. Until the end of a ``buffered`` answer its
+    deltas are empty and tell how many tokens were written.
     """
 
     model: ModelSpec
     messages: list[ChatMessage]
     template: str | None = None
-    max_tokens: int | None = None
     max_answer_tokens: int = MAX_ANSWER_TOKENS
-    sampling: Sampling = Sampling()
-    stop: list[str] = []
-    guidance: Guidance | None = None
-    tools: Tools | None = None
-    rendering: Rendering = Rendering()
-    logprobs: int | None = None
-    priority: int = 0
-    retries: int = 1
-    buffered: bool = False
-    flush_s: float = FLUSH_S
     allow_special_tokens: bool = False
     expert: str | None = None
     prompt: Prompt | None = None

@@ -22,7 +22,7 @@ from coe_cli.core.routing.synthesis import experts_to_ask
 from coe_cli.errors import CoeError, ModelMissing, PromptTooLong, UsageError
 from coe_cli.providers.installed import choose_provider, installed_providers
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, Needed, Resolved
+from coe_cli.runtime.college.chat_request import AUTO, AnswerFields, ChatRequest, Needed, Resolved
 from coe_cli.runtime.college.costs import context_reason, slot_context
 from coe_cli.runtime.model_folder.model_files import model_stamp
 from coe_cli.runtime.model_folder.on_disk import models_on_disk
@@ -183,25 +183,16 @@ class RequestResolver:
             parts=decision.parts if decision is not None and set(decision.parts) == set(experts) else {},
             routing=routing,
         )
+        of_answer = {key: getattr(request, key) for key in AnswerFields.__struct_fields__}
         ask = ce.Ask(
             model=spec,
             messages=messages,
             template=fitting.template,
             prompt=fitting.prompt,
             allow_special_tokens=special,
-            max_tokens=request.max_tokens,
             max_answer_tokens=self._profile.max_answer_tokens,
-            sampling=_within(request.sampling, spec),
-            stop=request.stop,
-            guidance=request.guidance,
-            tools=request.tools,
-            rendering=request.rendering,
-            logprobs=request.logprobs,
             expert=choice.expert,
-            priority=request.priority,
-            retries=request.retries,
-            buffered=request.buffered,
-            flush_s=request.flush_s,
+            **of_answer | {"sampling": _within(request.sampling, spec)},
         )
         return ResolvedRequest(ask, told)
 

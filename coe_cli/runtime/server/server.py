@@ -23,7 +23,7 @@ import msgspec
 from coe_cli import __version__
 from coe_cli.core.routing.router import RouteRequest
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
-from coe_cli.core.scheduling.scheduler_state import Snapshot
+from coe_cli.core.scheduling.scheduler_state import ModelStatus, Snapshot
 from coe_cli.errors import Busy, CoeError, Draining, explained
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.answering import answer
@@ -54,6 +54,7 @@ _ALIASES = {
     for path in ("/chat/completions", "/completions", "/models", "/embeddings", "/responses", "/messages")
 }
 """Addresses as clients ask that were given the base URL without /v1."""
+_OF_POOL = set(ModelLine.__struct_fields__) & set(ModelStatus.__struct_fields__)
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
 
@@ -297,21 +298,12 @@ class Server:
                 continue
             lines.append(
                 ModelLine(
-                    name=model.name,
                     pid=pid,
-                    state=model.state,
-                    running=model.running,
-                    max_slots=model.max_slots,
-                    waiting=model.waiting,
                     context_length=context_length,
-                    reserved_mb=model.reserved_mb,
                     measured_mb=None if measured_mb is None else round(measured_mb, 1),
-                    kv_reserved_mb=model.slots_reserved_mb,
-                    held_mb=model.held_mb,
                     written_tokens=self.college.counters.written(model.name),
-                    waits_for=model.waits_for,
                     slots=self.college.slots(model.name),
-                    idle_s=None if model.idle_s is None else round(model.idle_s, 1),
+                    **{key: getattr(model, key) for key in _OF_POOL},
                 )
             )
         return CollegeStatus(

@@ -70,13 +70,16 @@ def worker_threads() -> int:
     return settings_from().threads or usable_cores()
 
 
+def allowed_cores() -> int:
+    """Logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> int:
     """Physical cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     import psutil
 
-    physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(allowed, physical))
+    return min(allowed_cores(), psutil.cpu_count(logical=False) or allowed_cores())
 
 
 def configure(

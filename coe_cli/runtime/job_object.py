@@ -8,7 +8,12 @@ from __future__ import annotations
 import struct
 import sys
 import threading
-from typing import Any
+from typing import Any, Final
+
+OWN_GROUP: Final[dict[str, Any]] = (
+    {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
+)
+"""A group of its own for a child (on Windows CREATE_NEW_PROCESS_GROUP): Ctrl-C reaches coe alone, and what the child starts ends with it."""
 
 _KILL_ON_JOB_CLOSE, _PROCESS_MEMORY = 0x2000, 0x0100
 _EXTENDED_LIMIT_INFORMATION = 9

@@ -213,4 +213,4 @@ class _Ask:
     def _unrouted(self, routing: Routing) -> None:
         self._told_why = True
         if self._human or self._options.explain:
-            self._output.note(f"{routing.problem}: {GENERAL_EXPERT} answers ({routing.remedy})")
+            self._output.note(routing.unrouted)

@@ -63,6 +63,11 @@ class Routing(Struct, frozen=True):
     problem: str = ""
     remedy: str = ""
 
+    @property
+    def unrouted(self) -> str:
+        """What the user is told where there is no decision."""
+        return f"{self.problem}: {GENERAL_EXPERT} answers ({self.remedy})"
+
 
 class RouteRequest(Struct, frozen=True):
     """Questions for another process's router, and what it must have been trained on: the body of POST /coe/route.

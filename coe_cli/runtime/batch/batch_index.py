@@ -187,7 +187,7 @@ class BatchIndex:
     def _route(self, rows: list[tuple[int, RowHead, ChatRequest]], route: Route, watch: Watch) -> Iterator[Unusable]:
         if not rows:
             return
-        experts = route([_question(request) for _, _, request in rows])
+        experts = route([request.question for _, _, request in rows])
         watch.routed({head.line: expert for (_, head, _), expert in zip(rows, experts, strict=True)})
         for (row, head, request), expert in zip(rows, experts, strict=True):
             yield from self._settle(row, head, request, expert)
@@ -312,10 +312,6 @@ def head_of(parsed: Parsed, line: int) -> RowHead:
     """The head of a row that was just read."""
     row = parsed.row
     return RowHead(line, parsed.row_id, parsed.is_openai, isinstance(row, Row) or row.url.endswith("/chat/completions"))
-
-
-def _question(request: ChatRequest) -> str:
-    return next((m.content for m in reversed(request.messages) if m.role == "user"), "")
 
 
 def _number(names: list[str], name: str) -> int:

@@ -79,6 +79,11 @@ class ChatRequest(AnswerFields, frozen=True):
     resolve_only: bool = False
     provides: bool = False
 
+    @property
+    def question(self) -> str:
+        """What the user said last."""
+        return next((message.content for message in reversed(self.messages) if message.role == "user"), "")
+
     def check_texts(self) -> None:
         """See that all that reaches the model or its grammar is text.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from coe_cli.core.answers.answer import ANSWER_SCHEMA_VERSION, Answer, Timing, Usage, tokens_per_s
@@ -66,7 +66,7 @@ class AnswerDeltas:
 
 
 class Collector:
-    """Takes the events of one answer one by one; times are seconds of ``clock``.
+    """Takes the events of one answer one by one.
 
     ``source`` says where the answer comes from, where no ``Resolved`` does. ``splits_thinking`` as in ``AnswerDeltas``.
     """
@@ -75,12 +75,11 @@ class Collector:
         self,
         source: About | None = None,
         renderer: AnswerRenderer | None = None,
-        clock: Callable[[], float] = time.monotonic,
         *,
         splits_thinking: bool = True,
     ) -> None:
-        self._about, self._renderer, self._clock = source, renderer, clock
-        self._begin = clock()
+        self._about, self._renderer = source, renderer
+        self._begin = time.monotonic()
         self._deltas = AnswerDeltas(splits_thinking=splits_thinking)
         self._load_s: float | None = None
         self._notes: list[str] = []
@@ -143,25 +142,20 @@ class Collector:
                 load_s=self._load_s,
                 first_token_s=event.first_token_s,
                 decode_s=event.decode_s,
-                total_s=self._clock() - self._begin,
+                total_s=time.monotonic() - self._begin,
                 tokens_per_s=tokens_per_s(event.completion_tokens, event.decode_s),
             ),
             warnings=[*source.notes, *self._notes, *event.notes],
         )
 
 
-def collect(
-    events: Iterable[ce.CollegeEvent],
-    source: About | None,
-    renderer: AnswerRenderer,
-    clock: Callable[[], float] = time.monotonic,
-) -> Answer:
+def collect(events: Iterable[ce.CollegeEvent], source: About | None, renderer: AnswerRenderer) -> Answer:
     """Pass every delta to ``renderer`` and return the whole answer.
 
     Raises:
         CoeError: what ``events`` raises; DeviceLost when they end too early.
     """
-    collector = Collector(source, renderer, clock)
+    collector = Collector(source, renderer)
     for event in events:
         answer = collector.feed(event)
         if answer is not None:

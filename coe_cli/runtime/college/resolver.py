@@ -221,9 +221,8 @@ class RequestResolver:
         self, request: ChatRequest, loaded_models: Collection[str]
     ) -> tuple[list[str], Routing, list[Note]]:
         """The experts for the last question, why, and what is to be said about it."""
-        question = next((m.content for m in reversed(request.messages) if m.role == "user"), "")
         try:
-            decision, latency_ms, learning = await asyncio.to_thread(self.router.decide, question)
+            decision, latency_ms, learning = await asyncio.to_thread(self.router.decide, request.question)
         except Exception as error:  # whatever it is, the question is answered
             if request.provides and isinstance(error, ModelMissing):
                 raise NotProvided(Needed("router", reason=error.message), error.message, error.hint) from error
@@ -231,7 +230,7 @@ class RequestResolver:
             problem = error.message if isinstance(error, CoeError) else f"{type(error).__name__}: {error}"
             remedy = error.hint.rstrip(".") if isinstance(error, CoeError) else "see `coe doctor`"
             routing = Routing(None, 0.0, problem if known else f"routing failed ({problem})", remedy)
-            return [GENERAL_EXPERT], routing, [Note("routing", unrouted_note(routing, GENERAL_EXPERT))]
+            return [GENERAL_EXPERT], routing, [Note("routing", routing.unrouted)]
         if self.routing.prefer_resident:
             on_disk = await asyncio.to_thread(models_on_disk, self.models_dir)
             decision = swap_aware(decision, self.catalog, on_disk, loaded_models)
@@ -371,11 +370,6 @@ def _prompt(request: ChatRequest, choice: Choice) -> tuple[list[ChatMessage], st
     if own and not any(message.role == "system" for message in request.messages):
         spoken.insert(0, ChatMessage("system", own))
     return spoken, choice.template
-
-
-def unrouted_note(routing: Routing, expert: str) -> str:
-    """What the user is told when there is no decision."""
-    return f"{routing.problem}: {expert} answers ({routing.remedy})"
 
 
 def _within(sampling: Sampling, spec: ModelSpec) -> Sampling:

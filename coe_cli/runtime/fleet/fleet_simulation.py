@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import random
 import signal
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from coe_cli.core.fleet.fleet import Simulation
 from coe_cli.core.fleet.fleet_problem import Group, Problem
 from coe_cli.core.fleet.fleet_simulation import Samples, SimulatedNode, Stream, jobs, simulate
 from coe_cli.interrupts import children_without_interrupt, on_interrupt
+from coe_cli.providers.settings import allowed_cores
 
 LEAST_PER_NODE = 500
 """With fewer requests a node than this, fewer nodes of a group are simulated, for longer."""
@@ -53,7 +53,7 @@ def simulate_fleet(
 
     ``on_part`` hears how much is done, from 0 to 1.
     """
-    cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = cores or allowed_cores()
     works = _works(problem, groups, settings, cores)
     expected = [sum(s.per_s for s in work.streams) * work.span_s * len(work.numbers) for work in works]
     whole = sum(expected) or 1.0

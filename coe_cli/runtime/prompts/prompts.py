@@ -13,7 +13,7 @@ import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -30,7 +30,7 @@ from coe_cli.errors import (
 )
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.package import start_code
-from coe_cli.runtime.job_object import end_with_us
+from coe_cli.runtime.job_object import OWN_GROUP, end_with_us
 from coe_cli.runtime.prompts.deadline import Deadline
 from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage, text_bytes
 from coe_cli.runtime.worker.protocol import HEAD_BYTES, ChatMessage, frame, frame_length
@@ -247,9 +247,6 @@ class _Child:
     """One prompt process, which answers one request at a time."""
 
     def __init__(self) -> None:
-        flags: dict[str, Any] = (
-            {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
-        )
         environment = {
             **os.environ,
             "TOKENIZERS_PARALLELISM": "false",
@@ -265,7 +262,7 @@ class _Child:
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     env=environment,
-                    **flags,
+                    **OWN_GROUP,
                 )
                 _living.add(self)
             end_with_us(self._process.pid)

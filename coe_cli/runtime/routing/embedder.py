@@ -13,6 +13,7 @@ import msgspec
 
 from coe_cli.core.providers import host, on_host, spec_of
 from coe_cli.errors import ModelDamaged, ModelMissing, first_line
+from coe_cli.providers.settings import allowed_cores
 from coe_cli.runtime.folders import Folders
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Embedder:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = _usable_cores()
+        options.intra_op_num_threads = allowed_cores()
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The batch's shape changes from call to call: DirectML wants no memory pattern then, and the CPU gains nothing.
@@ -170,12 +171,6 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
             widest = lengths[position] * 6 // 5 + 4
         batches[-1].append(position)
     return batches
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
 
 
 def _open_session(onnxruntime: Any, graph: Path, options: Any, providers: Sequence[str]) -> Any:

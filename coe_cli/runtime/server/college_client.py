@@ -50,23 +50,23 @@ def find() -> CollegeClient | None:
     return None
 
 
-def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START_TIMEOUT_S) -> CollegeClient:
+def find_or_start(options: ServeOptions) -> CollegeClient:
     """The college of this user, started and detached if none runs; two calls at the same moment give one college.
 
     Raises:
         CoeError: why it did not start.
-        TimedOut: it is not there after ``timeout_s``.
+        TimedOut: it takes too long.
     """
     client = find()
     if client is not None:
         return client
     folder = discovery.private_folder(folders().state)
-    deadline = time.monotonic() + timeout_s
-    with discovery.starting(folder, timeout_s):
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    with discovery.starting(folder, _START_TIMEOUT_S):
         client = find()
         if client is not None:
             return client
-        process = _start_detached(folder, options or ServeOptions())
+        process = _start_detached(folder, options)
         with contextlib.suppress(OSError):  # where nothing can be written the college says so, and ends
             pid_file.write(folder / pid_file.STARTING, process.pid)
         while time.monotonic() < deadline:
@@ -78,7 +78,7 @@ def find_or_start(options: ServeOptions | None = None, timeout_s: float = _START
             if code is not None:
                 raise _why_not(folder, code)
             time.sleep(0.01)
-    raise TimedOut(f"the college did not start within {timeout_s:g} s", f"See {folder / _START_LOG}.")
+    raise TimedOut(f"the college did not start within {_START_TIMEOUT_S:g} s", f"See {folder / _START_LOG}.")
 
 
 def running() -> CollegeClient | None:

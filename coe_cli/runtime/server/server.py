@@ -36,7 +36,7 @@ from coe_cli.runtime.server.guard import BodyBudget, Guard, Headers, replay
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.page import page
 from coe_cli.runtime.server.serve_options import ServeOptions
-from coe_cli.runtime.server.streaming import Receive, Send, send_error, send_json, until_client_goes
+from coe_cli.runtime.server.streaming import Receive, Send, send_error, send_json, send_whole, until_client_goes
 
 ACCESS_LOG = logging.getLogger("coe.access")
 PROMPT_LOG = logging.getLogger("coe.prompts")
@@ -156,8 +156,7 @@ class Server:
         try:
             self._guard.check_origin(headers)
             if method == "OPTIONS" and b"access-control-request-method" in headers and not path.startswith("/coe/"):
-                await send({"type": "http.response.start", "status": 204, "headers": self._guard.preflight(headers)})
-                await send({"type": "http.response.body", "body": b""})
+                await send_whole(send, 204, self._guard.preflight(headers))
                 return
             if path in _HEALTH_PATHS:
                 _allow(method, "GET")
@@ -165,8 +164,7 @@ class Server:
             elif path == "/" and self._page:
                 _allow(method, "GET")
                 body, told = page()
-                await send({"type": "http.response.start", "status": 200, "headers": told})
-                await send({"type": "http.response.body", "body": body})
+                await send_whole(send, 200, told, body)
             elif path.startswith("/coe/"):
                 self._guard.check_token(headers)
                 await self._for_coe(scope, headers, receive, send)
@@ -220,9 +218,7 @@ class Server:
 
         snapshot = self.college.snapshot()
         body = prometheus_text(self.status(snapshot), snapshot, self._responses, self.college.counters)
-        headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_whole(send, 200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], body)
 
     # --- for coe itself
 

@@ -137,14 +137,16 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def send_json(
-    send: Send, status: int, value: Any, headers: list[tuple[bytes, bytes]] | None = None, body: bytes | None = None
-) -> None:
+async def send_whole(send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes = b"") -> None:
+    """One whole response."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_json(send: Send, status: int, value: Any, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """One whole JSON response."""
-    data = encode(value) if body is None else body
-    length = (b"content-length", str(len(data)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *(headers or [])]})
-    await send({"type": "http.response.body", "body": data})
+    data = encode(value)
+    await send_whole(send, status, [_JSON, (b"content-length", str(len(data)).encode()), *headers], data)
 
 
 async def send_error(send: Send, error: CoeError, path: str = "") -> None:

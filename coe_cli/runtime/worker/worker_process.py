@@ -11,14 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
 from coe_cli.errors import CoeError, TimedOut
 from coe_cli.interrupts import interrupt_put_off, on_interrupt
 from coe_cli.package import python_environment, start_code
-from coe_cli.runtime.job_object import end_with_us
+from coe_cli.runtime.job_object import OWN_GROUP, end_with_us
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.worker_death import worker_death
@@ -71,11 +70,6 @@ class WorkerProcess:
         self._handing_on = threading.Lock()
         self._killed = False
         self._told_pid: int | None = None
-        # A group of its own (on Windows CREATE_NEW_PROCESS_GROUP): Ctrl-C reaches coe alone, and what a worker starts
-        # ends with it.
-        flags: dict[str, Any] = (
-            {"creationflags": 0x00000200} if sys.platform == "win32" else {"start_new_session": True}
-        )
         with interrupt_put_off():
             self._process = subprocess.Popen(
                 command or worker_command(),
@@ -83,7 +77,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=self.log.file,
                 env=worker_environment(),
-                **flags,
+                **OWN_GROUP,
             )
             _living.add(self)
         end_with_us(self._process.pid)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from coe_cli import __version__
 from coe_cli.errors import CoeError
+from coe_cli.runtime.college.answering import resolve
 from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver
@@ -70,7 +71,7 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
         asked: list[ChatRequest], shape: Shape, stream: bool, n: int = 1, best_of: int | None = None
     ) -> Response:
         try:
-            resolved = [await resolver.resolve(each, college.loaded_models) for each in asked]
+            resolved = [await resolve(college, resolver, each) for each in asked]
         except CoeError as error:
             name_field(error, asked[0], shape.names)
             raise

@@ -157,9 +157,9 @@ class World(RuleBasedStateMachine):
             self.measured_mb = event.used_mb
         if isinstance(event, MeasuredUsage):
             self.measured_mb = event.used_mb
-        # the books show the event's own effect already, and a level falls back only below 8800 MB
-        barred = before.level in ("high", "critical") and self.usage_mb() >= HIGH_MB - FALL_MB
         decisions = self.scheduler.handle(event, self.now_s)
+        # the books show the event's own effect, what came back with it too, and a level falls back only below 8800 MB
+        barred = before.level in ("high", "critical") and self.usage_mb() >= HIGH_MB - FALL_MB
         owed: set[RequestId] = set()  # taken off a slot: a Retry or Refuse must follow
         if isinstance(event, WorkerDied):
             owed = set(self.lost_by_death)

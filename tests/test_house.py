@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import REPOSITORY
 
-MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 80, 6
+MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS, MOST_CALLS = 400, 80, 6, 25
 FILES = sorted((REPOSITORY / "coe_cli").rglob("*.py"))
 OWN = {*FILES}
 TESTS = sorted(path for folder in ("tests", "benchmarks", "docs") for path in (REPOSITORY / folder).rglob("*.py"))
@@ -153,6 +153,16 @@ def test_the_module_map_names_what_is_there() -> None:
     named = {name.rstrip("/").rpartition("/")[2] for name in re.findall(r"`([a-z0-9_/]+)`", rows)}
     commands = {word for row in rows.splitlines() for word in re.findall(r"[a-z]+", row.rpartition(" | ")[2])}
     assert named - there - commands == set()
+
+
+def test_the_walk_of_a_question_names_what_is_there_and_is_short() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\w+) \| (`[\w./]+` → .*?)(?:;.*)? \|$", text, re.M))
+    assert list(rows) == ["command", "college", "worker"]
+    walk = [name for row in rows.values() for name in re.findall(r"[\w.]+(?=`)", row)]
+    defined = {function.name for path in FILES for function in _functions(ast.parse(path.read_text(encoding="utf-8")))}
+    assert {name.rpartition(".")[2] for name in walk} - defined == set()
+    assert len(walk) <= MOST_CALLS and f"these are {len(walk)} calls" in text
 
 
 def test_licence_and_type_marker_are_packaged() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_cli.core.hardware.cards import CARDS, find_card, parse_memory_mb, similar_cards
-from coe_cli.core.models.catalog import load_catalog
+from coe_cli.runtime.settings import load_catalog
 
 EXPERTS = set(load_catalog([REPOSITORY / "profiles" / "experts.yaml"]).experts)
 GPU_MODELS = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
@@ -12,7 +14,7 @@ from conftest import MODEL, REPOSITORY, Coe
 from serving import Response, Served, serving
 
 from coe_cli.core.models.model_spec import ModelSpec
-from coe_cli.errors import DeviceLost, ProfileInvalid
+from coe_cli.errors import DeviceLost, ModelMissing, ProfileInvalid
 from coe_cli.runtime.college import resolver as resolver_module
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
 from coe_cli.runtime.college.resolver import RequestResolver
@@ -128,6 +130,47 @@ def test_without_a_router_the_general_expert_answers_and_says_so(tmp_path: Path,
     resolver.router = Broken(catalog, where)
     resolved = asyncio.run(resolver.resolve(request))
     assert resolved.told.expert == "general_reasoner" and "no such role" in resolved.told.notes[0].text
+
+
+@pytest.mark.parametrize(("name", "expected"), [(AUTO, [MODEL]), (MODEL, [])])
+def test_the_only_model_that_can_answer_loads_while_a_question_is_routed(
+    tmp_path: Path, models_dir: Path, name: str, expected: list[str]
+) -> None:
+    import asyncio
+
+    from coe_cli.runtime.server.openai_app import build_openai_app
+
+    catalog, heard = load_catalog([SHIPPED / "experts.yaml"]), list[str]()
+
+    class Colleges:
+        loaded_models = ()
+
+        def expect(self, spec: ModelSpec) -> None:
+            heard.append(spec.name)
+
+        def ask(self, ask: object) -> object:
+            raise ModelMissing("nobody is here", "Ask elsewhere.")
+
+    class Router(SharedRouter):
+        def decide(self, text: str) -> object:  # type: ignore[override]
+            assert heard == [MODEL], "it loads meanwhile"
+            raise ProfileInvalid("no examples", "Fix it.")
+
+    profile = load_profiles([SHIPPED / "hardware_profiles.yaml"]).select("embedded")
+    resolver = RequestResolver(catalog, models_dir, profile, Router(catalog, at(tmp_path, models=models_dir)))
+    app = build_openai_app(Colleges(), resolver, None)  # type: ignore[arg-type]
+    bodies = [json.dumps({"model": name, "messages": [{"role": "user", "content": "Hi"}]}).encode()]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": bodies.pop()} if bodies else await asyncio.Future()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b""}
+    asyncio.run(app(scope | {"headers": [(b"content-type", b"application/json")]}, receive, send))
+    assert heard == expected and sent[0]["status"] == 404 and b"nobody is here" in sent[1]["body"]
 
 
 def test_a_model_built_for_another_device_runs_slower_and_says_so(

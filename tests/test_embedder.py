@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_store.hub_server import Hub
 from operating_system import make_fifo
 from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 
@@ -206,6 +207,23 @@ def test_a_damaged_export_says_what_to_do(exported: Path, tmp_path: Path, damage
 def test_an_embedder_that_is_not_prepared(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="not prepared"):
         Embedder(tmp_path / "nothing")
+
+
+@pytest.mark.long
+def test_weights_that_are_there_twice_are_fetched_once(source: Path, tmp_path: Path) -> None:
+    hub = Hub()
+    hub.add_folder("someone/embedder", source)
+    hub.repositories["someone/embedder"]["pytorch_model.bin"] = b"the same in another format"
+    server = hub.start()
+    names = "from pathlib import Path; from coe_cli.runtime.routing.embedder_sources import fetch_embedder"
+    fetch = f"{names}; print(fetch_embedder('someone/embedder', Path('.'), print))"
+    place = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | place
+    run = [sys.executable, "-c", fetch]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    server.shutdown()
+    folder = Path(done.stdout.splitlines()[-1])
+    assert (folder / "model.safetensors").is_file() and not (folder / "pytorch_model.bin").exists(), done.stderr
 
 
 @pytest.mark.long

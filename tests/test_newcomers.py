@@ -3,7 +3,8 @@
 Held elsewhere: numbers without bounds, words and letters (test_words), locales (test_encodings), models and entries of one's own
 (test_layers, model_store/test_experts), who is asked and who answers (test_documented_questions, test_who_answers), what suits a
 machine (test_setup, test_fit, test_vram_amounts), pictures and figures in the pages (model_store/test_docs), whole words and tables
-(test_markdown_stream, test_narrow_tables), silence (test_waits, test_first_minutes).
+(test_markdown_stream, test_narrow_tables), silence and plans taller than a screen (test_waits, test_first_minutes), who is connected to
+(test_network).
 """
 
 from __future__ import annotations
@@ -104,6 +105,12 @@ def test_the_variable_sets_the_profile_of_every_command(newcomer: Coe, words: tu
     rows = '{"prompt": "Hi"}\n'
     result = newcomer.run(*words, *NEEDS.get(words, ()), stdin=rows, COE_PROFILE="nope", COE_NO_SERVE="0")
     assert result.code == 3 and "unknown profile `nope`" in result.stderr, result.stderr
+
+
+def test_an_expert_whose_model_nobody_has_imported_says_how(newcomer: Coe) -> None:
+    (newcomer.config / "experts.yaml").write_text("experts:\n  haiku: {model: mine, system_prompt: Write a haiku.}\n")
+    result = newcomer.run("ask", "-e", "haiku", "Hi")
+    assert (result.code, result.stdout) == (3, "") and "coe models import FILE --name mine" in result.stderr
 
 
 def test_the_default_plan_speaks_of_no_guide(newcomer: Coe) -> None:

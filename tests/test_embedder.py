@@ -222,7 +222,9 @@ def test_weights_that_are_there_twice_are_fetched_once(source: Path, tmp_path: P
     run = [sys.executable, "-c", fetch]
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
     server.shutdown()
-    folder = Path(done.stdout.splitlines()[-1])
+    told, *_, last = done.stdout.splitlines()
+    assert "fetching the embedder from huggingface.co" in told and "done=0" in told
+    folder = Path(last)
     assert (folder / "model.safetensors").is_file() and not (folder / "pytorch_model.bin").exists(), done.stderr
 
 

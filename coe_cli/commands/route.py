@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from enum import StrEnum
@@ -69,6 +70,7 @@ def route(
     from coe_cli.output.routing import write_decided, write_decisions
     from coe_cli.runtime.folders import folders
     from coe_cli.runtime.routing.router_cache import Allowed, open_router
+    from coe_cli.use_cases.providing import Preparing
 
     output = Output()
     question = " ".join(words) if words else None
@@ -90,11 +92,11 @@ def route(
         if answer is not None:
             write_decided(output, question, answer.decisions[0], answer.latency_ms, output_format.value)
             return
-    with output.waiting("loading the router"):
+    with output.waiting("loading the router"), contextlib.closing(Preparing(output)) as view:
         router = open_router(
             catalog,
             folders(),
-            lambda note: output.note(note.line),
+            view,
             embedder=embedder,
             provider=selected.provider,
             may=Allowed(fetch=not no_pull, rebuild=rebuild),

@@ -21,3 +21,11 @@ class Note(Struct, frozen=True):
     def line(self) -> str:
         """As it is printed."""
         return f"warning: {self.text}" if self.kind == "warning" else self.text
+
+
+class Progress(Note, frozen=True, kw_only=True):
+    """What takes a while now, told again as it goes on: ``done`` of ``total`` bytes, where they are known."""
+
+    kind: Literal["progress"] = "progress"
+    done: float = 0.0
+    total: float | None = None

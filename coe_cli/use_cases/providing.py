@@ -11,7 +11,7 @@ from msgspec import structs
 
 from coe_cli.core.hardware.profile import ProfileSet, Provider
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
-from coe_cli.core.notes import Note
+from coe_cli.core.notes import Note, Progress
 from coe_cli.core.routing.router import Routing
 from coe_cli.errors import DeviceLost, ModelMissing
 from coe_cli.output.console import Output
@@ -154,7 +154,7 @@ def install_model(name: str, catalog: Catalog, output: Output, *, pull: bool) ->
 class Preparing:
     """Shows what has to be prepared before the first question can be routed, with the time that it takes."""
 
-    def __init__(self, output: Output, *, speaks: bool) -> None:
+    def __init__(self, output: Output, *, speaks: bool = True) -> None:
         self._output, self._speaks = output, speaks
         self._view: ProgressView | None = None
 
@@ -172,7 +172,8 @@ class Preparing:
                 self._output.note(title)
             self._view = ProgressView(self._output, title)
             self._view.__enter__()
-        self._view(Step(note.text, 0, None))
+        done, total = (note.done, note.total) if isinstance(note, Progress) else (0, None)
+        self._view(Step(note.text, done, total, is_bytes=isinstance(note, Progress)))
 
     def close(self) -> None:
         if self._view is not None:

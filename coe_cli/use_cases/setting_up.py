@@ -113,7 +113,7 @@ def _prepare(plan: SetupPlan, catalog: Catalog, output: Output) -> None:
     from coe_cli.runtime.routing.router_preparation import prepare_router
     from coe_cli.use_cases.providing import Preparing
 
-    with contextlib.closing(Preparing(output, speaks=True)) as view:
+    with contextlib.closing(Preparing(output)) as view:
         problem = prepare_router(catalog, folders(), plan.provider, view, fetch=True)
     if problem is not None:
         output.note(f"{problem.problem}: questions go to the general reasoner ({problem.remedy})")

@@ -46,7 +46,7 @@ def prepare_embedder(name: str, where: Folders, note: Callable[[Note], None]) ->
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-", ignore_cleanup_errors=True) as scratch:
             work = Path(scratch)
             source = fetch_embedder(name, work, note)
-            note(Note("progress", "writing the embedder as an ONNX graph and comparing it with the original, once"))
+            note(Note("progress", "writing the embedder's ONNX graph and comparing it, once"))
             built = work / "export"
             info = export_embedder(source, built, name)
             if target.exists():

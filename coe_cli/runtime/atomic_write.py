@@ -43,6 +43,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         move(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        if isinstance(error, OSError) and error.filename == str(scratch):
+            error.filename = str(path)  # the name that the user knows
         raise

@@ -27,7 +27,7 @@ from coe_cli.runtime.college.warm_worker import WarmWorker
 from coe_cli.runtime.college.worker_handle import WorkerHandle
 from coe_cli.runtime.prompts.prompts import Prompts, PromptSource
 from coe_cli.runtime.worker import protocol
-from coe_cli.runtime.worker.worker_death import KilledFromOutside
+from coe_cli.runtime.worker.worker_process import KilledFromOutside
 
 _MEASURE_EVERY_S = 2.0
 

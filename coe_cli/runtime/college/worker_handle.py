@@ -12,8 +12,7 @@ from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError, DeviceLost, from_code
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.single_worker import load_message, wrong_protocol
-from coe_cli.runtime.worker.worker_death import worker_death
-from coe_cli.runtime.worker.worker_process import WorkerProcess
+from coe_cli.runtime.worker.worker_process import WorkerProcess, worker_death
 
 _EXIT_WAIT_S = 10.0
 _EXIT_LOOK_S = 0.2

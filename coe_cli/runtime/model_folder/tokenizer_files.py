@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from coe_cli.runtime.regular_file import read_text
+
 TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _TOKENS = "special_tokens_map.json"
@@ -77,9 +79,7 @@ def adds_bos(folder: Path) -> bool | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(read_text(path, _MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -20,8 +20,7 @@ from coe_cli.core.providers import for_card, home, host, on_host, spec_of
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import Folders, own_profiles
 from coe_cli.runtime.model_folder.on_disk import find_spec, models_on_disk
-from coe_cli.runtime.planning.model_files import with_files
-from coe_cli.runtime.planning.plan_inputs import PlanRequest, answering_models, memory_of
+from coe_cli.runtime.planning.plan_inputs import PlanRequest, answering_models, memory_of, with_files
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 
 _WHOLE_PROMPT_CONTEXT = 2048

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,8 @@ from coe_cli.core.memory.footprint import AccountingName, ModelMemory
 from coe_cli.core.memory.prefill import tokens_at_once
 from coe_cli.core.memory.scenario import Known, Role, Scenario, role_of, working_set
 from coe_cli.core.memory.slot_context import fitting_context
-from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.models.model_spec import ModelSpec, spec_from_catalog
+from coe_cli.core.models.catalog import Catalog, ModelEntry, ModelShape
+from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, spec_from_catalog
 from coe_cli.core.models.onnx_graph import GraphFacts
 from coe_cli.core.providers import on_host, spec_of
 from coe_cli.errors import CoeError, ModelDamaged, UsageError
@@ -23,7 +24,6 @@ from coe_cli.runtime.model_folder.graph_files import graph_of
 from coe_cli.runtime.model_folder.model_files import read_config
 from coe_cli.runtime.model_folder.on_disk import find_spec, models_on_disk, spec_from_folder
 from coe_cli.runtime.planning.calibration_store import CalibrationStore, Measurements, model_digest
-from coe_cli.runtime.planning.model_files import with_files
 
 
 class PlanRequest(Struct, frozen=True):
@@ -108,6 +108,33 @@ def gather(
     measured = {name: apply(memory, calibrations.get(name)) for name, memory in computed.items()}
     notes = [measurements.warning] if measurements.warning else []
     return PlanInputs(scenario, structs.replace(known, models=measured), known, calibrations, notes)
+
+
+def with_files(catalog: Catalog, models: Iterable[str], provider: Provider) -> Catalog:
+    """``catalog`` with an entry for each of ``models`` that is the path of a GGUF file: what its import in INT4 for
+    ``provider`` would make, judged by the header alone.
+
+    Raises:
+        ModelMissing, UsageError, ModelDamaged, UnsupportedArchitecture: a file cannot be imported.
+    """
+    files = {name: _entry_of_file(Path(name), provider) for name in models if name.lower().endswith(".gguf")}
+    return structs.replace(catalog, models={**catalog.models, **files}) if files else catalog
+
+
+def _entry_of_file(path: Path, provider: Provider) -> ModelEntry:
+    from coe_cli.runtime.importing.source import inspect
+
+    source = inspect(path)
+    decoder, (_, disk_bytes) = source.decoder, source.needs(provider, "int4")
+    shape = ModelShape(
+        num_hidden_layers=decoder.layers,
+        hidden_size=decoder.hidden_size,
+        num_attention_heads=decoder.heads,
+        num_key_value_heads=decoder.kv_heads,
+        head_size=decoder.head_size,
+        vocab_size=decoder.vocab_size,
+    )
+    return ModelEntry(provider, decoder.context_length, shape, disk_bytes / BYTES_PER_MB)
 
 
 def memory_of(spec: ModelSpec, provider: Provider | None = None, chunk_size: int | None = None) -> ModelMemory:

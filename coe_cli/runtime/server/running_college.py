@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 from msgspec import structs
 
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.names import joined
+from coe_cli.core.providers import spec_of
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError
 from coe_cli.runtime.folders import folders
-from coe_cli.runtime.server.device import device_of
 from coe_cli.runtime.server.discovery import read_state
+
+
+def device_of(profile: HardwareProfile) -> str:
+    """What tells devices apart whose memory is not shared: the provider, and which of its devices ``COE_DEVICE`` names."""
+    chosen = os.environ.get("COE_DEVICE", "") if spec_of(profile.provider).on_card else ""
+    return f"{profile.provider}:{chosen}" if chosen else profile.provider
 
 
 def college_on(device: str | None = None) -> CollegeStatus:

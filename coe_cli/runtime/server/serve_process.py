@@ -43,8 +43,8 @@ from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.routing.router_preparation import learn_in_child
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server import discovery, pid_file
-from coe_cli.runtime.server.device import device_of
 from coe_cli.runtime.server.guard import is_loopback
+from coe_cli.runtime.server.running_college import device_of
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.server import ACCESS_LOG, PROMPT_LOG, Server
 from coe_cli.runtime.settings import read_catalog, read_profiles, settings_digest

@@ -1,4 +1,4 @@
-"""coe's end of a worker: start the process, exchange messages, end it for certain."""
+"""coe's end of a worker: start the process, exchange messages, end it for certain, and say what its end means."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from coe_cli.errors import CoeError, TimedOut
+from coe_cli.core.process_exit import ExitKind
+from coe_cli.errors import CoeError, DeviceLost, OutOfMemory, TimedOut
 from coe_cli.interrupts import interrupt_put_off, on_interrupt
 from coe_cli.package import python_environment, start_code
 from coe_cli.runtime.job_object import OWN_GROUP, end_with_us
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
-from coe_cli.runtime.worker.worker_death import worker_death
 
 _START = start_code("coe_cli.runtime.worker.worker")
 _EXIT_WAIT_S = 5.0
@@ -49,6 +49,22 @@ def kill_told(told_pid: int | None, started_pid: int) -> None:
     if told_pid is not None and told_pid != started_pid:
         with contextlib.suppress(OSError):
             os.kill(told_pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+class KilledFromOutside(DeviceLost):
+    """The worker was ended by somebody else: by hand, or by the system when it ran out of memory."""
+
+
+def worker_death(name: str, code: int | None, log: ProcessLog, *, by_us: bool = False) -> CoeError:
+    """What to say of a worker that ended with ``code``, or is gone without one. ``by_us``: coe killed it."""
+    if code is None:
+        return DeviceLost(f"{name} is gone", "Run it again.")
+    ended, words = log.explain(code)
+    message = f"{name} {ended.text}" + (f": {words}" if words else "")
+    if ended.kind is ExitKind.OUT_OF_MEMORY:
+        return OutOfMemory(message, "Close other programs, or choose a smaller profile (-p minimal).")
+    kind = KilledFromOutside if ended.kind is ExitKind.KILLED and not by_us else DeviceLost
+    return kind(message, "Run it again; COE_DEBUG=1 shows what it printed.")
 
 
 Subscriber = Callable[[protocol.FromWorker | None], None]

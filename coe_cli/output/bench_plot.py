@@ -91,14 +91,14 @@ def _series(rows: Sequence[BenchRow], *, prefill: bool) -> dict[str, list[BenchR
     for row in rows:
         parts = [row.model]
         parts += [row.provider] if len({r.provider for r in rows if r.model == row.model}) > 1 else []
-        parts += [f"context {row.max_length}"] if _crossed(rows, row, prefill=prefill) else []
+        parts += [f"context {row.max_length}"] if _crossed(rows, row) else []
         parts += [f"{row.slots} slots"] if len({r.slots for r in rows}) > 1 else []
         parts += [f"depth {row.depth}"] if prefill and len({r.depth for r in rows}) > 1 else []
         found.setdefault(", ".join(parts), []).append(row)
     return found
 
 
-def _crossed(rows: Sequence[BenchRow], row: BenchRow, *, prefill: bool) -> bool:
+def _crossed(rows: Sequence[BenchRow], row: BenchRow) -> bool:
     """Whether the same point of the line was measured at several context lengths."""
     same = [
         other.max_length

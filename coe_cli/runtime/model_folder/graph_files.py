@@ -65,31 +65,31 @@ def read_graph(path: Path, *, past_key: str = "past_key_values.%d.key", logits: 
         return graph_facts(records, past_key, logits)
 
 
-def graph_of(spec: ModelSpec) -> GraphFacts:
-    """The facts of the graph of a model on disk.
+@contextmanager
+def _records_of(spec: ModelSpec) -> Iterator[Records]:
+    """The records of the graph of a model on disk.
 
     Raises:
         ModelDamaged: the graph is missing or cannot be read.
     """
-    assert spec.folder is not None
-    try:
-        return read_graph(spec.folder / spec.graph, past_key=spec.past_key, logits=spec.logits)
-    except (OSError, ValueError) as error:
-        raise damaged(spec.name, str(error)) from None
-
-
-def check_model(spec: ModelSpec) -> list[GraphProblem]:
-    """The problems that the provider of a model on disk has with its graph.
-
-    Raises:
-        ModelDamaged: the graph is missing or cannot be read.
-    """
-    from coe_cli.core.models.graph_check import graph_problems
-    from coe_cli.core.providers import spec_of
-
     assert spec.folder is not None
     try:
         with graph_records(spec.folder / spec.graph) as records:
-            return graph_problems(records, spec_of(spec.provider).graph)
+            yield records
     except (OSError, ValueError) as error:
         raise damaged(spec.name, str(error)) from None
+
+
+def graph_of(spec: ModelSpec) -> GraphFacts:
+    """The facts of the graph of a model on disk; raises as ``_records_of``."""
+    with _records_of(spec) as records:
+        return graph_facts(records, spec.past_key, spec.logits)
+
+
+def check_model(spec: ModelSpec) -> list[GraphProblem]:
+    """The problems that the provider of a model on disk has with its graph; raises as ``_records_of``."""
+    from coe_cli.core.models.graph_check import graph_problems
+    from coe_cli.core.providers import spec_of
+
+    with _records_of(spec) as records:
+        return graph_problems(records, spec_of(spec.provider).graph)

@@ -37,10 +37,15 @@ class _Model(Struct):
     vocab: dict[str, int] | list[tuple[str, float]]
 
 
-class _Tokenizer(Struct):
+class AddedTokens(Struct):
+    """What a ``tokenizer.json`` says of tokens beside its vocabulary."""
+
+    added_tokens: list[_Added] = []
+
+
+class _Tokenizer(AddedTokens, kw_only=True):
     model: _Model
     decoder: msgspec.Raw = msgspec.Raw(b"")
-    added_tokens: list[_Added] = []
 
 
 class TokenBytes:

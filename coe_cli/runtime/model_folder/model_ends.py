@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from coe_cli.core.answers.end_of_turn import EndTokens, end_tokens
+from coe_cli.core.answers.token_bytes import AddedTokens
 from coe_cli.core.findings import Finding, ok, warning
 from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig
 from coe_cli.runtime.model_folder.model_files import MAX_TOKENIZER_BYTES
@@ -20,20 +21,11 @@ _GENERATION: Final = "generation_config.json"
 _MAX_IDS: Final = 256
 
 
-class _Added(Struct):
-    id: int
-    content: str
-
-
-class _Tokenizer(Struct):
-    added_tokens: list[_Added] = []
-
-
 class _Generation(Struct):
     eos_token_id: int | list[int] | None = None
 
 
-_Content = TypeVar("_Content", _Tokenizer, _Generation)
+_Content = TypeVar("_Content", AddedTokens, _Generation)
 
 
 def model_ends(folder: Path, model: Mapping[str, Any]) -> EndTokens:
@@ -41,7 +33,7 @@ def model_ends(folder: Path, model: Mapping[str, Any]) -> EndTokens:
 
     A file that is missing or cannot be read names nothing.
     """
-    tokenizer = _read(folder / TOKENIZER, _Tokenizer)
+    tokenizer = _read(folder / TOKENIZER, AddedTokens)
     generation = _read(folder / _GENERATION, _Generation)
     return end_tokens(
         model.get("eos_token_id"),

@@ -16,9 +16,11 @@ from coe_cli.core.findings import Finding, Level
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport, How
 from coe_cli.core.memory.planner import compare_row
 from coe_cli.core.names import share_words, size_words
+from coe_cli.core.problem import Problem
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
 from coe_cli.output.college_view import write_status
 from coe_cli.output.console import Output, TableFormat
+from coe_cli.output.errors import warn_of
 from coe_cli.output.experts_view import write_experts
 from coe_cli.output.findings_view import write_findings
 from coe_cli.output.fit_view import write_fit
@@ -26,6 +28,7 @@ from coe_cli.output.logs_view import write_conversation, write_conversations
 from coe_cli.output.models_view import write_models
 from coe_cli.output.plan_view import write_plan
 from coe_cli.output.profile_view import write_profiles
+from coe_cli.output.question import answer_to
 from coe_cli.output.setup_view import write_setup
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.own_experts import expert_cards
@@ -189,6 +192,24 @@ def test_a_kept_answer_is_shown_as_markdown_and_a_question_as_it_was(monkeypatch
     assert "mutual exclusion" in " ".join(text.split()) and "exclu\n" not in text
     piped = written(lambda output: write_conversation(output, told, as_json=False), io.StringIO())
     assert texts[1] in piped
+
+
+def warned(output: Output) -> None:
+    problem = Problem("experts.haiku.model: no model is called `mine`", "Or import it: coe models import FILE")
+    warn_of(output.stdout, {"experts.haiku": problem})
+
+
+def asked(output: Output) -> None:
+    answer_to(Output(stdout=output.stdout, stderr=output.stdout), "sql_query's model is not here. Install it? [q]uit:")
+
+
+@pytest.mark.parametrize("write", [warned, asked])
+def test_warnings_and_questions_keep_their_words_whole(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[[Output], None]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
+    narrow = on_terminal(monkeypatch, write, 40)
+    assert narrow.count("\n") >= 1 and narrow.split()[-1] in ("[q]uit:", "FILE")
 
 
 @pytest.mark.parametrize("write", [models, profiles, experts, fits, setup, conversations, college, findings])

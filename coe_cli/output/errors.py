@@ -20,7 +20,7 @@ def warn_of(stream: TextIO, problems: Mapping[str, Problem]) -> None:
         if problem.message not in _said:
             _said[problem.message] = key or "the file"
             text = f"coe: warning: {problem.message}; {_said[problem.message]} is left out. {problem.hint}"
-            stream.write(text.rstrip() + "\n")
+            guarded(stream).write(wrapped(text.rstrip(), stream) + "\n")
 
 
 def write_error(stream: TextIO, error: CoeError, *, as_json: bool) -> None:

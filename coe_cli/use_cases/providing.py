@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from coe_cli.core.notes import Note, Progress
 from coe_cli.core.routing.router import Routing
 from coe_cli.errors import DeviceLost, ModelMissing
 from coe_cli.output.console import Output
-from coe_cli.output.question import is_interactive
+from coe_cli.output.question import answer_to, is_interactive
 from coe_cli.runtime.client.client import Client, Events
 from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved
 from coe_cli.runtime.folders import folders
@@ -122,9 +121,8 @@ class Providing:
         if is_interactive(self._output):
             choices = f"[i]nstall, [a]nswer with {needed.fallback}, [q]uit" if installs else "[a]nswer, [q]uit"
             install = "Install it, or answer" if installs else "Answer"
-            self._output.stderr.write(f"{missing}. {install} with {needed.fallback}? {choices}: ")
-            self._output.stderr.flush()
-            said = sys.stdin.readline().strip().lower()[:1]
+            question = f"{missing}. {install} with {needed.fallback}? {choices}:"
+            said = answer_to(self._output, question).strip().lower()[:1]
         if said == "i" and installs:
             install_model(needed.name, builds, self._output, pull=True)
             return request

@@ -116,7 +116,7 @@ def test_a_terminal_asks(reply: str, code: int, strict: Served) -> None:
         pass
     os.close(parent)
     assert process.wait(60) == code, seen
-    text = seen.decode()
+    text = seen.decode().replace("\r\n", " ")
     assert f"{NOT_INSTALLED}. Install it, or answer with {SMALL}?" in text
     if code == 0:
         assert "SELECT 1" in text and f"{SMALL} for {EXPERT}" in text

@@ -12,7 +12,7 @@ from coe_cli.core.names import counted
 from coe_cli.output.console import Output, Wait
 from coe_cli.output.progress_view import clock
 from coe_cli.output.tables import LEVEL_STYLE
-from coe_cli.output.terminal import for_terminal, wrapped
+from coe_cli.output.terminal import draws_on, for_terminal, wrapped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,7 +37,7 @@ class TerminalBatchView:
         self._said_at = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._output.stderr.isatty() and not self._quiet:
+        if draws_on(self._output.stderr) and not self._quiet:
             from coe_cli.output.display import Display
 
             self._display = Display(self._output.console(on_stderr=True), self._view, _FRAMES_PER_S)

@@ -23,7 +23,7 @@ from coe_cli.output.tables import (
     write_line,
     write_table,
 )
-from coe_cli.output.terminal import for_terminal
+from coe_cli.output.terminal import draws_on, for_terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +70,7 @@ def watch_college(output: Output, look: Callable[[], CollegeStatus], *, as_json:
 @contextlib.contextmanager
 def live_view(output: Output) -> Iterator[Callable[[CollegeStatus], None]]:
     """A function that shows a status in place of the one before."""
-    if not output.stdout.isatty():
+    if not draws_on(output.stdout):
         rates = _Rates()
         yield lambda status: _write(output, status, rates.hear(status))
         return
@@ -104,7 +104,7 @@ class ForegroundView:
         self._output.stdout.write(url + "\n")
         self._output.stdout.flush()
         # The table comes after the URL: what is written into the middle of it would stay there.
-        self._show = self._live.enter_context(live_view(self._output)) if self._output.stdout.isatty() else self._tell
+        self._show = self._live.enter_context(live_view(self._output)) if draws_on(self._output.stdout) else self._tell
 
     def show(self, status: CollegeStatus) -> None:
         if self._show is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from coe_cli.core.names import share_words, size_words
 from coe_cli.output.console import Output
-from coe_cli.output.terminal import wrapped
+from coe_cli.output.terminal import draws_on, wrapped
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,7 +35,7 @@ class ProgressView:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        if self._output.stderr.isatty():
+        if draws_on(self._output.stderr):
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
             from rich.table import Column
 

@@ -7,6 +7,7 @@ a file nothing is touched.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import textwrap
@@ -28,6 +29,11 @@ def wrapped(text: str, stream: TextIO) -> str:
     width = max(20, shutil.get_terminal_size().columns - 1)
     lines = (textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines())
     return "\n".join("\n".join(parts) for parts in lines)
+
+
+def draws_on(stream: TextIO) -> bool:
+    """Whether ``stream`` is a terminal whose lines can be drawn anew; one that only writes on (TERM=dumb) is told in lines, as a pipe is."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 class TerminalText:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +10,7 @@ from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, CodeBlockSink, JsonLinesSink, JsonSink
 from coe_cli.output.console import Output
+from coe_cli.output.terminal import draws_on
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college.chat_request import Resolved
 from coe_cli.runtime.worker.protocol import ChatMessage
@@ -119,7 +119,7 @@ def sink_for(output: Output, told: Resolved, profiles: ProfileSet, view: View, *
     human = view.output_format is AnswerFormat.HUMAN
     if view.extract:
         return CodeBlockSink(output, show_thinking=view.show_thinking, says_waiting=human)
-    if view.live and human and output.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if view.live and human and draws_on(output.stderr):
         from coe_cli.output.live_answer import LiveAnswerSink
         from coe_cli.runtime.college.memory_probe import usage_sampler
 

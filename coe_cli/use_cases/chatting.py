@@ -111,7 +111,8 @@ class _Chat:
                     if not self._command(name, argument.strip()):
                         return
                 else:
-                    self._answer(question)
+                    with self._reader.held_back():
+                        self._answer(question)
             except CoeError as error:
                 if not self._reader.interactive:
                     raise

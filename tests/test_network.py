@@ -66,9 +66,7 @@ sys.addaudithook(listen)
 """A sitecustomize.py: each Python process writes down whom it asks for an address or connects to beyond this machine."""
 FETCHED = {
     "ask Hi": (MODEL, EMBEDDED),
-    f"ask -m {MODEL} Hi": (MODEL,),
     "ask --no-pull Hi": (),
-    "route Hi": (EMBEDDED,),
     **dict.fromkeys(("setup --dry-run", "doctor", "fit 16G", "vram plan -p compact", "models list", "ps"), ()),
 }
 """Command lines where nothing is on disk yet → what hub and index are asked for."""

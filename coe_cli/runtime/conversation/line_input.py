@@ -50,7 +50,7 @@ class QuestionReader:
     @contextlib.contextmanager
     def held_back(self) -> Iterator[None]:
         """What is typed in the block waits for the next question: the terminal does not write it into the answer."""
-        if self._readline is None:
+        if sys.platform == "win32" or self._readline is None:
             yield
             return
         import termios

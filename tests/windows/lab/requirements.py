@@ -14,7 +14,6 @@ TEST_TOOLS = {
     "openai",
     "pyte",
     "pytest",
-    "pytest-rerunfailures",
     "pytest-timeout",
     "schemathesis",
 }

@@ -46,6 +46,7 @@ CODES = {
     ),
     r"coe stop Qwen.*": ({4}, "no college has it loaded"),
     r"coe bench .*--fail-below.*": ({0, 1}, "1 where the second run was slower"),
+    r"coe experts test haiku.*": ({0, 1}, "1 where the router sends one of the questions to somebody else"),
     r"coe vram plan --fleet.*": ({5}, "three machines miss the example's target"),
     r"coe doctor.*": ({0, 1}, "1 where something is wrong on the machine that runs the tests"),
 }

@@ -50,7 +50,7 @@ def find() -> CollegeClient | None:
     return None
 
 
-def find_or_start(options: ServeOptions) -> CollegeClient:
+def find_or_start(options: ServeOptions = ServeOptions()) -> CollegeClient:
     """The college of this user, started and detached if none runs; two calls at the same moment give one college.
 
     Raises:

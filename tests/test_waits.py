@@ -10,9 +10,12 @@ import pytest
 from conftest import MODEL, Coe
 
 from coe_cli.core.models.source_uri import HubSource
+from coe_cli.core.notes import Note
+from coe_cli.output.console import Output
 from coe_cli.runtime.store import hub
 from coe_cli.runtime.store.hub import list_files
 from coe_cli.runtime.store.source_errors import SourceFailed
+from coe_cli.use_cases.providing import Preparing
 
 STARTS = "the college is starting, or choosing who answers"
 WAITS = {
@@ -110,3 +113,12 @@ def test_without_a_network_a_quiet_question_fails_within_reason(
     assert result.stderr.startswith("coe: model `smollm2-135m` could not be fetched: ")
     assert "did not answer within 5 s" in result.stderr and "Check the network" in result.stderr
     assert len(taken) <= 4
+
+
+def test_no_wait_is_said_into_the_bar_of_what_is_prepared() -> None:
+    view = Preparing(Output(), waiting="loading the router")
+    (timer,) = (thread for thread in threading.enumerate() if isinstance(thread, threading.Timer))
+    view(Note("progress", "fetching the embedder"))
+    timer.join(20)
+    assert not timer.is_alive()
+    view.close()

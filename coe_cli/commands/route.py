@@ -92,7 +92,7 @@ def route(
         if answer is not None:
             write_decided(output, question, answer.decisions[0], answer.latency_ms, output_format.value)
             return
-    with output.waiting("loading the router"), contextlib.closing(Preparing(output)) as view:
+    with contextlib.closing(Preparing(output, waiting="loading the router")) as view:
         router = open_router(
             catalog,
             folders(),

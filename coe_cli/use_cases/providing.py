@@ -13,7 +13,7 @@ from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.notes import Note, Progress
 from coe_cli.core.routing.router import Routing
 from coe_cli.errors import DeviceLost, ModelMissing
-from coe_cli.output.console import Output
+from coe_cli.output.console import Output, Wait
 from coe_cli.output.question import answer_to, is_interactive
 from coe_cli.output.terminal import draws_on
 from coe_cli.runtime.client.client import Client, Events
@@ -151,10 +151,15 @@ def install_model(name: str, catalog: Catalog, output: Output, *, pull: bool) ->
 
 
 class Preparing:
-    """Shows what has to be prepared before the first question can be routed, with the time that it takes."""
+    """Shows what has to be prepared before the first question can be routed, with the time that it takes.
 
-    def __init__(self, output: Output, *, speaks: bool = True) -> None:
-        self._output, self._speaks = output, speaks
+    ``waiting`` is said instead where nothing has to be prepared and it takes long all the same.
+    """
+
+    def __init__(self, output: Output, *, speaks: bool = True, waiting: str | None = None) -> None:
+        self._output, self._speaks, self._wait = output, speaks, Wait(output)
+        if waiting is not None:
+            self._wait.begin(waiting)
         self._view: ProgressView | None = None
 
     def __call__(self, note: Note) -> None:
@@ -163,6 +168,7 @@ class Preparing:
         if note.kind != "progress":
             (self._view or self._output).note(note.line)
             return
+        self._wait.end()  # its line would be written into the bar's
         if self._view is None:
             from coe_cli.output.progress_view import ProgressView
 
@@ -175,5 +181,6 @@ class Preparing:
         self._view(Step(note.text, done, total, is_bytes=isinstance(note, Progress)))
 
     def close(self) -> None:
+        self._wait.end()
         if self._view is not None:
             self._view.__exit__(None, None, None)

@@ -116,8 +116,9 @@ def test_without_a_network_a_quiet_question_fails_within_reason(
 
 
 def test_no_wait_is_said_into_the_bar_of_what_is_prepared() -> None:
+    before = threading.enumerate()
     view = Preparing(Output(), waiting="loading the router")
-    (timer,) = (thread for thread in threading.enumerate() if isinstance(thread, threading.Timer))
+    (timer,) = (thread for thread in threading.enumerate() if thread not in before)
     view(Note("progress", "fetching the embedder"))
     timer.join(20)
     assert not timer.is_alive()

@@ -416,6 +416,8 @@ def is_gone(process: psutil.Process | int) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+    except OSError:  # Wine's, of one that ends at this moment
+        return False
 
 
 def read_some(stream: IO[bytes] | None, at_least: int = 1) -> bytes:

@@ -123,12 +123,12 @@ def serving(coe: Coe, *arguments: str, **environment: str) -> Iterator[Served]:
 
 def end(process: psutil.Process) -> None:
     """End a college, by its id and with its workers."""
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, OSError):
         workers = process.children()
         os.kill(process.pid, signal.SIGTERM)
         try:
             eventually(lambda: is_gone(process))
         finally:
             for left in [process, *workers]:
-                with contextlib.suppress(psutil.Error):
+                with contextlib.suppress(psutil.Error, OSError):
                     left.kill()

@@ -148,7 +148,7 @@ def _serves(process: psutil.Process, coe: Coe) -> bool:
             and process.environ().get("COE_STATE_DIR") == coe.environment["COE_STATE_DIR"]
             and process.status() != psutil.STATUS_ZOMBIE
         )
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False
 
 

@@ -108,6 +108,17 @@ def _impure(text: str) -> list[str]:
     return found
 
 
+def test_what_psutil_passes_on_is_expected_of_every_process() -> None:
+    """On Windows a process that ends while it is read gives an ``OSError`` of the system's, or one of psutil's."""
+    handled = re.compile(r"(?:except |suppress\()[^\n]*psutil\.[^\n]*")
+    lines = [line for path in OWN for line in handled.findall(path.read_text(encoding="utf-8"))]
+    assert len(lines) > 3
+    assert [line for line in lines if not ("psutil.Error" in line and "OSError" in line)] == []
+    assert [path for path in OWN if re.search(r"process_iter\([^)]", path.read_text(encoding="utf-8"))] == [], (
+        "it raises"
+    )
+
+
 def test_core_opens_stats_and_lists_no_file() -> None:
     """Core is given bytes and texts; runtime reads them. No module is excepted."""
     core = [path for path in FILES if path.is_relative_to(REPOSITORY / "coe_cli" / "core")]

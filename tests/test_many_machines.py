@@ -213,7 +213,7 @@ def test_draining_fails_no_request(farm: Farm) -> None:
         before = statuses[200]
         eventually(lambda: statuses[200] > before + 4)
     finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error, OSError):
             worker.resume()
         stop.set()
         for client in clients:

@@ -50,9 +50,9 @@ def workers_mb(*parents: int) -> float:
     """Resident memory of all workers of these processes, in MB."""
     total = 0.0
     for parent in parents:
-        with contextlib.suppress(psutil.Error):  # it has ended
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended
             for child in workers_of(psutil.Process(parent)):
-                with contextlib.suppress(psutil.Error):
+                with contextlib.suppress(psutil.Error, OSError):
                     total += child.memory_info().rss / 2**20
     return total
 

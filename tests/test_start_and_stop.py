@@ -51,7 +51,7 @@ def colleges(coe: Coe) -> list[psutil.Process]:
     """The colleges of this test that run."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             ours = process.environ().get("COE_STATE_DIR") == coe.environment["COE_STATE_DIR"]
             if ours and any("serve" in part for part in process.cmdline()) and not is_gone(process):
                 found.append(process)

@@ -102,7 +102,7 @@ class Storm:
                     eventually(functools.partial(self._reached, target), 30)
             time.sleep(self.chance.uniform(0.0, 1.0))
             deck = deck or self.chance.sample(STRIKES, len(STRIKES))
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+            with contextlib.suppress(psutil.Error, OSError):  # it ended by itself meanwhile
                 self._strike(*deck.pop())
 
     def _reached(self, right: int) -> bool:
@@ -144,7 +144,7 @@ def storm(coe: Coe) -> Iterator[Storm]:
     it.over.set()
     process = it.college()
     if process is not None:
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             process.send_signal(signal.SIGCONT)
             end(process)
 

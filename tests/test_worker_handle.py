@@ -210,5 +210,5 @@ def _of(process: psutil.Process, home: Coe, what: str) -> bool:
             and process.environ().get("COE_STATE_DIR") == home.environment["COE_STATE_DIR"]
             and process.status() != psutil.STATUS_ZOMBIE
         )
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from coe_cli.core.findings import Finding, Level, worst
@@ -19,6 +20,7 @@ from coe_cli.providers import runtime_of
 from coe_cli.providers.base import DeviceSettings
 from coe_cli.providers.installed import choose_provider
 from coe_cli.providers.settings import settings_from
+from coe_cli.runtime import doctor
 from coe_cli.runtime.bundle import redact
 from coe_cli.runtime.doctor import places
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget
@@ -68,6 +70,35 @@ def test_duplicates_unoptimized_models_and_an_empty_folder(coe: Coe) -> None:
     found = messages()
     assert found["a and b hold the same weights"] == "coe models rm b"
     assert "coe models optimize a" in found.values()
+
+
+def test_a_process_that_cannot_be_read_is_passed_over(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and Wine have refusals about ending processes that psutil passes on as they are."""
+
+    def refuse(process: psutil.Process) -> list[str]:
+        raise OSError(0, "Invalid parameter (originated from NtQueryInformationProcess)")
+
+    folder = write_tiny_model(coe.models / "tiny")
+    monkeypatch.setattr(psutil.Process, "cmdline", refuse)
+    assert coe("doctor", "-p", "embedded").code == 0
+    assert coe("models", "rm", "tiny").code == 0
+    assert not folder.exists()
+
+
+CHECKS = [name for name in vars(doctor) if name.startswith("check_")]
+
+
+@pytest.mark.parametrize("broken", CHECKS)
+def test_a_check_that_the_system_refuses_is_one_finding(coe: Coe, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    def refuse(*arguments: object, **options: object) -> list[Finding]:
+        raise OSError(5, "planted")
+
+    write_tiny_model(coe.models / "tiny")
+    monkeypatch.setattr(doctor, broken, refuse)
+    result = coe("doctor", "--format", "json", "-p", "embedded")
+    refused = [finding for finding in result.json["findings"] if "planted" in finding["message"]]
+    assert [(finding["level"], bool(finding["fix"])) for finding in refused] == [("warning", True)]
+    assert len(result.json["findings"]) > len(CHECKS) - 2
 
 
 def test_a_model_for_another_device_says_where_it_will_run(coe: Coe) -> None:

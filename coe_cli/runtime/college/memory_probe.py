@@ -64,14 +64,14 @@ class RssProbe(MemoryProbe):
 
         try:
             return float(psutil.Process(pid).memory_info().rss) / BYTES_PER_MB
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return None
 
     def process_peak_mb(self, pid: int) -> float | None:
         if sys.platform == "win32":
             import psutil
 
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):
                 return float(psutil.Process(pid).memory_info().peak_wset) / BYTES_PER_MB
         with contextlib.suppress(OSError, ValueError):
             for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -19,10 +19,10 @@ def models_in_use(models_dir: Path) -> dict[str, list[int]]:
 
     found = _of_the_college()
     root = models_dir.resolve()
-    for process in psutil.process_iter(["cmdline"]):
-        if not any(_WORKER in part for part in process.info["cmdline"] or ()):
-            continue
-        try:
+    for process in psutil.process_iter():
+        try:  # Windows' refusals about a process that ends meanwhile are not all known to psutil
+            if not any(_WORKER in part for part in process.cmdline()):
+                continue
             paths = {Path(item.path) for item in process.memory_maps()}
         except (psutil.Error, OSError):
             continue

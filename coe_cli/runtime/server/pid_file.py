@@ -64,7 +64,7 @@ def identity_of(pid: int) -> ProcessIdentity | None:
         process = psutil.Process(pid)
         ended = process.status() == psutil.STATUS_ZOMBIE
         return None if ended else ProcessIdentity(pid, f"{process.create_time():.3f}")
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return None
 
 

@@ -256,12 +256,9 @@ class _Process:
 
     async def _end_with_owner(self, pid: int) -> None:
         """End when the process that this college was started for has gone; answers that others wait for are completed."""
-        import psutil
-
-        with contextlib.suppress(psutil.NoSuchProcess):
-            owner = psutil.Process(pid)
-            while owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
-                await asyncio.sleep(_OWNER_EVERY_S)
+        owner = pid_file.identity_of(pid)
+        while owner is not None and owner.runs:
+            await asyncio.sleep(_OWNER_EVERY_S)
         self.stop(True)
 
     async def _show(self, observer: Observer) -> None:

@@ -129,9 +129,10 @@ def edit(
         Output().note(f"{edit_settings(experts=True)} is valid")
         return
     catalog = read_catalog()
-    known = catalog.expert(name)
     if example:
-        changes["examples"] = list(dict.fromkeys([*known.examples, *example]))
+        changes["examples"] = list(dict.fromkeys([*catalog.expert(name).examples, *example]))
+    elif f"experts.{name}" not in catalog.problems:  # what is broken may be mended so
+        catalog.expert(name)
     path = write_expert_entry(catalog, name, changes)
     Output().note(f"{name} is changed in {path}")
 

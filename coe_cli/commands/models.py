@@ -216,7 +216,7 @@ def remove(
     force: Annotated[bool, typer.Option("--force", help="Even while it is in use.")] = False,
     catalog_file: CatalogFileOption = None,
 ) -> None:
-    """Take models off the disk; refused while one is in use.
+    """Take models off the disk, and say which experts need them; refused while one is in use.
 
     Example: coe models rm Qwen2.5-Math-7B-DML
     """
@@ -225,7 +225,7 @@ def remove(
     catalog, output = read_catalog(catalog_file), Output()
     for name in names:
         with output.waiting(f"looking who uses {name}"):
-            freed_mb = take_off(name, catalog, folders().models, folders().state, force=force)
+            freed_mb = take_off(name, catalog, folders().models, folders().state, tell=output.note, force=force)
         output.note(f"{name} is removed, {size_words(freed_mb)} are free again")
 
 

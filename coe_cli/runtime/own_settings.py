@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +16,8 @@ import yaml
 from coe_cli.core.hardware.profile import PROFILE_KEYS
 from coe_cli.core.layers import Layers
 from coe_cli.core.names import nearest
-from coe_cli.errors import CoeError, UsageError
+from coe_cli.core.problem import Problem
+from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
 from coe_cli.runtime.model_folder.on_disk import models_on_disk
@@ -86,7 +88,7 @@ def write_setting(path: list[str], given: Any) -> Path:
     """Write ``given`` at the keys of ``path`` in the user's file, or take out what is there (``SHIPPED``); returns the file.
 
     Raises:
-        ProfileInvalid: the file would not be valid, and is as it was.
+        ProfileInvalid: the entry or what goes with it would not be valid, and the file is as it was.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
@@ -111,9 +113,11 @@ def write_setting(path: list[str], given: Any) -> Path:
     if content:
         editor.dump(content, text)
     file.parent.mkdir(parents=True, exist_ok=True)
+    is_catalog = path[0] in _OF_THE_CATALOG
+    broken = _problems(file, is_catalog=is_catalog).keys() - {".".join(path[:2])} if file.exists() else ()
     with atomic_write(file) as scratch:
         scratch.write_text(text.getvalue() or "{}\n", encoding="utf-8", newline="\n")
-        _check(scratch, is_catalog=path[0] in _OF_THE_CATALOG, shown=file)
+        _check(scratch, is_catalog=is_catalog, shown=file, broken=broken)
     return file
 
 
@@ -158,18 +162,20 @@ def _path_of(key: str) -> list[str]:
     return path
 
 
-def _check(file: Path, *, is_catalog: bool, shown: Path) -> None:
+def _check(file: Path, *, is_catalog: bool, shown: Path, broken: Collection[str] = ()) -> None:
     """Raises:
-    ProfileInvalid: ``file`` with the shipped one before it is not valid.
+    ProfileInvalid: an entry of ``file`` is not valid, and is none of those that were ``broken`` before.
     """
-    shipped = (catalog_paths() if is_catalog else profile_paths())[0]
-    try:
-        if is_catalog:
-            load_catalog([shipped, file], None, list(models_on_disk(folders().models)))
-        else:
-            load_profiles([shipped, file])
-    except CoeError as error:
-        raise type(error)(error.message.replace(str(file), str(shown)), error.hint) from None
+    for key, problem in _problems(file, is_catalog=is_catalog).items():
+        if key not in broken:
+            raise ProfileInvalid(problem.message.replace(str(file), str(shown)), problem.hint)
+
+
+def _problems(file: Path, *, is_catalog: bool) -> dict[str, Problem]:
+    """What is wrong in ``file`` over the shipped one, by entry."""
+    if is_catalog:
+        return load_catalog([catalog_paths()[0], file], file, list(models_on_disk(folders().models))).problems
+    return load_profiles([profile_paths()[0], file], file).problems
 
 
 def _defaults(profile: str) -> dict[str, Any]:

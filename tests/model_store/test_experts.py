@@ -81,6 +81,29 @@ def test_shipped_experts_are_changed_put_aside_and_brought_back(coe: Coe, own: P
     assert coe("experts", "show", "legal_contracts").code == 0
 
 
+def test_a_model_that_is_removed_names_the_experts_that_need_it(coe: Coe, own: Path) -> None:
+    """And what it says to do works, one expert after the other."""
+    assert coe(*ADD).code == 0
+    assert coe("experts", "edit", "sql_query", "--fallback", "mine").code == 0
+    removed = coe("models", "rm", "mine")
+    assert (removed.code, "coe models pull" in removed.stderr) == (0, False), "nobody has it"
+    needed, gone = removed.stderr.splitlines()
+    assert "sql_query, math_expert and haiku need mine" in needed and "is removed" in gone
+    assert "coe experts edit sql_query --fallback NAME" in needed
+    for expert, option in (("sql_query", "--fallback"), ("math_expert", "--model"), ("haiku", "--model")):
+        assert coe("experts", "show", expert).code == 3
+        changed = coe("experts", "edit", expert, option, "smollm2-135m")
+        assert (changed.code, coe("experts", "show", expert).code) == (0, 0), changed.stderr
+
+
+def test_a_model_of_the_catalog_that_is_removed_can_be_fetched_again(coe: Coe) -> None:
+    for name in ("sqlcoder-7b-2-DML", "law-LLM-DML"):
+        write_tiny_model(coe.models / name)
+    removed = coe("models", "rm", "law-LLM-DML", "sqlcoder-7b-2-DML").stderr.splitlines()
+    assert len(removed) == 3, "no expert uses the first"
+    assert "sql_query needs sqlcoder-7b-2-DML: fetch it again (coe models pull sqlcoder-7b-2-DML)" in removed[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

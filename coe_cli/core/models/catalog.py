@@ -11,7 +11,7 @@ from msgspec import Meta, Struct, structs
 
 from coe_cli.core.duration import HOW_TO_WRITE, parse_duration_s
 from coe_cli.core.hardware.profile import Provider
-from coe_cli.core.names import nearest, size_words
+from coe_cli.core.names import joined, nearest, size_words
 from coe_cli.core.plain_text import NUL_REASON
 from coe_cli.core.problem import Problem
 from coe_cli.core.providers import spec_of
@@ -175,6 +175,21 @@ class Catalog(Struct, frozen=True):
     def experts_of(self, model: str) -> list[str]:
         """Names of the experts that use ``model``, in the catalog's order."""
         return [name for name, expert in self.experts.items() if expert.model == model]
+
+    def need_of(self, model: str) -> str:
+        """Which experts need ``model``, and what to do when it is gone; empty where none does.
+
+        Without a model that the catalog does not know, an expert is left out, be it only as its fallback.
+        """
+        is_own = model not in self.models
+        needing = [e for e, expert in self.experts.items() if model in (expert.model, is_own and expert.fallback)]
+        if not needing:
+            return ""
+        option = "--model" if self.experts[needing[0]].model == model else "--fallback"
+        need, each = ("needs", "it") if len(needing) == 1 else ("need", "each")
+        again = "" if is_own else f"fetch it again (coe models pull {model}), or "
+        other = f"give {each} another one (coe experts edit {needing[0]} {option} NAME)"
+        return f"{joined(needing)} {need} {model}: {again}{other}"
 
     def size_words(self, model: str) -> str:
         """How much is fetched for a model, in brackets after its name; empty where that is not known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from coe_cli.core.models.catalog import Catalog
@@ -39,8 +40,12 @@ def check_replaceable(name: str, models_dir: Path) -> None:
         )
 
 
-def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, force: bool = False) -> float:
+def remove(
+    name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, tell: Callable[[str], None], force: bool = False
+) -> float:
     """Remove a model, and what a broken-off install of it left; returns the MB that they took on disk.
+
+    ``tell`` gets a line before, where experts need the model.
 
     The folder is renamed first, so nothing half-removed is ever seen under its name. A link to a folder elsewhere is
     removed, the folder is not.
@@ -62,6 +67,8 @@ def remove(name: str, catalog: Catalog, models_dir: Path, state_dir: Path, *, fo
             f"model `{name}` is in use by process {', '.join(map(str, workers))}",
             f"Take it out first (coe stop {name}), or: coe models rm {name} --force",
         )
+    if os.path.lexists(folder) and (need := catalog.need_of(name)):
+        tell(need)
     try:
         with model_lock(models_dir, name, ignore):
             size = size_of(staging)

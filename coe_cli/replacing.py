@@ -1,7 +1,13 @@
-"""Renames and removals that Windows refuses while a program reads the file, as virus scanners and indexers do for a moment."""
+"""What Windows refuses for a moment while somebody else has a file: a virus scanner, an indexer, another process of coe.
+
+Files and folders are renamed and removed here and nowhere else in the package, and shared files are opened through
+``runtime/regular_file``.
+"""
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +15,11 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
+WINDOWS = sys.platform == "win32"
 _PATIENCE_S = 1.0
 _LOOK_S = 0.02
-_IN_USE = {5, 32, 33}
-"""ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION."""
+_IN_USE = {5, 32, 33, 145, 303}
+"""ERROR_ACCESS_DENIED, _SHARING_VIOLATION, _LOCK_VIOLATION, _DIR_NOT_EMPTY (what was in it is still being removed), _DELETE_PENDING."""
 
 
 def when_free(action: Callable[[], _T]) -> _T:
@@ -25,10 +32,15 @@ def when_free(action: Callable[[], _T]) -> _T:
     while True:
         try:
             return action()
-        except PermissionError as error:
-            if getattr(error, "winerror", None) not in _IN_USE or time.monotonic() > deadline:
+        except OSError as error:
+            if not _may_pass(error) or time.monotonic() > deadline:
                 raise
         time.sleep(_LOOK_S)
+
+
+def _may_pass(error: OSError) -> bool:
+    reason = getattr(error, "winerror", None)  # opening a file tells Python no more than EACCES
+    return reason in _IN_USE or (WINDOWS and reason is None and isinstance(error, PermissionError))
 
 
 def move(source: Path, target: Path) -> None:
@@ -47,3 +59,36 @@ def remove(path: Path) -> None:
         OSError: the system refuses.
     """
     when_free(lambda: path.unlink(missing_ok=True))
+
+
+def remove_folder(path: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a folder and all that is in it, if it is there; with ``ignore_errors`` as much of it as goes.
+
+    Raises:
+        OSError: the system refuses.
+    """
+
+    def take_away() -> None:
+        while path.exists():
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:  # somebody else removes it too
+                continue
+
+    try:
+        when_free(take_away)
+    except OSError:
+        if not ignore_errors:
+            raise
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def empty_folder(path: Path) -> Path:
+    """``path`` as a folder with nothing in it; whatever was there is removed.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    remove_folder(path)
+    when_free(lambda: path.mkdir(parents=True))
+    return path

@@ -15,6 +15,7 @@ import pytest
 from conftest import Coe, eventually, is_gone, one_line
 from operating_system import WINDOWS, make_link
 
+from coe_cli.runtime.atomic_write import write_private
 from coe_cli.runtime.server import discovery, pid_file
 from coe_cli.runtime.server.pid_file import ProcessIdentity
 
@@ -140,7 +141,7 @@ def test_a_process_that_got_the_id_of_a_college_is_left_alone(coe: Coe, state: P
             identity = pid_file.identity_of(other.pid)
             assert identity is not None
             earlier = ProcessIdentity(other.pid, str(float(identity.started) - 1))
-            discovery.write_private(state / name, json.dumps({"pid": other.pid, "started": earlier.started}).encode())
+            write_private(state / name, json.dumps({"pid": other.pid, "started": earlier.started}).encode())
             assert coe.run("stop").check().stderr == "coe: no college is running\n"
             with lock_held(state) as holder:
                 result = coe.run("stop")

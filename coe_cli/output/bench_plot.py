@@ -10,7 +10,7 @@ from typing import Any, Final
 from coe_cli.core.bench.bench_rows import BenchReport, BenchRow
 from coe_cli.errors import UsageError
 from coe_cli.package import install_command
-from coe_cli.replacing import move
+from coe_cli.replacing import move, remove
 
 _SUFFIXES: Final = (".png", ".svg")
 _MOST_BARS: Final = 12
@@ -58,7 +58,7 @@ def draw(report: BenchReport, path: Path) -> None:
         figure.savefig(scratch, dpi=120)
         move(scratch, path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        remove(scratch)
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Name another file.") from None
     finally:
         pyplot.close(figure)

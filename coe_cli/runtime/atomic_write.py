@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from coe_cli.replacing import move
+from coe_cli.replacing import move, remove
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -45,7 +45,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         move(scratch, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            scratch.unlink()
+            remove(scratch)
         if isinstance(error, OSError) and error.filename == str(scratch):
             error.filename = str(path)  # the name that the user knows
         raise
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Put a file in place at once, readable by its owner alone.
+
+    Raises:
+        OSError: it cannot be written; what was there before is as it was.
+    """
+    with atomic_write(path) as scratch:
+        make_private(scratch).write_bytes(data)

@@ -11,7 +11,7 @@ from coe_cli.core.hardware.machine import Adapter, Machine, card_mb
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.probes import Probe, ProbeFailed
 from coe_cli.providers import runtime_of
-from coe_cli.runtime.atomic_write import make_private
+from coe_cli.runtime.atomic_write import write_private
 
 MACHINE_FILE = "machine.json"
 SEES_EVERY_MAKER = ("dxgi", "pci")
@@ -78,7 +78,7 @@ def merge_adapters(known: list[Adapter], more: list[Adapter]) -> list[Adapter]:
 
 def remember(machine: Machine, state: Path) -> None:
     """Keep what was found, so that a plan can warn about a card that is slow to ask."""
-    make_private(state / MACHINE_FILE).write_bytes(msgspec.json.encode(machine))
+    write_private(state / MACHINE_FILE, msgspec.json.encode(machine))
 
 
 def remembered(state: Path) -> Machine | None:

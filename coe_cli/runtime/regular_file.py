@@ -11,6 +11,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from coe_cli.replacing import when_free
+
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -20,6 +22,10 @@ def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
     Raises:
         OSError: it cannot be opened, is a folder, FIFO, socket or device, or has more than ``max_bytes`` bytes.
     """
+    return when_free(lambda: _open(path, max_bytes))
+
+
+def _open(path: Path, max_bytes: int | None) -> BinaryIO:
     _check(path, path.stat(), max_bytes)  # before it is opened, which on some devices is an action
     descriptor = os.open(path, _FLAGS)
     try:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 from coe_cli.core.batch.batch_progress import Pace, Progress, left_s
 from coe_cli.errors import CoeError, Interrupted, UsageError
 from coe_cli.interrupts import two_step_interrupt
+from coe_cli.replacing import remove
 from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult, RowSource
 from coe_cli.runtime.batch.batch_index import BatchIndex, InputFacts, Route, RowDefaults, RowHead, look_through
 from coe_cli.runtime.batch.batch_journal import Header, Journal
@@ -119,7 +120,7 @@ class _Batch:
             progress = self.progress()
             results.finish()
         if progress.done == progress.total:
-            (self._folder / _SPOOL).unlink(missing_ok=True)
+            remove(self._folder / _SPOOL)
         return progress
 
     def _run(self, index: BatchIndex, engine: Engine) -> None:
@@ -322,7 +323,7 @@ _JOURNAL, _UNORDERED, _SPOOL, _LOCK = "journal.jsonl", "results.jsonl", "input.j
 def _workplace(job: BatchJob) -> Iterator[Path]:
     """The folder beside the output for journal and lock, which is held; a temporary one where the output is a stream."""
     if job.target is None:
-        with tempfile.TemporaryDirectory(prefix="coe-batch-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="coe-batch-", ignore_cleanup_errors=True) as scratch:
             yield Path(scratch)
         return
     import filelock
@@ -343,7 +344,7 @@ def _workplace(job: BatchJob) -> Iterator[Path]:
     try:
         if job.restart:
             for name in (_JOURNAL, f"{_JOURNAL}.new", _UNORDERED, _SPOOL):
-                (folder / name).unlink(missing_ok=True)
+                remove(folder / name)
             with contextlib.suppress(FileNotFoundError), job.target.open("r+b") as old:
                 old.truncate(0)
         yield folder

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from coe_cli.errors import CoeError, UsageError
-from coe_cli.replacing import move
+from coe_cli.replacing import move, remove
 
 JOURNAL_FORMAT = 2
 """2: checksums of whole entries, and how much is safe on the disk. Journals of another format are refused."""
@@ -198,7 +198,7 @@ class Journal:
                 move(self._new_results, self.results_path)
             move(self._new_journal, self.path)
         else:
-            self._new_results.unlink(missing_ok=True)
+            remove(self._new_results)
 
     def _note(self, entry: _Entry, end: int) -> None:
         self.lines.append(entry.line)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from coe_cli.core.command_line import command_line
 from coe_cli.core.text_encoding import MARK_BYTES, encoding_of
 from coe_cli.errors import CoeError, UsageError
-from coe_cli.replacing import move
+from coe_cli.replacing import move, remove
 from coe_cli.runtime.batch.batch_index import look_through
 
 
@@ -39,7 +39,7 @@ def spool(stream: BinaryIO, path: Path, target: Path | None) -> Path:
             f"the input cannot be kept in {path.parent}: {error.strerror or error}", "Make room there."
         ) from error
     finally:
-        fresh.unlink(missing_ok=True)
+        remove(fresh)
     return path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from coe_cli.core.answers.conversations import Conversation, Exchange
 from coe_cli.core.hardware.profile import HistorySettings
 from coe_cli.errors import CoeError, UsageError
+from coe_cli.replacing import remove
 from coe_cli.runtime.atomic_write import make_private
 from coe_cli.runtime.conversation.history_file import History
 from coe_cli.runtime.folders import folders
@@ -41,7 +42,7 @@ def switch_logging(on: bool) -> None:
     marker = _off_marker()
     try:
         if on:
-            marker.unlink(missing_ok=True)
+            remove(marker)
         else:
             make_private(marker)
     except OSError as error:

@@ -14,11 +14,12 @@ from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.providers import host, spec_of
 from coe_cli.errors import CoeError
 from coe_cli.providers.installed import installed_providers
+from coe_cli.replacing import empty_folder, remove_folder
 from coe_cli.runtime.conversion.agreement import PROMPTS, agreement
 from coe_cli.runtime.conversion.fit_graph import NotFitting, NotPrunable, write_fitted, write_pruned
 from coe_cli.runtime.model_folder.graph_files import check_model, graph_of
 from coe_cli.runtime.model_folder.on_disk import spec_from_folder
-from coe_cli.runtime.progress import OnProgress, Step
+from coe_cli.runtime.progress import OnProgress, Step, size_of
 from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
 from coe_cli.runtime.store.model_removal import check_replaceable
 from coe_cli.runtime.store.model_store import check_room, open_model, put_in_place, staging_folder, writing
@@ -53,9 +54,9 @@ def optimize(name: str, models_dir: Path, on_progress: OnProgress) -> bool:
             write_manifest(result, manifest["origin"] if manifest else {})
             put_in_place(result, folder)
         finally:
-            shutil.rmtree(staging / "optimized", ignore_errors=True)
-            if staging.exists() and not any(staging.iterdir()):
-                staging.rmdir()
+            remove_folder(staging / "optimized", ignore_errors=True)
+            if size_of(staging) == 0:
+                remove_folder(staging, ignore_errors=True)
     return True
 
 
@@ -92,8 +93,7 @@ def optimized_copy(name: str, folder: Path, target: Path, on_progress: OnProgres
     provider = host().name if fitted else spec.provider
     if provider not in installed_providers():
         raise _unproved(name, f"it was built for {spec.provider}, which is not installed")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    empty_folder(target)
     _rewrite(spec, target / spec.graph)
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)

@@ -217,7 +217,7 @@ def main(arguments: list[str]) -> int:
         converted = _converted_logits(model)
         tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         tokens = tokenizer.encode(QUALITY_TEXT.read_text(encoding="utf-8")).ids[:max_tokens]
-        with tempfile.TemporaryDirectory(prefix="coe-quality-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="coe-quality-", ignore_cleanup_errors=True) as scratch:
             reference = _source_logits(source, Path(scratch))
             window = min(WINDOW_TOKENS, spec_from_folder(model.name, model).context_length)
             quality = compare(tokens, reference, converted, lambda part: send({"fraction": round(part, 4)}), window)
@@ -245,7 +245,7 @@ def check_quality(
         ModelDamaged: the model or the source cannot be read.
         OutOfMemory: the comparison was ended for its memory.
     """
-    with tempfile.TemporaryDirectory(prefix="coe-source-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="coe-source-", ignore_cleanup_errors=True) as scratch:
         found = source or _recorded_source(name, folder, Path(scratch), on_progress)
         on_progress(Step(f"Reading {found.name}", 0, None))
         return measure_quality(

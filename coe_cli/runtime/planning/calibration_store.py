@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from coe_cli.core.memory.calibration import Calibration, CalibrationKey, CalibrationRecord, merge
 from coe_cli.core.models.model_spec import GENAI_CONFIG
-from coe_cli.runtime.atomic_write import atomic_write, make_private
+from coe_cli.runtime.atomic_write import make_private, write_private
 
 CALIBRATION_FILE = "calibration.jsonl"
 MOST_BYTES = 4 * 2**20
@@ -63,8 +63,7 @@ class CalibrationStore:
 
     def _keep_newest_half(self) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
-        with atomic_write(self.path) as fresh:
-            make_private(fresh).write_bytes(b"".join(lines[len(lines) // 2 :]))
+        write_private(self.path, b"".join(lines[len(lines) // 2 :]))
 
 
 def model_digest(folder: Path, graph: str = "model.onnx") -> str:

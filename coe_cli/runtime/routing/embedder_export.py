@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import msgspec
 from coe_cli.core.notes import Note
 from coe_cli.errors import CoeError, DiskFull, ModelDamaged
 from coe_cli.package import python_environment, python_path
-from coe_cli.replacing import move
+from coe_cli.replacing import move, remove_folder
 from coe_cli.runtime.atomic_write import is_full
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing.bert_graph import GRAPH, WEIGHTS, read_bert, write_bert
@@ -49,8 +48,7 @@ def prepare_embedder(name: str, where: Folders, note: Callable[[Note], None]) ->
             note(Note("progress", "writing the embedder's ONNX graph and comparing it, once"))
             built = work / "export"
             info = export_embedder(source, built, name)
-            if target.exists():
-                shutil.rmtree(target)
+            remove_folder(target)
             move(built, target)
     except OSError as error:
         if is_full(error):

@@ -12,6 +12,7 @@ from typing import Any
 
 from coe_cli.errors import ModelDamaged, ModelMissing, first_line
 from coe_cli.package import install_command
+from coe_cli.replacing import remove
 from coe_cli.runtime.routing.bert_graph import GRAPH, WEIGHTS
 from coe_cli.runtime.routing.embedder import EMBEDDED, EMBEDDER_FORMAT, EmbedderInfo
 
@@ -105,7 +106,7 @@ def _move_weights_out(target: Path) -> None:
 
     graph = onnx.load(str(target / GRAPH))
     for path in list(target.iterdir()):
-        path.unlink()
+        remove(path)
     onnx.save(
         graph,
         str(target / GRAPH),

@@ -20,7 +20,7 @@ from coe_cli.core.routing.router_features import LEXICAL_SIZE, bounded
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.regular_file import read_regular
+from coe_cli.runtime.regular_file import open_regular, read_regular
 from coe_cli.runtime.routing.embedder import (
     EMBEDDED,
     GPU_DEFAULT,
@@ -265,7 +265,7 @@ def _read(
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as stored:
             wanted, found = ("digest", digest) if digest is not None else ("kin", kin)
             if wanted not in stored or str(stored[wanted]) != found:
                 return None

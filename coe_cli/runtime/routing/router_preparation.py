@@ -18,6 +18,7 @@ from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.notes import Note
 from coe_cli.core.routing.router import Routing
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
+from coe_cli.replacing import remove
 from coe_cli.runtime.folders import Folders, folders, own_catalog
 
 _TRY_AGAIN_AFTER_S = 3600.0
@@ -44,7 +45,7 @@ def prepare_router(
             if earlier := _failed_lately(failures):
                 return Routing(None, 0.0, f"routing could not be prepared a while ago ({earlier})", _PREPARES_IT)
             open_router(catalog, where, note, provider=provider, may=Allowed(rebuild=isinstance(error, ModelDamaged)))
-        failures.unlink(missing_ok=True)
+        remove(failures)
     except Exception as error:  # whatever it is, the question is answered
         reason = error.message if isinstance(error, CoeError) else f"{type(error).__name__}: {error}"
         _remember_failure(failures, reason.partition(": ")[0] if isinstance(error, CoeError) else reason)

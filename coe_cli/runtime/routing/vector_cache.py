@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from coe_cli.core.notes import Note
 from coe_cli.runtime.atomic_write import atomic_write
+from coe_cli.runtime.regular_file import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ class VectorCache:
         import numpy as np
 
         try:
-            with np.load(self._path, allow_pickle=False) as stored:
+            with open_regular(self._path) as file, np.load(file, allow_pickle=False) as stored:
                 if str(stored["stamp"]) != self._stamp:
                     return {}
                 keys, vectors = stored["keys"], stored["vectors"]

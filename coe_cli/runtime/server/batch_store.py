@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,8 +21,10 @@ import msgspec
 from msgspec import Struct, structs
 
 from coe_cli.package import PACKAGE_ROOT, python_environment
+from coe_cli.replacing import remove, remove_folder
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.job_object import end_with_us
+from coe_cli.runtime.regular_file import read_regular
 from coe_cli.runtime.server.http_errors import HttpError
 
 MOST_FILES = 128
@@ -35,6 +36,8 @@ _START = (
     " die_with_parent(); from coe_cli.__main__ import main; main()"
 )
 _LAST_WORDS = 1000
+_MOST_BYTES = 2**20
+"""Of what is kept of a file or a batch."""
 
 
 class FileObject(Struct, frozen=True, kw_only=True):
@@ -151,7 +154,7 @@ class BatchStore:
         if any(batch.open and batch.input_file_id == file_id for batch in self._all("batch_", BatchObject)):
             raise HttpError(400, "a batch that has not ended reads it", "Cancel the batch.", param="file_id")
         for ending in ("json", "jsonl"):
-            self._path(file_id, ending).unlink(missing_ok=True)
+            remove(self._path(file_id, ending))
 
     # --- batches
 
@@ -169,7 +172,7 @@ class BatchStore:
             ended = [each for each in known if not each.open]
             if not ended:
                 raise HttpError(400, f"{MOST_BATCHES} batches have not ended", "Wait.", code="too_many_batches")
-            self._path(ended[-1].id, "json").unlink(missing_ok=True)
+            remove(self._path(ended[-1].id, "json"))
         with self._path(input_file_id, "jsonl").open("rb") as file:
             total = sum(bool(line.strip()) for line in file)
         made = BatchObject(
@@ -272,7 +275,7 @@ class BatchStore:
             told = {"code": "batch_failed", "message": words or "nothing could be run", "param": None, "line": None}
             batch = structs.replace(batch, status="failed", failed_at=now, errors={"object": "list", "data": [told]})
         self._keep(batch)
-        shutil.rmtree(self._answers(batch).parent, ignore_errors=True)
+        remove_folder(self._answers(batch).parent, ignore_errors=True)
 
     def _counted(self, batch: BatchObject) -> BatchObject:
         """As far as it is by now."""
@@ -301,7 +304,7 @@ class BatchStore:
     def _read(self, name: str, prefix: str, kind: type[Any], param: str) -> Any:
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             if name.startswith(prefix) and _ID.fullmatch(name):
-                return msgspec.json.decode(self._path(name, "json").read_bytes(), type=kind)
+                return msgspec.json.decode(read_regular(self._path(name, "json"), _MOST_BYTES), type=kind)
         raise HttpError(404, f"there is no `{name[:64]}`", code="not_found", param=param)
 
     def _all(self, prefix: str, kind: type[Any]) -> list[Any]:

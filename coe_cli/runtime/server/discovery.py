@@ -21,7 +21,8 @@ from msgspec import Struct
 
 from coe_cli.errors import CoeError, TimedOut
 from coe_cli.replacing import remove
-from coe_cli.runtime.atomic_write import atomic_write, make_private
+from coe_cli.runtime.atomic_write import write_private
+from coe_cli.runtime.regular_file import open_regular
 
 STATE_VERSION = 1
 _STATE_FILE = "college.json"
@@ -92,7 +93,7 @@ def proof(token: str, nonce: str) -> str:
 def read_state(folder: Path) -> CollegeState | None:
     """The state file's content, or None if there is none that can be trusted: ours, private and whole."""
     try:
-        with (folder / _STATE_FILE).open("rb") as file:
+        with open_regular(folder / _STATE_FILE) as file:
             if sys.platform != "win32":
                 info = os.fstat(file.fileno())
                 if info.st_uid != os.geteuid() or info.st_mode & 0o077:
@@ -113,16 +114,6 @@ def write_state(folder: Path, state: CollegeState) -> None:
         write_private(folder / _STATE_FILE, msgspec.json.encode(state))
     except OSError as error:
         raise cannot_announce(folder, error) from error
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Put a file in place at once, readable by its owner alone.
-
-    Raises:
-        OSError: it cannot be written; what was there before is as it was.
-    """
-    with atomic_write(path) as scratch:
-        make_private(scratch).write_bytes(data)
 
 
 def cannot_announce(folder: Path, error: OSError) -> CoeError:

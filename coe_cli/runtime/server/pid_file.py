@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from coe_cli.runtime.server.discovery import write_private
+from coe_cli.runtime.atomic_write import write_private
+from coe_cli.runtime.regular_file import read_regular
 
 COLLEGE = "college.pid"
 """The holder of ``college.lock``."""
@@ -82,8 +83,7 @@ def write(path: Path, pid: int) -> None:
 def read(path: Path) -> ProcessIdentity | None:
     """The process that ``path`` names, if it still runs."""
     try:
-        with path.open("rb") as file:
-            identity = msgspec.json.decode(file.read(_MAX_BYTES), type=ProcessIdentity)
+        identity = msgspec.json.decode(read_regular(path, _MAX_BYTES), type=ProcessIdentity)
     except (OSError, msgspec.MsgspecError):
         return None
     return identity if identity.pid > 0 and identity.runs else None

@@ -30,7 +30,7 @@ from coe_cli.core.scheduling.college_status import CollegeStatus
 from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError, ExitCode, UsageError, explained
 from coe_cli.interrupts import on_interrupt
-from coe_cli.replacing import move
+from coe_cli.replacing import move, remove
 from coe_cli.runtime.college.calibration_recorder import CalibrationRecorder
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_profile import college_profile
@@ -122,7 +122,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
     finally:
         discovery.remove_state(folder)
         with contextlib.suppress(OSError):
-            (folder / pid_file.COLLEGE).unlink(missing_ok=True)
+            remove(folder / pid_file.COLLEGE)
         lock.release()
 
 

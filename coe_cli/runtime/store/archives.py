@@ -21,6 +21,7 @@ from typing import IO, Final, NamedTuple
 
 from coe_cli.core.models.source_uri import check_member
 from coe_cli.errors import UsageError, first_line
+from coe_cli.replacing import remove_folder
 from coe_cli.runtime.regular_file import open_regular
 from coe_cli.runtime.store.bounded_stream import BoundedStream, Readable, TooLarge, XzStream
 from coe_cli.runtime.store.source_errors import SourceFailed
@@ -92,10 +93,10 @@ def unpack(
                 if file.tell() != found.size:
                     raise SourceFailed(f"came damaged: {found.name!r} has not the size that the archive says")
     except (*_DAMAGED, FileExistsError) as error:
-        shutil.rmtree(destination, ignore_errors=True)
+        remove_folder(destination, ignore_errors=True)
         raise SourceFailed(f"came damaged: {first_line(error)}") from error
     except BaseException:
-        shutil.rmtree(destination, ignore_errors=True)
+        remove_folder(destination, ignore_errors=True)
         raise
 
 

@@ -15,15 +15,18 @@ from msgspec import Struct, field
 
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError, OutOfMemory
+from coe_cli.replacing import remove
 from coe_cli.runtime.atomic_write import atomic_write
 from coe_cli.runtime.prompts.prompt_messages import RAW_TEMPLATE, Prepare
 from coe_cli.runtime.prompts.prompts import own
+from coe_cli.runtime.regular_file import read_text
 from coe_cli.runtime.store.integrity import sha256_of
 from coe_cli.runtime.worker import protocol
 from coe_cli.runtime.worker.single_worker import SingleWorker
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n    return")
 _TOKENS, _CONTEXT = 16, 512
+_MAX_BYTES = 16 * 2**20
 
 
 class Golden(Struct, frozen=True):
@@ -75,7 +78,7 @@ def record(state_dir: Path, name: str, golden: Golden) -> None:
 
 def forget(state_dir: Path, name: str) -> None:
     """Drop what was recorded for a model."""
-    _path(state_dir, name).unlink(missing_ok=True)
+    remove(_path(state_dir, name))
 
 
 def first_difference(expected: Golden, actual: Golden) -> str | None:
@@ -89,7 +92,7 @@ def first_difference(expected: Golden, actual: Golden) -> str | None:
 
 def _read(state_dir: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(_path(state_dir, name).read_text(encoding="utf-8"))
+        content = json.loads(read_text(_path(state_dir, name), _MAX_BYTES))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from coe_cli.core.models.source_uri import HubSource, check_member
 from coe_cli.errors import UsageError, first_line
-from coe_cli.replacing import move
+from coe_cli.replacing import move, remove
 from coe_cli.runtime.parallel import in_parallel
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
 from coe_cli.runtime.store.integrity import MANIFEST, sha256_of
@@ -68,7 +68,7 @@ def fetch_from_hub(
     files = [file for file in files if file.path == source.path or accepts(file.path.removeprefix(below))]
     parts = {_part(file, destination) for file in files}
     for old in set(destination.rglob("*.part")) - parts:
-        old.unlink()
+        remove(old)
     total = sum(file.size or 0 for file in files)
     there = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file())
     check_room(max(0, total - there))
@@ -213,7 +213,7 @@ def _verification(file: HubFile, destination: Path) -> Callable[[], None]:
             if actual != file.git_sha1:
                 problem = f"{file.path} is not the file that the hub lists"
         if problem:
-            path.unlink()
+            remove(path)
             raise SourceFailed(problem)
 
     return run

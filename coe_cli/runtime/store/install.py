@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec
 from coe_cli.core.models.source_uri import as_hub_uri, default_name, is_uri, parse_uri
 from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
+from coe_cli.replacing import empty_folder, remove, remove_folder
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.model_folder.graph_files import check_model
 from coe_cli.runtime.model_folder.model_ends import end_finding
@@ -152,7 +152,7 @@ def install_request(
 
     with writing(name, models_dir, on_progress):
         if target.exists() and not force:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove_folder(staging, ignore_errors=True)
             return open_model(name, target)
         if take_finished(target, request.made):
             return open_model(name, target)
@@ -178,7 +178,7 @@ def install_request(
             ends = end_finding(result, read_config(name, result))
             if ends.level is Level.WARNING:
                 tell(f"{ends.message}. {ends.fix}")
-            (result / MANIFEST).unlink(missing_ok=True)
+            remove(result / MANIFEST)
             check_files(name, result)
             write_manifest(result, _origin(request, arrival))
             put_in_place(result, target)
@@ -187,11 +187,11 @@ def install_request(
                 discard(staging, name)
             raise
         except BaseException:
-            shutil.rmtree(staging / "model", ignore_errors=True)
+            remove_folder(staging / "model", ignore_errors=True)
             if size_of(staging) == 0:
-                shutil.rmtree(staging, ignore_errors=True)
+                remove_folder(staging, ignore_errors=True)
             raise
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_folder(staging, ignore_errors=True)
         forget(folders().state, name)
     return open_model(name, target)
 
@@ -228,11 +228,10 @@ def _make(
         from coe_cli.runtime.importing.source import inspect
 
         result = staging / "model"
-        shutil.rmtree(result, ignore_errors=True)
+        empty_folder(result)
         source = inspect(arrival.path) if request.recipe else None
         if source is not None:
             tell(f"{request.name}: {check_resources(source, recipe, staging)}")
-        result.mkdir(parents=True)
         with _one_conversion:
             convert(
                 arrival.path,

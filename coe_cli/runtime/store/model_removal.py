@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from coe_cli import replacing
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB
@@ -74,7 +75,7 @@ def remove(
             size = size_of(staging)
             discard(staging, name)
             if folder.is_symlink():
-                folder.unlink()
+                replacing.remove(folder)
             elif folder.exists():
                 size += size_of(folder)
                 discard(folder, name)

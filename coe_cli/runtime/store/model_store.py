@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.names import size_words
 from coe_cli.errors import DiskFull, ModelMissing
-from coe_cli.replacing import move
+from coe_cli.replacing import move, remove, remove_folder
 from coe_cli.runtime.atomic_write import is_full
 from coe_cli.runtime.folders import free_mb
 from coe_cli.runtime.model_folder.model_files import check_safe, model_stamp
@@ -90,7 +89,7 @@ def writing(name: str, models_dir: Path, on_progress: OnProgress) -> Iterator[No
         models_dir.mkdir(parents=True, exist_ok=True)
         with model_lock(models_dir, name, on_progress):
             for old in models_dir.glob(f".removed-{name}-*"):
-                shutil.rmtree(old, ignore_errors=True)
+                remove_folder(old, ignore_errors=True)
             yield
     except OSError as error:
         if is_full(error):
@@ -126,7 +125,7 @@ def discard(folder: Path, name: str) -> None:
     if folder.exists():
         doomed = _doomed(name, folder.parent)
         move(folder, doomed)
-        shutil.rmtree(doomed)
+        remove_folder(doomed)
 
 
 def _doomed(name: str, models_dir: Path) -> Path:
@@ -149,7 +148,7 @@ def put_in_place(result: Path, target: Path) -> None:
         except PermissionError as error:
             finished = _finished(target)
             if result != finished:
-                shutil.rmtree(finished, ignore_errors=True)
+                remove_folder(finished, ignore_errors=True)
                 move(result, finished)
             raise InUse(
                 f"model `{target.name}` is ready, but its old folder is in use ({error.strerror})",
@@ -162,7 +161,7 @@ def put_in_place(result: Path, target: Path) -> None:
             move(old, target)
         raise
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old, ignore_errors=True)
 
 
 def take_finished(target: Path, is_wanted: Callable[[dict[str, Any]], bool]) -> bool:
@@ -176,7 +175,7 @@ def take_finished(target: Path, is_wanted: Callable[[dict[str, Any]], bool]) -> 
     if manifest is not None and is_wanted(manifest["origin"]):
         put_in_place(finished, target)
         return True
-    shutil.rmtree(finished, ignore_errors=True)
+    remove_folder(finished, ignore_errors=True)
     return False
 
 
@@ -202,4 +201,4 @@ def model_lock(models_dir: Path, name: str, on_progress: OnProgress) -> Iterator
         lock.release()
         if os.name == "nt":
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                remove(path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_cli.errors import first_line
+from coe_cli.replacing import move, remove
 from coe_cli.runtime.child import Message, serve_as_child
 from coe_cli.runtime.store.integrity import sha256_of
 from coe_cli.runtime.store.source_errors import SourceFailed, is_local
@@ -49,13 +50,14 @@ def fetch(requirement: str, folder: Path, no_answer: Callable[[], None] = lambda
     else:
         part = folder / f".{link.filename}.{(sha256 or 'x')[:12]}.part"
         for old in set(folder.glob(".*.part")) - {part}:
-            old.unlink()
+            remove(old)
         if not (sha256 is not None and part.is_file() and sha256_of(part) == sha256):
             _fetch_rest(session, link, part)
-        wheel = part.replace(folder / link.filename)
+        wheel = folder / link.filename
+        move(part, wheel)
     if sha256 is not None and (actual := sha256_of(wheel)) != sha256:
         if wheel.parent == folder:
-            wheel.unlink()
+            remove(wheel)
         raise SourceFailed(f"{wheel.name} has SHA-256 {actual[:12]}… instead of {sha256[:12]}…")
     return wheel
 

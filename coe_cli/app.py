@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import os
@@ -128,6 +129,7 @@ def run(arguments: list[str]) -> int:
         if called and called not in COMMANDS:
             raise _unknown_command(called, arguments[arguments.index(called) + 1 :])
         command = typer.main.get_command(build_app(called))
+        _name_ranges(command)
         result = command.main(args=arguments, prog_name="coe", standalone_mode=False)
         code = int(result) if isinstance(result, int) else ExitCode.OK
         sys.stdout.flush()
@@ -155,6 +157,22 @@ def run(arguments: list[str]) -> int:
         return _report(arguments, _of_argument(arguments, error) or explained(error))
     finally:
         _silence_broken_stdout()
+
+
+def _name_ranges(command: Any) -> None:
+    """Have help and complaints say numbers and their ranges in words, not as `INT RANGE [1<=x<=2]`."""
+    for child in getattr(command, "commands", {}).values():
+        _name_ranges(child)
+    for parameter in command.params:
+        if hasattr(numbers := parameter.type, "clamp"):
+            numbers.name = "whole number" if isinstance(numbers.min, int) else "number"
+            numbers._describe_range = functools.partial(_range_words, numbers)
+
+
+def _range_words(numbers: Any, *, whole: bool = False) -> str:
+    """``0 to 2``; ``1 or more`` where the end is beyond what is ever typed and not the ``whole`` range is asked for."""
+    least, most = (f"{bound:,}".removesuffix(".0") for bound in (numbers.min, numbers.max))
+    return f"{least} to {most}" if whole or numbers.max < 1_000_000 else f"{least} or more"
 
 
 def _choose_waits(arguments: list[str]) -> None:
@@ -194,9 +212,9 @@ def _from_click(error: Any) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "coe"
     message = error.format_message().rstrip(".")
-    message = message.replace("not a valid int range", "not a whole number").replace(
-        "not a valid float range", "not a number"
-    )
+    message = message.replace("is not a valid ", "is not a ")
+    if hasattr(numbers := getattr(getattr(error, "param", None), "type", None), "clamp"):
+        message = message.replace(_range_words(numbers), _range_words(numbers, whole=True))
     if context is not None and message.startswith("No such command") and "Did you mean" not in message:
         message += f"; `{path}` has {', '.join(context.command.commands)}"
     return UsageError(message, f"See `{path} --help`.")

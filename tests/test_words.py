@@ -153,6 +153,27 @@ def test_a_letter_and_a_name_mean_one_thing_everywhere() -> None:
     assert set(helps) == {"--catalog", "--profiles"} and all(len(texts) == 1 for texts in helps.values())
 
 
+def test_help_says_ranges_in_words(here: Here) -> None:
+    """Of every option that takes a number, and on what there is, as a complaint does."""
+    helps: dict[str, str] = {}
+
+    def visit(command: Any, *path: str) -> None:
+        for name, child in getattr(command, "commands", {}).items():
+            visit(child, *path, name)
+        if any(hasattr(parameter.type, "clamp") for parameter in command.params):
+            helps[" ".join(path)] = " ".join(here(*path, "--help").check().stdout.split())
+
+    visit(typer.main.get_command(build_app()))
+    assert {"ask", "vram plan", "logs list", "node"} <= set(helps)
+    assert [name for name, text in helps.items() if re.search(r"range|[<=]x", text, re.IGNORECASE)] == []
+    assert "<whole number>" in helps["ask"] or "WHOLE NUMBER" in helps["ask"]
+    for words in ("[1 or more]", "[0 to 2]", "[default: 600.0; 0.1 or more]"):
+        assert words in helps["ask"]
+    assert "[1 to 65,535]" in helps["node"]
+    assert "3.5 is not in the range 0 to 2" in one_line(here("ask", "--temperature", "3.5", "Hi").stderr)
+    assert "0 is not in the range 1 to 2,147,483,647" in one_line(here("ask", "--max-tokens", "0", "Hi").stderr)
+
+
 def test_questions_in_words_from_a_file_and_into_one(answered: Coe) -> None:
     options = ("ask", "-m", MODEL, "--temperature", "0", "--max-tokens", "8", "--no-log")
     quoted = answered.run(*options, "What is a deadlock").check().stdout

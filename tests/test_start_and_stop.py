@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,7 +18,7 @@ from conftest import Coe, eventually, is_gone, one_line
 from operating_system import WINDOWS, make_link
 
 from coe_cli.runtime.atomic_write import write_private
-from coe_cli.runtime.server import discovery, pid_file
+from coe_cli.runtime.server import college_client, discovery, pid_file
 from coe_cli.runtime.server.pid_file import ProcessIdentity
 
 _HOLD = """
@@ -89,6 +91,28 @@ def test_a_lock_that_cannot_be_one_is_said_in_a_line(coe: Coe, state: Path, lock
     if lock == "college.lock":
         stopped = coe.run("stop")
         assert stopped.code == 1 and "college.lock cannot be used" in one_line(stopped.stderr)
+
+
+def test_the_time_to_start_begins_when_no_other_starts_one(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another starter has kept its right almost as long as is waited for it, and failed."""
+    waited_s = 0.0
+
+    @contextlib.contextmanager
+    def long_wait(folder: Path, timeout_s: float) -> Iterator[None]:
+        nonlocal waited_s
+        with starting(folder, timeout_s):
+            waited_s += timeout_s
+            yield
+
+    starting = discovery.starting
+    for name, value in coe.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(discovery, "starting", long_wait)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + waited_s, sleep=time.sleep)
+    monkeypatch.setattr(college_client, "time", clock)
+    with contextlib.closing(college_client.find_or_start()) as client:
+        assert client.started
+    assert coe.run("stop").check().stderr == "coe: the college has ended\n"
 
 
 @pytest.mark.long

@@ -61,7 +61,6 @@ def find_or_start(options: ServeOptions = ServeOptions()) -> CollegeClient:
     if client is not None:
         return client
     folder = discovery.private_folder(folders().state)
-    deadline = time.monotonic() + _START_TIMEOUT_S
     with discovery.starting(folder, _START_TIMEOUT_S):
         client = find()
         if client is not None:
@@ -69,6 +68,7 @@ def find_or_start(options: ServeOptions = ServeOptions()) -> CollegeClient:
         process = _start_detached(folder, options)
         with contextlib.suppress(OSError):  # where nothing can be written the college says so, and ends
             pid_file.write(folder / pid_file.STARTING, process.pid)
+        deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:
             code = process.poll()
             client = find()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,23 @@ def test_a_process_killed_at_work_is_replaced_and_so_is_the_work(tiny: Path, tmp
         assert second.result(60).ids
     finally:
         patient.close()
+
+
+def test_a_process_that_is_ending_already_may_refuse_to_be_killed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows answers then: it costs neither the answer to who waits nor those after it."""
+    real, refused = subprocess.Popen.kill, []
+
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        real(process)
+        refused.append(process.pid)
+        raise PermissionError(13, "Access is denied")
+
+    made = Prompts(PromptLimits(stage_s=0.5))
+    monkeypatch.setattr(subprocess.Popen, "kill", kill)
+    with pytest.raises(ModelDamaged, match="ran for more than"):
+        made.submit(request(with_template(tiny, HOSTILE["endless"]))).result(60)
+    made.close()
+    assert refused
 
 
 def test_the_end_of_prompts_ends_the_process(tiny: Path) -> None:

@@ -20,7 +20,7 @@ from coe_cli.core.process_exit import ExitKind
 from coe_cli.errors import CoeError, DiskFull, OutOfMemory, UsageError, from_code
 from coe_cli.package import python_environment, python_path
 from coe_cli.runtime.atomic_write import is_full
-from coe_cli.runtime.job_object import end_with_us
+from coe_cli.runtime.job_object import end_with_us, kill
 from coe_cli.runtime.private_channel import die_with_parent, take_standard_streams
 from coe_cli.runtime.process_log import ProcessLog
 
@@ -54,7 +54,7 @@ def run_child(module: str, arguments: Sequence[str], on_message: Callable[[Messa
             error = _follow(child, on_message)
             code = child.wait()
         except BaseException:
-            child.kill()
+            kill(child)
             child.wait()
             raise
         finally:

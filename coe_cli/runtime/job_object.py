@@ -5,7 +5,9 @@ A worker notices by itself that its parent is gone, but not in the middle of a p
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import subprocess
 import sys
 import threading
 from typing import Any, Final
@@ -41,6 +43,12 @@ def end_with_us(pid: int) -> bool:
         return bool(kernel32.AssignProcessToJobObject(_job, process))
     finally:
         kernel32.CloseHandle(process)
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """Kill a child; Windows refuses that for one that is ending by itself at this moment."""
+    with contextlib.suppress(OSError):
+        process.kill()
 
 
 def bound_by_job(size: int) -> None:

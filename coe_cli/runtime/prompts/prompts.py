@@ -30,7 +30,7 @@ from coe_cli.errors import (
 )
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.package import start_code
-from coe_cli.runtime.job_object import OWN_GROUP, end_with_us
+from coe_cli.runtime.job_object import OWN_GROUP, end_with_us, kill
 from coe_cli.runtime.prompts.deadline import Deadline
 from coe_cli.runtime.prompts.prompt_messages import Begun, FromPrompts, NotPrepared, Prepare, Prompt, Stage, text_bytes
 from coe_cli.runtime.worker.protocol import HEAD_BYTES, ChatMessage, frame, frame_length
@@ -189,7 +189,7 @@ class Prompts:
                 continue
             try:
                 job.future.set_result(self._twice(job.request))
-            except CoeError as error:
+            except Exception as error:  # of the system's too: who waits must hear of it, and the next has its turn
                 job.future.set_exception(error)
         with contextlib.suppress(queue.Empty):
             while True:
@@ -287,7 +287,7 @@ class _Child:
             CoeError: what it says, or the stage that took too long.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        with Deadline(limits.start_s, self._process.kill) as deadline:
+        with Deadline(limits.start_s, lambda: kill(self._process)) as deadline:
             stage: Stage | None = None
             try:
                 self._process.stdin.write(frame(request))  # type: ignore[arg-type]
@@ -310,7 +310,7 @@ class _Child:
 
     def kill(self) -> None:
         """End the process and wait for it; safe to call more than once."""
-        self._process.kill()
+        kill(self._process)
         self._process.wait()
         _living.discard(self)
         for stream in (self._process.stdin, self._process.stdout):

@@ -18,7 +18,7 @@ from coe_cli.core.process_exit import ExitKind
 from coe_cli.errors import CoeError, DeviceLost, OutOfMemory, TimedOut
 from coe_cli.interrupts import interrupt_put_off, on_interrupt
 from coe_cli.package import python_environment, start_code
-from coe_cli.runtime.job_object import OWN_GROUP, end_with_us
+from coe_cli.runtime.job_object import OWN_GROUP, end_with_us, kill
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
 
@@ -163,12 +163,12 @@ class WorkerProcess:
         if self._killed:
             return
         self._killed = True
+        kill_told(self._told_pid, self._process.pid)
+        if sys.platform == "win32":
+            kill(self._process)
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill_told(self._told_pid, self._process.pid)
-            if sys.platform == "win32":
-                self._process.kill()
-            else:
-                os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """End the process now and wait for it; safe to call more than once."""

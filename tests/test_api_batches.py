@@ -118,6 +118,15 @@ def test_a_batch_goes_on_in_the_next_college(tmp_path: Path) -> None:
     coe.end_all()
 
 
+def test_the_newest_comes_first_at_one_reading_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, names = BatchStore(tmp_path, []), [f"{n}" for n in range(6)]
+    monkeypatch.setattr("time.time", lambda: 10.0)
+    monkeypatch.setattr("time.time_ns", lambda: 10**10)
+    for name in names:
+        store.add(b"1", name)
+    assert [each.filename for each in store.files()] == names[::-1]
+
+
 def test_files_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BatchStore(tmp_path, [])
     monkeypatch.setattr(batch_store, "MOST_FILES", 2)

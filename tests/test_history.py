@@ -109,6 +109,20 @@ def test_the_oldest_go_first_and_the_newest_stays(tmp_path: Path) -> None:
         assert [row.id for row in file.conversations()] == [last]
 
 
+def test_what_was_added_to_last_is_the_last_at_one_reading_of_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows' clock goes by 15.6 ms, and any clock may be set back."""
+    monkeypatch.setattr("time.time", iter([5.0, 5.0, 5.0, 5.0, 1.0]).__next__)
+    with History(tmp_path / "h.db", max_conversations=3) as file:
+        ids = [file.record(exchange(f"question {n}")) for n in range(3)]
+        file.record(exchange("more"), ids[0])
+        assert [row.id for row in file.conversations()] == [ids[0], ids[2], ids[1]]
+        assert (found := file.last_conversation()) is not None and found.id == ids[0]
+        new = file.record(exchange("new"))
+        assert [row.id for row in file.conversations()] == [new, ids[0], ids[2]]
+
+
 def test_the_file_stays_below_its_bound(tmp_path: Path) -> None:
     path = tmp_path / "h.db"
     with History(path, max_bytes=300_000) as file:

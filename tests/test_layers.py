@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from coe_cli.core.documents import Document
 from coe_cli.core.layers import Layers
 from coe_cli.errors import ProfileInvalid
-from coe_cli.runtime.settings import load_catalog, load_profiles
+from coe_cli.runtime.settings import load_catalog, load_profiles, read_profiles
 
 PROFILES = REPOSITORY / "profiles" / "hardware_profiles.yaml"
 CATALOG = REPOSITORY / "profiles" / "experts.yaml"
@@ -41,6 +42,19 @@ def test_null_removes_a_key_and_an_entry(tmp_path: Path) -> None:
     catalog = load_catalog([CATALOG, own], own)
     assert catalog.experts["sql_query"].template is None and catalog.experts["sql_query"].system_prompt
     assert load_catalog([CATALOG]).experts.keys() - catalog.experts.keys() == {"medical_expert"}
+
+
+def test_a_file_that_is_written_again_at_one_reading_of_the_clock_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CACHE", "CONFIG"):
+        monkeypatch.setenv(f"COE_{name}_DIR", str(tmp_path))
+    file, now_ns = tmp_path / "hardware_profiles.yaml", 10**18
+    monkeypatch.setattr("time.time_ns", lambda: now_ns)
+    for slots in (3, 4):
+        file.write_text(f"profiles: {{embedded: {{max_concurrent_slots: {slots}}}}}", encoding="utf-8")
+        os.utime(file, ns=(now_ns, now_ns))
+        assert read_profiles().select("embedded").max_concurrent_slots == slots
 
 
 def test_a_sum_that_one_part_breaks_is_reported_where_the_part_is(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=msgspec.Struct)
 MAX_BYTES = 8 * 2**20
 """Of a YAML file; the shipped examples have half a megabyte."""
+_TICK_NS = 50_000_000
+"""More than a step of the clock that files are dated by: on Windows 15.6 ms."""
 
 
 def read_document(path: Path) -> Document:
@@ -154,11 +157,14 @@ def _kept(name: str, paths: list[Path], names: list[str], kind: type[T], load: C
 
 
 def _stamp(paths: list[Path], names: list[str]) -> str | None:
-    """What tells one state of the files and names from another; None when a file is not there."""
+    """What tells one state of the files and names from another; None when a file is not there, or so new that
+    it may be written once more without another time."""
     parts = [__version__, *names]
     try:
         for path in paths:
             facts = path.stat()
+            if abs(time.time_ns() - facts.st_mtime_ns) < _TICK_NS:
+                return None
             parts.append(f"{path.absolute()}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ino}")
     except OSError:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -85,7 +86,10 @@ class RequestResolver:
     def names(self) -> list[tuple[str, int]]:
         """Every name that ``resolve`` takes, with the time (seconds since 1970) of its model's folder."""
         found = models_on_disk(self.models_dir)
-        times = {name: int((folder / GENAI_CONFIG).stat().st_mtime) for name, folder in found.items()}
+        times: dict[str, int] = {}
+        for name, folder in found.items():
+            with contextlib.suppress(OSError):  # removed meanwhile
+                times[name] = int((folder / GENAI_CONFIG).stat().st_mtime)
         newest = max(times.values(), default=0)
         experts = {name: times.get(expert.model, newest) for name, expert in self.catalog.experts.items()}
         return list({AUTO: newest, **times, **experts}.items())

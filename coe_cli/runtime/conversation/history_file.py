@@ -146,7 +146,7 @@ class History:
     def last_conversation(self) -> Conversation | None:
         """The conversation that was added to last."""
         with self._explained():
-            row = self._db.execute("SELECT id FROM conversations ORDER BY updated_at DESC, id DESC LIMIT 1").fetchone()
+            row = self._db.execute("SELECT conversation_id FROM messages ORDER BY id DESC LIMIT 1").fetchone()
         return None if row is None else self.conversation(row[0])
 
     def conversation(self, conversation_id: int) -> Conversation:
@@ -181,7 +181,7 @@ class History:
                         ORDER BY id DESC LIMIT 1),
                     (SELECT expert FROM messages WHERE conversation_id = c.id AND role = 'assistant'
                         ORDER BY id DESC LIMIT 1)
-                FROM conversations c ORDER BY c.updated_at DESC, c.id DESC LIMIT ?
+                FROM conversations c ORDER BY (SELECT max(id) FROM messages WHERE conversation_id = c.id) DESC LIMIT ?
                 """,
                 (limit,),
             ).fetchall()
@@ -249,7 +249,9 @@ class History:
         """The oldest conversations go while there are too many or the file is too large; the newest one stays."""
         (count,) = self._db.execute("SELECT count(*) FROM conversations").fetchone()
         while count > 1 and (count > self._max_conversations or self._bytes() > self._max_bytes):
-            (oldest,) = self._db.execute("SELECT id FROM conversations ORDER BY updated_at, id LIMIT 1").fetchone()
+            (oldest,) = self._db.execute(
+                "SELECT conversation_id FROM messages GROUP BY conversation_id ORDER BY max(id) LIMIT 1"
+            ).fetchone()
             self._delete(oldest)
             count -= 1
 

@@ -80,13 +80,13 @@ class QuestionRouter:
         self.router = router
         self._path = path
 
-    def stamp(self) -> tuple[int, int]:
-        """Time and size of the file that the router was read from: others mean that it was trained again."""
+    def stamp(self) -> tuple[int, ...]:
+        """Inode, time and size of the file that the router was read from: others mean that it was trained again."""
         try:
             status = self._path.stat() if self._path is not None else None
         except OSError:
             status = None
-        return (status.st_mtime_ns, status.st_size) if status is not None else (0, 0)
+        return (status.st_ino, status.st_mtime_ns, status.st_size) if status is not None else ()
 
     def route(self, text: str) -> Decision:
         """The decision for one question."""

@@ -37,7 +37,7 @@ class SharedRouter:
         self._catalog, self._where, self._provider, self._learn = catalog, where, provider, learn
         self._learning: dict[str, threading.Thread] = {}
         self._opening = threading.Lock()
-        self._opened: tuple[QuestionRouter, str, tuple[int, int]] | None = None
+        self._opened: tuple[QuestionRouter, str, tuple[int, ...]] | None = None
 
     def route(self, text: str) -> Decision:
         """The decision for one question; its ``experts[0].name`` is the expert to ask.

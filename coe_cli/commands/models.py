@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -98,9 +97,8 @@ def pull(
     Example: coe models pull smollm2-135m
     """
     from coe_cli.core.routing.selection import all_models, models_for
-    from coe_cli.runtime.planning.room import build_for, without_room
-    from coe_cli.runtime.probe import probe_machine
-    from coe_cli.runtime.store.install import provider_on_disk, request_for
+    from coe_cli.runtime.planning.room import choose_builds, without_room
+    from coe_cli.runtime.store.install import request_for
     from coe_cli.use_cases.fetching import fetch_requests
 
     if everything and (names or profile):
@@ -115,9 +113,7 @@ def pull(
     if not wanted:
         raise UsageError("no model is named", "Name one, or use --profile or --all; see `coe models list`.")
     with output.waiting("looking for graphics cards"):
-        machine = probe_machine()
-    here = build_for(profiles, profile or os.environ.get("COE_PROFILE") or None, machine)
-    builds = {name: here if profile else provider_on_disk(name, models_dir) or here for name in dict.fromkeys(wanted)}
+        builds, machine = choose_builds(wanted, catalog, profiles, profile, models_dir)
     requests = [request_for(name, catalog.on(build), models_dir) for name, build in builds.items()]
     chosen = profiles.select(profile)
     for build in dict.fromkeys(builds.values()):

@@ -103,6 +103,21 @@ def test_a_build_of_ones_own_is_merged_by_its_provider(tmp_path: Path) -> None:
     assert "models.BioMistral-7B-DML" in load_catalog([SHIPPED, own], own).problems
 
 
+def test_cards_are_looked_for_only_where_that_tells_which_build(
+    coe: Coe, hub: Hub, entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr("coe_cli.runtime.probe.probes", lambda: looked.append(True) or [])
+    one_build = catalog_entry("hf:someone/tiny")
+    coe.catalog(tiny=entry, plain=one_build, large={**one_build, "weights_mb": 2**30})
+    for name in ("plain", "hf:someone/tiny", "large"):
+        pulled = coe("models", "pull", name, "--yes")
+        assert looked == [], name
+        assert ("will not run on this machine: its cpu build" in pulled.stderr) == (name == "large")
+    assert coe("models", "pull", "tiny", "--force").code == 0
+    assert looked == [True]
+
+
 def test_each_specialist_has_a_build_for_each_provider() -> None:
     catalog = load_catalog([SHIPPED])
     specialists = [entry for entry in catalog.models.values() if entry.provider == "dml"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec, spec_from_catalog, spec_from_config
+from coe_cli.errors import CoeError
 
 
 def models_on_disk(models_dir: Path) -> dict[str, Path]:
@@ -44,6 +47,13 @@ def spec_from_folder(name: str, folder: Path) -> ModelSpec:
 
     config = read_config(name, folder)
     return spec_from_config(name, folder, config, _bytes_beside(folder / config.graph))
+
+
+def provider_on_disk(name: str, models_dir: Path) -> Provider | None:
+    """What the model of that name was built for; None where there is none that can be read."""
+    with suppress(CoeError):
+        return spec_from_folder(name, models_dir / name).provider
+    return None
 
 
 def _bytes_beside(graph: Path) -> int:

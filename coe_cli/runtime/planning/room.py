@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from coe_cli.providers.installed import (
     runtime_packages,
 )
 from coe_cli.runtime import probe
+from coe_cli.runtime.model_folder.on_disk import provider_on_disk
 from coe_cli.runtime.planning.fit_report import device_for, provider_for, roles_of
 
 _ANY_MB: Final = 2**40
@@ -58,6 +60,26 @@ def build_for(profiles: ProfileSet, named: str | None, machine: Machine | None =
     device = device_for(machine, home().name)
     provider, missing = provider_for_card(device[1] if device is not None else host().name)
     return host().name if missing else provider
+
+
+def choose_builds(
+    names: Sequence[str], catalog: Catalog, profiles: ProfileSet, named: str | None, models_dir: Path
+) -> tuple[dict[str, Provider], Machine]:
+    """In which build each of ``names``, some of them addresses, is fetched, and the machine; its cards only where they matter.
+
+    Without a ``named`` profile what is on disk keeps its build, and ``COE_PROFILE`` counts for the rest.
+
+    Raises:
+        ProfileInvalid: no profile has that name.
+    """
+    entries = {name: catalog.models.get(name) for name in names}
+    of_cards = any(entry and (entry.builds or not on_host(entry.provider)) for entry in entries.values())
+    machine = probe.probe_machine(None if of_cards else ())
+    here = build_for(profiles, named or os.environ.get("COE_PROFILE") or None, machine)
+    kept = {name: None if named else provider_on_disk(name, models_dir) for name in entries}
+    return {
+        name: kept[name] or (entry.on(here).provider if entry else here) for name, entry in entries.items()
+    }, machine
 
 
 def without_room(

@@ -11,14 +11,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from coe_cli.core.findings import Level
-from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.importing.encodings import Precision
 from coe_cli.core.models.catalog import Catalog, ModelEntry, Source
 from coe_cli.core.models.graph_check import problem_findings
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, GENAI_CONFIG, ModelSpec
 from coe_cli.core.models.source_uri import as_hub_uri, default_name, is_uri, parse_uri
-from coe_cli.errors import CoeError, ModelDamaged, ModelMissing
+from coe_cli.errors import ModelDamaged, ModelMissing
 from coe_cli.replacing import empty_folder, remove, remove_folder
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.model_folder.graph_files import check_model
@@ -115,13 +114,6 @@ def request_for(name_or_uri: str, catalog: Catalog, models_dir: Path) -> Request
             )
         raise catalog.unknown_model(name_or_uri, [])
     return Request(name_or_uri, entry.sources, entry)
-
-
-def provider_on_disk(name: str, models_dir: Path) -> Provider | None:
-    """What the model of that name was built for; None where there is none that can be read."""
-    with suppress(CoeError):
-        return spec_from_folder(name, models_dir / name).provider
-    return None
 
 
 def install_request(

@@ -116,30 +116,11 @@ def main(
 
 def run(arguments: list[str]) -> int:
     """Run ``arguments`` and return the exit code; nothing leaves here as a traceback unless COE_DEBUG is set."""
-    if not arguments and "_COE_COMPLETE" not in os.environ:
-        sys.stdout.write(SHORT_HELP)
-        return ExitCode.OK
-    if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:], "--help"]
-    elif arguments[:1] == ["version"]:
-        arguments = ["--version"]
-    _choose_waits(arguments)
-    called = None if "_COE_COMPLETE" in os.environ else next((a for a in arguments if not a.startswith("-")), "")
     try:
-        if called and called not in COMMANDS:
-            raise _unknown_command(called, arguments[arguments.index(called) + 1 :])
-        command = typer.main.get_command(build_app(called))
-        _name_ranges(command)
-        result = command.main(args=arguments, prog_name="coe", standalone_mode=False)
-        code = int(result) if isinstance(result, int) else ExitCode.OK
+        code = _dispatch(arguments)
         sys.stdout.flush()
         return code
-    except typer.Exit as error:
-        return error.exit_code
     except _ClickException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # a group of commands alone
-            sys.stdout.write(str(error).rstrip() + "\n")
-            return ExitCode.OK
         return _report(arguments, _from_click(error))
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
@@ -157,6 +138,34 @@ def run(arguments: list[str]) -> int:
         return _report(arguments, _of_argument(arguments, error) or explained(error))
     finally:
         _silence_broken_stdout()
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """The exit code of the command that ``arguments`` call, or of the help that they ask for."""
+    completes = "_COE_COMPLETE" in os.environ
+    if not arguments and not completes:
+        sys.stdout.write(SHORT_HELP)
+        return ExitCode.OK
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    elif arguments[:1] == ["version"]:
+        arguments = ["--version"]
+    _choose_waits(arguments)
+    called = None if completes else next((a for a in arguments if not a.startswith("-")), "")
+    if called and called not in COMMANDS:
+        raise _unknown_command(called, arguments[arguments.index(called) + 1 :])
+    command = typer.main.get_command(build_app(called))
+    _name_ranges(command)
+    try:
+        result = command.main(args=arguments, prog_name="coe", standalone_mode=False)
+    except typer.Exit as error:
+        return error.exit_code
+    except _ClickException as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # a group of commands alone
+            raise
+        sys.stdout.write(str(error).rstrip() + "\n")
+        return ExitCode.OK
+    return int(result) if isinstance(result, int) else ExitCode.OK
 
 
 def _name_ranges(command: Any) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk, a quota, or the file system's largest file is reached (FAT32: 4 GB)."""
 
 
 class ExitCode(IntEnum):
@@ -195,8 +199,10 @@ def explained(error: Exception) -> CoeError:
     if isinstance(error, CoeError):
         return error
     if isinstance(error, OSError) and error.strerror:
-        what = f"{error.filename}" if error.filename else "what was to be written or read"
-        return CoeError(f"{what} cannot be used: {error.strerror}", "Make room there, or choose another place.")
+        full = error.errno in DISK_FULL  # which has a name unless it is a stream's
+        what = error.filename or ("the output" if full else "what was to be written or read")
+        hint = "Make room there, or choose another place." if full else "Choose another place."
+        return CoeError(f"{what} cannot be used: {error.strerror}", hint)
     return CoeError(f"{type(error).__name__}: {error}", "Set COE_DEBUG=1 to see where it comes from.")
 
 

@@ -87,14 +87,25 @@ def test_files_of_its_state_are_the_users_alone_under_any_umask(coe: Coe) -> Non
     assert {path for path in found if stat.S_IMODE(path.stat().st_mode) & 0o077} == set()
 
 
+FULL = {
+    "models list": "the output",
+    f"ask -m {MODEL} --max-tokens 2 Hi": "the output",
+    f"ask -m {MODEL} --max-tokens 2 -o /dev/full Hi": "/dev/full",
+    "--version": "the output",
+    "config": "the output",
+    "": "the output",
+}
+"""Command line → what has no room, where stdout has none."""
+
+
 @posix
-@pytest.mark.parametrize("command", [("models", "list"), ("ask", "-m", MODEL, "--max-tokens", "2", "Hi")])
-def test_an_output_that_is_full_is_said_in_a_line(coe: Coe, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("line", FULL)
+def test_an_output_that_is_full_is_said_in_a_line(coe: Coe, line: str) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with Path("/dev/full").open("w") as full:
-        process = coe.start(*command, stdout=full)
+        process = coe.start(*line.split(), stdout=full)
         _, said = process.communicate(timeout=100)
-    assert process.returncode == 1
-    assert "No space left on device" in one_line(said.decode()) and b"Errno" not in said
-    assert os.strerror(28) in said.decode()
+    assert process.returncode == 1, said
+    assert f"coe: {FULL[line]} cannot be used: {os.strerror(28)}. Make room there" in one_line(said.decode())
+    assert b"Errno" not in said and said.count(b"No space") == 1

@@ -53,7 +53,7 @@ MET = {
     # What was dropped in silence.
     "profile check compact -p minimal": (2, "`compact` and -p minimal are two profiles. Give one of the two."),
     "batch --restart -": (2, "-o"),
-    "ask -o nowhere/answer Hi": (1, "answer cannot be used: No such file or directory. Make room there, or choose"),
+    "ask -o nowhere/answer Hi": (1, "answer cannot be used: No such file or directory. Choose another place."),
     "serve --keep-alive=-5": (2, "Write 300, 30s, 5m, 1h or never."),
     # Somebody else's jargon.
     "ask --top-k many Hi": (2, "'many' is not a whole number"),

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from coe_cli.errors import DISK_FULL
 from coe_cli.replacing import move, remove
-
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the disk, a quota, or the file system's largest file is reached (FAT32: 4 GB)."""
+    """Whether there is no room for what is to be written."""
     return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
@@ -41,13 +39,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     scratch = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
-        yield scratch
+        with named_when_full(path):
+            yield scratch
         move(scratch, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             remove(scratch)
         if isinstance(error, OSError) and error.filename == str(scratch):
             error.filename = str(path)  # the name that the user knows
+        raise
+
+
+@contextlib.contextmanager
+def named_when_full(path: Path) -> Iterator[None]:
+    """Has a full disk's error say that it is ``path`` that is being written; the system says no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and is_full(error):
+            error.filename = str(path)
         raise
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import time
 
-from coe_cli.errors import CoeError
-from coe_cli.runtime.atomic_write import DISK_FULL
+from coe_cli.errors import DISK_FULL, CoeError
 
 _OF_THIS_MACHINE = {*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 

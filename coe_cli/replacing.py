@@ -18,6 +18,7 @@ _T = TypeVar("_T")
 WINDOWS = sys.platform == "win32"
 _PATIENCE_S = 1.0
 _LOOK_S = 0.02
+_REMOVALS = 20
 _IN_USE = {5, 32, 33, 145, 303}
 """ERROR_ACCESS_DENIED, _SHARING_VIOLATION, _LOCK_VIOLATION, _DIR_NOT_EMPTY (what was in it is still being removed), _DELETE_PENDING."""
 
@@ -69,11 +70,13 @@ def remove_folder(path: Path, *, ignore_errors: bool = False) -> None:
     """
 
     def take_away() -> None:
-        while path.exists():
+        for _ in range(_REMOVALS):
             try:
-                shutil.rmtree(path)
-            except FileNotFoundError:  # somebody else removes it too
-                continue
+                return shutil.rmtree(path)
+            except FileNotFoundError:  # of the folder, or of what somebody else removes too
+                if not path.exists():
+                    return None
+        return shutil.rmtree(path)
 
     try:
         when_free(take_away)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 from byte_prompts import BytePrompts
-from conftest import REPOSITORY, eventually, is_gone
+from conftest import REPOSITORY, command_of, eventually
 from faulty_worker import expected
 
 from coe_cli.core.models.catalog import ModelShape
@@ -101,6 +103,19 @@ class NamedModels:
         return ResolvedRequest(ask, told)
 
 
+def runs_in(pid: int, folder: Path) -> bool:
+    """Whether a worker with the fault plan in ``folder`` has this id: on Windows another process may have it soon after."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return str(folder) in command_of(psutil.Process(pid))
+    return False
+
+
+def living(folder: Path) -> list[int]:
+    """Ids of the workers with the fault plan in ``folder`` that live, in the order of their starts."""
+    path = folder / "pids"
+    return [pid for pid in map(int, path.read_text().split()) if runs_in(pid, folder)] if path.exists() else []
+
+
 class Trial:
     """One college with its fault plan; used inside a loop."""
 
@@ -139,9 +154,8 @@ class Trial:
             outcome.error = error
         return outcome
 
-    def pids(self) -> list[int]:
-        path = self._folder / "pids"
-        return [int(line) for line in path.read_text().split()] if path.exists() else []
+    def living(self) -> list[int]:
+        return living(self._folder)
 
     def starts(self, model: str) -> int:
         return len(list(self._folder.glob(f"{model}.start-*")))
@@ -197,13 +211,13 @@ async def trial(
         if skipping is not None:
             skipping.cancel()
         await college.close()
-    eventually(lambda: all(map(is_gone, it.pids())))  # what was killed and is nobody's child here ends a moment later
+    eventually(lambda: not it.living())  # what was killed and is nobody's child here ends a moment later
 
 
 async def _skip_hangs(folder: Path) -> None:
     """Let what waits in this loop be due sooner as long as a worker hangs, however long the machine takes to start one."""
     while True:
-        if not all(is_gone(int(path.name.partition("-")[2])) for path in folder.glob("hangs-*")):
+        if any(runs_in(int(path.name.partition("-")[2]), folder) for path in folder.glob("hangs-*")):
             pass_s(PATIENCE_S / 3)
         await asyncio.sleep(0.02)
 

@@ -373,7 +373,9 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
     """Its children that have a model or are to have one: not the one that makes the prompts, nor Windows' console."""
     own = command_of(process)  # a child's, too, before its program is there
-    commands = {child: command_of(child) for child in process.children()}
+    commands: dict[psutil.Process, str] = {}
+    with contextlib.suppress(OSError):  # as ``is_gone``: another look will do
+        commands = {child: command_of(child) for child in process.children()}
     none = ("prompt_process", "conhost.exe")
     return [
         child for child, text in commands.items() if text not in ("", own) and not any(part in text for part in none)
@@ -416,7 +418,7 @@ def is_gone(process: psutil.Process | int) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-    except OSError:  # Wine's, of one that ends at this moment
+    except (psutil.Error, OSError):  # Windows' and Wine's, of one that ends at this moment
         return False
 
 

@@ -43,7 +43,7 @@ def kill(pid: int) -> None:
     """
     try:
         psutil.Process(pid).kill()
-    except psutil.NoSuchProcess:
+    except (psutil.Error, OSError):  # Windows refuses what is ending already
         raise ProcessLookupError(pid) from None
 
 
@@ -55,7 +55,7 @@ def end_tree(pid: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         started = psutil.Process(pid)
         for process in [started, *started.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+            with contextlib.suppress(psutil.Error, OSError):
                 process.kill()
 
 

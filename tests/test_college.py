@@ -248,7 +248,7 @@ async def _warm_pid(college: Trial) -> int:
     """The process that has no model, once there is one."""
     while True:
         loaded = {pid for pid, _, _ in college.college.workers().values()}
-        free = [pid for pid in college.pids() if psutil.pid_exists(pid) and pid not in loaded]
+        free = [pid for pid in college.living() if pid not in loaded]
         if free and college.college._warm_worker.there:
             return free[-1]
         await asyncio.sleep(0.01)
@@ -259,7 +259,7 @@ def test_after_the_second_load_a_process_is_ready_for_the_next(tmp_path: Path) -
         async with trial(tmp_path, keep_warm_worker=True, vram_budget_mb=120) as college:
             assert (await college.ask("one")).right
             await asyncio.sleep(0.3)
-            assert len(college.pids()) == 1, "who asks one model only pays for none"
+            assert len(college.living()) == 1, "who asks one model only pays for none"
             assert (await college.ask("two")).right
             warm = await _warm_pid(college)
             assert (await college.ask("one")).right
@@ -280,7 +280,7 @@ def test_warm_workers_among_kills(tmp_path: Path) -> None:
             for number in range(12):
                 answer = await college.ask("one" if number % 2 else "two", buffered=True)
                 assert answer.right or (answer.error is not None and answer.error.exit_code == 7)
-                for pid in college.pids():
+                for pid in college.living():
                     if chance.random() < 0.5:
                         with contextlib.suppress(ProcessLookupError):
                             kill(pid)
@@ -578,7 +578,7 @@ def test_a_model_whose_every_load_is_killed_is_given_up(tmp_path: Path) -> None:
             while not asked[0].done():
                 await asyncio.sleep(0.05)
                 later_s = 1000.0 if college.starts("one") > 3 else 0.0
-                for pid in college.pids():
+                for pid in college.living():
                     with contextlib.suppress(ProcessLookupError):
                         kill(pid)
             for answer in await asyncio.gather(*asked):

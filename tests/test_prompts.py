@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import MODEL, eventually
+from conftest import MODEL, eventually, is_gone
 from model_store.tiny_model import write_tiny_model
 
 from coe_cli.errors import CoeError, ModelDamaged, PromptsFull, PromptTooLong
@@ -125,7 +125,7 @@ def test_the_end_of_prompts_ends_the_process(tiny: Path) -> None:
     made.prepare(request(tiny))
     process = psutil.Process(made.pid)
     made.close()
-    assert not process.is_running()
+    eventually(lambda: is_gone(process))
     with pytest.raises(CoeError):
         made.prepare(request(tiny))
 

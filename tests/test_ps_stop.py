@@ -153,7 +153,7 @@ def test_one_model_is_taken_out(served: Served) -> None:
     served.chat(max_tokens=2)
     (worker,) = workers_of(served.process)
     assert "taken out" in served.coe.run("stop", MODEL).check().stderr
-    assert is_gone(worker)
+    eventually(lambda: is_gone(worker))
     assert served.status()["models"] == []
     assert served.coe.run("stop", MODEL).code == 4
     assert served.chat(max_tokens=2).json["coe"]["load_s"] > 0
@@ -201,7 +201,7 @@ def test_a_college_that_does_not_answer_is_ended(coe: Coe) -> None:
         process = served.process
         process.suspend()
         assert "did not answer and was ended" in coe.run("stop").check().stderr
-        assert is_gone(process)
+        eventually(lambda: is_gone(process))
 
 
 def test_in_the_foreground_it_says_what_it_does_until_it_is_interrupted(coe: Coe) -> None:

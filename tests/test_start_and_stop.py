@@ -131,7 +131,7 @@ def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path
     process = psutil.Process(eventually(lambda: pid_file.read(state / name)).pid)
     process.suspend()
     assert "was ended" in coe.run("stop").check().stderr
-    assert is_gone(process) and not discovery.college_lives(state)
+    eventually(lambda: is_gone(process) and not discovery.college_lives(state))
     starting.communicate(timeout=60)
     assert starting.returncode != 0
     url = coe.run("serve").check().stdout
@@ -145,7 +145,7 @@ def test_one_that_has_lost_its_state_file_is_ended(coe: Coe, state: Path) -> Non
     process = psutil.Process(json.loads((state / "college.json").read_text())["pid"])
     (state / "college.json").unlink()
     assert "was ended" in coe.run("stop").check().stderr
-    assert is_gone(process)
+    eventually(lambda: is_gone(process))
 
 
 @pytest.mark.slow

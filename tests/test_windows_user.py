@@ -142,8 +142,9 @@ def test_serve_ps_stop_and_a_killed_worker(user: User) -> None:
     worker.kill()
     assert "Paris" in user.coe("ask", "-m", MODEL, "--temperature", "0", "What is the capital of France?")
     assert json.loads(user.coe("ps", "--format", "json"))["models"][0]["pid"] != model["pid"]
+    process = psutil.Process(college["pid"])  # before its id may be another's
     user.coe("stop")
-    eventually(lambda: is_gone(college["pid"]))
+    eventually(lambda: is_gone(process))
 
 
 def test_a_killed_college_takes_its_worker_along(user: User) -> None:

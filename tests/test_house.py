@@ -121,12 +121,12 @@ def test_what_psutil_passes_on_is_expected_of_every_process() -> None:
 
 
 def test_files_are_renamed_and_removed_in_one_place() -> None:
-    """``coe_cli/replacing`` bears what Windows refuses while somebody else has a file; ``rmdir`` takes a link that is none."""
+    """``coe_cli/replacing`` bears what Windows refuses while somebody else has a file; a worker's own links are no shared files."""
     direct = re.compile(
         r"shutil\.(?:rmtree|move)|\bos\.(?:replace|rename|remove|unlink|rmdir)\b|\.(?:unlink|rename|rmdir)\("
         r"|(?<!structs)(?<!re)\.replace\([^,()]*(?:\([^()]*\))?\)|TemporaryDirectory\((?!.*ignore_cleanup_errors=True)"
     )
-    allowed = {"replacing.py": 4, "private_folder.py": 1}
+    allowed = {"replacing.py": 4, "private_folder.py": 2}
     found = [path.name for path in OWN for _ in direct.findall(path.read_text(encoding="utf-8"))]
     assert found and Counter(found) == allowed
 

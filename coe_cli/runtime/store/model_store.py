@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.core.names import size_words
 from coe_cli.errors import DiskFull, ModelMissing
-from coe_cli.replacing import move, remove, remove_folder
+from coe_cli.replacing import move, remove_folder
 from coe_cli.runtime.atomic_write import is_full
 from coe_cli.runtime.folders import free_mb
 from coe_cli.runtime.model_folder.model_files import check_safe, model_stamp
@@ -188,8 +186,7 @@ def model_lock(models_dir: Path, name: str, on_progress: OnProgress) -> Iterator
     """Hold the lock of one model; the system frees it if the process dies."""
     import filelock
 
-    path = models_dir / f".{name}.lock"
-    lock = filelock.FileLock(path)
+    lock = filelock.FileLock(models_dir / f".{name}.lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -199,6 +196,3 @@ def model_lock(models_dir: Path, name: str, on_progress: OnProgress) -> Iterator
         yield
     finally:
         lock.release()
-        if os.name == "nt":
-            with contextlib.suppress(OSError):
-                remove(path)

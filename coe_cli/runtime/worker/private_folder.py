@@ -18,7 +18,7 @@ from typing import IO
 
 from coe_cli.core.models.genai_config import GENAI_CONFIG, GenaiConfig
 from coe_cli.errors import CoeError
-from coe_cli.replacing import remove, remove_folder
+from coe_cli.replacing import remove_folder
 from coe_cli.runtime.folders import folders
 from coe_cli.runtime.model_folder.model_ends import with_ends
 from coe_cli.runtime.model_folder.model_files import MAX_TOKENIZER_BYTES, check_safe, read_config, tokenizer_files
@@ -121,7 +121,7 @@ def _remove_left_over(place: Path) -> None:
             with (folder / _LOCK).open("r+b") as lock:
                 _lock(lock)
                 with contextlib.suppress(OSError):  # it is a folder of hard links
-                    remove(folder / _LINK)
+                    (folder / _LINK).unlink(missing_ok=True)
             remove_folder(folder)
 
 

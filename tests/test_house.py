@@ -126,9 +126,8 @@ def test_files_are_renamed_and_removed_in_one_place() -> None:
         r"shutil\.(?:rmtree|move)|\bos\.(?:replace|rename|remove|unlink|rmdir)\b|\.(?:unlink|rename|rmdir)\("
         r"|(?<!structs)(?<!re)\.replace\([^,()]*(?:\([^()]*\))?\)|TemporaryDirectory\((?!.*ignore_cleanup_errors=True)"
     )
-    allowed = {"replacing.py": 4, "private_folder.py": 2}
-    found = [path.name for path in OWN for _ in direct.findall(path.read_text(encoding="utf-8"))]
-    assert found and Counter(found) == allowed
+    found = Counter(path.name for path in OWN for _ in direct.findall(path.read_text(encoding="utf-8")))
+    assert found.pop("replacing.py") > 3 and found == {"private_folder.py": 2}
 
 
 def test_core_opens_stats_and_lists_no_file() -> None:

@@ -122,7 +122,7 @@ def table(
     rows = []
     for provider, model, _ in sides:
         folder = folders().models / model
-        memory = ModelMemory(spec_from_folder(model, folder), provider, graph=read_graph(folder / "model.onnx"))  # type: ignore[arg-type]
+        memory = ModelMemory(spec_from_folder(model, folder), provider, graph=read_graph(folder / "model.onnx"))
         for (side, prompt), runs in seen.items():
             if side != provider:
                 continue
@@ -133,7 +133,7 @@ def table(
             if not figures["decode_tps"]:
                 rows.append([provider, prompt, runs[0]["error"], *[""] * 9])
                 continue
-            mid = {name: statistics.median(values) if values else None for name, values in figures.items()}
+            mid = {name: statistics.median(values) for name, values in figures.items() if values}
             point = Point(prompt_tokens=prompt, gen_tokens=TOKENS, depth=0, max_length=CONTEXT, slots=1)
             share = bandwidth_share(memory, point, mid["decode_tps"], copy)
             loop = loops[side, prompt]
@@ -147,7 +147,7 @@ def table(
                     f"{mid['prefill_tps']:.0f}",
                     f"{mid['decode_tps']:.1f} ({min(rates):.1f}–{max(rates):.1f})",
                     "–" if share is None else f"{share:.0%}",
-                    "–" if mid["peak_mb"] is None else f"{mid['peak_mb']:.0f}",
+                    f"{mid['peak_mb']:.0f}" if "peak_mb" in mid else "–",
                     f"{mid['plan_mb']:.0f}",
                     f"{first * 1000:.0f}",
                     f"{decode:.1f}",

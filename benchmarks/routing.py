@@ -71,9 +71,9 @@ def main() -> None:
             {"text": t, "experts": [examples.roles[r] for r in p], "expert": examples.roles[p[0]], "form": "two_domain"}
             for t, p in examples.double
         ]
-        bare = TrainingSet(examples.roles, [], examples.terms, [])
+        untaught = TrainingSet(examples.roles, [], examples.terms, [])
         title = "shipped examples, each judged by those of the other folds"
-        columns[title] = report(title, written, cross_validated(shipped, bare, written, 5), False)
+        columns[title] = report(title, written, cross_validated(shipped, untaught, written, 5), False)
 
     if arguments.folds and everything:
         held_out = cross_validated(shipped, training_set(catalog), everything, arguments.folds)

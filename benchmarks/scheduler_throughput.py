@@ -63,15 +63,14 @@ def simulate(requests: int, models: int, loaded: int, load: float, seed: int = 1
             event = Tick()
         events += 1
         for decision in scheduler.handle(event, now_s):
-            kind = type(decision)
             seq += 1
-            if kind is Start:
+            if isinstance(decision, Start):
                 heapq.heappush(pending, (now_s + rng.expovariate(1.0), seq, Done(decision.request_id)))
-            elif kind is Load or kind is Preload:
+            elif isinstance(decision, Load | Preload):
                 heapq.heappush(pending, (now_s + 2.0, seq, Loaded(decision.model)))
-            elif kind is Evict:
+            elif isinstance(decision, Evict):
                 heapq.heappush(pending, (now_s + 0.2, seq, Evicted(decision.model)))
-            elif kind is Refuse:
+            elif isinstance(decision, Refuse):
                 refused += 1
     cpu_s = time.process_time() - began_s
     loads = scheduler.snapshot().loads

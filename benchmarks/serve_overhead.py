@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 
 from http_stream import PROMPT, stream_chat
 from pairs import COE, COLUMNS, ENVIRONMENT, MODEL, Pair, alternate, first_byte_s, print_table, wall_s
@@ -122,6 +124,10 @@ def own_endpoint(tokens: int) -> tuple[float, float]:
 _number = 0
 
 
+def figure(ask: Callable[[int], tuple[float, float]], tokens: int, which: int) -> float:
+    return ask(tokens)[which]
+
+
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     with tempfile.TemporaryDirectory() as folder:
@@ -138,10 +144,10 @@ def main() -> None:
             bare.run(2)
             over_http(state.port, 2)
             rows = []
-            for name, ask in (("/v1, streaming", lambda n: over_http(state.port, n)), ("own endpoint", own_endpoint)):
-                rate = alternate(lambda ask=ask: ask(MAX_TOKENS)[1], lambda: bare.run(MAX_TOKENS)[1], rounds)
+            for name, ask in (("/v1, streaming", partial(over_http, state.port)), ("own endpoint", own_endpoint)):
+                rate = alternate(partial(figure, ask, MAX_TOKENS, 1), partial(figure, bare.run, MAX_TOKENS, 1), rounds)
                 rows.append(rate.cells(f"{name}, decode", "tokens/s", "≥ 0.97"))
-                first = alternate(lambda ask=ask: ask(2)[0], lambda: bare.run(1)[0], rounds)
+                first = alternate(partial(figure, ask, 2, 0), partial(figure, bare.run, 1, 0), rounds)
                 rows.append(first.difference_cells(f"{name}, first token", "≤ 60 ms"))
             python = [sys.executable, "-c"]
             process = alternate(

@@ -6,6 +6,7 @@ Usage: python benchmarks/startup.py [ROUNDS]   (the embedded model must be there
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from pairs import COE, COLUMNS, MODEL, ROOT, alternate, first_byte_s, print_table, wall_s
 
@@ -27,7 +28,7 @@ def main() -> None:
         ("models list", ["models", "list"], imports),
         ("vram plan", ["vram", "plan"], imports_yaml),
     ):
-        pair = alternate(lambda a=arguments: wall_s([*COE, *a]), lambda b=beside: wall_s(b), rounds)
+        pair = alternate(partial(wall_s, [*COE, *arguments]), partial(wall_s, beside), rounds)
         rows.append(pair.cells(f"`{name}`", "s", "≤ 1.5"))
     pair = alternate(lambda: first_byte_s(ask), lambda: first_byte_s(bare), rounds)
     rows.append(pair.cells("`ask`, start to first token", "s", "≤ 1.25"))

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from http_stream import stream_chat
@@ -124,7 +125,7 @@ def main() -> None:
         ]
         cells = []
         for title, unit, measure in rows:
-            pair: Pair = alternate(lambda m=measure: m(coe), lambda m=measure: m(llama), options.rounds)
+            pair: Pair = alternate(partial(measure, coe), partial(measure, llama), options.rounds)
             cells.append(pair.cells(title, unit, "none"))
         print_table([name if name != "bare" else "llama-server" for name in COLUMNS], cells)
 

@@ -28,6 +28,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import AnswerFields, ChatRequest, Resolved
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.college_settings import CollegeSettings
+from coe_cli.runtime.college.memory_probe import MemoryProbe
 from coe_cli.runtime.college.resolver import ResolvedRequest
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling
 
@@ -37,7 +38,7 @@ PATIENCE_S = 60.0
 POOL = PoolConfig(vram_budget_mb=1000, max_concurrent_slots=4, min_residency_s=0.0, retry_delay_s=0.05, give_up_s=0.3)
 
 
-class FakeProbe:
+class FakeProbe(MemoryProbe):
     """Every worker holds the same; other programs and memory that did not come back are set by the test."""
 
     def __init__(self, worker_mb: float = WEIGHTS_MB + SLOT_MB) -> None:

@@ -43,7 +43,7 @@ class FaultyWorker:
         self._folder = folder
         self._channel = channel
         self._fault: dict[str, Any] = {}
-        self._inbox: SimpleQueue[protocol.ToWorker] = SimpleQueue()
+        self._inbox: SimpleQueue[protocol.ToWorker | protocol.Failed] = SimpleQueue()
         self._running: dict[int, tuple[protocol.Generate, list[str]]] = {}
         self._written = 0
 

@@ -129,7 +129,7 @@ def _serve(requests: socket.socket) -> list[str] | None:
     own_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     rest = [entry for entry in sys.path if entry not in own_path]
     while True:
-        ready, _, _ = select.select([requests, ended], [], [])
+        ready, _, _ = select.select([requests.fileno(), ended], [], [])
         if ended in ready:
             os.read(ended, 4096)
             while running:
@@ -138,7 +138,7 @@ def _serve(requests: socket.socket) -> list[str] | None:
                     break
                 with contextlib.suppress(OSError), running.pop(pid) as tell:
                     print(os.waitstatus_to_exitcode(status), file=tell)
-        if requests not in ready:
+        if requests.fileno() not in ready:
             continue
         message, descriptors, _, _ = socket.recv_fds(requests, 2 * _LARGEST, 4)
         if not message:

@@ -8,7 +8,7 @@ from typing import Any
 
 from coe_cli import __main__
 from coe_cli.core.hardware.machine import Adapter, Machine
-from coe_cli.core.providers import all_specs
+from coe_cli.core.providers import all_specs, for_card
 from coe_cli.runtime import probe
 from coe_cli.runtime.planning import fit_report, room, setup_plan
 from coe_cli.runtime.store import model_store
@@ -34,7 +34,7 @@ MACHINES = {
     ),
     "amd-16g-linux": (
         "linux",
-        Machine((Adapter("AMD Radeon RX 7800 XT", "sysfs", 16368.0, 16 * GB, 900.0),), True, 32 * GB, 24 * GB),
+        Machine((Adapter("AMD Radeon RX 7800 XT", "amd_sysfs", 16368.0, 16 * GB, 900.0),), True, 32 * GB, 24 * GB),
     ),
 }
 INSTALLED = {"amd-16g-linux": ["cpu"]}
@@ -44,13 +44,12 @@ INSTALLED = {"amd-16g-linux": ["cpu"]}
 def pretend(card: str, set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     """From here on the probes of this process find that machine."""
     platform, machine = MACHINES[card]
-    chosen = fit_report.for_card
     its_own = [spec.name for spec in all_specs() if not spec.platforms or platform in spec.platforms]
     set_attribute(room, "installed_providers", lambda: INSTALLED.get(card, its_own))
     for module in (setup_plan, model_store):
         set_attribute(module, "free_mb", lambda where: 200 * GB)
     set_attribute(probe, "probe_machine", lambda sources=None: machine)
-    set_attribute(fit_report, "for_card", lambda maker, _: chosen(maker, platform))
+    set_attribute(fit_report, "for_card", lambda maker, _: for_card(maker, platform))
 
 
 if __name__ == "__main__":

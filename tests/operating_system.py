@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ SYSTEM_ENDED_IT = "was ended from outside" if WINDOWS else "was killed by signal
 """What coe says of a worker that another process has killed."""
 _DETACHED_PROCESS, _CREATE_NO_WINDOW = 0x8, 0x8000000
 
-OF_ITS_OWN = {"creationflags": _CREATE_NO_WINDOW} if WINDOWS else {"start_new_session": True}
+OF_ITS_OWN: dict[str, Any] = {"creationflags": _CREATE_NO_WINDOW} if WINDOWS else {"start_new_session": True}
 """Options of Popen for a process with a terminal of its own: what is typed there reaches nobody else."""
 
 

@@ -110,7 +110,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(coe: Coe, *arguments: str, **environment: str) -> Iterator[Served]:
+def serving(coe: Coe, *arguments: str, **environment: Any) -> Iterator[Served]:
     """`coe serve` with ``arguments``; the college and its workers are gone afterwards."""
     result = coe.run("serve", "--keep-alive", "10m", *arguments, **environment).check()
     served = Served(coe, result.stdout.strip())

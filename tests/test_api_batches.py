@@ -45,9 +45,11 @@ def begun(client: openai.OpenAI, rows: list[bytes]) -> Any:
 
 
 def ended(client: openai.OpenAI, batch: Any) -> Any:
-    found: list[Any] = []
-    eventually(lambda: (found.append(client.batches.retrieve(batch.id)), found[-1].status not in OPEN)[1], 120)
-    return found[-1]
+    def look() -> Any:
+        found = client.batches.retrieve(batch.id)
+        return None if found.status in OPEN else found
+
+    return eventually(look, 120)
 
 
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
@@ -106,7 +108,7 @@ def test_a_batch_goes_on_in_the_next_college(tmp_path: Path) -> None:
     with serving(coe) as served:
         client = served.client()
         batch = begun(client, [row(number, max_tokens=200) for number in range(60)])
-        eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 0, 120)
+        eventually(lambda: (counts := client.batches.retrieve(batch.id).request_counts) and counts.completed > 0, 120)
     with serving(coe) as served:
         client = served.client()
         batch = ended(client, batch)

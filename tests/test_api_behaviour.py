@@ -22,7 +22,7 @@ TOKENIZE, DETOKENIZE, APPLY, PROPS, SLOTS = "/tokenize", "/detokenize", "/apply-
 MESSAGES, COUNT, RESPONSES = "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"
 HI = [{"role": "user", "content": "Hi"}]
 SYSTEM = [{"role": "system", "content": "Book"}, *HI]
-ANSWERED = {
+ANSWERED: dict[str, dict[str, Any]] = {
     CHAT: {"messages": HI, "max_tokens": 4},
     TEXT: {"prompt": "Hi ", "max_tokens": 4},
     NATIVE: {"prompt": "Hi ", "n_predict": 4},
@@ -38,7 +38,7 @@ BEGUN = [*HI, {"role": "assistant", "content": "Whill"}]
 PLACE = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"], "additionalProperties": False}  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "look", "parameters": PLACE}}
 ANTHROPIC_TOOL = {"name": "look", "input_schema": PLACE}
-RESULT = [
+RESULT: list[dict[str, Any]] = [
     *HI,
     {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "look", "input": {"city": "Rome"}}]},
     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "Sunny"}]},

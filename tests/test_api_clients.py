@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import openai
@@ -88,8 +89,8 @@ def test_a_response_in_a_schema_and_what_is_refused(client: openai.OpenAI, serve
         ({"input": 5}, "input"),
         ({"input": []}, "input"),
     ):
-        answer = served.request("POST", "/v1/responses", ask | fields)
-        assert (answer.status, answer.error["param"]) == (400, param), answer.body
+        refused = served.request("POST", "/v1/responses", ask | fields)
+        assert (refused.status, refused.error["param"]) == (400, param), refused.body
     assert served.request("POST", "/v1/responses", ask | {"truncation": "disabled", "include": []}).status == 200
 
 
@@ -195,9 +196,9 @@ def test_ollamas_client(served: Served, said: str) -> None:
     assert client.show(MODEL).modelinfo["general.architecture"]
     assert [model.model for model in client.ps().models] == [MODEL]
     assert [part.status for part in client.pull(MODEL, stream=True)][-1] == "success"
-    for wrong in (lambda: client.chat("nothing", hi), lambda: client.pull("nothing"), lambda: client.show("nothing")):
+    for wrong in (partial(client.chat, messages=hi), client.pull, client.show):
         with pytest.raises(ollama.ResponseError) as refused:
-            wrong()
+            wrong("nothing")
         assert refused.value.status_code == 404
     with pytest.raises(ollama.ResponseError, match="min_p"):
         client.chat(MODEL, hi, options={"min_p": 0.2})

@@ -160,8 +160,9 @@ UNUSABLE.append((CHAT, {**UNUSABLE[-12][1], "tool_choice": named}, UNUSABLE[-12]
 def test_a_grammar_that_cannot_be_made_is_refused_by_the_clients_name_of_its_field(
     served: Served, path: str, fields: dict[str, Any], param: str
 ) -> None:
-    asked = {RESPONSES: {"input": "Hi"}, MESSAGES: {"messages": HI, "max_tokens": 9}}.get(path, {"messages": HI})
-    answer = served.request("POST", path, {"model": MODEL, **({} if "prompt" in fields else asked), **fields})
+    asked: dict[str, dict[str, Any]] = {RESPONSES: {"input": "Hi"}, MESSAGES: {"messages": HI, "max_tokens": 9}}
+    said_to_it = {} if "prompt" in fields else asked.get(path, {"messages": HI})
+    answer = served.request("POST", path, {"model": MODEL, **said_to_it, **fields})
     said = answer.json["error"]
     assert answer.status == 400, answer.body
     assert f"`{param}`: " in (said if isinstance(said, str) else said["message"]), answer.body

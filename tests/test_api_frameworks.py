@@ -38,7 +38,7 @@ def test_langchain(served: Served) -> None:
     def model(**fields: Any) -> Any:
         return ChatOpenAI(
             base_url=f"{served.url}/v1", api_key="none", model=MODEL, temperature=0, max_retries=0, **fields
-        )  # type: ignore[arg-type]
+        )
 
     assert "Paris" in model(max_tokens=24).invoke(PARIS).content
     assert "Paris" in "".join(part.content for part in model(max_tokens=24).stream(PARIS))

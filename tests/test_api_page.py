@@ -28,7 +28,10 @@ def served(shared_coe: Coe) -> Iterator[Served]:
 
 
 def test_a_page_that_was_allowed_may_ask(served: Served) -> None:
-    wanted = {"access_control_request_method": "POST", "access_control_request_headers": "authorization, x-extra"}
+    wanted: dict[str, Any] = {
+        "access_control_request_method": "POST",
+        "access_control_request_headers": "authorization, x-extra",
+    }
     for origin in (PAGE, "https://app.example"):
         preflight = served.request("OPTIONS", "/v1/chat/completions", origin=origin, **wanted)
         assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, origin)

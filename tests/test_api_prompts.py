@@ -25,7 +25,7 @@ def texts(answer: Any) -> list[str]:
 
 
 def test_each_prompt_of_a_list_has_its_answer(client: openai.OpenAI) -> None:
-    ask = {"model": "tiny", "temperature": 0, "max_tokens": 6}
+    ask: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 6}
     alone = [client.completions.create(prompt=prompt, **ask) for prompt in ("ab", "xyz")]
     both = client.completions.create(prompt=["ab", "xyz"], **ask)
     assert texts(both) == [texts(each)[0] for each in alone]
@@ -34,6 +34,9 @@ def test_each_prompt_of_a_list_has_its_answer(client: openai.OpenAI) -> None:
     streamed = ["".join(c.choices[0].text for c in chunks if c.choices[0].index == index) for index in (0, 1)]
     assert streamed == texts(both)
     assert sorted(c.choices[0].index for c in chunks if c.choices[0].finish_reason) == [0, 1]
+
+
+ALL_WRONG: list[list[Any]] = [[], [[]], [-1], [10**9], [2**31], [1.5], [True], [1.5, 2.0], [5, "x"], ["x"] * 65]
 
 
 def test_token_ids_are_the_prompt(served: Served, client: openai.OpenAI) -> None:
@@ -46,14 +49,14 @@ def test_token_ids_are_the_prompt(served: Served, client: openai.OpenAI) -> None
         .encode("xyz", add_special_tokens=False)
         .ids
     )
-    ask = {"model": "tiny", "temperature": 0, "max_tokens": 6}
+    ask: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 6}
     said = texts(client.completions.create(prompt="xyz", **ask))
     assert texts(client.completions.create(prompt=ids, **ask)) == said
     assert texts(client.completions.create(prompt=[ids, ids], **ask)) == said * 2
     for mixed in ([float(number) for number in ids], ["xyz", ids]):
         answer = served.request("POST", "/v1/completions", {**ask, "prompt": mixed}).json
         assert {choice["text"] for choice in answer["choices"]} == set(said)
-    for wrong in ([], [[]], [-1], [10**9], [2**31], [1.5], [True], [1.5, 2.0], [5, "x"], ["x"] * 65):
+    for wrong in ALL_WRONG:
         answer = served.request("POST", "/v1/completions", {**ask, "prompt": wrong})
         assert answer.status == 400, (json.dumps(wrong), answer.body)
         assert answer.error["param"].startswith("prompt"), (json.dumps(wrong), answer.body)
@@ -63,7 +66,7 @@ def test_token_ids_are_the_prompt(served: Served, client: openai.OpenAI) -> None
 
 def test_n_answers_of_a_chat_and_of_a_prompt(served: Served, client: openai.OpenAI) -> None:
     hi: list[Any] = [{"role": "user", "content": "Hi"}]
-    ask = {"model": "tiny", "temperature": 1.5, "seed": 1, "max_tokens": 6, "n": 3}
+    ask: dict[str, Any] = {"model": "tiny", "temperature": 1.5, "seed": 1, "max_tokens": 6, "n": 3}
     answer = client.chat.completions.create(messages=hi, **ask)
     one = client.chat.completions.create(messages=hi, **{**ask, "n": 1})
     said = [choice.message.content for choice in answer.choices]
@@ -97,7 +100,7 @@ def test_the_likeliest_of_several_answers_are_given(served: Served, client: open
 
 
 def test_the_prompt_comes_before_its_answer_where_that_is_wanted(served: Served, client: openai.OpenAI) -> None:
-    ask = {"model": "tiny", "temperature": 0, "max_tokens": 6}
+    ask: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 6}
     plain = texts(client.completions.create(prompt=["ab", "xyz"], **ask))
     assert texts(client.completions.create(prompt=["ab", "xyz"], echo=True, **ask)) == [
         "ab" + plain[0],

@@ -35,7 +35,7 @@ ASK: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 def create(client: openai.OpenAI, **fields: Any) -> Any:
     return client.chat.completions.create(
-        **{"model": MODEL, "messages": ASK, "temperature": 0, "max_tokens": 80, "tools": [WEATHER, CLOCK]} | fields
+        **{"model": MODEL, "messages": ASK, "temperature": 0, "max_tokens": 80, "tools": [WEATHER, CLOCK], **fields}
     )
 
 
@@ -67,7 +67,8 @@ def test_a_function_without_parameters(client: openai.OpenAI) -> None:
 
 def test_none_and_no_tools_are_the_plain_answer(client: openai.OpenAI) -> None:
     plain = create(client, tools=openai.NOT_GIVEN, max_tokens=16)
-    for fields in ({"tool_choice": "none"}, {"tools": []}):
+    without: tuple[dict[str, Any], ...] = ({"tool_choice": "none"}, {"tools": []})
+    for fields in without:
         answer = create(client, max_tokens=16, **fields)
         assert answer.choices[0].message.content == plain.choices[0].message.content
         assert answer.usage.prompt_tokens == plain.usage.prompt_tokens

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe_cli.core.models.model_spec import BYTES_PER_MB as MB
-from coe_cli.core.providers._arena import Arena
+from coe_cli.core.providers._arena import Arena, _Chunk
 from coe_cli.core.providers._cuda_arenas import reserved_bytes
 
 
@@ -69,7 +69,7 @@ def test_freed_neighbours_join_when_the_run_ends_and_not_before() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3 * MB), st.booleans(), st.integers(0, 9)), max_size=60))
 def test_random_use_never_overlaps_and_ends_empty(steps: list[tuple[int, bool, int]]) -> None:
     arena = Arena()
-    held = []
+    held: list[_Chunk] = []
     for size, in_run, pick in steps:
         if pick < 3 and held:
             arena.free(held.pop(pick % len(held)))

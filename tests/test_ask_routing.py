@@ -36,7 +36,7 @@ def answer(result: Result) -> dict[str, Any]:
     return value
 
 
-def ask(coe: Coe, *arguments: str, **environment: str) -> Result:
+def ask(coe: Coe, *arguments: str, **environment: Any) -> Result:
     return coe.run("ask", "--max-tokens", "2", *arguments, **environment)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,7 @@ def test_openai_lines_come_back_in_openais_shape(mixed: tuple[Result, list[dict[
 
 @pytest.mark.long
 def test_rows_that_name_nobody_are_routed_in_bulk(routing_coe: Coe) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": 1, "prompt": "Write a SELECT that counts the orders of each customer", "max_tokens": 2},
         {"id": 2, "prompt": "Is this clause in my employment contract binding?", "max_tokens": 2},
         {"id": 3, "prompt": "Hello", "expert": "math_expert", "max_tokens": 2},
@@ -258,7 +260,7 @@ class Batches:
     def command(self, *options: str) -> list[str]:
         return [*DRIVER, str(self.faults), str(self.source), str(self.out), *options]
 
-    def run(self, *options: str, **environment: str) -> Result:
+    def run(self, *options: str, **environment: Any) -> Result:
         return self.coe.run(command=self.command(*options), **environment)
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -445,25 +447,32 @@ def test_stdin_is_kept_beside_the_output_so_that_it_can_go_on(quick_coe: Coe) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ten_kills_of_a_real_batch_change_nothing(coe: Coe) -> None:
-    """The real model, sampled with seeds: ten kills at any moment, then the same answers as of an undisturbed run."""
-    import random
-
+    """The real model, sampled with seeds: ten kills, as it starts and between rows, then the answers of an undisturbed run."""
     rows = [
         {"id": number, "prompt": f"Write a sentence about the number {number}.", "model": MODEL, "max_tokens": 16}
         | ({"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0})
-        for number in range(120)
+        for number in range(60)
     ]
     source = write_rows(coe.folder / "in.jsonl", rows)
     calm, out = coe.folder / "calm.jsonl", coe.folder / "out.jsonl"
     coe.run("batch", str(source), "-o", str(calm)).check()
-    chance, moments = random.Random(4), []
-    for _ in range(10):
+
+    def written() -> int:
+        return out.read_bytes().count(b"\n") if out.exists() else 0
+
+    def reached(lines: int, process: subprocess.Popen[bytes]) -> bool:
+        return written() >= lines or process.poll() is not None
+
+    chance, moments = random.Random(4), [0]
+    for more in chance.sample([0, 0, 1, 1, 2, 3, 3, 4, 5, 6], 10):
         process = coe.start("batch", str(source), "-o", str(out))
-        time.sleep(chance.uniform(0.2, 5.0))
+        eventually(partial(reached, moments[-1] + more, process))
+        time.sleep(chance.uniform(0.0, 1.0 if more == 0 else 0.2))
         process.kill()
         process.wait()
-        moments.append(out.read_bytes().count(b"\n") if out.exists() else 0)
+        moments.append(written())
     coe.run("batch", str(source), "-o", str(out)).check()
     print("rows in the output after each kill:", moments)
     assert {line: row["answer"] for line, row in by_line(out).items()} == {

@@ -98,7 +98,8 @@ def test_errors_are_forgotten_wholly_or_not_at_all(
     folder = tmp_path / "batch"
     shutil.copytree(whole, folder)
     (folder / "out").chmod(0o640)
-    real_replace, renamed = Path.replace, []
+    real_replace = Path.replace
+    renamed: list[Path] = []
 
     def replace(self: Path, target: Path) -> Path:
         if len(renamed) == kept_renames:

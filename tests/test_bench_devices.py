@@ -19,12 +19,12 @@ from coe_cli.providers.cuda import _nvml_handle, copy_on_cuda
 from coe_cli.runtime.bench import bench_machine
 from coe_cli.runtime.bench.bench_machine import measure_bandwidth
 from coe_cli.runtime.bench.bench_memory import RowMemory, settled_mb
-from coe_cli.runtime.college.memory_probe import GpuProbe, RssProbe
+from coe_cli.runtime.college.memory_probe import GpuProbe, MemoryProbe, RssProbe
 
 MB = 2**20
 
 
-class Device:
+class Device(MemoryProbe):
     """A card whose memory in use is ``others`` and, while the row's process is there, ``own``."""
 
     settle_s = 1.0

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -205,7 +206,10 @@ def test_only_those_with_text_fail_when_a_worker_dies(tmp_path: Path) -> None:
 
 def test_one_model_lost_leaves_the_other_alone(tmp_path: Path) -> None:
     async def test() -> None:
-        faults = {"one": [{"answer": "device_lost", "after": 5}], "two": [{"step_s": 0.01}]}
+        faults: dict[str, list[dict[str, Any]]] = {
+            "one": [{"answer": "device_lost", "after": 5}],
+            "two": [{"step_s": 0.01}],
+        }
         async with trial(tmp_path, faults) as college:
             one, two = await asyncio.gather(college.ask("one"), college.ask("two", tokens=60))
             assert one.error is not None and two.right
@@ -323,7 +327,7 @@ def test_a_reader_that_leaves_in_mid_load(tmp_path: Path) -> None:
 
 def test_closing_ends_requests_and_workers_in_every_state(tmp_path: Path) -> None:
     async def test() -> None:
-        faults = {"one": [{"step_s": 0.01}], "two": [{"load": "hang"}]}
+        faults: dict[str, list[dict[str, Any]]] = {"one": [{"step_s": 0.01}], "two": [{"load": "hang"}]}
         async with trial(tmp_path, faults, max_concurrent_slots=1) as college:
             running = asyncio.create_task(college.ask("one", tokens=10_000))
             while college.college.snapshot().running == 0:

@@ -72,18 +72,18 @@ def with_college(
 async def ask(
     college: College,
     spec: ModelSpec,
-    messages: list[tuple[str, str]] | str,
+    messages: list[ChatMessage] | str,
     sampling: Sampling = GREEDY,
     max_tokens: int = TOKENS,
     *,
     buffered: bool = False,
 ) -> tuple[str, int]:
     """The answer, and how many tokens of the prompt were in the cache."""
-    chat = [("user", messages)] if isinstance(messages, str) else messages
+    chat = [ChatMessage("user", messages)] if isinstance(messages, str) else messages
     text, reused = "", 0
     request = ce.Ask(
         spec,
-        [ChatMessage(role, content) for role, content in chat],
+        chat,
         max_tokens=max_tokens,
         sampling=sampling,
         buffered=buffered,
@@ -106,21 +106,21 @@ CONVERSATIONS = [
 @pytest.mark.long
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_conversations_that_take_turns_answer_as_in_a_fresh_run(models_dir: Path, sampling: Sampling) -> None:
-    prompts: list[list[tuple[str, str]]] = []
+    prompts: list[list[ChatMessage]] = []
     answers: list[str] = []
     reused: list[int] = []
 
     async def talk(college: College, spec: ModelSpec) -> None:
         async def conversation(questions: list[str], pause_s: float) -> None:
-            chat: list[tuple[str, str]] = []
+            chat: list[ChatMessage] = []
             for question in questions:
                 await asyncio.sleep(pause_s)
-                chat.append(("user", question))
+                chat.append(ChatMessage("user", question))
                 text, kept = await ask(college, spec, chat, sampling)
                 prompts.append(list(chat))
                 answers.append(text)
                 reused.append(kept)
-                chat.append(("assistant", text))
+                chat.append(ChatMessage("assistant", text))
 
         await asyncio.gather(*(conversation(qs, 0.01 * n) for n, qs in enumerate(CONVERSATIONS)))
 
@@ -267,7 +267,9 @@ def test_a_real_load_and_answer_are_recorded_and_the_next_plan_uses_them(models_
     assert measurements.warning is None
     memory = memory_of(spec_from_folder(MODEL, models_dir / MODEL))
     found = calibration_of(memory, measurements)
-    assert found is not None and found.records == 2  # the load, and the first answer alone
+    assert (
+        found is not None and found.load_bytes is not None and found.records == 2
+    )  # the load, and the first answer alone
     assert found.load_bytes == pytest.approx(load_bytes(memory), rel=0.1)
     assert found.slot_ratio == pytest.approx(1, rel=0.4)
     assert ExactAccounting().weights_bytes(apply(memory, found)) == found.load_bytes + memory.on.mapped_bytes(memory)

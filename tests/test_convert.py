@@ -12,12 +12,14 @@ from conftest import command_of
 from importing.gguf_files import write_gguf
 
 from coe_cli.core.importing.encodings import rules_for
+from coe_cli.core.importing.record import RECORD
 from coe_cli.core.providers import names
 from coe_cli.errors import ModelDamaged, UsageError
-from coe_cli.runtime.importing.convert import RECORD, convert
+from coe_cli.runtime.importing.convert import convert
 from coe_cli.runtime.progress import Step
 
 HIDDEN, MLP, VOCAB = 64, 96, 160
+Converted = tuple[Path, list[tuple[str, float]]]
 
 
 def on_q4_1_grid(matrix: np.ndarray) -> np.ndarray:
@@ -32,7 +34,7 @@ def ignore(step: Step) -> None:
     del step
 
 
-def test_there_is_a_recipe_for_every_default_and_a_clear_no_otherwise():
+def test_there_is_a_recipe_for_every_default_and_a_clear_no_otherwise() -> None:
     for provider in names():
         rules_for(provider, "int4")
     for provider, precision in (("cpu", "fp16"), ("dml", "int8"), ("npu", "int4")):
@@ -44,13 +46,13 @@ def test_there_is_a_recipe_for_every_default_and_a_clear_no_otherwise():
 # --- the child
 
 
-def test_errors_cross_from_the_child_with_their_kind(tmp_path):
+def test_errors_cross_from_the_child_with_their_kind(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "model.gguf", "mamba")
     with pytest.raises(UsageError, match="`mamba`"):
         convert(source, tmp_path / "out", provider="cpu", precision="int4", on_progress=ignore)
 
 
-def test_interrupt_ends_the_child(tmp_path):
+def test_interrupt_ends_the_child(tmp_path: Path) -> None:
     def interrupt(step: Step) -> None:
         raise KeyboardInterrupt
 
@@ -63,7 +65,7 @@ def test_interrupt_ends_the_child(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gguf_file_without_a_tokenizer_is_damaged(tmp_path):
+def test_a_gguf_file_without_a_tokenizer_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(ModelDamaged, match="tokenizer"):
         source = write_gguf(tmp_path / "m.gguf", tokenizer=False)
         convert(source, tmp_path / "out", provider="cpu", precision="int4", on_progress=ignore)
@@ -73,7 +75,7 @@ def test_a_gguf_file_without_a_tokenizer_is_damaged(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of two layers with random weights and a word-level tokenizer, as a Hugging Face folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -110,7 +112,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def converted(tiny_model, tmp_path_factory) -> tuple[Path, list[tuple[str, float]]]:
+def converted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Converted:
     output = tmp_path_factory.mktemp("converted")
     progress: list[tuple[str, float]] = []
     convert(
@@ -124,7 +126,7 @@ def converted(tiny_model, tmp_path_factory) -> tuple[Path, list[tuple[str, float
 
 
 @pytest.mark.slow
-def test_whole_conversion_reports_progress_and_leaves_only_the_model(converted):
+def test_whole_conversion_reports_progress_and_leaves_only_the_model(converted: Converted) -> None:
     output, progress = converted
     assert list(dict(progress)) == [f"Converting: {stage}" for stage in ("tokenizer", "weights")]
     fractions = [fraction for _, fraction in progress]
@@ -139,7 +141,7 @@ def test_whole_conversion_reports_progress_and_leaves_only_the_model(converted):
 
 
 @pytest.mark.slow
-def test_converted_model_generates_what_its_source_does(tiny_model, converted):
+def test_converted_model_generates_what_its_source_does(tiny_model: Path, converted: Converted) -> None:
     import onnxruntime_genai as og
     import torch
     from transformers import LlamaForCausalLM
@@ -158,7 +160,7 @@ def test_converted_model_generates_what_its_source_does(tiny_model, converted):
 
 
 @pytest.mark.slow
-def test_quality_of_the_conversion_is_measured_against_its_source(tiny_model, converted):
+def test_quality_of_the_conversion_is_measured_against_its_source(tiny_model: Path, converted: Converted) -> None:
     from coe_cli.runtime.conversion.quality import measure_quality
 
     quality = measure_quality(converted[0], tiny_model, max_tokens=600)

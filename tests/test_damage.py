@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,11 @@ def _replace(path: Path, data: bytes) -> None:
     """Write a new file: the old one may be a hard link to the model that all tests share."""
     path.unlink(missing_ok=True)
     path.write_bytes(data)
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def _truncate(path: Path, size: int) -> None:
@@ -37,7 +43,7 @@ def _config(folder: Path, change: str) -> None:
     _replace(folder / "genai_config.json", json.dumps(config).encode())
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "no weights": lambda f: (f / "model.onnx.data").unlink(),
     "half the weights": lambda f: _truncate(f / "model.onnx.data", 50_000_000),
     "one byte too few": lambda f: _truncate(f / "model.onnx.data", (f / "model.onnx.data").stat().st_size - 1),
@@ -45,7 +51,7 @@ DAMAGES = {
     "no graph": lambda f: (f / "model.onnx").unlink(),
     "empty graph": lambda f: _replace(f / "model.onnx", b""),
     "graph of noise": lambda f: _replace(f / "model.onnx", b"\xff" * 262_221),
-    "weights are a folder": lambda f: ((f / "model.onnx.data").unlink(), (f / "model.onnx.data").mkdir()),
+    "weights are a folder": lambda f: _make_folder(f / "model.onnx.data"),
     "configuration is not JSON": lambda f: _replace(f / "genai_config.json", b'{"model": '),
     "configuration is empty": lambda f: _replace(f / "genai_config.json", b""),
     "configuration is binary": lambda f: _replace(f / "genai_config.json", b"\xff\xfe\x00"),

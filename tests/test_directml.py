@@ -158,7 +158,7 @@ def test_directml_that_cannot_start_is_not_a_damaged_model(dml: Coe, code: str) 
 
 @pytest.mark.long
 def test_a_driver_that_computes_something_else_is_seen_at_the_first_run(dml: Coe) -> None:
-    def agreement(code: int, **environment: str) -> dict[str, Any]:
+    def agreement(code: int, **environment: Any) -> dict[str, Any]:
         result = dml.run("models", "verify", "gpu", "--format", "json", **environment)
         assert result.code == code, result.stderr
         return next(item for item in json.loads(result.stdout)["findings"] if item["check"] == "agreement")

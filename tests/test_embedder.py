@@ -19,6 +19,7 @@ from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 
 from coe_cli.core.hardware.machine import Machine
 from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.runtime.college.college_profile import college_profile
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.profile_report import check
 from coe_cli.runtime.routing import embedder_torch
@@ -27,7 +28,6 @@ from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.routing.embedder_sources import EMBEDDED, EMBEDDERS, fetch_embedder
 from coe_cli.runtime.routing.router_cache import open_router
-from coe_cli.runtime.server.serve_process import college_profile
 from coe_cli.runtime.settings import load_catalog, load_profiles
 
 ROOT = Path(__file__).resolve().parent.parent

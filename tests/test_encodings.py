@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Coe
@@ -59,7 +60,7 @@ def test_pipes_are_utf_8(bare_coe: Coe, locale: dict[str, str]) -> None:
     ],
     ids=" ".join,
 )
-def test_a_command_writes_all_of_it(bare_coe: Coe, command: list[str], locale: dict[str, str]) -> None:
+def test_a_command_writes_all_of_it(bare_coe: Coe, command: list[str], locale: dict[str, Any]) -> None:
     result, plain = bare_coe.run(*command, **locale), bare_coe.run(*command, PYTHONIOENCODING="utf-8")
     assert result.code == plain.code
     for written, wanted in ((result.stdout, plain.stdout), (result.stderr, plain.stderr)):

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from conftest import MODEL
 
-from coe_cli.runtime.college.resolver import AUTO, ChatRequest, RequestResolver
+from coe_cli.runtime.college.chat_request import AUTO, ChatRequest
+from coe_cli.runtime.college.resolver import RequestResolver
 from coe_cli.runtime.folders import Folders, catalog_paths, profile_paths
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server.discovery import CollegeState

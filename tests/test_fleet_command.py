@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from fleet_fixtures import kind_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -27,7 +28,6 @@ from coe_cli.runtime.folders import folders, profile_paths
 from coe_cli.runtime.routing.embedder import EMBEDDER_FORMAT, EmbedderInfo
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 from coe_cli.runtime.settings import load_profiles
-from tests.fleet_fixtures import kind_of
 
 FLEET: dict[str, Any] = {
     "nodes": [{"name": "desk", "profile": "standard", "count": 3}],

@@ -223,9 +223,10 @@ def test_every_request_ends_once_and_in_order(
 
 @pytest.mark.long
 def test_the_same_seed_gives_the_same_figures_on_any_number_of_cores() -> None:
+    from fleet_fixtures import problem_of
+
     from coe_cli.core.fleet.fleet import Demand, Simulation
     from coe_cli.runtime.fleet.fleet_simulation import simulate_fleet
-    from tests.fleet_fixtures import problem_of
 
     problem, groups = problem_of({"python_backend": Demand(2.0, 100, 50)}, nodes=40)
     one, two, other = (

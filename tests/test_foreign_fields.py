@@ -304,7 +304,7 @@ def test_an_answer_goes_on_past_its_end_and_ends_at_a_token(served: Served) -> N
 
 def test_timings_progress_and_usage_come_with_each_chunk(served: Served) -> None:
     for path in (CHAT, TEXT, NATIVE):
-        stream = {"stream": True, "timings_per_token": True, "return_progress": True}
+        stream: dict[str, Any] = {"stream": True, "timings_per_token": True, "return_progress": True}
         found = events(ask(served, path, **stream, ignore_eos=True))
         counts = [event["timings"]["predicted_n"] for event in found if "timings" in event]
         assert counts == sorted(counts) and counts[-1] == 4, found

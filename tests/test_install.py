@@ -20,7 +20,7 @@ from operating_system import interrupt
 
 from coe_cli.core.models.catalog import Source
 from coe_cli.errors import ModelMissing
-from coe_cli.runtime.progress import FolderGrowth, ignore, size_of
+from coe_cli.runtime.progress import FolderGrowth, Step, ignore, size_of
 from coe_cli.runtime.store.sources import fetch
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -304,7 +304,7 @@ def test_wrong_digest_goes_to_the_next_source(tmp_path: Path, monkeypatch: pytes
 
 def test_progress_bears_folders_that_come_and_go(tmp_path: Path) -> None:
     """pip makes and removes folders of its own while the growth of its download is watched."""
-    steps = []
+    steps: list[Step] = []
     (tmp_path / "kept").write_bytes(b"x" * 1000)
     with FolderGrowth("watching", tmp_path, None, steps.append):
         for _ in range(300):

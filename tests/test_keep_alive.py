@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,15 @@ def test_a_young_model_is_protected_while_others_wait_for_both(served: Served) -
         ask(served, name)
         answered.append(name)
 
+    def queued(count: int) -> bool:
+        return bool(served.snapshot()["queue_length"] == count)
+
     names = [OTHER] + [MODEL] * (PoolConfig(1).max_bypasses + 6)
     with held_slot(served, MODEL):
         threads = [threading.Thread(target=answer, args=[name]) for name in names]
         for count, thread in enumerate(threads, 1):
             thread.start()
-            eventually(lambda count=count: served.snapshot()["queue_length"] == count)
+            eventually(partial(queued, count))
     for thread in threads:
         thread.join(60)
     assert answered == names[1:] + names[:1]

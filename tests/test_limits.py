@@ -19,6 +19,7 @@ from coe_cli.app import build_app
 from coe_cli.core.batch.batch_rows import InvalidRow, parse_line
 from coe_cli.errors import UsageError
 from coe_cli.runtime.college.worker_handle import WorkerHandle
+from coe_cli.runtime.prompts.prompt_messages import Prepare
 from coe_cli.runtime.worker import protocol
 
 HUGE = 99999999999999999999
@@ -79,12 +80,13 @@ def test_a_row_of_a_batch_refuses_it(key: str, value: int) -> None:
 
 @pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens", "top_k", "seed", "temperature", "top_p"])
 def test_v1_refuses_it_and_names_it(served: Served, key: str) -> None:
-    response = served.chat(**{key: HUGE})
+    asked: dict[str, Any] = {key: HUGE}
+    response = served.chat(**asked)
     assert (response.status, response.error["param"]) == (400, key)
 
 
 def test_coes_own_endpoint_refuses_it_too(served: Served) -> None:
-    token = {"authorization": f"Bearer {served.state['token']}"}
+    token: dict[str, Any] = {"authorization": f"Bearer {served.state['token']}"}
     for wrong in (
         {"sampling": {"top_k": 2**40}},
         {"sampling": {"temperature": -1.0}},
@@ -151,7 +153,7 @@ def test_a_load_that_cannot_be_sent_is_over(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("text", ["\ud800", "x" * (65 * 2**20)], ids=["a lone surrogate", "65 MB"])
 def test_what_cannot_be_framed_is_the_askers_fault(text: str) -> None:
-    message = protocol.Generate(1, [protocol.ChatMessage("user", text)], 10)
+    message = Prepare("m", "folder", [protocol.ChatMessage("user", text)], 10)
     with pytest.raises(UsageError, match=r"cannot be given|bytes"):
         protocol.frame(message)
 

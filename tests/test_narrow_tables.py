@@ -182,16 +182,17 @@ def test_a_share_has_the_unit_of_the_whole(used: float, whole: float, words: str
 
 
 def test_a_kept_answer_is_shown_as_markdown_and_a_question_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ("# What **is** it?", "## Locks\n\nA **mutual exclusion** lock lets one thread in.\n\n- `acquire`")
+    answer = "## Locks\n\nA **mutual exclusion** lock lets one thread in.\n\n- `acquire`"
     said = [
-        LoggedMessage(role, text, 1.7e9, *[None] * 10) for role, text in zip(("user", "assistant"), texts, strict=True)
+        LoggedMessage("user", "# What **is** it?", 1.7e9, *[None] * 10),
+        LoggedMessage("assistant", answer, 1.7e9, *[None] * 10),
     ]
     told = Conversation(1, 1.7e9, 1.7e9, said)
     text = on_terminal(monkeypatch, lambda output: write_conversation(output, told, as_json=False), 30)
     assert "# What **is** it?" in text and "\nLocks\n" in text and "• acquire" in text
     assert "mutual exclusion" in " ".join(text.split()) and "exclu\n" not in text
     piped = written(lambda output: write_conversation(output, told, as_json=False), io.StringIO())
-    assert texts[1] in piped
+    assert answer in piped
 
 
 def warned(output: Output) -> None:

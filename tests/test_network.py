@@ -12,7 +12,7 @@ import pytest
 from conftest import ENDLESS, MODEL, REPOSITORY, Coe, read_some, worker_of
 from model_store.hub_server import Hub
 
-from coe_cli.core.models.source_uri import HubSource, parse_uri
+from coe_cli.core.models.source_uri import FileSource, HubSource, parse_uri
 from coe_cli.runtime.folders import catalog_paths
 from coe_cli.runtime.routing.embedder_sources import EMBEDDED, EMBEDDERS
 from coe_cli.runtime.settings import load_catalog
@@ -96,7 +96,11 @@ def sources(name: str) -> list[str]:
     """Repositories and projects of a model or an embedder."""
     told = EMBEDDERS[name] if name in EMBEDDERS else load_catalog(catalog_paths()).models[name].sources
     places = [parse_uri(source.uri) for source in told]
-    return [place.repo if isinstance(place, HubSource) else place.project for place in places]
+    return [
+        place.repo if isinstance(place, HubSource) else place.project
+        for place in places
+        if not isinstance(place, FileSource)
+    ]
 
 
 def test_the_readme_says_how_much_that_is() -> None:

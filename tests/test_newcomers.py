@@ -92,8 +92,15 @@ def with_profiles(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[s
         yield words
 
 
-NEEDS = {("models", "import"): ("hf:a/b",), ("models", "show"): (MODEL,), ("experts", "test"): ("sql_query", "Hi")}
-NEEDS |= {("models", "pull"): ("Qwen2.5-Math-7B-DML",), ("ask",): ("Hi",), ("route",): ("Hi",), ("batch",): ("-",)}
+NEEDS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("models", "import"): ("hf:a/b",),
+    ("models", "show"): (MODEL,),
+    ("models", "pull"): ("Qwen2.5-Math-7B-DML",),
+    ("experts", "test"): ("sql_query", "Hi"),
+    ("ask",): ("Hi",),
+    ("route",): ("Hi",),
+    ("batch",): ("-",),
+}
 
 
 @pytest.mark.parametrize("words", [*with_profiles(typer.main.get_command(build_app()))], ids=" ".join)

@@ -120,7 +120,7 @@ def test_start_runs_a_node_that_offers_the_memory(coe: Coe, with_token: bool) ->
         token = coe.folder / ".ray" / "auth_token"
         token.parent.mkdir()
         token.write_text("0123456789abcdef" * 4)
-    home = {"HOME": str(coe.folder), "USERPROFILE": str(coe.folder)}
+    home: dict[str, Any] = {"HOME": str(coe.folder), "USERPROFILE": str(coe.folder)}
     port = "6391"
     look = f"""
 import json

@@ -305,7 +305,7 @@ def test_nothing_for_too_long_is_a_time_out(coe: Coe) -> None:
     assert "--timeout" in one_line(result.stderr)
 
 
-def test_a_worker_gets_huge_pages_beside_other_tunables(monkeypatch):
+def test_a_worker_gets_huge_pages_beside_other_tunables(monkeypatch: pytest.MonkeyPatch) -> None:
     from coe_cli.runtime.worker.worker_process import worker_environment
 
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)

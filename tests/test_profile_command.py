@@ -106,10 +106,11 @@ def test_a_damaged_model_is_an_error(own_folders: Path) -> None:
 
 
 def test_measurements_and_their_age_are_told(own_folders: Path) -> None:
+    from test_vram_command import folder_with_model
+
     from coe_cli.core.memory.calibration import CalibrationRecord
     from coe_cli.providers.installed import runtime_version
     from coe_cli.runtime.planning.calibration_store import CalibrationStore, model_digest
-    from tests.test_vram_command import folder_with_model
 
     folder = folder_with_model(own_folders / "models")
     assert "no measurements yet" in str(checked("embedded", card(8_000.0)).findings)

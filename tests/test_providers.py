@@ -45,15 +45,16 @@ def _named(path: Path) -> list[str]:
     """Strings of a file that are a provider's name, one of ONNX Runtime's names, packages or options for it, and imports of its modules."""
     wanted = {name for spec in all_specs() for name in (spec.name, spec.ort_name)}
     packages = {name for spec in all_specs() for name in (*spec.oga_packages, *spec.ort_packages, spec.plugin_package)}
-    wanted |= packages - {None, *host().oga_packages, *host().ort_packages}
+    wanted |= {package for package in packages if package} - {*host().oga_packages, *host().ort_packages}
     where = path.relative_to(ROOT).as_posix()
     modules = re.compile(rf"coe_cli\.(core\.)?providers\._?({'|'.join(names())})(_\w+)?\b")
     parts = re.compile(rf"^(ep\.)?({'|'.join(names())})\.")
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-        if (text in wanted or (" " not in text and parts.search(text))) and (where, text) not in NO_PROVIDER:
-            found.append(f"{where}:{node.lineno}: {text!r}")
+        if isinstance(node, ast.Constant) and isinstance(text := node.value, str):
+            named = text in wanted or (" " not in text and parts.search(text))
+            if named and (where, text) not in NO_PROVIDER:
+                found.append(f"{where}:{node.lineno}: {text!r}")
         if isinstance(node, ast.ImportFrom) and node.module:
             imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             found += [f"{where}:{node.lineno}: {name}" for name in imported if modules.match(name)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -24,13 +26,13 @@ def knows_the_next(window: list[int]) -> np.ndarray:
 TOKENS = [1, 5, 2, 7, 3, 3, 6, 1] * 150
 
 
-def test_a_model_against_itself_loses_nothing():
+def test_a_model_against_itself_loses_nothing() -> None:
     quality = compare(TOKENS, knows_the_next, knows_the_next)
     assert (quality.loss_percent, quality.agreement, quality.kl_nats) == (0, 1, 0)
     assert quality.tokens == len(TOKENS)
 
 
-def test_uniform_guessing_has_the_perplexity_of_the_vocabulary():
+def test_uniform_guessing_has_the_perplexity_of_the_vocabulary() -> None:
     quality = compare(TOKENS, knows_the_next, uniform)
     assert quality.source_perplexity == pytest.approx(1, abs=1e-9)
     assert quality.perplexity == pytest.approx(VOCAB)
@@ -39,7 +41,7 @@ def test_uniform_guessing_has_the_perplexity_of_the_vocabulary():
     assert quality.kl_nats > 1.5
 
 
-def test_windows_are_apart_and_of_bounded_length():
+def test_windows_are_apart_and_of_bounded_length() -> None:
     lengths: list[int] = []
 
     def note(window: list[int]) -> np.ndarray:
@@ -52,18 +54,18 @@ def test_windows_are_apart_and_of_bounded_length():
     assert seen == [0.5, 1.0]
 
 
-def test_too_short_a_text_is_refused():
+def test_too_short_a_text_is_refused() -> None:
     with pytest.raises(UsageError):
         compare([1], uniform, uniform)
 
 
-def test_shipped_text_is_plain_and_long_enough():
+def test_shipped_text_is_plain_and_long_enough() -> None:
     text = QUALITY_TEXT.read_text(encoding="ascii")
     assert text.startswith("CHAPTER I")
     assert 14_000 < len(text.split()) < 18_000
 
 
-def test_a_folder_without_a_model_is_damaged(tmp_path):
+def test_a_folder_without_a_model_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelDamaged):
         measure_quality(tmp_path, tmp_path)

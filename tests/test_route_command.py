@@ -136,7 +136,12 @@ def test_examples_that_change_are_learned_by_itself(coe: Any, home: Path, monkey
         write_catalog(home / "experts.yaml", {**EXAMPLES, "gardener": garden})
         embedded: list[str] = []
         embed = Embedder.embed
-        monkeypatch.setattr(Embedder, "embed", lambda self, texts: (embedded.extend(texts), embed(self, texts))[1])
+
+        def listed(self: Embedder, texts: list[str]) -> Any:
+            embedded.extend(texts)
+            return embed(self, texts)
+
+        monkeypatch.setattr(Embedder, "embed", listed)
         result = coe("sow carrots", "--format", "jsonl")
         assert "training" in result.stderr
         assert objects(result)[0]["experts"][0]["name"] == "gardener"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -42,7 +43,7 @@ from coe_cli.errors import DoesNotFit
 from coe_cli.runtime.settings import load_profiles
 
 
-def scheduler(costs: dict[str, tuple[float, float] | ModelCost], **config: object) -> Scheduler:
+def scheduler(costs: Mapping[str, tuple[float, float] | ModelCost], **config: object) -> Scheduler:
     """Costs are (weights, one slot) in MB with 4 slots, or a ModelCost."""
     settings: dict[str, object] = {"vram_budget_mb": 12_000, "fixed_mb": 2_000, "max_concurrent_slots": 4, **config}
     models = {

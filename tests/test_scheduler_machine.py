@@ -350,7 +350,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(pick=st.integers(0, 1_000))
     def tokens(self, pick: int) -> None:
-        request_id = sorted(self.running)[pick % len(self.running)]  # type: ignore[type-var]
+        request_id = sorted(self.running)[pick % len(self.running)]
         self.delivered.add(request_id)
         self.send(Tokens(request_id))
 

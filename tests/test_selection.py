@@ -97,7 +97,7 @@ def test_names_that_do_not_exist(catalog: Catalog) -> None:
     ],
 )
 def test_profile(name: str | None, provider: str, profile: str) -> None:
-    assert choose_profile(PROFILES, name, provider).name == profile  # type: ignore[arg-type]
+    assert choose_profile(PROFILES, name, provider).name == profile
 
 
 def test_an_unknown_profile() -> None:

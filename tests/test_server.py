@@ -228,7 +228,8 @@ def test_a_top_k_beyond_the_vocabulary_is_the_whole_of_it(served: Served) -> Non
 
 def test_max_tokens_ends_it(served: Served) -> None:
     for field in ("max_tokens", "max_completion_tokens"):
-        answer = served.chat(**{"max_tokens": None, field: 3}).json
+        asked: dict[str, Any] = {"max_tokens": None, field: 3}
+        answer = served.chat(**asked).json
         assert answer["choices"][0]["finish_reason"] == "length"
         assert answer["usage"]["completion_tokens"] == 3
 

@@ -23,6 +23,7 @@ from coe_cli.runtime.routing.embedder import Embedder, embedder_folder
 from coe_cli.runtime.routing.router_cache import open_router
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.settings import load_catalog, load_profiles
+from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage
 
 SHIPPED = REPOSITORY / "profiles"
@@ -182,10 +183,9 @@ def test_a_model_built_for_another_device_runs_slower_and_says_so(
 
     catalog = load_catalog([SHIPPED / "experts.yaml"])
     profile = load_profiles([SHIPPED / "hardware_profiles.yaml"]).select("standard")
-    real_open = resolver_module.open_model
 
     def open_for_dml(name: str, folder: Path) -> ModelSpec:
-        return msgspec.structs.replace(real_open(name, folder), provider="dml")
+        return msgspec.structs.replace(open_model(name, folder), provider="dml")
 
     monkeypatch.setattr(resolver_module, "open_model", open_for_dml)
     request = ChatRequest([ChatMessage("user", "Hi")], name=MODEL)

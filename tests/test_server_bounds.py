@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,6 +96,10 @@ def test_a_head_that_comes_byte_by_byte_is_given_up_and_others_are_answered() ->
     served(test)
 
 
+def has_begun(number: int, server: Server) -> bool:
+    return len(server.begun) > number
+
+
 def test_a_second_request_on_the_connection_has_its_own_time() -> None:
     async def test(server: Server) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -103,7 +108,7 @@ def test_a_second_request_on_the_connection_has_its_own_time() -> None:
             await server.until(lambda it: any(each._head_bytes for each in it.connections))
             pass_s(HEAD_WAIT_S * 0.7)
             writer.write(WHOLE[10:])
-            await server.until(lambda it, number=number: len(it.begun) > number)
+            await server.until(partial(has_begun, number))
             pass_s(HEAD_WAIT_S + 10)
             assert b"200" in await reader.readuntil(b"ok")
         writer.write(WHOLE[:10])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conftest import Coe
@@ -77,8 +78,13 @@ def served(shared_coe: Coe) -> Iterator[Served]:
 
 def test_dns_rebinding_and_web_pages_are_refused_everywhere(served: Served) -> None:
     for path in ("/healthz", "/metrics", "/v1/models", "/coe/snapshot", "/openapi.json"):
-        for headers in ({"host": f"evil.example:{served.port}"}, {"origin": "http://evil.example"}, {"origin": "null"}):
-            answer = served.request("GET", path, authorization=f"Bearer {KEY}", **headers)
+        for name, value in (
+            ("host", f"evil.example:{served.port}"),
+            ("origin", "http://evil.example"),
+            ("origin", "null"),
+        ):
+            headers: dict[str, Any] = {"authorization": f"Bearer {KEY}", name: value}
+            answer = served.request("GET", path, **headers)
             assert answer.status == 403, path
             assert "access-control-allow-origin" not in answer.headers
     assert served.request("OPTIONS", "/v1/models", origin="http://evil.example").status == 403
@@ -122,7 +128,7 @@ SECRET = "my-secret-question"
 
 
 def test_the_log_holds_requests_and_no_prompts(served: Served) -> None:
-    headers = {"authorization": f"Bearer {KEY}"}
+    headers: dict[str, Any] = {"authorization": f"Bearer {KEY}"}
     body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": SECRET}], "max_tokens": 1}
     assert served.request("POST", "/v1/chat/completions", body, **headers).status == 200
     served.request("GET", "/v1/models/a%0Aforged", **headers)

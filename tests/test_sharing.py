@@ -63,7 +63,7 @@ def answered(path: Path) -> int:
     return sum("answer" in json.loads(line) for line in whole.splitlines())
 
 
-SHARED = {"COE_NO_SERVE": "0"}
+SHARED: dict[str, Any] = {"COE_NO_SERVE": "0"}
 
 
 def college(coe: Coe) -> Served | None:

@@ -13,8 +13,7 @@ import pytest
 from conftest import REPOSITORY, Coe
 from serving import serving
 from test_providers import files_of_the_page
-
-from tests.windows.directml.make_models import write_checkpoint
+from windows.directml.make_models import write_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the toy is a card of Linux")
 

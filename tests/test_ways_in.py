@@ -55,7 +55,7 @@ def prompt_tokens(way: str, served: Served, expert: str, conversation: Conversat
     home, (_, question) = served.coe, conversation[-1]
     system = [] if conversation[0][0] == "user" else ["-s", conversation[0][1]]
     if way.startswith("ask"):
-        serve = {} if way == "ask" else {"COE_NO_SERVE": "0"}
+        serve: dict[str, Any] = {} if way == "ask" else {"COE_NO_SERVE": "0"}
         arguments = ["ask", "-e", expert, "--no-log", "--max-tokens", "1", "--format", "json", *system, question]
         return int(json.loads(home.run(*arguments, **serve).check().stdout)["usage"]["prompt_tokens"])
     if way == "chat":
@@ -127,8 +127,8 @@ def test_a_raw_prompt_is_given_byte_for_byte(served: Served) -> None:
         assert served.request("POST", "/v1/completions", body).json["usage"]["prompt_tokens"] == len(text)
     body = {"model": "plain", "prompt": "a</s>b", "max_tokens": 1}
     allowed = served.request("POST", "/v1/completions", body).json["usage"]["prompt_tokens"]
-    text = served.request("POST", "/v1/completions", body | {"allow_special_tokens": False})
-    assert (allowed, text.json["usage"]["prompt_tokens"]) == (3, 6)
+    refused = served.request("POST", "/v1/completions", body | {"allow_special_tokens": False})
+    assert (allowed, refused.json["usage"]["prompt_tokens"]) == (3, 6)
 
 
 def test_control_tokens_for_those_who_want_them(served: Served) -> None:

@@ -68,7 +68,7 @@ def test_nobody_answers_in_the_experts_place_unasked(way: str, strict: Served) -
         error = json.loads((coe.folder / "out.jsonl").read_text())["error"]
         assert error["code"] == "model_missing" and NOT_INSTALLED in error["message"]
     else:
-        environment = {"COE_NO_SERVE": "0"} if way == "ask, served" else {}
+        environment: dict[str, Any] = {"COE_NO_SERVE": "0"} if way == "ask, served" else {}
         command = ["chat"] if way == "chat" else ["ask", "Hi"]
         result = coe.run(*command, "-e", EXPERT, "--no-log", stdin="Hi\n" if way == "chat" else "", **environment)
         assert (result.code, result.stdout) == (4, "")

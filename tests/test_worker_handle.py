@@ -141,7 +141,7 @@ def test_a_college_with_other_settings_is_not_asked(home: Coe, change: str, mode
     home.run(*ASK, "Hi").check()
     pid = college(home).state["pid"]
     arguments: tuple[str, ...] = ()
-    environment: dict[str, str] = {}
+    environment: dict[str, Any] = {}
     if change == "profiles":
         (home.config / "hardware_profiles.yaml").write_text("keep_alive: 2m\n")
     elif change == "catalog":

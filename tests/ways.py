@@ -47,7 +47,7 @@ def say(way: str, served: Served, question: str = "Hi", *, options: tuple[str, .
         if way == "chat":
             result = coe.run("chat", "--no-log", "--show-thinking", *flags, stdin=f"{question}\n").check()
             return Said(result.stdout.strip("\n"), "", "", result.stderr, "")
-        serve = {} if way == "ask" else {"COE_NO_SERVE": "0"}
+        serve: dict[str, Any] = {} if way == "ask" else {"COE_NO_SERVE": "0"}
         log = ["-c"] if way == "ask -c" else ["--no-log"]
         if way == "ask -c":
             coe.run("ask", *flags, "--max-tokens", "2", "First", **serve).check()

@@ -36,7 +36,9 @@ class GpuMemory(Protocol):
     """One adapter. Sizes in MB; None where the driver does not tell."""
 
     name: str
-    total_mb: float | None
+
+    @property
+    def total_mb(self) -> float | None: ...
 
     def used_mb(self) -> float | None:
         """In use by all programs."""

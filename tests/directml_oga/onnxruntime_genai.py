@@ -17,7 +17,7 @@ from typing import Any
 _here = Path(__file__).parent
 sys.path[:] = [folder for folder in sys.path if not folder or Path(folder).resolve() != _here.resolve()]
 del sys.modules[__name__]
-_real = importlib.import_module(__name__)
+_real: Any = importlib.import_module(__name__)
 sys.path.insert(0, str(_here))  # for those who ask which packages are installed
 
 

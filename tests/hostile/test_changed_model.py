@@ -14,7 +14,8 @@ from operating_system import WINDOWS
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig
 from coe_cli.runtime.college import college_events as ce
-from coe_cli.runtime.college.college import College, CollegeSettings
+from coe_cli.runtime.college.college import College
+from coe_cli.runtime.college.college_settings import CollegeSettings
 from coe_cli.runtime.college.memory_probe import RssProbe
 from coe_cli.runtime.store.model_store import open_model
 from coe_cli.runtime.worker.protocol import ChatMessage, Sampling

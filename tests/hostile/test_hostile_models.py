@@ -155,12 +155,13 @@ def age() -> Callable[[Path], None]:
 
 def test_no_model_that_coe_knows_how_to_build_is_refused() -> None:
     """The builder's own options, of every provider that coe runs."""
-    for options in (
+    every: tuple[dict[str, dict[str, str]], ...] = (
         {"cuda": {"enable_cuda_graph": "0"}},
         {"dml": {}},
         {"dml": {"enable_graph_capture": "1"}},
         {"webgpu": {"enableGraphCapture": "1", "validationMode": "disabled", "multiRotaryCacheConcatOffset": "4096"}},
-    ):
+    )
+    for options in every:
         decoder = {"filename": "model.onnx", "session_options": {"log_id": "x", "provider_options": [options]}}
         config = {"model": {"type": "llama", "context_length": 4096, "decoder": decoder}, "search": {"top_k": 50}}
         assert parse_config("m", json.dumps(config).encode()).content == config

@@ -42,7 +42,7 @@ def test_every_block_type_is_dequantised_as_the_gguf_package_does_it(name: str) 
 
 @pytest.mark.parametrize(("name", "element"), [("F16", np.float16), ("F32", np.float32)])
 def test_plain_numbers(name: str, element: type) -> None:
-    values = np.random.default_rng(0).normal(size=(3, 8)).astype(element)
+    values: np.ndarray = np.random.default_rng(0).normal(size=(3, 8)).astype(element)
     np.testing.assert_array_equal(dequantize(name, values.view(np.uint8)), values.astype(np.float32))
 
 

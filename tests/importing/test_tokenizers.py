@@ -13,6 +13,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from importing.tokenizer_lines import lines
 GOLDEN = Path(__file__).with_name("tokenizer_ids.json")
 _WAYS = {way: name for name, way in reversed(PRE_TOKENIZERS.items())}
 TOKENIZERS: dict[str, Callable[[], dict[str, Any]]] = {
-    **{name: lambda name=name: bpe_metadata(name) for name in _WAYS.values()},
+    **{name: partial(bpe_metadata, name) for name in _WAYS.values()},
     "spm": lambda: spm_metadata(prefix=True),
     "spm-bare": lambda: spm_metadata(prefix=False),
 }

@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 entry["blobId"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             siblings.append(entry)
-        facts = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
+        facts: dict[str, Any] = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
         if repository in self.hub.architectures:
             facts["gguf"] = {"architecture": self.hub.architectures[repository]}
         if repository in self.hub.licences:

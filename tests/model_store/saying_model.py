@@ -25,7 +25,8 @@ def write_saying_model(folder: Path, says: Sequence[str], *, again_from: int | N
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in dict.fromkeys(says)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    ids = [tokenizer.token_to_id("Ġ"), *(tokenizer.token_to_id(text) for text in says)]
+    known = tokenizer.get_vocab()
+    ids = [known["Ġ"], *(known[text] for text in says)]
     assert len(set(ids)) == len(ids) and max(ids) < VOCAB
     after = tokenizer.token_to_id(end) if again_from is None else ids[1 + again_from]
     embedding = np.zeros((VOCAB, HIDDEN), np.float32)

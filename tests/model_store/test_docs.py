@@ -112,7 +112,8 @@ def test_every_command_and_option_that_a_page_shows_exists(page: str) -> None:
     for line in re.findall(
         r"\bcoe ((?:[a-z]+ ?)+[^`\n|#]*)", "\n".join(re.findall(r"`coe [^`]+`|^.*\bcoe [a-z].*$", text, re.M))
     ):
-        command, words = root, line.split()
+        command: Any = root
+        words = line.split()
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
         if command is root:

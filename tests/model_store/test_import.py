@@ -17,6 +17,7 @@ import pytest
 from importing.configurations import RULES, write_safetensors
 from importing.gguf_files import write_gguf
 
+from coe_cli.core.importing.encodings import Precision
 from coe_cli.core.importing.needs import needs
 from coe_cli.errors import ModelDamaged
 from coe_cli.runtime.importing.source import inspect
@@ -31,8 +32,12 @@ def write_folder(folder: Path, architecture: str = "LlamaForCausalLM", **config:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     values = {"architectures": [architecture], **sizes, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, **config}
     (folder / "config.json").write_text(json.dumps(values))
-    tensors = {"model.embed_tokens.weight": (64, 32), "model.norm.weight": (32,)}
-    layer = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (32, 32), "self_attn.v_proj": (32, 32)}
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (64, 32), "model.norm.weight": (32,)}
+    layer: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (32, 32),
+        "self_attn.k_proj": (32, 32),
+        "self_attn.v_proj": (32, 32),
+    }
     layer |= {
         "self_attn.o_proj": (32, 32),
         "mlp.gate_proj": (64, 32),
@@ -216,7 +221,8 @@ def test_needs_grow_with_the_precision_and_not_with_the_memory(tmp_path: Path) -
         part: (item.type_name, item.rows * item.columns) for part, item in source.parts.items() if item.rows > 1
     }
     disk = {}
-    for provider, precision in (("cpu", "int4"), ("cpu", "int8"), ("cuda", "int4"), ("cuda", "fp16")):
+    cases: list[tuple[str, Precision]] = [("cpu", "int4"), ("cpu", "int8"), ("cuda", "int4"), ("cuda", "fp16")]
+    for provider, precision in cases:
         memory_bytes, disk[provider, precision] = needs(source.decoder, matrices, RULES[provider], precision)
         assert memory_bytes < 2**29
     # 2 MiB of weights in the embedding: shared with the head in 8 bits on the CPU, twice there where it is fp16

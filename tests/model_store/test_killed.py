@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from importing.gguf_files import write_gguf
@@ -169,5 +170,7 @@ def test_optimize_killed_at_every_stage(coe: Coe) -> None:
         (0, None, {"is_bytes": False}, ""),
     ],
 )
-def test_progress_says_size_speed_and_time_left(done: float, total: float | None, options: dict, text: str) -> None:
+def test_progress_says_size_speed_and_time_left(
+    done: float, total: float | None, options: dict[str, Any], text: str
+) -> None:
     assert amount(done, total, **options) == text

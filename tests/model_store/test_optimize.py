@@ -23,7 +23,7 @@ from model_store.tiny_model import write_tiny_model
 
 
 def positions(folder: Path) -> str | None:
-    return {True: "last", False: "all"}.get(read_graph(folder / "model.onnx").prunes_logits)
+    return {True: "last", False: "all", None: None}[read_graph(folder / "model.onnx").prunes_logits]
 
 
 def test_a_model_is_optimized_and_says_the_same(coe: Coe) -> None:

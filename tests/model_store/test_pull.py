@@ -16,7 +16,7 @@ from conftest import eventually
 
 from coe_cli.runtime.settings import load_catalog
 from coe_cli.runtime.store.integrity import check_files
-from model_store.conftest import Coe, fetched
+from model_store.conftest import Coe, Run, fetched
 from model_store.hub_server import COMMIT, Hub
 from model_store.tiny_model import catalog_entry, write_tiny_model
 
@@ -39,7 +39,7 @@ def assert_nothing(coe: Coe, name: str = "tiny") -> None:
     assert not (coe.models / name).exists()
 
 
-def pull(coe: Coe, *arguments: str):
+def pull(coe: Coe, *arguments: str) -> Run:
     return coe("models", "pull", "--as-is", *arguments)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from operating_system import make_link
@@ -84,7 +84,7 @@ def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path)
 
     version = runtime_version("cpu")
     assert version is not None
-    key = {
+    key: dict[str, Any] = {
         "model_digest": model_digest(tiny),
         "provider": "cpu",
         "runtime_version": version,
@@ -95,7 +95,11 @@ def test_show_has_the_figures_of_the_plan_and_of_real_runs(coe: Coe, tiny: Path)
     assert "no run is recorded yet" in coe("models", "show", "tiny").stdout
     store = CalibrationStore(coe.folder / "state")
     mb = 2**20
-    for kind, predicted, measured in (("load", 100 * mb, 80 * mb), ("generation", 10 * mb, 20 * mb)):
+    kinds: list[tuple[Literal["load", "generation"], int, int]] = [
+        ("load", 100 * mb, 80 * mb),
+        ("generation", 10 * mb, 20 * mb),
+    ]
+    for kind, predicted, measured in kinds:
         store.record(
             CalibrationRecord(
                 **key, kind=kind, predicted_bytes=predicted, measured_bytes=measured, at_s=1_700_000_000.0

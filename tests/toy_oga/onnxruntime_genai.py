@@ -6,11 +6,12 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 _here = Path(__file__).parent
 sys.path[:] = [folder for folder in sys.path if not folder or Path(folder).resolve() != _here.resolve()]
 del sys.modules[__name__]
-_real = importlib.import_module(__name__)
+_real: Any = importlib.import_module(__name__)
 sys.path.insert(0, str(_here))  # for those who ask which packages are installed
 
 NAME, NO_FALLBACK = "npu", "session.disable_cpu_ep_fallback"

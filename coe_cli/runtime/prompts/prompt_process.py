@@ -201,7 +201,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(channel_in, inbox), daemon=True).start()
 
     def send(message: Begun | Prompt | NotPrepared) -> None:
-        channel_out.write(frame(message))  # type: ignore[arg-type]
+        channel_out.write(frame(message))
         channel_out.flush()
 
     preparation = Preparation(lambda stage: send(Begun(stage)))

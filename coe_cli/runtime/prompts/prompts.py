@@ -290,7 +290,7 @@ class _Child:
         with Deadline(limits.start_s, lambda: kill(self._process)) as deadline:
             stage: Stage | None = None
             try:
-                self._process.stdin.write(frame(request))  # type: ignore[arg-type]
+                self._process.stdin.write(frame(request))
                 self._process.stdin.flush()
                 while isinstance(message := self._read(), Begun):
                     stage = message.stage

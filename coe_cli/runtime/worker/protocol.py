@@ -159,7 +159,7 @@ _from_worker = msgspec.msgpack.Decoder(FromWorker)
 HEAD_BYTES = _LENGTH.size
 
 
-def frame(message: Message) -> bytes:
+def frame(message: Struct) -> bytes:
     """One message with its length before it.
 
     Raises:

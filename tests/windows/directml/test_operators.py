@@ -5,6 +5,7 @@ A session takes a second there, so cases that DirectML takes share one; each tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 
@@ -18,7 +19,7 @@ REFUSED = [case for case in CASES if case.outcome == "refused"]
 DML = [("DmlExecutionProvider", {"device_id": 0})]
 
 
-def run(cases: list[Case], providers: list[object], *, alone: bool) -> dict[str, np.ndarray]:
+def run(cases: list[Case], providers: Sequence[object], *, alone: bool) -> dict[str, np.ndarray]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

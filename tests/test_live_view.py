@@ -64,6 +64,7 @@ class Terminal:
                     os.write(parent, waiting.pop(0)[1].encode())
         except OSError:  # Linux ends a terminal that nobody writes to with EIO
             pass
+        assert termios.tcgetattr(parent)[3] & termios.ECHO
         os.close(parent)
         self.code = process.wait(timeout=60)
         self.piped = process.stdout.read().decode() if process.stdout else ""
@@ -153,6 +154,17 @@ def test_what_is_typed_while_chat_answers_waits_for_its_end(coe: Coe) -> None:
     lines = chat.scrollback.splitlines()
     assert not any("answering" in line for line in lines), lines
     assert "> /stats" in lines and lines[-1] == "> /quit"
+
+
+@pytest.mark.parametrize("command", ["ask", "ps"])
+def test_what_is_typed_into_a_live_view_disturbs_no_line(coe: Coe, command: str) -> None:
+    line = ("ask", "-m", MODEL, ENDLESS) if command == "ask" else ("ps", "--watch")
+    if command == "ps":
+        coe.run("serve").check()
+    shown = "answering" if command == "ask" else "pressure"
+    terminal = Terminal(coe, *line, types=((shown, "typed ahead\n"),), interrupt_at=shown)
+    assert terminal.code == 130
+    assert "typed ahead" not in terminal.raw and terminal.scrollback.count(shown) == (command == "ps")
 
 
 def test_a_terminal_that_only_writes_on_is_told_in_lines(bare_coe: Coe) -> None:

@@ -7,6 +7,7 @@ behind it, which would wrap there, and a line of the view would stay.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ from rich.constrain import Constrain
 from rich.live import Live
 
 from coe_cli.interrupts import interrupt_put_off
+from coe_cli.output.terminal import typing_held_back
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -45,6 +47,8 @@ class Display:
         with interrupt_put_off():
             _shown.append(self)
             self._live.start()
+            self._typing = contextlib.ExitStack()
+            self._typing.enter_context(typing_held_back(console.file))
 
     @property
     def is_shown(self) -> bool:
@@ -61,6 +65,7 @@ class Display:
         with interrupt_put_off():
             if self.is_shown:
                 self._live.stop()
+                self._typing.close()
                 _shown.remove(self)
 
 

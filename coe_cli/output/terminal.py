@@ -7,12 +7,14 @@ a file nothing is touched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import sys
 import textwrap
-from collections.abc import Iterable
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, TextIO
 
 _DRIVING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -34,6 +36,36 @@ def wrapped(text: str, stream: TextIO) -> str:
 def draws_on(stream: TextIO) -> bool:
     """Whether ``stream`` is a terminal whose lines can be drawn anew; one that only writes on (TERM=dumb) is told in lines, as a pipe is."""
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+@contextlib.contextmanager
+def typing_held_back(stream: IO[str]) -> Iterator[None]:
+    """What is typed in the block waits for who reads next: the terminal of ``stream`` does not write it into what is drawn."""
+    changed = _echo(stream, on=False)
+    try:
+        yield
+    finally:
+        if changed:
+            _echo(stream, on=True)
+
+
+def _echo(stream: IO[str], *, on: bool) -> bool:
+    """Whether the terminal writes what is typed from now on; returns whether that is a change."""
+    if sys.platform == "win32" or not stream.isatty():
+        return False
+    import termios
+
+    try:
+        terminal = stream.fileno()
+        mode = termios.tcgetattr(terminal)
+        # In the background a process is stopped for this, and the shell has seen to its terminal.
+        if bool(mode[3] & termios.ECHO) is on or os.tcgetpgrp(terminal) != os.getpgrp():
+            return False
+        mode[3] ^= termios.ECHO
+        termios.tcsetattr(terminal, termios.TCSANOW, mode)
+    except (OSError, termios.error):
+        return False
+    return True
 
 
 class TerminalText:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +14,7 @@ from coe_cli.core.plain_text import check_text
 from coe_cli.errors import CoeError, PromptTooLong, UsageError
 from coe_cli.output.console import Output
 from coe_cli.output.errors import write_error
+from coe_cli.output.terminal import typing_held_back
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Resolved
 from coe_cli.runtime.conversation import history
@@ -111,7 +113,7 @@ class _Chat:
                     if not self._command(name, argument.strip()):
                         return
                 else:
-                    with self._reader.held_back():
+                    with typing_held_back(sys.stdin):
                         self._answer(question)
             except CoeError as error:
                 if not self._reader.interactive:

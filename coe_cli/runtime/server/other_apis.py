@@ -19,6 +19,7 @@ from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver, ResolvedRequest
 from coe_cli.runtime.college.translation import to_prepare
+from coe_cli.runtime.progress import size_of
 from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.block_shapes import MessagesShape, ResponsesShape
@@ -337,11 +338,7 @@ async def resolved(name: str, resolver: RequestResolver) -> ResolvedRequest:
 
 
 def _entry(name: str, resolver: RequestResolver) -> dict[str, Any]:
-    folder = resolver.models_dir / name
-    try:
-        size = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
-    except OSError:
-        size = 0
+    size = size_of(resolver.models_dir / name)
     return {"name": name, "model": name, "modified_at": now(), "size": size, "digest": "", "details": _details()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import defaultdict
 from pathlib import Path
@@ -87,16 +88,17 @@ def duplicate_weights(found: dict[str, Path]) -> dict[str, list[str]]:
     """Model → other models with the same weights: by size, then by samples, and by digests where both are recorded."""
     by_size: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, folder in found.items():
-        sizes = tuple(sorted(path.stat().st_size for path in _weight_files(folder)))
-        if sizes:
-            by_size[sizes].append(name)
+        with contextlib.suppress(OSError):  # it was removed meanwhile
+            if sizes := tuple(sorted(path.stat().st_size for path in _weight_files(folder))):
+                by_size[sizes].append(name)
     same: dict[str, list[str]] = {}
     for names in by_size.values():
         if len(names) < 2:
             continue
         by_content: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            by_content[_fingerprint(found[name])].append(name)
+            with contextlib.suppress(OSError):
+                by_content[_fingerprint(found[name])].append(name)
         for group in by_content.values():
             digests = {name: _recorded_digests(found[name]) for name in group}
             for name in group:

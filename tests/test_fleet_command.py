@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from coe_cli.commands import vram
 from coe_cli.core.fleet.fleet import Demand
 from coe_cli.core.fleet.fleet_problem import Group, Problem
-from coe_cli.errors import CoeError, DoesNotFit, ProfileInvalid, UsageError
+from coe_cli.errors import DoesNotFit, ProfileInvalid, UsageError
 from coe_cli.package import install_command
 from coe_cli.runtime.fleet.fleet_placement import MOST_LOAD, Placement
 from coe_cli.runtime.folders import folders, profile_paths
@@ -255,7 +255,7 @@ def test_without_or_tools_one_line_says_what_to_install(tmp_path: Path, monkeypa
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ortools", None)
     error = run(tmp_path, FLEET).exception
-    assert isinstance(error, CoeError)
+    assert isinstance(error, UsageError)
     assert (error.message, error.hint) == (
         "planning a fleet needs OR-Tools", f"Install it: {install_command('fleet')}",
     )  # fmt: skip

@@ -69,7 +69,7 @@ def test_without_ray_one_line_says_what_to_install(bare_coe: Coe) -> None:
     )
     path = f"{site}:{bare_coe.environment['PYTHONPATH']}"
     result = bare_coe.run("node", "-p", "embedded", PYTHONPATH=path)
-    assert result.code == 1 and result.stdout == ""
+    assert result.code == 2 and result.stdout == ""
     assert result.stderr == f"coe: Ray is not installed. Install it: {install_command('ray')}\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)

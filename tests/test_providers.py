@@ -218,6 +218,12 @@ def test_webgpu_records_runs_where_that_is_wanted_and_is_pointed_at_an_adapter(
             OutOfMemory,
             "out of memory running `m` on cuda: Failed to allocate memory for requested buffer of size 134217728",
         ),
+        (
+            "dml",
+            "DML provider requested, but the installed GenAI has not been built with DML support.",
+            DeviceLost,
+            "provider dml is not available for `m`: DML provider requested",
+        ),
         ("cuda", "CUDA failure 35: old ; file=/a/b.cc ; line=48 ; expr=cudaFree(0)", DeviceLost, "too old for these"),
         (
             "webgpu",

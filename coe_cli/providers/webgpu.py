@@ -90,7 +90,7 @@ def _library() -> str:
         import onnxruntime_ep_webgpu
     except ImportError as problem:
         raise DeviceLost(
-            f"the WebGPU plugin cannot be loaded: {problem}", package.install_command(PROVIDER.extra)
+            f"the WebGPU plugin cannot be loaded: {problem}", f"Install it: {package.install_command(PROVIDER.extra)}"
         ) from None
     return str(onnxruntime_ep_webgpu.get_library_path())
 

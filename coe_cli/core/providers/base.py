@@ -127,7 +127,7 @@ COMMON_ERRORS: Final = (
     ErrorMeaning("device_lost", r"device (was )?(removed|hung|lost)"),
     ErrorMeaning(
         "unavailable",
-        r"provider .*(not (enabled|available|supported)|unknown)|unknown provider|not built with"
+        r"provider .*(not (enabled|available|supported)|unknown)|unknown provider|not (been )?built with"
         r"|cannot open shared object|failed to load library|no (suitable|compatible) (device|adapter)",
     ),
 )

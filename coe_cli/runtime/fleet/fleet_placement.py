@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from coe_cli.core.fleet.fleet_problem import Group, Pattern, Problem, Share, patterns
-from coe_cli.errors import CoeError
+from coe_cli.errors import UsageError
 from coe_cli.interrupts import interrupt_put_off
 from coe_cli.package import install_command
 
@@ -28,13 +28,13 @@ def cp_model() -> Any:
     """OR-Tools' CP-SAT.
 
     Raises:
-        CoeError: it is not installed; the hint says how to.
+        UsageError: it is not installed; the hint says how to.
     """
     try:
         with interrupt_put_off():  # it makes an ImportError of an interrupt
             from ortools.sat.python import cp_model as module
     except ImportError:
-        raise CoeError("planning a fleet needs OR-Tools", f"Install it: {install_command('fleet')}") from None
+        raise UsageError("planning a fleet needs OR-Tools", f"Install it: {install_command('fleet')}") from None
     return module
 
 

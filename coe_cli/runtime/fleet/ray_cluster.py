@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from coe_cli.core.fleet.ray_node import NAMESPACE, OBJECT_STORE_BYTES, NodeStart
-from coe_cli.errors import CoeError, DeviceLost
+from coe_cli.errors import DeviceLost, UsageError
 from coe_cli.package import install_command
 
 _HOME_REPORTS = "RAY_USAGE_STATS_ENABLED"
@@ -27,7 +27,7 @@ def check_installed() -> None:
     """Look for Ray without importing it.
 
     Raises:
-        CoeError: it is not installed; the hint says how to.
+        UsageError: it is not installed; the hint says how to.
     """
     if importlib.util.find_spec("ray") is None:
         raise _missing()
@@ -37,7 +37,7 @@ def ray_module() -> Any:
     """Ray, with its usage statistics off.
 
     Raises:
-        CoeError: it is not installed; the hint says how to.
+        UsageError: it is not installed; the hint says how to.
     """
     os.environ.setdefault(_HOME_REPORTS, "0")
     os.environ.setdefault(
@@ -50,8 +50,8 @@ def ray_module() -> Any:
     return ray
 
 
-def _missing() -> CoeError:
-    return CoeError("Ray is not installed", f"Install it: {install_command('ray')}")
+def _missing() -> UsageError:
+    return UsageError("Ray is not installed", f"Install it: {install_command('ray')}")
 
 
 class RayCluster:
@@ -61,7 +61,7 @@ class RayCluster:
         """Join the cluster at ``address``; without one, that of this machine, or else start one with ``resources``.
 
         Raises:
-            CoeError: Ray is not installed, or a process can have only one connection and has one.
+            UsageError: Ray is not installed, or a process can have only one connection and has one.
             DeviceLost: there is no cluster at ``address``.
         """
         wanted = address or os.environ.get("RAY_ADDRESS")

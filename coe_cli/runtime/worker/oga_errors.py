@@ -6,6 +6,7 @@ What a provider's texts mean is in its own table (``core.providers``); source fi
 from __future__ import annotations
 
 import re
+import sys
 
 from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError, DeviceLost, ModelDamaged, OutOfMemory, UnusableGrammar
@@ -58,10 +59,15 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
             hint or "Run it again; if it recurs, use a shorter prompt or update the graphics driver.",
         )
     if kind == "unavailable":
+        here = not spec.platforms or sys.platform in spec.platforms
+        install = (
+            f"Install {spec.label} ({install_command(spec.extra)}), or"
+            if here
+            else f"{spec.label} is not for this system:"
+        )
         return DeviceLost(
             f"provider {provider} is not available for `{model}`: {detail}",
-            hint
-            or f"Install {spec.label} ({install_command(spec.extra)}), or choose a model for the CPU (-m smollm2-135m).",
+            hint or f"{install} choose a model for the CPU (-m smollm2-135m).",
         )
     if loading and _NEWER_FORMAT.search(text):
         return ModelDamaged(

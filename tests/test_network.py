@@ -7,12 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ENDLESS, MODEL, REPOSITORY, Coe, read_some, worker_of
 from model_store.hub_server import Hub
+from model_store.tiny_model import write_tiny_model
 
+from coe_cli.app import run
 from coe_cli.core.models.source_uri import FileSource, HubSource, parse_uri
+from coe_cli.core.notes import Progress
+from coe_cli.errors import ModelMissing
 from coe_cli.runtime.folders import catalog_paths
 from coe_cli.runtime.routing.embedder_sources import EMBEDDED, EMBEDDERS
 from coe_cli.runtime.settings import load_catalog
@@ -101,6 +107,26 @@ def sources(name: str) -> list[str]:
         for place in places
         if not isinstance(place, FileSource)
     ]
+
+
+@pytest.mark.parametrize(
+    "line", ["experts test sql_query Hi", "route --rebuild", "batch {rows} -p embedded --no-serve"]
+)
+def test_a_download_is_told_in_one_line_where_nothing_is_drawn(
+    line: str, own_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        for done in (0, 1, 2):
+            arguments[2](Progress(text="fetching the embedder", done=done, total=2))
+        raise ModelMissing("it broke off", "Run it again.")
+
+    monkeypatch.setattr("coe_cli.runtime.routing.router_cache.open_router", broken)
+    write_tiny_model(own_folders / "models" / MODEL)
+    rows = own_folders / "rows.jsonl"
+    rows.write_text('{"prompt": "Hi"}')
+    assert run(line.format(rows=rows).split()) == 4
+    said = capsys.readouterr().err
+    assert said.count("fetching the embedder") == 1 and "it broke off" in said, said
 
 
 def test_the_readme_says_how_much_that_is() -> None:

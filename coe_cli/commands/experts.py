@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -166,6 +167,7 @@ def test(
     from coe_cli.output.experts_view import write_trial
     from coe_cli.runtime.own_experts import check_model_is_here
     from coe_cli.runtime.routing.router_cache import open_router
+    from coe_cli.use_cases.providing import Preparing
 
     catalog, output = read_catalog(), Output()
     expert = catalog.expert(name)
@@ -173,8 +175,8 @@ def test(
     if not asked:
         raise UsageError(f"{name} has no examples", f'Give questions: coe experts test {name} "…"')
     provider = read_profiles(profiles_file).select(profile).provider
-    with output.waiting("loading the router"):
-        router = open_router(catalog, folders(), lambda note: output.note(note.line), provider=provider)
+    with contextlib.closing(Preparing(output, waiting="loading the router")) as view:
+        router = open_router(catalog, folders(), view, provider=provider)
         decisions = router.route_many(asked)
     write_trial(output, name, list(zip(asked, decisions, strict=True)), report_format)
     check_model_is_here(catalog, expert.model)

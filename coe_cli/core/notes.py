@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from msgspec import Struct
@@ -29,3 +30,15 @@ class Progress(Note, frozen=True, kw_only=True):
     kind: Literal["progress"] = "progress"
     done: float = 0.0
     total: float | None = None
+
+
+def in_lines(write: Callable[[str], None]) -> Callable[[Note], None]:
+    """A listener that writes each line once, however often what it is about goes on."""
+    written: set[str] = set()
+
+    def tell(note: Note) -> None:
+        if note.line not in written:
+            written.add(note.line)
+            write(note.line)
+
+    return tell

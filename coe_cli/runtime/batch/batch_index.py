@@ -18,6 +18,7 @@ from coe_cli.core.batch.batch_rows import MAX_LINE_BYTES, InvalidRow, Parsed, Ro
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.notes import in_lines
 from coe_cli.errors import CoeError, ModelMissing, UsageError
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowFailure, RowResult
 from coe_cli.runtime.batch.batch_requests import to_chat_request
@@ -287,7 +288,7 @@ def bulk_router(
 
         may = Allowed(fetch=fetch)
         try:
-            return open_router(catalog, where, lambda said: note(said.line), provider=profile.provider, may=may)
+            return open_router(catalog, where, in_lines(note), provider=profile.provider, may=may)
         except ModelMissing as error:
             raise ModelMissing(
                 f"some rows name neither expert nor model, and they cannot be routed: {error.message}",

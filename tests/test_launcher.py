@@ -30,7 +30,10 @@ def this_coe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", python_path())
 
 
-def test_the_worker_behind_a_launcher_is_meant_and_ended(tmp_path: Path) -> None:
+def test_the_worker_behind_a_launcher_is_meant_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not whatever has its id by then: psutil kills the process that had the id when it said who it is."""
+    real, killed = psutil.Process.kill, []
+    monkeypatch.setattr(psutil.Process, "kill", lambda process: (killed.append(process), real(process)))
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     worker = WorkerProcess([sys.executable, "-c", LAUNCHER, str(script)])
@@ -43,6 +46,7 @@ def test_the_worker_behind_a_launcher_is_meant_and_ended(tmp_path: Path) -> None
     finally:
         worker.kill()
     eventually(lambda: is_gone(process))
+    assert killed == [process]
 
 
 @pytest.mark.skipif(sys.platform != "win32", reason="job objects")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,6 +22,9 @@ from coe_cli.package import python_environment, start_code
 from coe_cli.runtime.job_object import OWN_GROUP, end_with_us, kill
 from coe_cli.runtime.process_log import ProcessLog
 from coe_cli.runtime.worker import protocol
+
+if TYPE_CHECKING:
+    import psutil
 
 _START = start_code("coe_cli.runtime.worker.worker")
 _EXIT_WAIT_S = 5.0
@@ -44,11 +48,13 @@ def worker_environment() -> dict[str, str]:
     return python_environment(ORT_DISABLE_TELEMETRY="1", PYTHONUNBUFFERED="1", GLIBC_TUNABLES=tunables)
 
 
-def kill_told(told_pid: int | None, started_pid: int) -> None:
-    """Kill the process behind a launcher, which might outlive it; ``told_pid`` is None before it has said who it is."""
-    if told_pid is not None and told_pid != started_pid:
-        with contextlib.suppress(OSError):
-            os.kill(told_pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+def _told_process(pid: int) -> psutil.Process | None:
+    """A process that says that it has this id, which another one may have once it has ended."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        return psutil.Process(pid)
+    return None
 
 
 class KilledFromOutside(DeviceLost):
@@ -86,6 +92,7 @@ class WorkerProcess:
         self._handing_on = threading.Lock()
         self._killed = False
         self._told_pid: int | None = None
+        self._behind_launcher: psutil.Process | None = None
         with interrupt_put_off():
             self._process = subprocess.Popen(
                 command or worker_command(),
@@ -163,7 +170,11 @@ class WorkerProcess:
         if self._killed:
             return
         self._killed = True
-        kill_told(self._told_pid, self._process.pid)
+        if self._behind_launcher is not None:
+            import psutil
+
+            with contextlib.suppress(psutil.Error, OSError):
+                self._behind_launcher.kill()
         if sys.platform == "win32":
             kill(self._process)
             return
@@ -195,6 +206,8 @@ class WorkerProcess:
             while (message := protocol.read_from_worker(stdout)) is not None:  # type: ignore[arg-type]
                 if isinstance(message, protocol.Hello):
                     self._told_pid = message.pid
+                    if message.pid != self._process.pid:
+                        self._behind_launcher = _told_process(message.pid)
                     end_with_us(message.pid)
                 self._hand_on(message)
         except msgspec.MsgspecError as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime_genai as oga
 import pytest
 from byte_prompts import BytePrompts
@@ -215,6 +216,27 @@ def test_a_broken_engine_fails_all_its_answers_and_the_next_has_a_new_one(tmp_pa
     again = slots.acquire({"max_length": 64, "do_sample": False}, None, PROMPTS[0])
     again.begin(PROMPTS[0])
     assert again.run_chunk() is again and BrokenEngine.made == 2
+
+
+def test_a_request_whose_options_are_refused_is_closed(tmp_path: Path) -> None:
+    requests: list[Any] = []
+
+    class Engine:
+        def __init__(self, model: Any) -> None:
+            self._engine = oga.Engine(model)
+            self.create_event_buffer = self._engine.create_event_buffer
+
+        def create_request(self, **options: Any) -> Any:
+            requests.append(self._engine.create_request(**options))
+            return requests[-1]
+
+    folder = write_tiny_model(tmp_path / "tiny", paged=True)
+    slots = EngineSlots(type("Oga", (), {**vars(oga), "Engine": Engine}), oga.Model(oga.Config(str(folder))), 257)
+    with pytest.raises(AttributeError):
+        slots.acquire({"max_length": 64, "unknown": 1}, None, PROMPTS[0])
+    (request,) = requests
+    with pytest.raises(RuntimeError, match="closed"):
+        request.begin_turn(np.array(PROMPTS[0], np.int32), oga.TurnOptions(request))
 
 
 def test_a_college_gives_the_same_answers_at_once_as_one_after_another(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ class FakeParams:
         self.options: dict[str, Any] = {}
 
     def set_search_options(self, **options: Any) -> None:
+        if "unknown" in options:
+            raise RuntimeError("unknown option")
         self.options |= options
 
     def set_guidance(self, kind: str, data: str) -> None:
@@ -83,6 +85,13 @@ def test_prompts_are_read_in_pieces_up_to_the_models_own_bound(chunk_size: int |
     _answer(slots, GREEDY, [1] * 698)
     (generator,) = FakeGenerator.alive
     assert generator.pieces == pieces
+
+
+def test_a_slot_that_could_not_be_made_does_not_count(slots: Slots) -> None:
+    for _ in range(4):
+        with pytest.raises(RuntimeError):
+            slots.acquire({"unknown": 1}, None, [1, 2])
+    assert [_answer(slots, GREEDY, [1, 2, 3, 4]) for _ in range(2)] == [0, 2]
 
 
 def test_a_grammar_gets_the_prompt_whole_and_the_runtime_splits_it() -> None:

@@ -78,18 +78,28 @@ class EngineSlots:
         of_request = self._oga.RequestOptions()
         of_request.set_max_session_tokens(options["max_length"])
         request = self._engine.create_request(options=of_request)
+        try:
+            of_turn = self._turn_options(request, options, guidance, len(prompt_ids))
+        except Exception:
+            request.close()
+            raise
+        slot = self._open[request] = EngineSlot(self, request, of_turn)
+        return slot
+
+    def _turn_options(
+        self, request: Any, options: dict[str, Any], guidance: protocol.Guidance | None, prompt_tokens: int
+    ) -> Any:
         of_turn = self._oga.TurnOptions(request)
         for name, value in options.items():
             if name not in _REQUEST_OPTIONS:
                 getattr(of_turn, f"set_{name}")(value)
         if "random_seed" in options:
             of_turn.set_seed(options["random_seed"])
-        if options.get("min_length", 0) > len(prompt_ids):
-            of_turn.set_min_generated_tokens(options["min_length"] - len(prompt_ids))
+        if options.get("min_length", 0) > prompt_tokens:
+            of_turn.set_min_generated_tokens(options["min_length"] - prompt_tokens)
         if guidance is not None:
             of_turn.set_guidance(guidance.kind, guidance.data)
-        slot = self._open[request] = EngineSlot(self, request, of_turn)
-        return slot
+        return of_turn
 
     def release(self, slot: EngineSlot, *, reusable: bool = True) -> None:
         """The slot's answer has ended: its blocks are free."""

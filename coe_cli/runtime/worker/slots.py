@@ -98,21 +98,26 @@ class Slots:
         key = json.dumps(options, sort_keys=True)
         repeatable = self._reuses and guidance is None and "random_seed" not in options
         fitting = [slot for slot in self._idle if slot.key == key] if repeatable else []
-        self._running += 1
-        self._opened = min(self._limit, max(self._opened, self._running))
+        running = self._running + 1
+        opened = min(self._limit, max(self._opened, running))
         if fitting:
-            best = max(fitting, key=lambda slot: slot.reusable_tokens(prompt_ids))
-            self._idle.remove(best)
-            return best
-        while self._idle and self._running + len(self._idle) > self._opened:
-            del self._idle[0]
+            slot = max(fitting, key=lambda slot: slot.reusable_tokens(prompt_ids))
+            self._idle.remove(slot)
+        else:
+            while self._idle and running + len(self._idle) > opened:
+                del self._idle[0]
+            slot = self._new(options, guidance, key if repeatable else "")
+        self._running, self._opened = running, opened
+        return slot
+
+    def _new(self, options: dict[str, Any], guidance: Guidance | None, key: str) -> Slot:
         params = self._oga.GeneratorParams(self._model)
         params.set_search_options(**options)
         if guidance is not None:
             if self._chunk_tokens is not None:
                 params.set_search_options(chunk_size=self._chunk_tokens)
             params.set_guidance(guidance.kind, guidance.data)
-        return Slot(self._oga.Generator(self._model, params), key if repeatable else "", self._chunk_tokens)
+        return Slot(self._oga.Generator(self._model, params), key, self._chunk_tokens)
 
     def release(self, slot: Slot, *, reusable: bool = True) -> None:
         """The slot's answer has ended; after a failure its generator is not to be trusted any more."""

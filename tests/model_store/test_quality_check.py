@@ -92,6 +92,18 @@ def test_a_model_that_coe_did_not_convert_has_no_source(coe: Coe) -> None:
         check_quality("tiny", tiny, ignore)
 
 
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_model_for_a_card_is_refused_before_its_source_is_fetched(
+    coe: Coe, llama: Path, tmp_path: Path, paged: bool
+) -> None:
+    convert(llama, coe.models / "mine", provider="cuda", precision="int4", on_progress=ignore, paged=paged)
+    for options in (("--quality",), ("--source", str(llama))):
+        write_manifest(coe.models / "mine", {"uri": f"file:{tmp_path / 'gone.gguf'}"})
+        run = verify(coe, *options)
+        assert (run.code, "mine was built for CUDA" in run.stderr) == (2, True), run.stderr
+        assert "coe models import SOURCE --provider cpu --name mine-cpu" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("loss", "level"), [(0.4, Level.OK), (1.0, Level.OK), (1.01, Level.WARNING), (30, Level.WARNING)]
 )

@@ -21,7 +21,7 @@ from coe_cli.core.findings import Finding, ok, warning
 from coe_cli.core.importing.record import RECORD
 from coe_cli.core.models.catalog import Source
 from coe_cli.core.models.model_spec import BYTES_PER_MB
-from coe_cli.core.providers import host
+from coe_cli.core.providers import host, spec_of
 from coe_cli.errors import ModelDamaged, ModelMissing, UsageError, first_line
 from coe_cli.runtime.child import Message, run_child, serve_as_child
 from coe_cli.runtime.folders import PACKAGE
@@ -245,6 +245,13 @@ def check_quality(
         ModelDamaged: the model or the source cannot be read.
         OutOfMemory: the comparison was ended for its memory.
     """
+    built_for = spec_of(spec_from_folder(name, folder).provider)
+    if built_for.on_card:
+        raise UsageError(
+            f"{name} was built for {built_for.label}, and the quality check runs on the CPU",
+            "Import its source for that under another name, and check it: "
+            f"coe models import SOURCE --provider cpu --name {name}-cpu",
+        )
     with tempfile.TemporaryDirectory(prefix="coe-source-", ignore_cleanup_errors=True) as scratch:
         found = source or _recorded_source(name, folder, Path(scratch), on_progress)
         on_progress(Step(f"Reading {found.name}", 0, None))

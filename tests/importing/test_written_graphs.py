@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from coe_cli.core.importing import needs
 from coe_cli.core.importing.encodings import encoding_of
 from coe_cli.core.models.graph_check import graph_problems
 from coe_cli.runtime.importing import decoder_graph
@@ -123,6 +124,21 @@ def test_a_large_model_keeps_scales_in_fp16_counted_as_the_fp32_that_the_session
     onnx.save(model, tmp_path / "not-cast.onnx")
     stored = sum(2 * tensor.dims[0] * tensor.dims[1] for name, tensor in scales.items() if name in cast)
     assert read_graph(graph).other_bytes - read_graph(tmp_path / "not-cast.onnx").other_bytes == stored
+
+
+@pytest.mark.parametrize("provider", RULES)
+@pytest.mark.parametrize("large", [False, True])
+def test_the_disk_that_an_import_takes_is_what_it_writes(
+    provider: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        for module in (decoder_graph, needs):
+            monkeypatch.setattr(module, "SMALL_WEIGHTS", 0)
+    sizes = {"hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 1}
+    source = inspect(write_folder(tmp_path / "source", "llama", **sizes))
+    judged_bytes = source.needs(provider, "int4")[1] - needs._SIDE_FILES_BYTES
+    write_decoder(source.decoder, source.weights(), tmp_path, RULES[provider], "int4")
+    assert (tmp_path / "model.onnx.data").stat().st_size == pytest.approx(judged_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize("provider", RULES)

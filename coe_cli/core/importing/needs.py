@@ -31,15 +31,16 @@ def needs(
     disk = float(_SIDE_FILES_BYTES)
     largest = 0
     small = sum(weights for _, weights in matrices.values()) < SMALL_WEIGHTS
+    scale_bits = rules.float_bits if small else 16
     for part, (type_name, weights) in matrices.items():
         is_table = part == "embedding.weight"
         encoding = encoding_of(type_name, rules, precision, head=is_table or part == "head.weight", small=small)
         if is_table and not (decoder.tied and encoding.bits in rules.table_bits):
             table = table_encoding(type_name, decoder.hidden_size, rules)
             gathers = table.bits in rules.table_bits
-            disk += weights * (bits_per_weight(table, rules.float_bits) if gathers else rules.float_bits) / 8
+            disk += weights * (bits_per_weight(table, scale_bits) if gathers else rules.float_bits) / 8
         if not is_table or decoder.tied:
-            disk += weights * bits_per_weight(encoding, rules.float_bits) / 8
+            disk += weights * bits_per_weight(encoding, scale_bits) / 8
             if not encoding.quantized:
                 largest = max(largest, weights * encoding.bits // 8)
     rotations = sum(rope.dim for rope in decoder.ropes) * decoder.context_length * rules.float_bits // 8

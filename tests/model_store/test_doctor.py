@@ -23,7 +23,7 @@ from coe_cli.providers.settings import settings_from
 from coe_cli.runtime import doctor
 from coe_cli.runtime.bundle import redact
 from coe_cli.runtime.doctor import places
-from coe_cli.runtime.doctor.devices import check_adapters, check_budget
+from coe_cli.runtime.doctor.devices import _linux_drivers, check_adapters, check_budget
 from coe_cli.runtime.doctor.software import check_oga, check_packages
 from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.settings import load_profiles
@@ -127,6 +127,20 @@ def test_folders_that_are_files_or_full(coe: Coe, tmp_path: Path, monkeypatch: p
     assert any("is a file" in finding.message and "COE_STATE_DIR" in finding.fix for finding in wrong)
     monkeypatch.setattr(places, "_LOW_DISK_MB", 10**12)
     assert any(finding.check == "disk" for finding in bad(places.check_folders(folders())))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (build@host)",
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Mon Sep  1 00:00:00 UTC 2025",
+    ],
+)
+def test_nvidias_open_and_closed_kernel_modules_tell_their_version(tmp_path: Path, line: str) -> None:
+    version = tmp_path / "proc/driver/nvidia/version"
+    version.parent.mkdir(parents=True)
+    version.write_text(line + "\nGCC version:  gcc version 15.3.0 (GCC)\n", encoding="utf-8")
+    assert _linux_drivers(tmp_path) == ["nvidia 580.159.04"]
 
 
 def test_slow_reading_is_a_warning(coe: Coe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def _linux_drivers(root: Path) -> list[str]:
     found = []
     try:
         text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
-        if match := re.search(r"Kernel Module\D*([\d.]+)", text):
+        if match := re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", text):
             found.append(f"nvidia {match[1]}")
     except OSError:
         pass

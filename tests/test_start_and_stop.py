@@ -18,7 +18,7 @@ from conftest import Coe, eventually, is_gone, one_line
 from operating_system import WINDOWS, make_link
 
 from coe_cli.runtime.atomic_write import write_private
-from coe_cli.runtime.server import college_client, discovery, pid_file
+from coe_cli.runtime.server import college_client, discovery, pid_file, stopping
 from coe_cli.runtime.server.pid_file import ProcessIdentity
 
 _HOLD = """
@@ -132,8 +132,8 @@ def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path
     process.suspend()
     assert "was ended" in coe.run("stop").check().stderr
     eventually(lambda: is_gone(process) and not discovery.college_lives(state))
-    starting.communicate(timeout=60)
-    assert starting.returncode != 0
+    _, errors = starting.communicate(timeout=60)
+    assert starting.returncode != 0 and b"Make room" not in errors
     url = coe.run("serve").check().stdout
     assert url.startswith("http")
     assert coe.run("stop").check().stderr == "coe: the college has ended\n"
@@ -146,6 +146,30 @@ def test_one_that_has_lost_its_state_file_is_ended(coe: Coe, state: Path) -> Non
     (state / "college.json").unlink()
     assert "was ended" in coe.run("stop").check().stderr
     eventually(lambda: is_gone(process))
+
+
+def test_one_that_ends_by_itself_is_let_end(coe: Coe, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a batch, whose own college has given up its lock while its process still ends."""
+    for name, value in coe.environment.items():
+        monkeypatch.setenv(name, value)
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as ending:
+        pid_file.write(state / pid_file.STARTING, ending.pid)
+        wait = college_client.wait_until_gone
+
+        def then_wait(timeout_s: float | None = None) -> bool:
+            ending.communicate()
+            return wait(timeout_s)
+
+        monkeypatch.setattr(stopping, "wait_until_gone", then_wait)
+        said = stopping.stop_college(drain=False)
+        ending.kill()
+    assert (said, ending.returncode) == ("no college is running", 0)
+
+
+@pytest.mark.skipif(WINDOWS, reason="ends without a signal")
+def test_a_college_that_is_killed_as_it_starts_lacks_no_room(tmp_path: Path) -> None:
+    said = college_client._why_not(tmp_path, -15).message
+    assert said == "the college was killed by signal 15 (SIGTERM) as it started"
 
 
 @pytest.mark.slow

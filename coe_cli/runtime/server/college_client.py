@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from coe_cli.core.process_exit import ExitKind, explain_exit
 from coe_cli.core.routing.router import RouteAnswer, RouteRequest
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, UsageError, from_code
@@ -147,6 +148,9 @@ def _why_not(folder: Path, code: int) -> CoeError:
             error = msgspec.json.decode(lines[-1])["error"]
             return from_code(error["code"], error["message"], error["hint"])
         return CoeError(f"the college did not start: {lines[-1][:300]}", f"See {folder / _START_LOG}.")
+    ended = explain_exit(code, windows=sys.platform == "win32", silent=False)
+    if ended.kind is not ExitKind.EXITED:
+        return CoeError(f"the college {ended.text} as it started", "Start it again; see `coe doctor` if it recurs.")
     return CoeError(
         f"the college ended with code {code} as it started and could not write why into {folder / _START_LOG}",
         "Make room there, or set COE_STATE_DIR to a folder that can be written.",
@@ -297,11 +301,16 @@ def _refusal(status: int, body: bytes) -> CoeError:
     return CoeError(f"the college answered with status {status}")
 
 
+def _named(folder: Path) -> set[pid_file.ProcessIdentity]:
+    """The processes that run and are, were or become the college."""
+    return {found for name in (pid_file.COLLEGE, pid_file.STARTING) if (found := pid_file.read(folder / name))}
+
+
 def wait_until_gone(timeout_s: float | None = None) -> bool:
-    """Wait until no process holds the college's lock; whether that came about within ``timeout_s`` seconds."""
+    """Wait until no process holds the college's lock or ends as a college; whether that came about within ``timeout_s`` seconds."""
     folder = folders().state
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while folder.is_dir() and discovery.college_lives(folder):
+    while folder.is_dir() and (_named(folder) or discovery.college_lives(folder)):
         if deadline is not None and time.monotonic() > deadline:
             return False
         time.sleep(0.02)
@@ -318,8 +327,8 @@ def end_unresponsive() -> bool:
     ended = False
     deadline = time.monotonic() + _KILL_AFTER_S
     while folder.is_dir():
-        found = {pid_file.read(folder / name) for name in (pid_file.COLLEGE, pid_file.STARTING)} - {None}
-        for process in filter(None, found):
+        found = _named(folder)
+        for process in found:
             if not process.end(_KILL_AFTER_S):
                 raise CoeError(f"process {process.pid} does not end", "End it by hand.")
             ended, deadline = True, time.monotonic() + _KILL_AFTER_S  # its lock goes when all of its threads have gone

@@ -10,6 +10,9 @@ from coe_cli.runtime.server.college_client import end_unresponsive, find, wait_u
 
 _END_S = 20.0
 _SETTLE_S = 5.0
+_BETWEEN_S = 2.0
+"""What a college has that starts, or ends by itself, before it is ended."""
+_LOOK_S = 0.05
 
 
 def stop_college(*, drain: bool) -> str:
@@ -18,7 +21,9 @@ def stop_college(*, drain: bool) -> str:
     Raises:
         CoeError: it does not end.
     """
-    client = find()
+    deadline = time.monotonic() + _BETWEEN_S
+    while (client := find()) is None and not wait_until_gone(_LOOK_S) and time.monotonic() < deadline:
+        pass
     if client is not None:
         with contextlib.suppress(DeviceLost), contextlib.closing(client):  # gone, or stuck, since it was found
             client.stop(drain=drain)

@@ -228,7 +228,7 @@ def test_workers_killed_at_random_for_60_s(models_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_2000_short_requests_do_not_grow_the_college(models_dir: Path) -> None:
     async def test(college: College, spec: ModelSpec) -> None:
         chance = random.Random(1)

@@ -48,6 +48,15 @@ ERROR = "\x1b[1;31m2026-11-26 14:50:02.1234567 [E:onnxruntime:, dml.cc:7 Run] 88
         ("Übung\n".encode(), ["Übung"], "Übung"),
         (b"\xfcbung\n", ["\ufffdbung"], "\ufffdbung"),
         (
+            b"thread '<unnamed>' panicked at src/a.rs:1:2:\nno such state\nnote: run with `RUST_BACKTRACE=1` environment variable\n",
+            [
+                "thread '<unnamed>' panicked at src/a.rs:1:2:",
+                "no such state",
+                "note: run with `RUST_BACKTRACE=1` environment variable",
+            ],
+            "no such state",
+        ),
+        (
             b"python's\n" + WARNING.encode("utf-16-le") + b"Ende\n",
             ["python's", "2026-11-26 14:50:01.1234567 [W:onnxruntime:, graph.cc:108 Load] a löcal warning", "Ende"],
             "Ende",

@@ -12,7 +12,7 @@ _UTF_16 = re.compile(rb"(?:[\x01-\xff]\x00|[\x00-\xff][\x01-\x06]){2,}")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _NOISE = re.compile(
     r"\[[VIW]:[^\]]*\]"  # ONNX Runtime's severities below error
-    r"|^(Failed to create DXGI factory|\s*warnings?\.warn\()"
+    r"|^(Failed to create DXGI factory|\s*warnings?\.warn\(|note: run with `RUST_BACKTRACE)"
     r"|\b\w*Warning: "
 )
 

@@ -95,7 +95,7 @@ def test_a_connection_that_drops_is_taken_up_again(coe: Coe, hub: Hub, published
 
 
 def test_a_pull_that_gave_up_goes_on_where_it_was(coe: Coe, hub: Hub, published: dict[str, bytes]) -> None:
-    hub.tampered["genai_config.json"] = b"{}"
+    hub.tampered["genai_config.json"] = bytes(reversed(published["genai_config.json"]))  # seen when all have come
     failed = pull(coe, "tiny")
     assert failed.code == 4
     assert "goes on from there" in failed.stderr

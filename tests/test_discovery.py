@@ -22,7 +22,9 @@ from conftest import Coe, eventually, is_gone, workers_of
 from serving import Served, end, serving
 
 from coe_cli import __version__
+from coe_cli.app import run
 from coe_cli.errors import CoeError
+from coe_cli.runtime.doctor.models import check_held_models
 from coe_cli.runtime.server import discovery
 from coe_cli.runtime.server.college_client import find
 from coe_cli.runtime.server.discovery import CollegeState
@@ -282,3 +284,23 @@ def test_another_address_needs_a_key(coe: Coe) -> None:
     result = coe.run("serve", "--host", "0.0.0.0")
     assert result.code == 2
     assert "API key" in result.stderr
+
+
+@pytest.mark.parametrize("look", [["ps"], ["stop", "small"], None])
+def test_a_college_that_says_nothing_is_not_called_none(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], look: list[str] | None
+) -> None:
+    monkeypatch.setattr("coe_cli.runtime.server.college_client._PING_TIMEOUT_S", 0.2)
+    folder = discovery.private_folder(own_folders / "state")
+    lock = discovery.hold_college_lock(folder)
+    assert lock is not None
+    with socket.create_server(("127.0.0.1", 0)) as mute, contextlib.ExitStack() as until_here:
+        until_here.callback(lock.release)
+        discovery.write_state(folder, _state(port=mute.getsockname()[1]))
+        if look is None:
+            (found,) = check_held_models(own_folders / "models")
+            said = f"{found.message}. {found.fix}"
+        else:
+            assert run(look) == 8
+            said = " ".join("".join(capsys.readouterr()).split())
+    assert f"the college (process {os.getpid()}) does not answer. " in said and "coe stop" in said

@@ -184,6 +184,7 @@ def test_drain_finishes_what_is_being_answered(sleeper: Coe) -> None:
         eventually(lambda: served.snapshot()["models"][0]["running"] == 1)
         stopping = sleeper.start("stop", "--drain")
         eventually(lambda: served.request("GET", "/healthz").json["status"] == "draining")
+        assert "takes no more requests, and ends when" in sleeper.run("ps").check().stdout
         refused = served.chat(max_tokens=2)
         assert (refused.status, refused.error["code"]) == (503, "draining")
         assert int(refused.headers["retry-after"]) >= 1

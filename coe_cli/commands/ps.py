@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
 
 from coe_cli.commands.options import ReportFormatOption
+from coe_cli.errors import DeviceLost
 from coe_cli.output.console import Output, ReportFormat
 
 
@@ -24,10 +26,12 @@ def ps(
 
     output = Output()
     with output.waiting("asking the college"):
-        client = find()
+        client = find(any_state=True)
     if watch and client is not None:
         watch_college(output, client.snapshot, as_json=output_format is ReportFormat.JSON)
         return
-    with output.waiting("asking the college"):
-        status = client.snapshot() if client is not None else CollegeStatus()
+    status = CollegeStatus()
+    with output.waiting("asking the college"), contextlib.suppress(DeviceLost):  # ended since it was found
+        if client is not None:
+            status = client.snapshot()
     write_status(output, status, as_json=output_format is ReportFormat.JSON)

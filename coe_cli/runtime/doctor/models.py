@@ -82,7 +82,7 @@ def check_held_models(models_dir: Path) -> list[Finding]:
 
     findings = []
     try:
-        client = find()
+        client = find(any_state=True)
         status = client.snapshot() if client is not None else None
     except CoeError as problem:
         findings.append(warning("college", problem.message, "coe stop"))

@@ -39,15 +39,21 @@ _MAX_LINE_BYTES = 64 * 2**20
 _decode_event = msgspec.json.Decoder(ce.WireEvent).decode
 
 
-def find() -> CollegeClient | None:
-    """The college of this user, if one runs and answers."""
+def find(*, any_state: bool = False) -> CollegeClient | None:
+    """The college of this user, if one runs and takes requests; with ``any_state`` also one that ends after its answers.
+
+    Raises:
+        TimedOut: with ``any_state``, one runs and says nothing.
+    """
     state = discovery.read_state(folders().state)
     if state is None:
         return None
     client = CollegeClient(state)
-    if client.answers():
+    if client.answers(*(["draining"] if any_state else [])):
         return client
     client.close()
+    if any_state and client.silent and discovery.college_lives(folders().state):
+        raise TimedOut(f"the college (process {state.pid}) does not answer", "Wait, or end it: coe stop")
     return None
 
 
@@ -162,9 +168,12 @@ class CollegeGone(DeviceLost):
 
 
 class CollegeClient:
-    """One connection to a college; not for several threads. ``started``: it was started for this connection."""
+    """One connection to a college; not for several threads.
 
-    started = False
+    ``started``: it was started for this connection. ``silent``: it took the connection and did not answer in time.
+    """
+
+    started = silent = False
 
     def __init__(self, state: discovery.CollegeState) -> None:
         self.state = state
@@ -173,18 +182,19 @@ class CollegeClient:
         host = f"[{state.connect_host}]" if ":" in state.connect_host else state.connect_host
         self._headers = {"Authorization": f"Bearer {state.token}", "Host": f"{host}:{state.port}"}
 
-    def answers(self) -> bool:
-        """Whether the process that wrote the state file is there: it must prove that it knows the token."""
+    def answers(self, *states: str) -> bool:
+        """Whether the process that wrote the state file is there, ok or in one of ``states``; it proves that it knows the token."""
         nonce = secrets.token_hex(16)
         try:
             self._connection.request("GET", f"/healthz?nonce={nonce}", headers={"Host": self._headers["Host"]})
             response = self._connection.getresponse()
             answer = msgspec.json.decode(response.read(_MAX_LINE_BYTES))
-        except (OSError, http.client.HTTPException, msgspec.MsgspecError):
+        except (OSError, http.client.HTTPException, msgspec.MsgspecError) as error:
+            self.silent = isinstance(error, TimeoutError)
             self._connection.close()
             return False
         expected = discovery.proof(self.state.token, nonce)
-        return isinstance(answer, dict) and answer.get("proof") == expected and answer.get("status") == "ok"
+        return isinstance(answer, dict) and answer.get("proof") == expected and answer.get("status") in ("ok", *states)
 
     def ask(self, request: ChatRequest, timeout_s: float | None = None) -> Iterator[ce.CollegeEvent]:
         """Events of one answer, ending with ``Finished``, or with ``Needed``, or with ``Resolved`` where nothing follows.

@@ -222,6 +222,7 @@ class _Process:
             self._uvicorn.should_exit = True
             return
         self._ending = True
+        self._college.notices.append("it takes no more requests, and ends when its answers are complete")
         asyncio.get_running_loop().create_task(self._exit_when_done(None if drain else _DRAIN_S))
 
     async def _exit_when_done(self, within_s: float | None) -> None:

@@ -39,8 +39,9 @@ def unload_model(model: str, *, wait: bool) -> str:
 
     Raises:
         ModelMissing: the model is not loaded.
+        TimedOut: the college says nothing.
     """
-    client = find()
+    client = find(any_state=True)
     if client is None:
         raise ModelMissing(f"model `{model}` is not loaded: no college is running", "See `coe ps`.")
     client.unload(model)

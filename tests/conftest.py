@@ -226,7 +226,8 @@ class Coe:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, psutil.Error):
             state = json.loads((self.folder / "state" / "college.json").read_text())
             process = psutil.Process(state["pid"])
-            if any("serve" in word for word in process.cmdline()):  # and not another that has its id now
+            # and not another that has its id now, nor this one, which may run tests/test_server.py
+            if process.pid != os.getpid() and any("serve" in word for word in process.cmdline()):
                 end(process)
 
 

@@ -111,7 +111,7 @@ class TerminalBatchView:
             return grid
         now = self._progress()
         grid.add_row(ProgressBar(max(now.total, 1), now.done, width=30), Text(_counts(now)))
-        level = Text(now.pressure or "unknown", style=LEVEL_STYLE.get(now.pressure, ""))
+        level = Text(now.engine.pressure or "unknown", style=LEVEL_STYLE.get(now.engine.pressure, ""))
         failed = Text(f" · {now.failed} failed", style="red") if now.failed else Text()
         return Group(grid, Text.assemble(f"{_who(now)} · pressure ", level, failed))
 
@@ -119,7 +119,7 @@ class TerminalBatchView:
 def progress_line(now: Progress) -> str:
     """One line for a log."""
     failed = f", {now.failed} failed" if now.failed else ""
-    return f"{_counts(now)}, {_who(now)}, pressure {now.pressure or 'unknown'}{failed}".replace(" · ", ", ")
+    return f"{_counts(now)}, {_who(now)}, pressure {now.engine.pressure or 'unknown'}{failed}".replace(" · ", ", ")
 
 
 def summary_line(now: Progress) -> str:
@@ -135,9 +135,9 @@ def summary_line(now: Progress) -> str:
         earlier = f" ({now.earlier} before)" if now.earlier else ""
         by = f" by {', '.join(now.answered_by)}" if now.answered_by else ""
         text = f"{counted(now.done, 'row')}{earlier} in {clock(now.elapsed_s)}{by}"
-        if now.completion_tokens:
-            loads = counted(now.loads, "load")
-            text += f": {now.completion_tokens} tokens, {now.tokens_per_s or 0:.1f} tokens/s, {loads}"
+        if tokens := now.engine.completion_tokens:
+            loads = counted(now.engine.loads, "load")
+            text += f": {tokens} tokens, {now.tokens_per_s or 0:.1f} tokens/s, {loads}"
     return f"{text}; {now.failed} failed" if now.failed else text
 
 
@@ -151,5 +151,5 @@ def _counts(now: Progress) -> str:
 
 
 def _who(now: Progress) -> str:
-    names = ", ".join(now.models) or "loading"
+    names = ", ".join(now.engine.models) or "loading"
     return f"{names} · {now.tokens_per_s:.1f} tokens/s" if now.tokens_per_s else names

@@ -10,11 +10,20 @@ _WINDOW_S = 60.0
 _SAMPLE_EVERY_S = 1.0
 
 
+class EngineStatus(Struct, frozen=True):
+    """What the engine that runs the rows does. ``pressure`` is a level's name, or empty where it is not known."""
+
+    models: list[str] = []
+    pressure: str = ""
+    loads: int = 0
+    completion_tokens: int = 0
+
+
 class Progress(Struct, frozen=True):
     """A batch at one moment.
 
     ``done`` counts every row with a line in the output, ``earlier`` those of earlier runs among them, ``failed`` those
-    with an error. Rates and ``left_s`` are None until they are known. ``pressure`` is a level's name or empty.
+    with an error. Rates and ``left_s`` are None until they are known.
     """
 
     total: int
@@ -25,13 +34,9 @@ class Progress(Struct, frozen=True):
     rows_per_s: float | None = None
     left_s: float | None = None
     tokens_per_s: float | None = None
-    completion_tokens: int = 0
     answered_by: tuple[str, ...] = ()
     """The models that have answered rows of this run."""
-    models: list[str] = []
-    running: int = 0
-    pressure: str = ""
-    loads: int = 0
+    engine: EngineStatus = EngineStatus()
 
 
 class Pace:

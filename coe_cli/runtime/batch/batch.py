@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from coe_cli.core.batch.batch_progress import Pace, Progress, left_s
+from coe_cli.core.batch.batch_progress import EngineStatus, Pace, Progress, left_s
 from coe_cli.errors import CoeError, Interrupted, UsageError
 from coe_cli.interrupts import two_step_interrupt
 from coe_cli.replacing import remove
-from coe_cli.runtime.batch.batch_engine import Engine, EngineStatus, RowResult, RowSource
+from coe_cli.runtime.batch.batch_engine import Engine, RowResult, RowSource
 from coe_cli.runtime.batch.batch_index import BatchIndex, InputFacts, Route, RowDefaults, RowHead, look_through
 from coe_cli.runtime.batch.batch_journal import Header, Journal
 from coe_cli.runtime.batch.batch_output import output_line
@@ -173,12 +173,8 @@ class _Batch:
             rows_per_s=rate,
             left_s=left_s(self._total, done, rate),
             tokens_per_s=status.completion_tokens / elapsed_s if status.completion_tokens and elapsed_s else None,
-            completion_tokens=status.completion_tokens,
             answered_by=tuple(self._answered_by),
-            models=status.models,
-            running=status.running,
-            pressure=status.pressure,
-            loads=status.loads,
+            engine=status,
         )
 
     # --- what the index tells

@@ -12,6 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from coe_cli.core.answers.answer import Answer
+from coe_cli.core.batch.batch_progress import EngineStatus
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.errors import CoeError
 from coe_cli.runtime.college.chat_request import ChatRequest
@@ -81,16 +82,6 @@ class RowSource(Protocol):
         A row that turns out to be unusable now (its model was removed, the input changed) comes back as a failed result.
         """
         ...
-
-
-class EngineStatus(Struct, frozen=True):
-    """What the progress view shows. ``pressure`` is a level's name, or empty where it is not known."""
-
-    models: list[str] = []
-    running: int = 0
-    pressure: str = ""
-    loads: int = 0
-    completion_tokens: int = 0
 
 
 class Engine(Protocol):

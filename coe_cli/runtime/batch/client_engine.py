@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from msgspec import Struct, structs
 
 from coe_cli.core.batch.batch_order import next_turn, order_models, places
+from coe_cli.core.batch.batch_progress import EngineStatus
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.pressure import admission_share
 from coe_cli.core.models.catalog import Catalog
@@ -26,7 +27,7 @@ from coe_cli.core.providers import on_host
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig, pool_from_profile
 from coe_cli.errors import Busy, CoeError, DoesNotFit
 from coe_cli.providers.settings import worker_threads
-from coe_cli.runtime.batch.batch_engine import EngineStatus, PreparedRow, RowFailure, RowResult, RowSource
+from coe_cli.runtime.batch.batch_engine import PreparedRow, RowFailure, RowResult, RowSource
 from coe_cli.runtime.client.client import Client
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.collecting import Collector, broken_off
@@ -112,7 +113,6 @@ class ClientEngine:
         lanes = [lane for lane in self._lanes if lane.running]
         return EngineStatus(
             models=list(dict.fromkeys(lane.model for lane in lanes if lane.model is not None)),
-            running=sum(min(lane.running, self._lanes_wanted.slots) for lane in lanes),
             pressure=self._pressure,
             loads=len(self._loaded),
             completion_tokens=self._completion_tokens,

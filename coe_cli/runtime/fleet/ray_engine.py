@@ -19,18 +19,13 @@ from msgspec import structs
 
 from coe_cli.core.answers.answer import Answer
 from coe_cli.core.batch.batch_order import WORTH_A_REPLICA
+from coe_cli.core.batch.batch_progress import EngineStatus
 from coe_cli.core.fleet.ray_node import NAMESPACE, VRAM_RESOURCE, model_resource
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.errors import DeviceLost, DoesNotFit
-from coe_cli.runtime.batch.batch_engine import (
-    EngineStatus,
-    PreparedRow,
-    RowFailure,
-    RowResult,
-    RowSource,
-)
+from coe_cli.runtime.batch.batch_engine import PreparedRow, RowFailure, RowResult, RowSource
 from coe_cli.runtime.fleet.ray_actor import ModelActor, RowToAnswer
 from coe_cli.runtime.fleet.ray_cluster import RayCluster
 from coe_cli.runtime.fleet.ray_plan import ActorPlan, actor_plan
@@ -371,7 +366,6 @@ class RayEngine:
     def _look(self) -> None:
         self._status = EngineStatus(
             models=sorted({replica.model for replica in self._replicas if replica.running}),
-            running=len(self._answers),
             loads=self._loads,
             completion_tokens=self._completion_tokens,
         )

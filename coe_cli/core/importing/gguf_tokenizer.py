@@ -18,7 +18,7 @@ _PREFIX = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _SPACE: Final = "▁"
 _MAX_TOKEN_CHARS = 512
-"""Characters of a piece that is put together of others: their number grows with its square. Gemma's longest has 31."""
+"""Characters of a token that merges make: the work grows with its square. Gemma's longest has 31."""
 _NAMED = ("bos", "eos", "eot", "eom", "unknown", "padding")
 
 
@@ -194,7 +194,7 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> dict
 
 
 def _merges_by_score(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    """Each way to make a piece of two others, the piece with the highest score first. Text makes no control tokens."""
+    """Each merge of two tokens into one, the merged token with the highest score first. Text makes no control tokens."""
     scores = metadata.get(f"{_PREFIX}scores")
     tokens = vocabulary.tokens
     if not isinstance(scores, list) or len(scores) < len(tokens) or not all(isinstance(item, float) for item in scores):

@@ -201,8 +201,17 @@ def _unknown_command(name: str, rest: list[str]) -> UsageError:
         return UsageError("a question needs a command before it", f"Run: {command_line(['coe', 'ask', name, *rest])}")
     instead = ELSEWHERE.get(name) or get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     lines = [f"`{command_line(['coe', *words.split(), *rest])}`" for words in instead]
+    if rest and not rest[0].startswith("-") and not any(_takes_words(words.split()[0]) for words in instead):
+        lines = [f"`{command_line(['coe', 'ask', name, *rest])}`"]
     meant = f"Did you mean {' or '.join(lines)}? " if lines else ""
     return UsageError(f"there is no command `{name}`", f"{meant}See `coe --help`.")
+
+
+def _takes_words(name: str) -> bool:
+    """Whether words that are no options may follow a command."""
+    command: Any = typer.main.get_command(build_app(name))
+    called = command.commands[name]
+    return hasattr(called, "commands") or any(each.param_type_name == "argument" for each in called.params)
 
 
 def _of_argument(arguments: list[str], error: Exception) -> UsageError | None:

@@ -50,6 +50,10 @@ MET = {
     "help": (0, "Commands"),
     "version": (0, "coe "),
     "model": (2, "Did you mean `coe models`? See `coe --help`."),
+    "What is a lock": (2, "Did you mean `coe ask What is a lock`? See `coe --help`."),
+    "aks What is a lock": (2, "Did you mean `coe ask What is a lock`?"),
+    "modles list": (2, "Did you mean `coe models list`?"),
+    "chta -m small": (2, "Did you mean `coe chat -m small`?"),
     # What was dropped in silence.
     "profile check compact -p minimal": (2, "`compact` and -p minimal are two profiles. Give one of the two."),
     "batch --restart -": (2, "-o"),

@@ -6,6 +6,7 @@ import functools
 import importlib
 import itertools
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -235,7 +236,9 @@ def _from_click(error: Any) -> UsageError:
         message = message.replace(_range_words(numbers), _range_words(numbers, whole=True))
     if context is not None and message.startswith("No such command") and "Did you mean" not in message:
         message += f"; `{path}` has {', '.join(context.command.commands)}"
-    return UsageError(message, f"See `{path} --help`.")
+    below_zero = re.match(r"No such option: -\d", message)
+    hint = f"Write -- before it: {path} -- …" if below_zero else f"See `{path} --help`."
+    return UsageError(message, hint)
 
 
 def _report(arguments: list[str], error: CoeError) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -167,8 +168,13 @@ def _check(file: Path, *, is_catalog: bool, shown: Path, broken: Collection[str]
     ProfileInvalid: an entry of ``file`` is not valid, and is none of those that were ``broken`` before.
     """
     for key, problem in _problems(file, is_catalog=is_catalog).items():
-        if key not in broken:
-            raise ProfileInvalid(problem.message.replace(str(file), str(shown)), problem.hint)
+        if key in broken:
+            continue
+        if file == shown:
+            raise ProfileInvalid(problem.message, problem.hint)
+        what = re.sub(rf"^{re.escape(str(file))}:\d+: ", "", problem.message)  # the line is not in the user's file
+        hint = problem.hint.replace("Correct that line.", "Give another value.")
+        raise ProfileInvalid(f"{what.replace(str(file), str(shown))}; the file is as it was", hint)
 
 
 def _problems(file: Path, *, is_catalog: bool) -> dict[str, Problem]:

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import msgspec
 import psutil
 import pytest
@@ -152,6 +153,17 @@ def _serves(process: psutil.Process, coe: Coe) -> bool:
         )
     except (psutil.Error, OSError):
         return False
+
+
+def test_who_looks_at_the_lock_is_not_taken_for_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows who looks holds it for a moment."""
+    holder = filelock.FileLock(tmp_path / "college.lock")
+    monkeypatch.setattr(sys, "platform", "win32")
+    with holder:
+        assert discovery.college_lives(tmp_path)
+    holder.acquire()
+    monkeypatch.setattr(time, "sleep", lambda seconds: holder.release())
+    assert not discovery.college_lives(tmp_path)
 
 
 def test_a_stale_state_file_is_no_obstacle(coe: Coe) -> None:

@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ STATE_VERSION = 1
 _STATE_FILE = "college.json"
 _MAX_STATE_BYTES = 65_536
 _PROBE_S = 2.0
+_LOOK_S = 0.01
 
 
 class CollegeState(Struct, frozen=True):
@@ -176,6 +178,9 @@ def is_held(lock_file: Path) -> bool:
         except OSError:  # said below
             pass
     lock = _acquired(lock_file, 0.0)
+    if lock is None:  # perhaps held by another one who looks
+        time.sleep(_LOOK_S)
+        lock = _acquired(lock_file, 0.0)
     if lock is None:
         return True
     lock.release()

@@ -159,11 +159,23 @@ def test_wrong_usage(bare_coe: Coe) -> None:
         (("RX 7800 XTX",), 2, "Did you mean `RX 7800 XT`?"),
         (("hello",), 2, "coe fit 16G"),
         (("0G",), 2, "no amount of memory"),
+        (("16",), 2, "`16` is 16 MB. Did you mean 16G?"),
+        (("--igpu", "32"), 2, "Did you mean 32G?"),
         (("16G", "--igpu", "32G"), 2, "exclude each other"),
         (("16G", "-m", "nothing"), 4, "unknown model"),
     ):
         result = bare_coe.run("fit", *arguments)
         assert (result.code, result.stdout) == (code, "") and says in result.stderr
+
+
+def test_where_nothing_fits_no_profile_is_proposed(bare_coe: Coe) -> None:
+    result = bare_coe.run("fit", "3G", "--provider", "webgpu")
+    assert result.code == 5 and "no shipped profile" not in result.stderr and "together" not in result.stdout
+    assert (
+        "nothing fits: name a smaller model with -m, or see what suits this machine: coe setup --dry-run"
+        in result.stderr
+    )
+    assert bare_coe.run("fit", "16T").check().stdout.startswith("16,384 GB · ")
 
 
 def test_the_proposed_profile_is_one(bare_coe: Coe) -> None:

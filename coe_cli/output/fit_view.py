@@ -45,9 +45,9 @@ def _write_device(output: Output, fit: Fit) -> None:
     write_table(output, [columns[place] for place in shown], rows, styles=styles, ruled=True, tight=tight)
     counts = {how: sum(expert.how == how for expert in fit.experts) for how in _STYLES}
     said = ", ".join(f"{count} {how if how != 'no' else 'not at all'}" for how, count in counts.items() if count)
-    write_line(
-        output, f"{said}; those together take {size_words(fit.together_mb)} with {fit.context_length:,} tokens a slot"
-    )
+    if counts["together"]:
+        said += f"; those together take {size_words(fit.together_mb)} with {fit.context_length:,} tokens a slot"
+    write_line(output, said)
     held = [expert.weights_mb for expert in fit.experts if expert.how != "no"]
     if fit.bandwidth_gb_s is not None and held:
         most = fit.bandwidth_gb_s * 1e9 / (max(held) * 2**20)

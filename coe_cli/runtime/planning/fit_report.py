@@ -16,6 +16,7 @@ from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.memory.scenario import Known, Role, role_of
 from coe_cli.core.memory.slot_context import fitting_context
 from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.names import size_words
 from coe_cli.core.providers import for_card, home, host, on_host, spec_of
 from coe_cli.errors import CoeError, UsageError
 from coe_cli.runtime.folders import Folders, own_profiles
@@ -25,6 +26,8 @@ from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
 
 _WHOLE_PROMPT_CONTEXT = 2048
 """Tokens a slot where memory grows with their square: a larger device holds more experts rather than longer contexts."""
+_NO_CARD_MB = 256
+"""No card has so little: a bare number up to it was meant as gigabytes."""
 
 
 def devices_from(text: str | None, igpu: str | None) -> list[tuple[Memory, str]]:
@@ -49,7 +52,7 @@ def _device(text: str) -> tuple[Memory, str]:
         return Memory(found.name, found.memory_gb * MB_PER_GB, bandwidth_gb_s=found.bandwidth_gb_s), found.vendor
     if text[:1].isdigit():
         memory_mb = _memory_mb(text)
-        return Memory(f"{memory_mb / MB_PER_GB:.3g} GB", memory_mb), ""
+        return Memory(size_words(memory_mb), memory_mb), ""
     if not text:
         raise UsageError("a card is missing", "Name one, or an amount of memory: coe fit 16G, coe fit 24G+24G")
     near = similar_cards(text)
@@ -59,9 +62,12 @@ def _device(text: str) -> tuple[Memory, str]:
 
 def _memory_mb(text: str) -> int:
     try:
-        return parse_memory_mb(text)
+        memory_mb = parse_memory_mb(text)
     except ValueError as error:
         raise UsageError(str(error), HOW_TO_WRITE_MEMORY) from None
+    if memory_mb <= _NO_CARD_MB and text.strip().isdecimal():
+        raise UsageError(f"`{text}` is {memory_mb} MB", f"Did you mean {text}G?")
+    return memory_mb
 
 
 def this_machine(machine: Machine | None = None) -> list[tuple[Memory, str]]:
@@ -125,7 +131,10 @@ def fit_report(
         fits.append(result)
         held = {expert.expert for expert in result.experts if expert.how == "together"}
         left = [role for role in roles if role.expert not in held and (left is None or role in left)]
-    for result in {result.budget_mb: result for result in fits if result.profile is None}.values():
+    used = [result for result in fits if any(expert.how != "no" for expert in result.experts)]
+    if not used:
+        notes.append("nothing fits: name a smaller model with -m, or see what suits this machine: coe setup --dry-run")
+    for result in {result.budget_mb: result for result in used if result.profile is None}.values():
         notes.append(
             f"no shipped profile has this budget; put into {own_profiles()}:\n"
             f"profiles: {{mine: {{vram_budget_mb: {result.budget_mb}, max_concurrent_slots: 2,"

@@ -145,7 +145,9 @@ def _dispatch(arguments: list[str]) -> int:
     """The exit code of the command that ``arguments`` call, or of the help that they ask for."""
     completes = "_COE_COMPLETE" in os.environ
     if not arguments and not completes:
-        sys.stdout.write(SHORT_HELP)
+        from coe_cli.output.terminal import wrapped
+
+        sys.stdout.write(wrapped(SHORT_HELP, sys.stdout).rstrip() + "\n")
         return ExitCode.OK
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]

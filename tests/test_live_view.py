@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import pytest
 from conftest import ENDLESS, MODEL, Coe, Result
 
+from coe_cli.app import SHORT_HELP
+
 if sys.platform == "win32":
     pytest.skip("needs a pseudo-terminal", allow_module_level=True)
 
@@ -170,6 +172,12 @@ def test_what_is_typed_into_a_live_view_disturbs_no_line(coe: Coe, command: str)
 def test_a_terminal_that_only_writes_on_is_told_in_lines(bare_coe: Coe) -> None:
     terminal = Terminal(bare_coe, "models", "pull", MODEL, TERM="dumb")
     assert f"coe: fetching {MODEL}" in terminal.raw and "\x1b" not in terminal.raw
+
+
+def test_the_short_help_keeps_its_words_whole_on_a_narrow_terminal(coe: Coe) -> None:
+    lines = Terminal(coe, size=(50, 30)).scrollback.splitlines()
+    assert "  coe chat                       a conversation" in lines and "" in lines
+    assert " ".join(SHORT_HELP.split()) == " ".join(" ".join(lines).split())
 
 
 def test_help_on_a_terminal_is_plain(coe: Coe) -> None:

@@ -46,9 +46,9 @@ class Display:
         )
         with interrupt_put_off():
             _shown.append(self)
-            self._live.start()
             self._typing = contextlib.ExitStack()
-            self._typing.enter_context(typing_held_back(console.file))
+            self._typing.enter_context(typing_held_back(console.file))  # before there is a frame to type into
+            self._live.start()
 
     @property
     def is_shown(self) -> bool:

@@ -166,10 +166,19 @@ def test_one_that_ends_by_itself_is_let_end(coe: Coe, state: Path, monkeypatch: 
     assert (said, ending.returncode) == ("no college is running", 0)
 
 
-@pytest.mark.skipif(WINDOWS, reason="ends without a signal")
-def test_a_college_that_is_killed_as_it_starts_lacks_no_room(tmp_path: Path) -> None:
-    said = college_client._why_not(tmp_path, -15).message
-    assert said == "the college was killed by signal 15 (SIGTERM) as it started"
+@pytest.mark.parametrize(
+    ("platform", "code", "said"),
+    [
+        ("linux", -15, "the college was killed by signal 15 (SIGTERM) as it started"),
+        ("win32", 15, "the college was ended from outside (code 15) as it started"),
+        ("win32", 1, "the college ended with code 1 as it started and could not write why into"),
+    ],
+)
+def test_a_college_that_is_killed_as_it_starts_lacks_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, code: int, said: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert college_client._why_not(tmp_path, code).message.startswith(said)
 
 
 @pytest.mark.slow

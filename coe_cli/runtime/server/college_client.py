@@ -19,7 +19,7 @@ import msgspec
 from coe_cli.core.process_exit import ExitKind, explain_exit
 from coe_cli.core.routing.router import RouteAnswer, RouteRequest
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
-from coe_cli.errors import CoeError, DeviceLost, ModelMissing, TimedOut, UsageError, from_code
+from coe_cli.errors import CoeError, DeviceLost, ExitCode, ModelMissing, TimedOut, UsageError, from_code
 from coe_cli.package import start_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved
@@ -154,7 +154,8 @@ def _why_not(folder: Path, code: int) -> CoeError:
             error = msgspec.json.decode(lines[-1])["error"]
             return from_code(error["code"], error["message"], error["hint"])
         return CoeError(f"the college did not start: {lines[-1][:300]}", f"See {folder / _START_LOG}.")
-    ended = explain_exit(code, windows=sys.platform == "win32", silent=False)
+    # A college that has a reason and no room for it ends with 1; Task Manager's 1 looks the same.
+    ended = explain_exit(code, windows=sys.platform == "win32", silent=code != ExitCode.UNEXPECTED)
     if ended.kind is not ExitKind.EXITED:
         return CoeError(f"the college {ended.text} as it started", "Start it again; see `coe doctor` if it recurs.")
     return CoeError(

@@ -12,7 +12,6 @@ import os
 import secrets
 import stat
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,7 @@ def _acquired(path: Path, timeout_s: float) -> Any | None:
 
     lock = filelock.FileLock(path, mode=0o600)
     try:
-        lock.acquire(timeout=timeout_s)
+        lock.acquire(timeout=timeout_s, poll_interval=_LOOK_S)
     except filelock.Timeout:
         return None
     except OSError as error:
@@ -177,10 +176,7 @@ def is_held(lock_file: Path) -> bool:
             return True
         except OSError:  # said below
             pass
-    lock = _acquired(lock_file, 0.0)
-    if lock is None:  # perhaps held by another one who looks
-        time.sleep(_LOOK_S)
-        lock = _acquired(lock_file, 0.0)
+    lock = _acquired(lock_file, _LOOK_S)  # another one who looks holds it for a moment
     if lock is None:
         return True
     lock.release()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import itertools
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -153,14 +155,14 @@ def _dispatch(arguments: list[str]) -> int:
         arguments = [*arguments[1:], "--help"]
     elif arguments[:1] == ["version"]:
         arguments = ["--version"]
-    _choose_waits(arguments)
     called = None if completes else next((a for a in arguments if not a.startswith("-")), "")
     if called and called not in COMMANDS:
         raise _unknown_command(called, arguments[arguments.index(called) + 1 :])
     command = typer.main.get_command(build_app(called))
     _name_ranges(command)
     try:
-        result = command.main(args=arguments, prog_name="coe", standalone_mode=False)
+        with _chosen_waits(arguments):
+            result = command.main(args=arguments, prog_name="coe", standalone_mode=False)
     except typer.Exit as error:
         return error.exit_code
     except _ClickException as error:
@@ -187,11 +189,16 @@ def _range_words(numbers: Any, *, whole: bool = False) -> str:
     return f"{least} to {most}" if whole or numbers.max < 1_000_000 else f"{least} or more"
 
 
-def _choose_waits(arguments: list[str]) -> None:
-    """Programs that read JSON are told of no wait on stderr, where an error is JSON too."""
+@contextlib.contextmanager
+def _chosen_waits(arguments: list[str]) -> Iterator[None]:
+    """Programs that read JSON are told of no wait on stderr, where an error is JSON too; whoever runs the next line is."""
     from coe_cli.output.console import Wait
 
     Wait.is_told = not _wants_json(arguments) and "--format=quiet" not in _with_values(arguments)
+    try:
+        yield
+    finally:
+        Wait.is_told = True
 
 
 def _unknown_command(name: str, rest: list[str]) -> UsageError:

@@ -18,7 +18,7 @@ from serving import Served, serving
 
 from coe_cli.core.scheduling.scheduler_state import PoolConfig
 from coe_cli.output.answer_sink import AnswerSink
-from coe_cli.output.console import Output, Wait
+from coe_cli.output.console import Output
 
 OTHER = "other"
 PROFILE = """
@@ -175,7 +175,6 @@ def test_waiting_is_said_once_it_has_lasted_a_second(
 ) -> None:
     monkeypatch.setattr(threading, "Timer", _Timer)
     monkeypatch.delenv("COE_PATIENCE_S")
-    monkeypatch.setattr(Wait, "is_told", True)
     _Timer.made = []
     sink = AnswerSink(Output(), says_waiting=waits)
     for phase in phases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 from conftest import MODEL, Coe
 
+from coe_cli.app import run
 from coe_cli.core.models.source_uri import HubSource
 from coe_cli.core.notes import Note
-from coe_cli.output.console import Output
+from coe_cli.output.console import Output, Wait
 from coe_cli.runtime.store import hub
 from coe_cli.runtime.store.hub import list_files
 from coe_cli.runtime.store.source_errors import SourceFailed
@@ -113,6 +115,12 @@ def test_without_a_network_a_quiet_question_fails_within_reason(
     assert result.stderr.startswith("coe: model `smollm2-135m` could not be fetched: ")
     assert "did not answer within 15 s" in result.stderr and "Check the network" in result.stderr
     assert len(taken) <= 4
+
+
+def test_a_line_for_a_program_leaves_the_waits_of_the_next_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", "list", "--format", "json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert Wait.is_told
 
 
 def test_no_wait_is_said_into_the_bar_of_what_is_prepared() -> None:

@@ -718,7 +718,9 @@ def test_an_idle_model_is_unloaded_after_keep_alive() -> None:
     feed(s, 20, Done(1))
     assert s.next_wakeup_s() == 320
     assert feed(s, 319, Tick()) == []
+    assert s.snapshot().models[0].expires_in_s == 1
     assert feed(s, 320, Tick()) == [Evict("a", "idle")]
+    assert s.snapshot().models[0].expires_in_s is None
 
 
 def test_without_keep_alive_a_model_stays() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_MOST_TOLD = 24
+
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """``"Did you mean `x`?"`` for the nearest known name, or an empty string."""
@@ -14,8 +16,11 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A hint that names the nearest known names, or all of them when none is near."""
-    return did_you_mean(name, known) or (f"Known: {', '.join(sorted(known))}." if known else "None are known.")
+    """A hint that names the nearest known names, or the first ``_MOST_TOLD`` of all when none is near."""
+    if not known:
+        return "None are known."
+    more = f" and {len(known) - _MOST_TOLD} more" if len(known) > _MOST_TOLD else ""
+    return did_you_mean(name, known) or f"Known: {', '.join(sorted(known)[:_MOST_TOLD])}{more}."
 
 
 def counted(number: int, noun: str) -> str:

@@ -190,8 +190,12 @@ class Residency(RequestQueues):
         keep_alive_s = self.config.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
         return math.inf if keep_alive_s is None else model.idle_since_s + keep_alive_s
 
+    def _expires_in_s(self, model: ModelEntry, now_s: float) -> float | None:
+        """In how many seconds ``model`` is unloaded if nobody asks it; None where it is not."""
+        in_s = self._expires_s(model) - now_s
+        return round(max(0.0, in_s), 1) if model.is_idle and in_s < math.inf else None
+
     def _unload_expired(self, now_s: float, out: list[Decision]) -> None:
         for model in self._models.values():
-            idle = model.state is ModelState.READY and not model.active and not model.waiting
-            if idle and now_s >= self._expires_s(model):
+            if model.is_idle and now_s >= self._expires_s(model):
                 self._evict(model, "idle", now_s, out)

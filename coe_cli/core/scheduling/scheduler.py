@@ -335,6 +335,7 @@ class Scheduler(Admission):
                 preloaded=model.speculative,
                 held_mb=model.held_mb,
                 waits_for=self._wait_reason(model, now_s) if model.waiting else "",
+                expires_in_s=self._expires_in_s(model, now_s),
             )
             models.append(status)
         return Snapshot(

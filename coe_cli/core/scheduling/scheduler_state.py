@@ -203,6 +203,11 @@ class ModelEntry:
         self.load_failures, self.load_failing_since_s = 0, math.inf
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it is loaded and nobody asks it."""
+        return self.state is ModelState.READY and not self.active and not self.waiting
+
+    @property
     def need_mb(self) -> int:
         """Weights and one slot: the least with which the model is of use."""
         return self.weights_mb + self.slot_mb
@@ -247,6 +252,8 @@ class ModelStatus(Struct, frozen=True):
     """What it keeps until its process ends: weights and each slot opened since the load."""
     waits_for: str
     """Why its waiting requests wait; empty where none does."""
+    expires_in_s: float | None = None
+    """An idle model is unloaded then; None where it is not."""
 
 
 class Snapshot(Struct, frozen=True):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import msgspec
 
@@ -14,7 +14,8 @@ from coe_cli.core.answers.answer_schema import check_functions, check_guidance
 from coe_cli.core.answers.fill_in import FILL_TEMPLATE
 from coe_cli.core.hardware.profile import HardwareProfile, RoutingSettings
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
-from coe_cli.core.models.model_spec import GENAI_CONFIG, ModelSpec
+from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.names import nearest
 from coe_cli.core.notes import Note
 from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import Routing, swap_aware
@@ -83,16 +84,28 @@ class RequestResolver:
         self._warned: set[str] = set()
         self._rooms: dict[str, str] = {}
 
-    def names(self) -> list[tuple[str, int]]:
-        """Every name that ``resolve`` takes, with the time (seconds since 1970) of its model's folder."""
-        found = models_on_disk(self.models_dir)
-        times: dict[str, int] = {}
-        for name, folder in found.items():
-            with contextlib.suppress(OSError):  # removed meanwhile
-                times[name] = int((folder / GENAI_CONFIG).stat().st_mtime)
-        newest = max(times.values(), default=0)
-        experts = {name: times.get(expert.model, newest) for name, expert in self.catalog.experts.items()}
-        return list({AUTO: newest, **times, **experts}.items())
+    def names(self) -> dict[str, Path | None]:
+        """Every name that ``resolve`` takes, with the folder of the model that it stands for; None where that is not on disk."""
+        folders = models_on_disk(self.models_dir)
+        experts = {AUTO: GENERAL_EXPERT} | {name: name for name in self.catalog.experts}
+        return folders | {name: self._folder_of(expert, folders) for name, expert in experts.items()}
+
+    def _folder_of(self, expert: str, folders: dict[str, Path]) -> Path | None:
+        with contextlib.suppress(CoeError):
+            choice = choose_model(self.catalog, folders, expert=expert, model=None)
+            return folders.get(choice.model if self._profile.fallback else choice.missing or choice.model)
+        return None
+
+    def refuse_unknown(self, name: str) -> NoReturn:
+        """Refuse what is neither a model's name nor an expert's, with the nearest that may be asked for.
+
+        Raises:
+            ModelMissing: always, or
+            ProfileInvalid: its entry in the catalog is broken.
+        """
+        for section in ("models", "experts"):
+            self.catalog.refuse_broken(section, name)
+        raise ModelMissing(f"unknown model `{name}`", nearest(name, [*self.names()]) + " See /v1/models.")
 
     def open(self, name: str) -> ModelSpec:
         """The spec of a model on disk, on the provider that it gets here; looked at again when its files have changed.
@@ -255,7 +268,10 @@ class RequestResolver:
         return choice, self._open(choice.model)
 
     def _choose(self, expert: str | None, model: str | None, request: ChatRequest) -> Choice:
-        choice = choose_model(self.catalog, models_on_disk(self.models_dir), expert=expert, model=model)
+        on_disk = models_on_disk(self.models_dir)
+        if model is not None and model == request.name and model not in {*on_disk, *self.catalog.models}:
+            self.refuse_unknown(model)
+        choice = choose_model(self.catalog, on_disk, expert=expert, model=model)
         if choice.missing is not None and not self._may_fall_back(request):
             raise self._not_installed(choice, choice.missing, request)
         if choice.install:

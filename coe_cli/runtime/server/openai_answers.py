@@ -103,9 +103,11 @@ class TextCompletion(BaseModel):
 
 
 class ModelObject(BaseModel):
+    """``created``: when the model was written to disk, in seconds since 1970; left out where it is not there."""
+
     id: str
     object: Literal["model"] = "model"
-    created: int
+    created: int | None = None
     owned_by: str = "coe"
 
 

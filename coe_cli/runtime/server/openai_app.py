@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,6 +24,7 @@ from coe_cli.runtime.server.batch_store import BatchStore
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError, error_body, error_headers, name_field, status_of
 from coe_cli.runtime.server.llama_api import add_llama_api
+from coe_cli.runtime.server.ollama_models import written_at
 from coe_cli.runtime.server.openai_shapes import ChatShape, TextShape
 from coe_cli.runtime.server.other_apis import add_other_apis
 from coe_cli.runtime.server.streaming import HttpAnswer, Shape, encode, note_header
@@ -103,18 +105,18 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
         """Continue a text, past the model's chat template."""
         return await answer(request, TextShape(request))
 
-    @app.get("/v1/models", responses=_ERRORS, operation_id="models")
+    @app.get("/v1/models", responses=_ERRORS, response_model_exclude_none=True, operation_id="models")
     async def models() -> answers.ModelList:
         """Every name that a request may give as its model."""
         known = await asyncio.to_thread(resolver.names)
-        return answers.ModelList(data=[answers.ModelObject(id=name, created=time) for name, time in known])
+        return answers.ModelList(data=[_model_object(*each) for each in known.items()])
 
-    @app.get("/v1/models/{name}", responses=_ERRORS, operation_id="model")
+    @app.get("/v1/models/{name}", responses=_ERRORS, response_model_exclude_none=True, operation_id="model")
     async def model(name: str) -> answers.ModelObject:
-        for known, time in await asyncio.to_thread(resolver.names):
-            if known == name:
-                return answers.ModelObject(id=name, created=time)
-        raise HttpError(404, f"unknown model `{name[:256]}`", "See /v1/models.", code="model_not_found", param="model")
+        known = await asyncio.to_thread(resolver.names)
+        if name not in known:
+            resolver.refuse_unknown(name[:256])
+        return _model_object(name, known[name])
 
     @app.post("/v1/embeddings", response_model=answers.EmbeddingList, responses=_ERRORS, operation_id="embeddings")
     async def embeddings(request: api.EmbeddingRequest) -> Response:
@@ -130,6 +132,10 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
     add_llama_api(app, college, resolver, answered)
     add_batch_api(app, store)
     return app
+
+
+def _model_object(name: str, folder: Path | None) -> answers.ModelObject:
+    return answers.ModelObject(id=name, created=None if folder is None else written_at(folder))
 
 
 def _response(error: CoeError, request: Request) -> Response:

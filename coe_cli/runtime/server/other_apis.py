@@ -19,13 +19,13 @@ from coe_cli.runtime.college.chat_request import ChatRequest
 from coe_cli.runtime.college.college import College
 from coe_cli.runtime.college.resolver import RequestResolver, ResolvedRequest
 from coe_cli.runtime.college.translation import to_prepare
-from coe_cli.runtime.progress import size_of
 from coe_cli.runtime.prompts.prompts import own
 from coe_cli.runtime.server import openai_api as api
 from coe_cli.runtime.server.block_shapes import MessagesShape, ResponsesShape
 from coe_cli.runtime.server.constraints import Body, Checked, refuse_field
 from coe_cli.runtime.server.embeddings import embed
 from coe_cli.runtime.server.http_errors import HttpError, renamed
+from coe_cli.runtime.server.ollama_models import listed, loaded, shown
 from coe_cli.runtime.server.ollama_shapes import OllamaShape, now
 from coe_cli.runtime.server.other_requests import AT, CountRequest, MessagesRequest, OllamaRequest, ResponsesRequest
 from coe_cli.runtime.server.streaming import About, Shape
@@ -258,42 +258,34 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
     @app.get("/api/tags", operation_id="ollama_tags")
     async def tags() -> dict[str, Any]:
         def read() -> list[dict[str, Any]]:
-            return [_entry(name, resolver) for name, _ in resolver.names()]
+            return [listed(name, folder) for name, folder in resolver.names().items()]
 
         return {"models": await asyncio.to_thread(read)}
 
     @app.post("/api/show", operation_id="ollama_show")
     async def show(request: NameRequest) -> dict[str, Any]:
         spec = await _spec(request.asked, resolver)
-        kind = spec.shape.model_type if hasattr(spec.shape, "model_type") else "onnx"
-        return {
-            "modelfile": "",
-            "parameters": "",
-            "template": "",
-            "details": _details(),
-            "model_info": {"general.architecture": kind, f"{kind}.context_length": spec.context_length},
-            "capabilities": ["completion", "tools"],
-        }
+        return shown(spec, resolver.models_dir / spec.name)
 
     @app.get("/api/ps", operation_id="ollama_ps")
     async def ps() -> dict[str, Any]:
         pool = college.snapshot()
-        loaded = [
-            {**_entry(m.name, resolver), "size_vram": m.held_mb * _MB, "expires_at": now(), "state": m.state}
-            for m in pool.models
-            if m.state != "absent"
-        ]
+
+        def read() -> list[dict[str, Any]]:
+            return [loaded(each, resolver) for each in pool.models if each.state != "absent"]
+
         figures = {"usage_mb": round(pool.usage_mb), "pool_mb": pool.pool_mb, "queue_length": pool.queue_length}
-        return {"models": loaded, "coe": {"pressure": round(pool.pressure, 4), "level": pool.level, **figures}}
+        return {
+            "models": await asyncio.to_thread(read),
+            "coe": {"pressure": round(pool.pressure, 4), "level": pool.level, **figures},
+        }
 
     @app.post("/api/pull", operation_id="ollama_pull")
     async def pull(request: NameRequest) -> Response:
-        """Progress of a model that is there already. Nothing is downloaded because somebody asks over HTTP."""
+        """That a model is there already. Nothing is downloaded because somebody asks over HTTP."""
         await _spec(request.asked, resolver)
-        stages = ["pulling manifest", "verifying sha256 digest", "success"]
-        told = stages if request.stream is not False else stages[-1:]
-        lines = b"".join(msgspec.json.encode({"status": stage}) + b"\n" for stage in told)
-        return Response(lines, media_type="application/x-ndjson" if request.stream is not False else "application/json")
+        streams = request.stream is not False
+        return Response(b'{"status":"success"}\n', media_type=f"application/{'x-ndjson' if streams else 'json'}")
 
     @app.post("/api/embed", operation_id="ollama_embed")
     async def embeddings(request: EmbedRequest) -> dict[str, Any]:
@@ -335,19 +327,3 @@ async def resolved(name: str, resolver: RequestResolver) -> ResolvedRequest:
         ModelMissing, ModelDamaged: there is none that answers.
     """
     return await resolver.resolve(ChatRequest([], name=name, route=False, resolve_only=True))
-
-
-def _entry(name: str, resolver: RequestResolver) -> dict[str, Any]:
-    size = size_of(resolver.models_dir / name)
-    return {"name": name, "model": name, "modified_at": now(), "size": size, "digest": "", "details": _details()}
-
-
-def _details() -> dict[str, Any]:
-    return {
-        "parent_model": "",
-        "format": "onnx",
-        "family": "",
-        "families": [],
-        "parameter_size": "",
-        "quantization_level": "",
-    }

@@ -78,6 +78,18 @@ def test_only_a_commands_own_function_takes_many_arguments() -> None:
     assert many == []
 
 
+def test_sizes_are_written_for_people_in_one_place() -> None:
+    """``core.names`` knows where MB end and GB begin; a rate (MB/s) and a file's few KB are no such size."""
+    found = [
+        (path.name, line)
+        for path in FILES
+        if path.relative_to(REPOSITORY).as_posix() != "coe_cli/core/names.py"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"[}{] ?[MG]B\b(?!/s)", line)
+    ]
+    assert found == []
+
+
 def test_names_are_the_fields_words() -> None:
     found = []
     for path in FILES + TESTS:

@@ -15,7 +15,7 @@ from coe_cli.core.answers.conversations import Conversation, ConversationRow, Lo
 from coe_cli.core.findings import Finding, Level
 from coe_cli.core.memory.fit import ExpertFit, Fit, FitReport, How
 from coe_cli.core.memory.planner import compare_row
-from coe_cli.core.names import share_words, size_words
+from coe_cli.core.names import compared_sizes, share_words, size_words
 from coe_cli.core.problem import Problem
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine, PressureLine
 from coe_cli.output.college_view import write_status
@@ -174,6 +174,19 @@ def test_names_stay_at_50_columns_and_200_are_used(
 )
 def test_sizes_for_people_have_one_style(mb: float, words: str) -> None:
     assert size_words(mb) == words and size_words(-mb) == ("-" if mb else "") + words
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((16384, 8192), ["16 GB", "8 GB"]),
+        ((16384, 16384), ["16 GB", "16 GB"]),
+        ((16400, 16384), ["16,400 MB", "16,384 MB"]),
+        ((16384, 640), ["16 GB", "640 MB"]),
+    ],
+)
+def test_sizes_that_are_compared_are_told_apart(sizes: tuple[float, float], words: list[str]) -> None:
+    assert compared_sizes(*sizes) == words
 
 
 @pytest.mark.parametrize(("used", "whole", "words"), [(240, 800, "240 of 800 MB"), (240, 4000, "0.2 of 3.9 GB")])

@@ -283,7 +283,7 @@ def test_card_twins_and_the_guide_are_warned_of() -> None:
     assert "guide_differs" in codes(plan(profile, reasoners, known(chunk_size=512)))
     measured = plan(profile, scenario(CODER, profile=profile), known(guide_fixed_mb=30_000.0))
     (said,) = (warning.message for warning in measured.warnings if warning.code == "guide_differs")
-    assert "give 38000 MB" in said  # 8000 a slot and the guide's own fixed part
+    assert "give 37.1 GB" in said  # 8000 MB a slot and the guide's own fixed part
 
 
 def test_working_set_is_one_expert_a_model_the_general_one_first() -> None:

@@ -88,7 +88,7 @@ def test_a_budget_in_which_the_slots_would_take_turns_is_warned_of(tmp_path: Pat
     file.write_text("profiles: {tight: {vram_budget_mb: 17200, max_concurrent_slots: 2, context_length: 1024}}\n")
     document = json.loads(run("check", "tight", "--profiles", str(file), "--format", "json").stdout)
     (plan,) = [finding for finding in document["findings"] if finding["topic"] == "plan"]
-    assert plan["level"] == "warning" and "16155 MB for 2 slots" in plan["message"]
+    assert plan["level"] == "warning" and "15.8 GB for 2 slots" in plan["message"]
     assert "take turns" in plan["action"] and "--vram-mb" in plan["action"]
 
 

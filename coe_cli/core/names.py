@@ -36,6 +36,13 @@ def size_words(mb: float) -> str:
     return f"{gb:,.0f} GB" if abs(gb) >= 100 else f"{gb:.1f}".removesuffix(".0") + " GB"
 
 
+def compared_sizes(*sizes_mb: float) -> list[str]:
+    """``size_words`` of sizes that one sentence compares: all in whole MB where GB would write different ones alike."""
+    words = [size_words(size) for size in sizes_mb]
+    whole = [f"{size:,.0f} MB" for size in sizes_mb]
+    return words if len(set(words)) == len(set(whole)) else whole
+
+
 def share_words(used_mb: float, whole_mb: float) -> str:
     """A part of an amount, in the amount's unit: ``240 of 800 MB``, ``0.2 of 3.9 GB``."""
     number, unit = size_words(whole_mb).split()

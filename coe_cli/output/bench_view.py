@@ -201,15 +201,15 @@ def _table(console: Console, rows: Sequence[BenchRow], fastest: float) -> Table:
         )
         if name == "prompt_tokens" or len({getattr(row, name) for row in rows}) > 1
     ]
-    titles = ("first token", "prefill/s", "decode/s", "bandwidth", "peak MB", "plan MB")
+    titles = ("first token", "prefill/s", "decode/s", "bandwidth", "peak", "plan")
     cells = [
         (
             "unknown" if row.ttft_s is None else f"{row.ttft_s:.3f} s",
             _with_percent(row.prefill_tps, row.spread.prefill_tps),
             _with_percent(row.decode_tps, row.spread.decode_tps),
             "unknown" if row.bandwidth_share is None else f"{row.bandwidth_share:.0%}",
-            "unknown" if row.peak_mb is None else f"{row.peak_mb:.0f}",
-            "unknown" if row.plan_mb is None else f"{row.plan_mb:.0f}",
+            "unknown" if row.peak_mb is None else size_words(row.peak_mb),
+            "unknown" if row.plan_mb is None else size_words(row.plan_mb),
         )
         for row in rows
     ]

@@ -79,12 +79,13 @@ def _write_human(output: Output, plan: Plan, compare: list[ComparisonRow] | None
     if compare is not None:
         _write_comparison(output, compare)
     if plan.solution is not None:
-        question = {
-            "context": "largest context (tokens)",
-            "slots": "most slots",
-            "vram": "smallest budget (MB)",
+        value = plan.solution.value
+        question, answer = {
+            "context": ("largest context (tokens)", str(value)),
+            "slots": ("most slots", str(value)),
+            "vram": ("smallest budget", f"{size_words(value)} (--vram-mb {value})"),
         }[plan.solution.variable]
-        write_line(output, f"{question}: ", (str(plan.solution.value), "bold"))
+        write_line(output, f"{question}: ", (answer, "bold"))
     if plan.preload is not None:
         preload = f"preload: {plan.preload.model} ({size_words(plan.preload.weights_mb)}) stays within normal pressure"
         write_line(output, preload)

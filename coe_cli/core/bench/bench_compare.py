@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from coe_cli.core.bench.bench_rows import BenchMachine, BenchReport, BenchRow
-from coe_cli.core.names import counted
+from coe_cli.core.names import compared_sizes, counted
 
 RATIO_FIELDS: Final = ("load_s", "ttft_s", "prefill_tps", "decode_tps", "peak_mb")
 JUDGED: Final = ("ttft_s", "prefill_tps", "decode_tps")
@@ -61,7 +61,8 @@ def differences(machine: BenchMachine, versions: dict[str, str], earlier: BenchR
         if getattr(other, name) != getattr(machine, name)
     ]
     if not _alike(other.memory_mb, machine.memory_mb):
-        parts.append(("memory", f"{other.memory_mb} MB", f"{machine.memory_mb} MB"))
+        before, now = compared_sizes(other.memory_mb or 0, machine.memory_mb or 0)
+        parts.append(("memory", before, now))
     found = [f"another machine: {name} was {_words(old)} and is {_words(new)}" for name, old, new in parts]
     for name in sorted({*versions, *earlier.versions}):
         before, now = earlier.versions.get(name, "missing"), versions.get(name, "missing")

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct, structs
 
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet, Provider
 from coe_cli.core.models.catalog import Catalog
-from coe_cli.core.names import nearest
+from coe_cli.core.names import compared_sizes, nearest
 
 if TYPE_CHECKING:
     from coe_cli.core.documents import Document
@@ -190,7 +190,8 @@ def _check(document: Document, content: _FleetFile, profiles: ProfileSet, catalo
                 if entry.vram_mb is None and entry.fixed_mb is not None
                 else ("vram_mb", node.vram_budget_mb, f"Let it be more than {node.fixed_mb}.")
             )
-            problem = f"{named} leaves nothing: the budget is {node.vram_budget_mb} MB, its fixed part {node.fixed_mb}"
+            budget, fixed = compared_sizes(node.vram_budget_mb, node.fixed_mb)
+            problem = f"{named} leaves nothing: the budget is {budget}, its fixed part {fixed}"
             raise document.error([*where, key], problem, hint)
         seen.add(entry.name)
         _check_names(document, [*where, "rates"], list(entry.rates), models, "model")

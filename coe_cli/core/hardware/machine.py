@@ -7,6 +7,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet, Provider
+from coe_cli.core.names import size_words
 from coe_cli.core.providers import on_host, spec_of
 
 INTEGRATED_BELOW_MB: Final = 1024
@@ -97,9 +98,9 @@ def pick_profile(machine: Machine, profiles: ProfileSet) -> tuple[HardwareProfil
         usable = min(usable, machine.memory_mb * SHARE_OF_SYSTEM_MEMORY)
     fitting = [profile for profile in every if spec_of(profile.provider).on_card and profile.vram_budget_mb <= usable]
     if not fitting:
-        return cpu, f"{usable:.0f} MB of graphics memory are too little for every GPU profile"
+        return cpu, f"{size_words(usable)} of graphics memory are too little for every GPU profile"
     best = max(fitting, key=lambda profile: profile.vram_budget_mb)
-    return best, f"{largest:.0f} MB found, {usable:.0f} MB within the safety margin of {auto.safety_margin:g}"
+    return best, f"{size_words(largest)} found, {size_words(usable)} within the safety margin of {auto.safety_margin:g}"
 
 
 def _adapters_for(machine: Machine, provider: Provider) -> list[Adapter]:

@@ -10,6 +10,8 @@ from typing import Any, Final
 from coe_cli.core.importing.encodings import Precision, encoding_of, rules_for
 from coe_cli.core.importing.ggml import BLOCK_TYPES
 from coe_cli.core.importing.needs import bits_per_weight
+from coe_cli.core.names import size_words
+from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.errors import DoesNotFit, UsageError
 
 _BEST_FIRST: Final = (
@@ -49,7 +51,9 @@ def choose_gguf(
     """
     whole = {path: size for path, size in files.items() if not _SPLIT.search(path)}
     by_quant = {quant_of(path): path for path in sorted(whole, reverse=True)}
-    there = ", ".join(f"{name or path} ({whole[path] / 2**20:.0f} MB)" for name, path in sorted(by_quant.items()))
+    there = ", ".join(
+        f"{name or path} ({size_words(whole[path] / BYTES_PER_MB)})" for name, path in sorted(by_quant.items())
+    )
     if not whole:
         raise UsageError("the repository has its GGUF files in several parts", "Name one that has them whole.")
     if quant is not None:
@@ -65,7 +69,7 @@ def choose_gguf(
     fitting = [name for name in readable if in_memory[name] <= room_bytes]
     if not fitting:
         raise DoesNotFit(
-            f"no file of the repository fits the profile's room of {room_bytes / 2**20:.0f} MB: it has {there}",
+            f"no file of the repository fits the profile's room of {size_words(room_bytes / BYTES_PER_MB)}: it has {there}",
             "Choose one with --quant all the same, or a profile with a larger budget.",
         )
     return by_quant[fitting[0]]

@@ -13,6 +13,7 @@ from coe_cli.core.memory.pressure import Pressure, pressure, pressure_level
 from coe_cli.core.memory.scenario import Known, PlannedModel, PlannedSlot, Scenario, Usage, total_mb, usage
 from coe_cli.core.memory.solve import largest_context, longest_prompt, most_slots, nearest_change, not_admitted
 from coe_cli.core.models.model_spec import BYTES_PER_MB
+from coe_cli.core.names import compared_sizes, size_words
 
 WASTE_LIMIT: Final = 0.15
 GUIDE_TOLERANCE: Final = 0.25
@@ -164,11 +165,12 @@ def _warnings(
                 f"plan with --context {model.context_length}",
             )
         cache_mb = counting.slot(memory, context, 1).kv_bytes / BYTES_PER_MB
+        cache, guide = compared_sizes(cache_mb, constants.kv_cache_8k_context)
         if counting.name == "exact" and not memory.spec.has_gqa and cache_mb > constants.kv_cache_8k_context:
             yield PlanWarning(
                 "cache_above_guide",
-                f"{model.name} has no grouped-query attention: {cache_mb:.0f} MB of cache a slot, "
-                f"more than the {constants.kv_cache_8k_context} MB that a slot is often counted with",
+                f"{model.name} has no grouped-query attention: {cache} of cache a slot, "
+                f"more than the {guide} that a slot is often counted with",
             )
         waste = wasted_by_rounding(memory, context) if counting.name == "exact" else 0.0
         if context & (context - 1) and waste > WASTE_LIMIT:
@@ -189,10 +191,10 @@ def _warnings(
             f"{scenario.slots} slots, but profile {profile.name} runs {profile.max_concurrent_slots} at once",
         )
     if known.card_mb is not None and scenario.budget_mb > known.card_mb:
+        budget, card = compared_sizes(scenario.budget_mb, known.card_mb)
         yield PlanWarning(
             "profile_above_card",
-            f"the budget of {scenario.budget_mb} MB is more than this machine's {known.card_mb:.0f} MB: "
-            "see `coe profile check --auto`",
+            f"the budget of {budget} is more than this machine's {card}: see `coe profile check --auto`",
         )
     yield from _guide_differs(profile, scenario, known)
 
@@ -203,7 +205,7 @@ def _guide_differs(profile: HardwareProfile, scenario: Scenario, known: Known) -
     guide = total_mb(scenario, known.models, accounting("guide", constants), fixed_mb)
     exact = total_mb(scenario, known.models, accounting("exact", constants), profile.fixed_mb)
     if abs(guide - exact) > GUIDE_TOLERANCE * exact:
-        message = f"the guide's constants give {guide:.0f} MB, the exact count {exact:.0f} MB"
+        message = f"the guide's constants give {size_words(guide)}, the exact count {size_words(exact)}"
         yield PlanWarning("guide_differs", message)
 
 

@@ -12,7 +12,7 @@ from coe_cli.core.hardware.machine import Machine, card_mb, free_mb
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.calibration import Calibration
 from coe_cli.core.memory.planner import Plan
-from coe_cli.core.names import counted, size_words
+from coe_cli.core.names import compared_sizes, counted, size_words
 from coe_cli.core.providers import spec_of
 
 DAY_S: Final = 86_400
@@ -80,31 +80,33 @@ def _card(profile: HardwareProfile, machine: Machine) -> Finding:
         return error("card", f"{what}: no graphics adapter was found", another)
     if size is None:
         return warning("card", f"{what}: its size is unknown", another)
+    planned, there = compared_sizes(budget, size)
     if budget > size:
-        return error("card", f"the budget of {budget} MB is more than the {size:.0f} MB of {what}", another)
+        return error("card", f"the budget of {planned} is more than the {there} of {what}", another)
     margin = profile.auto_detect.safety_margin
     if budget > size * margin:
-        above = f"the budget of {budget} MB is above {margin:.0%} of the {size:.0f} MB of {what}"
+        above = f"the budget of {planned} is above {margin:.0%} of the {there} of {what}"
         return warning("card", above, f"Lower vram_budget_mb to {size * margin:.0f}.")
-    return ok("card", f"{size:.0f} MB of {what} for a budget of {budget} MB")
+    return ok("card", f"{there} of {what} for a budget of {planned}")
 
 
 def _other_programs(profile: HardwareProfile, machine: Machine) -> Finding:
     free, needed = free_mb(machine, profile.provider), profile.vram_budget_mb - profile.fixed_mb
     if free is None:
         return warning("in_use", "what other programs use is unknown", "Close programs that draw a lot.")
+    left, wanted = compared_sizes(free, needed)
     if free < needed:
         return warning(
             "in_use",
-            f"other programs leave {free:.0f} MB, the profile's models may take {needed} MB",
+            f"other programs leave {left}, the profile's models may take {wanted}",
             "Close programs that use the card, or choose a smaller profile.",
         )
-    return ok("in_use", f"other programs leave {free:.0f} MB")
+    return ok("in_use", f"other programs leave {left}")
 
 
 def _plan(plan: Plan) -> Finding:
     slots = counted(len(plan.slots), "slot")
-    text = f"{plan.total_mb:.0f} MB for {slots}"
+    text = f"{size_words(plan.total_mb)} for {slots}"
     said = {each.code: each.message for each in plan.warnings}
     if not plan.fits:
         return error("plan", text, f"{said.get('does_not_fit', '')}: coe vram plan")

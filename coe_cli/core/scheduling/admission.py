@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from heapq import heappop
 
+from coe_cli.core.names import share_words, size_words
 from coe_cli.core.scheduling.pool_memory import Level
 from coe_cli.core.scheduling.residency import Residency
 from coe_cli.core.scheduling.scheduler_events import Decision, Expected, Load, Preload, Start, WaitReason
@@ -155,7 +156,7 @@ class Admission(Residency):
         if now_s >= model.infeasible_since_s + self.config.give_up_s:
             hint = "Close other programs that use the device, then try again."
             message = (
-                f"`{model.name}` needs {model.need_mb} MB, and {memory.external_mb:.0f} of the {memory.critical_mb:.0f} MB"
+                f"`{model.name}` needs {size_words(model.need_mb)}, and {share_words(memory.external_mb, memory.critical_mb)}"
                 f" that may be used are taken by other programs or beyond the plan"
             )
             self._refuse_queue(model, "out_of_memory", message, hint, out, self.config.give_up_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from heapq import heappush
 
+from coe_cli.core.names import share_words, size_words
 from coe_cli.core.scheduling.pool_memory import Level, PoolMemory
 from coe_cli.core.scheduling.request_queues import RequestQueues
 from coe_cli.core.scheduling.scheduler_events import Decision, Evict, EvictReason, LoadFailed, Notice, Retry
@@ -41,7 +42,7 @@ class Residency(RequestQueues):
     def _refresh(self, out: list[Decision]) -> None:
         memory = self.memory
         if memory.refresh():
-            text = f"memory pressure is {memory.level.name.lower()}: {memory.usage_mb:.0f} of {memory.pool_mb:.0f} MB"
+            text = f"memory pressure is {memory.level.name.lower()}: {share_words(memory.usage_mb, memory.pool_mb)}"
             out.append(Notice("pressure", text))
 
     # --- loading
@@ -183,7 +184,7 @@ class Residency(RequestQueues):
         if self.memory.lost_mb and self._loading is None and not self._evicting:
             back_mb = self.memory.settle_lost(used_mb)
             if back_mb:
-                out.append(Notice("reclaimed", f"{back_mb:.0f} MB of evicted models are back"))
+                out.append(Notice("reclaimed", f"{size_words(back_mb)} of evicted models are back"))
 
     def _expires_s(self, model: ModelEntry) -> float:
         """When an idle model is unloaded: after its own time, or the pool's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from coe_cli.core.names import compared_sizes, share_words, size_words
 from coe_cli.core.scheduling.admission import Admission
 from coe_cli.core.scheduling.pool_memory import Level
 from coe_cli.core.scheduling.scheduler_events import (
@@ -197,12 +198,13 @@ class Scheduler(Admission):
                 event.request_id, "draining", "the college is stopping", "Try again when it has restarted.", 5.0
             )
         if model.need_mb > self.memory.critical_mb:
+            needed, most = compared_sizes(model.need_mb, self.memory.critical_mb)
             return Refuse(
                 event.request_id,
                 "does_not_fit",
-                f"`{model.name}` needs {model.need_mb} MB ({model.weights_mb} weights and {model.slot_mb} for one slot);"
-                f" at most {self.memory.critical_mb:.0f} MB may be used ({config.thresholds.critical:.0%} of"
-                f" {config.vram_budget_mb} budget less {config.fixed_mb} fixed)",
+                f"`{model.name}` needs {needed} ({size_words(model.weights_mb)} weights and {size_words(model.slot_mb)} for one slot);"
+                f" at most {most} may be used ({config.thresholds.critical:.0%} of"
+                f" a budget of {size_words(config.vram_budget_mb)} less {size_words(config.fixed_mb)} fixed)",
                 "Run `coe vram plan --solve context`, or choose a profile with a larger budget.",
             )
         if self._waiting + self._delayed_count >= config.max_queue:
@@ -303,8 +305,8 @@ class Scheduler(Admission):
         if shortfall_mb > self.config.shortfall_tolerance_mb:
             self.memory.lose(shortfall_mb)
             text = (
-                f"evicting `{model.name}` reclaimed {event.reclaimed_mb / 1024:.1f} of {expected_mb / 1024:.1f} GB;"
-                f" {shortfall_mb:.0f} MB are kept out of the budget"
+                f"evicting `{model.name}` reclaimed {share_words(event.reclaimed_mb, expected_mb)};"
+                f" {size_words(shortfall_mb)} are kept out of the budget"
             )
             out.append(Notice("shortfall", text))
 

@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import Struct
 
 from coe_cli.core.hardware.profile import HardwareProfile, PressureThresholds
+from coe_cli.core.names import share_words
 from coe_cli.core.scheduling.scheduler_events import RequestId
 from coe_cli.errors import DoesNotFit
 
@@ -51,7 +52,7 @@ class PoolConfig(Struct, frozen=True):
         """
         if self.pool_mb <= 0:
             raise DoesNotFit(
-                f"the pool has no room for a model: {self.fixed_mb} of its {self.vram_budget_mb} MB are fixed",
+                f"the pool has no room for a model: {share_words(self.fixed_mb, self.vram_budget_mb)} are fixed",
                 "Choose a profile with a larger budget; see `coe profile list`.",
             )
         if self.max_concurrent_slots < 1 or self.max_queue < 1:

@@ -23,6 +23,7 @@ from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.pressure import admission_share
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.names import compared_sizes, size_words
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduling.scheduler_state import ModelCost, PoolConfig, pool_from_profile
 from coe_cli.errors import Busy, CoeError, DoesNotFit
@@ -235,8 +236,9 @@ def refuse_what_cannot_fit(rows: RowSource, profile: HardwareProfile, cost_of: C
     critical_mb = admission_share(profile.pressure_thresholds, alone=True) * (profile.vram_budget_mb - profile.fixed_mb)
     name = min(costs, key=costs.__getitem__)
     if costs[name] > critical_mb:
+        needed, allowed = compared_sizes(costs[name], critical_mb)
         raise DoesNotFit(
-            f"no model of the batch fits: `{name}` needs {costs[name]:.0f} MB, and profile {profile.name} allows"
-            f" {critical_mb:.0f} ({profile.vram_budget_mb} budget less {profile.fixed_mb} fixed)",
+            f"no model of the batch fits: `{name}` needs {needed}, and profile {profile.name} allows {allowed}"
+            f" (a budget of {size_words(profile.vram_budget_mb)} less {size_words(profile.fixed_mb)} fixed)",
             "Choose a profile with a larger budget (-p), or a smaller model.",
         )

@@ -25,6 +25,7 @@ from coe_cli.core.fleet.fleet_report import (
 from coe_cli.core.fleet.fleet_simulation import Samples
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.names import size_words
 from coe_cli.core.providers import on_host
 from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import DoesNotFit, ProfileInvalid
@@ -238,7 +239,7 @@ class _Planner:
                 found.append(FleetWarning("overloaded", text))
             if group.excess_mb > 0:
                 text = (
-                    f"{kind.name}: {', '.join(group.models)} need {group.excess_mb:.0f} MB more than fit together and"
+                    f"{kind.name}: {', '.join(group.models)} need {size_words(group.excess_mb)} more than fit together and"
                     f" take turns, {plan.swaps_per_hour:g} loads an hour"
                 )
                 found.append(FleetWarning("swapping", text))

@@ -23,6 +23,7 @@ from coe_cli.core.batch.batch_progress import EngineStatus
 from coe_cli.core.fleet.ray_node import NAMESPACE, VRAM_RESOURCE, model_resource
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.model_spec import ModelSpec
+from coe_cli.core.names import compared_sizes
 from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.errors import DeviceLost, DoesNotFit
 from coe_cli.runtime.batch.batch_engine import PreparedRow, RowFailure, RowResult, RowSource
@@ -337,7 +338,8 @@ class RayEngine:
         nodes = self._cluster.nodes()
         if any(model_resource(model) in node for node in nodes):
             most_mb = max(node.get(VRAM_RESOURCE, 0.0) for node in nodes)
-            text = f"`{model}` needs {demand_mb:.0f} MB with its slots, and the largest node has {most_mb:.0f} MB for models"
+            needed, most = compared_sizes(demand_mb, most_mb)
+            text = f"`{model}` needs {needed} with its slots, and the largest node has {most} for models"
             failure = RowFailure.of(DoesNotFit(text, "Choose a profile with fewer slots, or a node with more memory."))
         else:
             text = f"no node of the cluster has `{model}` on its disk"

@@ -11,6 +11,7 @@ from coe_cli.core.importing.hub_files import guess_name
 from coe_cli.core.models.catalog import Source
 from coe_cli.core.models.model_name import check_name
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
+from coe_cli.core.names import compared_sizes, size_words
 from coe_cli.errors import DoesNotFit, UnsupportedArchitecture
 from coe_cli.runtime.importing.source import ModelSource, inspect
 from coe_cli.runtime.model_folder.model_files import read_config
@@ -37,15 +38,17 @@ def check_resources(source: ModelSource, recipe: Recipe, models_dir: Path) -> st
     memory = psutil.virtual_memory()
     total_mb, free_mb = memory.total / BYTES_PER_MB, memory.available / BYTES_PER_MB
     if memory_mb > total_mb:
+        takes, there = compared_sizes(memory_mb, total_mb)
         raise DoesNotFit(
-            f"converting {source.path.name} takes about {memory_mb:.0f} MB of memory and this machine has {total_mb:.0f} MB",
+            f"converting {source.path.name} takes about {takes} of memory and this machine has {there}",
             "Convert it on a larger machine and copy the folder, or fetch a model in ONNX Runtime GenAI's layout.",
         )
     check_room(f"{source.path.name}", models_dir, disk_bytes)
-    tight = "" if memory_mb <= free_mb else f", more than the {free_mb:.0f} MB that are free: it will be slow"
+    takes, free = compared_sizes(memory_mb, free_mb)
+    tight = "" if memory_mb <= free_mb else f", more than the {free} that are free: it will be slow"
     return (
         f"converting {source.parameters / 1e6:.0f} million weights ({source.architecture}) to {recipe.precision} takes about "
-        f"{memory_mb:.0f} MB of memory and {disk_bytes / BYTES_PER_MB:.0f} MB of disk{tight}"
+        f"{takes} of memory and {size_words(disk_bytes / BYTES_PER_MB)} of disk{tight}"
     )
 
 

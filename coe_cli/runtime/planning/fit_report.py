@@ -66,7 +66,7 @@ def _memory_mb(text: str) -> int:
     except ValueError as error:
         raise UsageError(str(error), HOW_TO_WRITE_MEMORY) from None
     if memory_mb <= _NO_CARD_MB and text.strip().isdecimal():
-        raise UsageError(f"`{text}` is {memory_mb} MB", f"Did you mean {text}G?")
+        raise UsageError(f"`{text}` is {size_words(memory_mb)}", f"Did you mean {text}G?")
     return memory_mb
 
 

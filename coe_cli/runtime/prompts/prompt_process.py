@@ -23,6 +23,7 @@ from coe_cli.core.answers.prompt_text import bare, fill_plain
 from coe_cli.core.answers.thinking import CLOSE as UNTHINK
 from coe_cli.core.answers.thinking import OPEN as THINK
 from coe_cli.core.answers.tool_calls import FORMATS, ToolCall
+from coe_cli.core.names import size_words
 from coe_cli.interrupts import on_interrupt
 from coe_cli.runtime.job_object import bound_by_job
 from coe_cli.runtime.model_folder import tokenizer_files
@@ -214,7 +215,7 @@ def main() -> None:
                 send(
                     NotPrepared(
                         "model_damaged",
-                        f"the prompt for `{request.model}` takes more than {MEMORY_MB} MB to make",
+                        f"the prompt for `{request.model}` takes more than {size_words(MEMORY_MB)} to make",
                         _ANOTHER_MODEL,
                     )
                 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.names import size_words
 from coe_cli.core.notes import Note
 from coe_cli.core.providers import on_host
 from coe_cli.core.routing.router import Decision, Router, RouterWeights
@@ -204,7 +205,7 @@ def _open_embedder(
         if not may.fetch:
             size = EMBEDDERS[name][0].size_mb if name in EMBEDDERS else None
             raise ModelMissing(
-                f"the embedder `{name}` is not prepared" + (f" ({size} MB to fetch)" if size else ""),
+                f"the embedder `{name}` is not prepared" + (f" ({size_words(size)} to fetch)" if size else ""),
                 "Prepare it: coe route --rebuild.",
             ) from error
     from coe_cli.runtime.routing.embedder_export import prepare_embedder

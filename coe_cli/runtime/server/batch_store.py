@@ -20,6 +20,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, structs
 
+from coe_cli.core.names import size_words
+from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.package import PACKAGE_ROOT, python_environment
 from coe_cli.replacing import remove, remove_folder
 from coe_cli.runtime.atomic_write import atomic_write
@@ -113,7 +115,7 @@ class BatchStore:
         """
         known = self.files()
         if len(known) >= MOST_FILES or sum(each.bytes for each in known) + len(content) > MOST_FILES_BYTES:
-            most = f"{MOST_FILES} files of {MOST_FILES_BYTES // 2**20} MB together"
+            most = f"{MOST_FILES} files of {size_words(MOST_FILES_BYTES / BYTES_PER_MB)} together"
             raise HttpError(400, f"there are {most} at most", "Delete some.", code="too_many_files", param="file")
         made = FileObject(
             id=_new_id("file-"),

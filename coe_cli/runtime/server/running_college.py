@@ -9,7 +9,7 @@ from msgspec import structs
 
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.model_spec import ModelSpec
-from coe_cli.core.names import joined
+from coe_cli.core.names import joined, size_words
 from coe_cli.core.providers import spec_of
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
 from coe_cli.errors import CoeError
@@ -52,7 +52,7 @@ def held_mb(line: ModelLine) -> float:
 def kept(status: CollegeStatus) -> str:
     """``the running college keeps 336 MB for `a` and `b```, or an empty text where it keeps none."""
     names = joined([f"`{line.name}`" for line in status.models])
-    return f"the running college keeps {college_mb(status):.0f} MB for {names}" if names else ""
+    return f"the running college keeps {size_words(college_mb(status))} for {names}" if names else ""
 
 
 def low_memory_warning(spec: ModelSpec, profile: HardwareProfile) -> str:
@@ -67,7 +67,7 @@ def low_memory_warning(spec: ModelSpec, profile: HardwareProfile) -> str:
     if needed_mb + college_mb(status) <= profile.pressure_thresholds.critical * pool_mb:
         return ""
     return (
-        f"`{spec.name}` takes {needed_mb:.0f} MB and {kept(status)}: more than the {pool_mb} MB of profile"
+        f"`{spec.name}` takes {size_words(needed_mb)} and {kept(status)}: more than the {size_words(pool_mb)} of profile"
         f" {profile.name} (`coe stop` frees that)"
     )
 

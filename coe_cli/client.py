@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import msgspec
 
-from coe_cli.core.answers.answer import Answer
+from coe_cli.core.answers.answer import Answer, some_question
 from coe_cli.core.answers.sampling import Sampling
 from coe_cli.core.batch.batch_rows import in_words
 from coe_cli.core.plain_text import check_text
@@ -176,6 +176,8 @@ def _request(question: Question, options: Options, *, streamed: bool) -> ChatReq
         UsageError: an unknown option, a value that is out of its range, or a text that no model can be given.
     """
     check_text(question=question, **options)
+    if isinstance(question, str):
+        some_question(question, "See docs/python.md.")
     turns = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
     given: dict[str, Any] = dict(options)
     system, schema = given.pop("system", None), given.pop("json_schema", None)

@@ -32,7 +32,7 @@ from coe_cli.commands.options import (
     read_profiles,
     utf8_words,
 )
-from coe_cli.core.answers.answer import join_question
+from coe_cli.core.answers.answer import join_question, some_question
 from coe_cli.core.answers.limits import MAX_TOKENS, SECONDS_MOST, SEED
 from coe_cli.core.text_encoding import decode_text
 from coe_cli.errors import UsageError
@@ -141,9 +141,8 @@ def ask(
     if extract and output_format in (AnswerFormat.JSON, AnswerFormat.JSONL):
         raise UsageError("-x takes one code block out of an answer, JSON has all of it", "Give one of the two.")
     words = question or []
-    text = join_question(_read_stdin(wanted=words == ["-"]), "" if words == ["-"] else " ".join(words))
-    if not text:
-        raise UsageError("there is no question", "Give one as an argument or on stdin: coe ask What is a deadlock")
+    given = join_question(_read_stdin(wanted=words == ["-"]), "" if words == ["-"] else " ".join(words))
+    text = some_question(given, "Give one as an argument or on stdin: coe ask What is a deadlock")
     from coe_cli.use_cases.ask_steps import AskOptions, View
     from coe_cli.use_cases.asking import run_ask
 

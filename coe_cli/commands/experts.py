@@ -18,6 +18,7 @@ from coe_cli.commands.options import (
     read_catalog,
     read_profiles,
 )
+from coe_cli.core.answers.answer import some_question
 from coe_cli.errors import ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.runtime.folders import folders
@@ -171,9 +172,10 @@ def test(
 
     catalog, output = read_catalog(), Output()
     expert = catalog.expert(name)
-    asked = list(questions or expert.examples)
-    if not asked:
-        raise UsageError(f"{name} has no examples", f'Give questions: coe experts test {name} "…"')
+    asked = list(questions or expert.examples or [""])
+    how = f"Give one, for {name} has no examples of its own" if not expert.examples else "Give one"
+    for question in asked:
+        some_question(question, f'{how}: coe experts test {name} "…"')
     provider = read_profiles(profiles_file).select(profile).provider
     with contextlib.closing(Preparing(output, waiting="loading the router")) as view:
         router = open_router(catalog, folders(), view, provider=provider)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from coe_cli.core.routing.router import RouteAnswer
 
 
+_HOW = "Give one: coe route How do I join two tables, or one a line on stdin: coe route -"
+
+
 class RouteFormat(StrEnum):
     HUMAN = "human"
     JSONL = "jsonl"
@@ -64,8 +67,8 @@ def route(
 
       coe route --rebuild
     """
+    from coe_cli.core.answers.answer import some_question
     from coe_cli.core.models.catalog import GENERAL_EXPERT
-    from coe_cli.errors import UsageError
     from coe_cli.output.console import Output
     from coe_cli.output.routing import write_decided, write_decisions
     from coe_cli.runtime.folders import folders
@@ -74,19 +77,17 @@ def route(
 
     output = Output()
     question = " ".join(words) if words else None
-    if question is not None and not question.strip():
-        raise UsageError("the question is empty", "Give one: coe route How do I join two tables")
-    from_stdin = question == "-" or (question is None and not _stdin_is_terminal() and not rebuild)
-    if question is None and not from_stdin and not rebuild:
-        raise UsageError(
-            "there is no question", "Give one: coe route How do I join two tables, or one a line on stdin: coe route -"
-        )
+    if question == "-" or (question is None and not _stdin_is_terminal() and not rebuild):
+        question, lines = None, _lines()
+        some_question("".join(lines), _HOW)
+    else:
+        lines = [] if question is None and rebuild else [some_question(question or "", _HOW)]
     known = read_profiles(profiles)
     selected = known.select(profile)
     if not known.routing.enabled:
         output.note(f"routing is off in the profile file: {GENERAL_EXPERT} answers whatever is shown here")
     catalog = read_catalog(catalog_file or experts_file)
-    if question is not None and not from_stdin and not rebuild:
+    if question is not None and not rebuild:
         with output.waiting("asking the college"):
             answer = _by_the_college(question, catalog, embedder)
         if answer is not None:
@@ -101,10 +102,9 @@ def route(
             provider=selected.provider,
             may=Allowed(fetch=not no_pull, rebuild=rebuild),
         )
-    if question is None and not from_stdin:
+    if not lines:
         output.note(f"the router is ready ({router.embedder.info.name})")
         return
-    lines = _lines() if from_stdin else iter([question or ""])
     write_decisions(output, router, lines, output_format.value)
 
 

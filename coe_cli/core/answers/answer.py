@@ -7,6 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from coe_cli.errors import UsageError
+
 ANSWER_SCHEMA_VERSION = 1
 
 
@@ -44,6 +46,17 @@ class Answer(Struct, frozen=True):
 def tokens_per_s(completion_tokens: int, decode_s: float) -> float | None:
     """Decode rate without the first token, which belongs to the prefill; None when nothing was measured."""
     return (completion_tokens - 1) / decode_s if completion_tokens > 1 and decode_s > 0 else None
+
+
+def some_question(text: str, hint: str) -> str:
+    """``text``, in which something is asked; ``hint``: how it is given.
+
+    Raises:
+        UsageError: it is empty, or white space.
+    """
+    if not text.strip():
+        raise UsageError("there is no question", hint)
+    return text
 
 
 def join_question(piped: str, argument: str) -> str:

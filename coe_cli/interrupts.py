@@ -6,6 +6,7 @@ On Windows Ctrl-Break, and a console that is closed, is SIGBREAK and means the s
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -70,6 +71,67 @@ def interrupt_put_off() -> Iterator[None]:
         on_interrupt(before)
         if came:
             before(*came[0])
+
+
+@contextlib.contextmanager
+def around_stop(give_back: Callable[[], None], take: Callable[[], None]) -> Iterator[None]:
+    """While it lasts, Ctrl-Z calls ``give_back`` before the process stops, and ``take`` when it goes on, also after a SIGSTOP.
+
+    Nested, the inner one gives back first. ``take`` may be called twice. Main thread only; elsewhere, on Windows and where
+    Ctrl-Z is ignored, nothing is called.
+    """
+    before = _of_stop()
+    if sys.platform == "win32" or before in (None, signal.SIG_IGN):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        give_back()
+        if callable(before):
+            before(number, frame)
+        else:
+            mine = signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)  # it stops here, unless no shell could have it go on
+            signal.signal(number, mine)
+        take()
+
+    def go_on(number: int, frame: FrameType | None) -> None:
+        if callable(before_cont):
+            before_cont(number, frame)
+        take()
+
+    before_cont = signal.signal(signal.SIGCONT, go_on)
+    signal.signal(signal.SIGTSTP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+        signal.signal(signal.SIGCONT, before_cont)
+
+
+@contextlib.contextmanager
+def stop_put_off() -> Iterator[None]:
+    """While it lasts, Ctrl-Z does nothing where ``around_stop`` would; one that came takes effect at the end."""
+    before = _of_stop()
+    if sys.platform == "win32" or not callable(before):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    cont = signal.signal(signal.SIGCONT, lambda number, frame: None)
+    signal.signal(signal.SIGTSTP, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+        signal.signal(signal.SIGCONT, cont)
+        if came:
+            before(*came[0])
+
+
+def _of_stop() -> Handler:
+    """What Ctrl-Z does; None where there is no such signal, or it is not this thread's to say."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return signal.getsignal(signal.SIGTSTP) if sys.platform != "win32" and is_main else None
 
 
 @contextlib.contextmanager

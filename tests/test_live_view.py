@@ -42,6 +42,7 @@ class Terminal:
         interrupt_at: str | None = None,
         types: Sequence[tuple[str, str]] = (),
         size: tuple[int, int] = (WIDTH, HEIGHT),
+        command: list[str] | None = None,
         **environment: str,
     ) -> None:
         self._size = width, height = size
@@ -54,6 +55,7 @@ class Terminal:
             stdout=child if stdout is None else stdout,
             stderr=child,
             environment=environment,
+            command=command,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(child)
@@ -167,6 +169,46 @@ def test_what_is_typed_into_a_live_view_disturbs_no_line(coe: Coe, command: str)
     terminal = Terminal(coe, *line, types=((shown, "typed ahead\n"),), interrupt_at=shown)
     assert terminal.code == 130
     assert "typed ahead" not in terminal.raw and terminal.scrollback.count(shown) == (command == "ps")
+
+
+SHELL = """
+import os, signal, sys, termios
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.argv[1], sys.argv[1:])
+while os.WIFSTOPPED(status := os.waitpid(child, os.WUNTRACED)[1]):
+    os.tcsetpgrp(0, os.getpid())
+    echo = bool(termios.tcgetattr(0)[3] & termios.ECHO)
+    while input(f"stopped, echo {echo}> ") != "fg":
+        pass
+    os.tcsetpgrp(0, child)
+    os.killpg(child, signal.SIGCONT)
+os.tcsetpgrp(0, os.getpid())
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""A shell with one job, in a process group of its own."""
+
+
+@pytest.mark.parametrize("way", ["ask", "chat"])
+def test_a_stopped_view_gives_the_terminal_back_and_takes_it_again(coe: Coe, way: str) -> None:
+    question = (ENDLESS,) if way == "ask" else ()
+    command = [sys.executable, "-c", SHELL, *coe.command(way, "-m", MODEL, *question)]
+    asks = () if way == "ask" else (("leaves", f"{ENDLESS}\n"),)
+    stops = (("answering", "\x1a"), (r"stopped, echo \w+> ", "ls\n"), (r"stopped, echo \w+> ", "fg\n"))
+    typed = (*asks, *stops, *stops, ("answering", "typed ahead"))
+    ends = () if way == "ask" else ((">", "\x15/quit\n"),)
+    terminal = Terminal(coe, command=command, types=(*typed, ("answering", "\x03"), *ends))
+    assert terminal.code == (130 if way == "ask" else 0), terminal.raw
+    before = terminal.raw.partition("stopped, echo")[0]
+    assert "echo False" not in terminal.raw
+    assert before.rindex("\x1b[?25h") > before.rindex("\x1b[?25l"), "the cursor is shown"
+    assert terminal.raw.count("> ls") == terminal.raw.count("> fg") == 2, "the shell's user sees what is typed"
+    assert way == "chat" or "typed ahead" not in terminal.raw
+    assert "answering" not in terminal.scrollback
 
 
 def test_a_terminal_that_only_writes_on_is_told_in_lines(bare_coe: Coe) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rich.constrain import Constrain
 from rich.live import Live
 
-from coe_cli.interrupts import interrupt_put_off
+from coe_cli.interrupts import interrupt_put_off, stop_put_off
 from coe_cli.output.terminal import typing_held_back
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Display:
         self, console: Console, view: Callable[[], RenderableType], frames_per_s: float, *, keep: bool = False
     ) -> None:
         self._console = console
-        self._live = Live(
+        self._new_live = partial(
+            Live,
             get_renderable=lambda: Constrain(view(), view_width(console)),
             console=console,
             refresh_per_second=frames_per_s,
@@ -44,11 +46,14 @@ class Display:
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        self._live = self._new_live()
         with interrupt_put_off():
             _shown.append(self)
             self._typing = contextlib.ExitStack()
-            self._typing.enter_context(typing_held_back(console.file))  # before there is a frame to type into
-            self._live.start()
+            held_back = typing_held_back(console.file, self._hide, self._show)
+            self._typing.enter_context(held_back)  # before there is a frame to type into
+            with stop_put_off():
+                self._live.start()
 
     @property
     def is_shown(self) -> bool:
@@ -57,16 +62,25 @@ class Display:
     def print(self, renderable: RenderableType) -> None:
         """Above the view, for good; long lines are the terminal's to wrap."""
         # Rich measures under this lock and writes after it: a frame between the two would wipe a line, or stay.
-        with interrupt_put_off(), self._live._lock:
+        with interrupt_put_off(), stop_put_off(), self._live._lock:
             self._console.print(renderable, soft_wrap=True)
 
     def stop(self) -> None:
         """Take it off the screen; a second time does nothing."""
         with interrupt_put_off():
             if self.is_shown:
-                self._live.stop()
+                with stop_put_off():
+                    self._live.stop()
                 self._typing.close()
                 _shown.remove(self)
+
+    def _hide(self) -> None:
+        self._live.stop()
+
+    def _show(self) -> None:
+        if not self._live.is_started:
+            self._live = self._new_live()  # the old one knows where its last frame was
+            self._live.start()
 
 
 def end_all() -> None:

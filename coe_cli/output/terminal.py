@@ -13,8 +13,10 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, TextIO
+
+from coe_cli.interrupts import around_stop
 
 _DRIVING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -39,14 +41,34 @@ def draws_on(stream: TextIO) -> bool:
 
 
 @contextlib.contextmanager
-def typing_held_back(stream: IO[str]) -> Iterator[None]:
-    """What is typed in the block waits for who reads next: the terminal of ``stream`` does not write it into what is drawn."""
-    changed = _echo(stream, on=False)
-    try:
-        yield
-    finally:
+def typing_held_back(
+    stream: IO[str], hide: Callable[[], None] = lambda: None, show: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """What is typed in the block waits for who reads next: the terminal of ``stream`` does not write it into what is drawn.
+
+    While the process is stopped (Ctrl-Z) the terminal is as it was found: ``hide`` takes what is drawn away, ``show`` draws it anew.
+    """
+    changed = False
+
+    def take() -> None:
+        nonlocal changed
+        changed = _echo(stream, on=False) or changed
+        show()
+
+    def give_back() -> None:
+        nonlocal changed
+        hide()
         if changed:
             _echo(stream, on=True)
+        changed = False
+
+    with around_stop(give_back, take) if stream.isatty() else contextlib.nullcontext():
+        changed = _echo(stream, on=False)
+        try:
+            yield
+        finally:
+            if changed:
+                _echo(stream, on=True)
 
 
 def _echo(stream: IO[str], *, on: bool) -> bool:

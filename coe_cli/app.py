@@ -140,6 +140,8 @@ def run(arguments: list[str]) -> int:
             raise
         return _report(arguments, _of_argument(arguments, error) or explained(error))
     finally:
+        if (errors := sys.modules.get("coe_cli.output.errors")) is not None:
+            errors.forget_warnings()
         _silence_broken_stdout()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -17,7 +16,7 @@ from typing import Any
 import msgspec
 import psutil
 from byte_prompts import BytePrompts
-from conftest import REPOSITORY, command_of, eventually
+from conftest import command_of, eventually
 from faulty_worker import expected
 
 from coe_cli.core.models.catalog import ModelShape
@@ -192,7 +191,6 @@ async def trial(
     """A college on faulty workers; afterwards no process of it is left. ``skips_hangs``: time flies while one of them hangs."""
     folder.mkdir(exist_ok=True)
     (folder / "faults.json").write_text(json.dumps(faults or {}))
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
     settings = CollegeSettings(
         pool=msgspec.structs.replace(POOL, **pool),
         cost_of=lambda spec: (ModelCost(spec.weights_bytes / 2**20, SLOT_MB, max_slots=4), 1024),

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections import Counter
@@ -25,6 +26,7 @@ import hypothesis
 import psutil
 import pytest
 from fork_server import ForkServer
+from leftovers import changes, state, threads_left
 from operating_system import OF_ITS_OWN, WINDOWS, end_tree
 
 if TYPE_CHECKING:
@@ -229,6 +231,15 @@ class Coe:
             # and not another that has its id now, nor this one, which may run tests/test_server.py
             if process.pid != os.getpid() and any("serve" in word for word in process.cmdline()):
                 end(process)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """The tests of a file leave the process as they found it: other files run in it, in any order."""
+    before, threads = state(), set(threading.enumerate())
+    yield
+    left = [*threads_left(threads), *changes(before, state())]
+    assert not left
 
 
 @pytest.fixture(scope="session")

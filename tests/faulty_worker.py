@@ -28,6 +28,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from coe_cli.runtime.worker import protocol
 
 

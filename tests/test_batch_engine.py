@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ import msgspec
 import pytest
 from byte_prompts import BytePrompts
 from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeProbe, NamedModels, spec_of
-from conftest import MODEL, REPOSITORY, eventually
+from conftest import MODEL, eventually
 from faulty_worker import expected
 
 from coe_cli.core.batch.batch_order import WORTH_A_REPLICA
@@ -82,7 +81,6 @@ def engine(
 ) -> Iterator[ClientEngine]:
     """``side_by_side``: so many workers of one slot, as on the CPU."""
     (folder / "faults.json").write_text(json.dumps(faults or {}))
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
     command = [sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(folder)]
     cost = ModelCost(weights_mb=WEIGHTS_MB, kv_mb=SLOT_MB, max_slots=4)
     limits = msgspec.structs.replace(POOL, **pool)

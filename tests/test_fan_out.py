@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import itertools
 import json
-import os
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from byte_prompts import BytePrompts
 from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeProbe, NamedModels, living
-from conftest import REPOSITORY, eventually
+from conftest import eventually
 from faulty_worker import expected
 
 from coe_cli.core.routing.synthesis import Draft
@@ -62,7 +61,6 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
     def make(faults: dict[str, list[dict[str, Any]]] | None = None, **settings: Any) -> LocalClient:
         (tmp_path / "faults.json").write_text(json.dumps(faults or {}))
-        os.environ["PYTHONPATH"] = str(REPOSITORY)
         college = CollegeSettings(
             pool=POOL,
             cost_of=lambda spec: (

@@ -222,6 +222,7 @@ def test_warnings_and_questions_keep_their_words_whole(
     monkeypatch: pytest.MonkeyPatch, write: Callable[[Output], None]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
+    monkeypatch.setattr("coe_cli.output.errors._said", {})
     narrow = on_terminal(monkeypatch, write, 40)
     assert narrow.count("\n") >= 1 and narrow.split()[-1] in ("[q]uit:", "FILE")
 

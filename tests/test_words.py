@@ -276,6 +276,13 @@ def test_a_broken_entry_that_is_needed_is_told_once(bare_coe: Coe) -> None:
     assert result.stderr.splitlines()[-1].startswith("coe: profiles.mine, which is left out, is needed here. Add ")
 
 
+def test_each_line_of_one_process_warns_of_a_broken_entry(bare_coe: Coe, here: Here) -> None:
+    (bare_coe.config / "hardware_profiles.yaml").write_text("profiles:\n  mine: {vram_budget_mb: lots}\n")
+    first, second = here("profile", "list"), here("profile", "list")
+    assert "max_concurrent_slots` is missing" in first.stderr
+    assert second == first
+
+
 def test_the_default_expert_answers_where_nobody_is_named(quick_coe: Coe) -> None:
     assert quick_coe.run("config", "get", "expert").check().stdout == "null\n"
     quick_coe.run("config", "set", "expert", "math_expert").check()

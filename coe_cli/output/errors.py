@@ -11,7 +11,7 @@ from coe_cli.errors import CoeError
 from coe_cli.output.terminal import guarded, wrapped
 
 _said: dict[str, str] = {}
-"""What was warned of: its message → the entry that it is about."""
+"""What was warned of on this command line: its message → the entry that it is about."""
 
 
 def warn_of(stream: TextIO, problems: Mapping[str, Problem]) -> None:
@@ -21,6 +21,11 @@ def warn_of(stream: TextIO, problems: Mapping[str, Problem]) -> None:
             _said[problem.message] = key or "the file"
             text = f"coe: warning: {problem.message}; {_said[problem.message]} is left out. {problem.hint}"
             guarded(stream).write(wrapped(text.rstrip(), stream) + "\n")
+
+
+def forget_warnings() -> None:
+    """The command line has ended; the next one of this process warns for itself."""
+    _said.clear()
 
 
 def write_error(stream: TextIO, error: CoeError, *, as_json: bool) -> None:

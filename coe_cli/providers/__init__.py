@@ -19,13 +19,14 @@ def runtime_of(name: str) -> ProviderRuntime:
     Raises:
         ValueError: there is no such provider.
     """
-    if name not in _added:
-        spec = spec_of(name)
-        module_name = f"{__name__}.{type(spec).__module__.rpartition('.')[2]}"
-        if type(spec).__module__ != f"coe_cli.core.providers.{module_name.rpartition('.')[2]}":
-            return ProviderRuntime(spec)
-        _added[name] = importlib.import_module(module_name).RUNTIME
-    return _added[name]
+    if name in _added:
+        return _added[name]
+    spec = spec_of(name)
+    package, _, module_name = type(spec).__module__.rpartition(".")
+    if package != "coe_cli.core.providers":
+        return ProviderRuntime(spec)
+    runtime: ProviderRuntime = importlib.import_module(f"{__name__}.{module_name}").RUNTIME
+    return runtime
 
 
 def add(runtime: ProviderRuntime) -> None:

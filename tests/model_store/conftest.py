@@ -67,7 +67,8 @@ class Coe:
 @pytest.fixture
 def coe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Coe:
     for name in [name for name in os.environ if name.startswith(("COE_", "HF_"))]:
-        monkeypatch.delenv(name)
+        if name != "COE_PATIENCE_S":
+            monkeypatch.delenv(name)
     for name in ("models", "config", "state", "cache"):
         monkeypatch.setenv(f"COE_{name.upper()}_DIR", str(tmp_path / name))
     monkeypatch.setenv("PIP_NO_INDEX", "1")

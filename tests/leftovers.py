@@ -14,7 +14,6 @@ READ_ONCE: Final = frozenset(
     {
         "HF_HUB_DISABLE_PROGRESS_BARS",
         "HF_HUB_DISABLE_TELEMETRY",
-        "ORT_DISABLE_TELEMETRY",
         "TOKENIZERS_PARALLELISM",
         "TRANSFORMERS_VERBOSITY",
     }
@@ -43,7 +42,11 @@ def state() -> dict[str, Any]:
     mask = os.umask(0o077)
     os.umask(mask)
     signals = {f"handler of {number!r}": signal.getsignal(number) for number in signal.valid_signals() - _NOT_OURS}
-    names = [name for name in os.environ if name not in READ_ONCE and not name.startswith(("KMP_", "PYTEST_", "RAY_"))]
+    names = [
+        name
+        for name in os.environ
+        if name not in READ_ONCE and not name.startswith(("KMP_", "ORT_", "PYTEST_", "RAY_"))
+    ]
     return {
         "folder": str(Path.cwd()),
         "umask": mask,

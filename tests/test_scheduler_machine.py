@@ -440,12 +440,14 @@ class World(RuleBasedStateMachine):
 
 
 def walk(examples: int) -> None:
-    World.steps, World.seen = 0, set()
-    run_state_machine_as_test(
-        World,
-        settings=settings(max_examples=examples, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
-    )
-    assert World.steps >= 25 * examples
+    """Walk at least half of the steps that ``examples`` may have: by chance many may be short."""
+    World.steps, World.seen, steps = 0, set(), 25 * examples
+    while World.steps < steps:
+        run_state_machine_as_test(
+            World,
+            settings=settings(max_examples=examples, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
+        )
+        examples *= 2  # and not the same ones again, as a seed would have it
 
 
 def test_a_thousand_steps_in_a_world_that_misbehaves() -> None:

@@ -44,6 +44,7 @@ from coe_cli.runtime.routing.router_preparation import learn_in_child
 from coe_cli.runtime.routing.shared_router import SharedRouter
 from coe_cli.runtime.server import discovery, pid_file
 from coe_cli.runtime.server.guard import is_loopback
+from coe_cli.runtime.server.listening import bound_socket, just_ended, note_ended
 from coe_cli.runtime.server.running_college import device_of
 from coe_cli.runtime.server.serve_options import ServeOptions
 from coe_cli.runtime.server.server import ACCESS_LOG, PROMPT_LOG, Server
@@ -96,12 +97,13 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
     if lock is None:
         raise AlreadyRunning("a college is running already", "See `coe ps`; end it with `coe stop`.")
     try:
+        ended = just_ended(folder)
         discovery.remove_state(folder)  # whoever left it behind is gone
         try:
             pid_file.write(folder / pid_file.COLLEGE, os.getpid())
         except OSError as error:
             raise discovery.cannot_announce(folder, error) from error
-        with _bound_socket(options.host, options.port) as listener, _logging(folder):
+        with bound_socket(options.host, options.port, ended) as listener, _logging(folder):
             state = discovery.CollegeState(
                 pid=os.getpid(),
                 host=options.host,
@@ -119,6 +121,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
             resolver = RequestResolver(catalog, where.models, profile, router, routing=profiles.routing)
             job = _Process(options, state, listener, profile, resolver, api_key)
             asyncio.run(job.run(folder, on_ready, observer))
+        note_ended(folder, state.port)
     finally:
         discovery.remove_state(folder)
         with contextlib.suppress(OSError):
@@ -277,27 +280,6 @@ class _Process:
 
 def _path(name: str | None) -> Path | None:
     return Path(name) if name else None
-
-
-@contextlib.contextmanager
-def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise UsageError(f"{host} is not an address of this machine: {error.strerror}", "Use 127.0.0.1.") from None
-    with listener:
-        # Windows lets other programs share a port, or take it over, unless it is asked not to.
-        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if exclusive is None else exclusive, 1)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            raise UsageError(
-                f"{host} port {port} cannot be used: {error.strerror}", "Choose another --port; 0 takes a free one."
-            ) from None
-        listener.listen(128)
-        yield listener
 
 
 @contextlib.contextmanager

@@ -189,8 +189,8 @@ def _output_to(path: Path | None, *, quiet: bool) -> Iterator[Output]:
         if quiet:
             streams["stderr"] = open_files.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
         if path is not None and str(path) != "-":
-            open_files.enter_context(named_when_full(path))
-            target = open_files.enter_context(atomic_write(path)) if path.is_file() or not path.exists() else path
+            written = atomic_write if path.is_file() or not path.exists() else named_when_full  # a device, a pipe
+            target = open_files.enter_context(written(path))
             streams["stdout"] = open_files.enter_context(target.open("w", encoding="utf-8", newline="\n"))
         yield Output(**streams)
 

@@ -25,7 +25,7 @@ from coe_cli.commands.options import (
 from coe_cli.core.answers.limits import MAX_TOKENS
 from coe_cli.core.names import size_words
 from coe_cli.core.providers import expected_on
-from coe_cli.errors import ExitCode, UsageError
+from coe_cli.errors import CoeError, ExitCode, UsageError
 from coe_cli.output.console import Output, ReportFormat, TableFormat
 from coe_cli.runtime.folders import folders
 
@@ -179,7 +179,7 @@ def verify(
     Example: coe models verify smollm2-135m --quality
     """
 
-    from coe_cli.core.findings import Level, worst
+    from coe_cli.core.findings import Finding, Level, worst
     from coe_cli.output.findings_view import findings_document, write_findings
     from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.store.model_store import folder_of
@@ -189,12 +189,16 @@ def verify(
     folder = folder_of(name, read_catalog(catalog_file), folders().models)
     with ProgressView(output, f"checking {name}") as view:
         findings = check(name, folder, folders().state, run=not no_run, accept=accept, on_progress=view)
-        measured = None
+        measured = refusal = None
         if (quality or source is not None) and worst(findings) is not Level.ERROR:
             from coe_cli.runtime.conversion.quality import check_quality, quality_finding
 
-            measured = check_quality(name, folder, view, source=source, max_tokens=quality_tokens)
-            findings.append(quality_finding(name, measured))
+            try:
+                measured = check_quality(name, folder, view, source=source, max_tokens=quality_tokens)
+                findings.append(quality_finding(name, measured))
+            except CoeError as error:
+                refusal = error
+                findings.append(Finding("quality", Level.ERROR, error.message, error.hint))
     if report_format is ReportFormat.JSON:
         document = {"model": name, **findings_document(findings)}
         if measured is not None:
@@ -202,6 +206,8 @@ def verify(
         output.json(document)
     else:
         write_findings(output, findings)
+    if refusal is not None:
+        raise refusal
     if worst(findings) is Level.ERROR:
         raise typer.Exit(ExitCode.MODEL_MISSING)
 

@@ -51,10 +51,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def named_when_full(path: Path) -> Iterator[None]:
-    """Has a full disk's error say that it is ``path`` that is being written; the system says no name."""
+def named_when_full(path: Path) -> Iterator[Path]:
+    """``path`` itself; a full disk's error in the block says that it is being written, for the system says no name."""
     try:
-        yield
+        yield path
     except OSError as error:
         if error.filename is None and is_full(error):
             error.filename = str(path)

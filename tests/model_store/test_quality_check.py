@@ -82,6 +82,10 @@ def test_a_source_that_is_gone_is_named(coe: Coe, mine: Path) -> None:
     )
     assert "gone.gguf" in str(error)
     assert "--source" in str(error)
+    found = {finding["check"]: finding for finding in run.json["findings"]}
+    assert len(found) > 3 and found["quality"]["level"] == "error", "what else was found is told"
+    assert "gone.gguf" in found["quality"]["message"]
+    assert "quality" not in run.json
 
 
 def test_a_model_that_coe_did_not_convert_has_no_source(coe: Coe) -> None:
@@ -102,6 +106,7 @@ def test_a_model_for_a_card_is_refused_before_its_source_is_fetched(
         run = verify(coe, *options)
         assert (run.code, "mine was built for CUDA" in run.stderr) == (2, True), run.stderr
         assert "coe models import SOURCE --provider cpu --name mine-cpu" in run.stderr
+        assert [finding["check"] for finding in run.json["findings"]][-1] == "quality"
 
 
 @pytest.mark.parametrize(

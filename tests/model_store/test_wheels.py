@@ -12,6 +12,7 @@ import pytest
 from pip._internal import commands
 
 from coe_cli.runtime.store import pip_fetch
+from coe_cli.runtime.store.source_errors import SourceFailed
 from model_store.conftest import Coe, fetched
 from model_store.hub_server import Hub
 from model_store.test_archives import archive_of
@@ -188,6 +189,23 @@ def test_the_index_has_its_time_when_pip_is_ready(index: Hub, monkeypatch: pytes
     monkeypatch.setattr(commands, "create_command", create_command)
     assert pip_fetch.fetch("tiny-models==1.0", tmp_path).is_file()
     assert events == ["pip is imported", "the index is waited for"]
+
+
+def test_an_index_that_has_answered_is_no_longer_waited_for(
+    index: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever it answered: what the next source takes is not the index's silence."""
+    ended: list[str] = []
+
+    class Timer(threading.Timer):
+        def cancel(self) -> None:
+            super().cancel()
+            ended.append("cancelled")
+
+    monkeypatch.setattr("coe_cli.runtime.store.pip_fetch.threading.Timer", Timer)
+    with pytest.raises(SourceFailed, match="no wheel"):
+        pip_fetch.fetch("tiny-models==9.9", tmp_path)
+    assert ended == ["cancelled"]
 
 
 def test_an_index_that_is_not_there(coe: Coe, index: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

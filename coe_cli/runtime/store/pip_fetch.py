@@ -6,13 +6,14 @@ other inner parts this process fails, and the caller lets ``pip download`` do it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,7 @@ def fetch(requirement: str, folder: Path, no_answer: Callable[[], None] = lambda
         SourceFailed: no such wheel, not reachable, broken off, or not what the index says it is.
         OSError: this machine's fault: a full disk, a folder that cannot be written.
     """
-    patience = threading.Timer(ANSWER_S, no_answer)
-    patience.daemon = True
-    link, session = _find(requirement, patience)
-    patience.cancel()
+    link, session = _find(requirement, no_answer)
     sha256 = link.hash if link.hash_name == "sha256" else None
     if link.is_file:
         wheel = Path(link.file_path)
@@ -61,7 +59,19 @@ def fetch(requirement: str, folder: Path, no_answer: Callable[[], None] = lambda
     return wheel
 
 
-def _find(requirement: str, patience: threading.Timer) -> tuple[Any, Any]:
+@contextlib.contextmanager
+def _patience(no_answer: Callable[[], None]) -> Iterator[None]:
+    """Have ``no_answer`` called where the block takes longer than ``ANSWER_S``."""
+    timer = threading.Timer(ANSWER_S, no_answer)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _find(requirement: str, no_answer: Callable[[], None]) -> tuple[Any, Any]:
     """The link that pip would take ``requirement`` from, and a session with its proxies, certificates and passwords."""
     from packaging.requirements import Requirement
     from pip._internal.commands import create_command
@@ -71,8 +81,8 @@ def _find(requirement: str, patience: threading.Timer) -> tuple[Any, Any]:
     session = command._build_session(options)
     finder = command._build_package_finder(options=options, session=session)
     wanted = Requirement(requirement)
-    patience.start()  # for the index alone: a slow disk takes as long over pip's own modules
-    best = finder.find_best_candidate(wanted.name, _specifier(str(wanted.specifier))).best_candidate
+    with _patience(no_answer):  # with the index alone: a slow disk takes as long over pip's own modules
+        best = finder.find_best_candidate(wanted.name, _specifier(str(wanted.specifier))).best_candidate
     if best is None:
         raise SourceFailed(
             f"is not reachable through pip, which finds no wheel of it (pip download --no-deps {requirement} says more)"

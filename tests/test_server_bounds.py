@@ -18,7 +18,7 @@ from college_trial import pass_s
 from coe_cli.runtime.server.connections import MAX_HEAD_BYTES, bounded_protocol
 from coe_cli.runtime.server.guard import BodyBudget
 from coe_cli.runtime.server.http_errors import HttpError, error_headers
-from coe_cli.runtime.server.serve_process import _bound_socket
+from coe_cli.runtime.server.listening import bound_socket
 
 HEAD_WAIT_S = 1000.0
 WHOLE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -53,7 +53,7 @@ def served(test: Callable[[Server], Awaitable[None]], *, connections: int = 8) -
         config = uvicorn.Config(application, http=protocol, lifespan="off", log_config=None, interface="asgi3")
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
-        with _bound_socket("127.0.0.1", 0) as listener:
+        with bound_socket("127.0.0.1", 0) as listener:
             running = asyncio.create_task(server.serve(sockets=[listener]))
             try:
                 await test(Server(listener.getsockname()[1], begun, protocol.open_now))

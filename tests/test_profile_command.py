@@ -92,6 +92,22 @@ def test_a_budget_in_which_the_slots_would_take_turns_is_warned_of(tmp_path: Pat
     assert "take turns" in plan["action"] and "--vram-mb" in plan["action"]
 
 
+@pytest.mark.parametrize(
+    ("profile", "level", "words"),
+    [
+        ("minimal", "error", "8.9 GB for 1 slot"),
+        ("compact", "ok", "12.9 GB for 1 slot"),
+        ("performance", "warning", "47.8 GB for 4 slots, more than there is at once: they take turns"),
+        ("unlimited", "warning", "102 GB for 6 slots, more than there is at once: they take turns"),
+    ],
+)
+def test_a_budget_that_holds_no_model_is_an_error_and_one_for_fewer_slots_a_warning(
+    profile: str, level: str, words: str
+) -> None:
+    (plan,) = [finding for finding in checked(profile, card(98_304.0)).findings if finding.check == "plan"]
+    assert plan.level == level and words in plan.message and ("short of" in plan.fix) == (level != "ok")
+
+
 def test_missing_models_and_short_contexts_are_warned_of() -> None:
     findings = checked("standard", card(48_000.0)).findings
     assert any(f.check == "model" and "coe models pull Qwen2.5-Coder-7B-DML" in f.fix for f in findings)
@@ -124,6 +140,8 @@ def test_measurements_and_their_age_are_told(own_folders: Path) -> None:
 
 def test_auto_picks_by_the_card() -> None:
     assert checked(None, card(24_576.0), auto=True).profile.name == "compact"
+    small = checked(None, card(12_288.0), auto=True)
+    assert small.profile.name == "embedded" and "no expert's model runs in a profile of 10.8 GB" in small.reason
     report = checked(None, Machine(gpu_known=True, memory_mb=16_000.0, memory_free_mb=9_000.0), auto=True)
     assert report.profile.name == "embedded"
     assert levels(report)["card"] == "ok"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -77,8 +78,10 @@ def card(machine: Machine, provider: Provider) -> Adapter | None:
     return max(_adapters_for(machine, provider), key=lambda a: _size(machine, a) or 0.0, default=None)
 
 
-def pick_profile(machine: Machine, profiles: ProfileSet) -> tuple[HardwareProfile, str]:
-    """The guide's choice and its reason: the largest profile within memory × safety margin.
+def pick_profile(
+    machine: Machine, profiles: ProfileSet, holds: Callable[[HardwareProfile], bool] = lambda profile: True
+) -> tuple[HardwareProfile, str]:
+    """The guide's choice and its reason: the largest profile within memory × safety margin that ``holds`` a model.
 
     Without a GPU, or with one that is too small for every profile, it is the first CPU profile; when nothing could be
     found out, the fallback profile.
@@ -99,7 +102,9 @@ def pick_profile(machine: Machine, profiles: ProfileSet) -> tuple[HardwareProfil
     fitting = [profile for profile in every if spec_of(profile.provider).on_card and profile.vram_budget_mb <= usable]
     if not fitting:
         return cpu, f"{size_words(usable)} of graphics memory are too little for every GPU profile"
-    best = max(fitting, key=lambda profile: profile.vram_budget_mb)
+    best = next(filter(holds, sorted(fitting, key=lambda profile: -profile.vram_budget_mb)), None)
+    if best is None:
+        return cpu, f"no expert's model runs in a profile of {size_words(usable)} or less; see `coe setup --dry-run`"
     return best, f"{size_words(largest)} found, {size_words(usable)} within the safety margin of {auto.safety_margin:g}"
 
 

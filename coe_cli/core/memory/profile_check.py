@@ -13,7 +13,7 @@ from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.calibration import Calibration
 from coe_cli.core.memory.planner import Plan
 from coe_cli.core.names import compared_sizes, counted, size_words
-from coe_cli.core.providers import spec_of
+from coe_cli.core.providers import on_host, spec_of
 
 DAY_S: Final = 86_400
 STALE_DAYS: Final = 90
@@ -22,7 +22,7 @@ KEEP_SMALL: Final = "Close other programs, and keep to small models: coe setup -
 
 class ModelState(Struct, frozen=True):
     """What is known of one model's files. ``fetch_mb`` is what a download needs, None when nobody knows; ``hint`` what
-    to do about ``problem``; ``has_room`` whether it would run here."""
+    to do about ``problem``; ``has_room`` whether it would run here, ``runs`` whether it does in the profile's budget."""
 
     name: str
     experts: tuple[str, ...]
@@ -33,6 +33,7 @@ class ModelState(Struct, frozen=True):
     calibration: Calibration | None = None
     hint: str = ""
     has_room: bool = True
+    runs: bool = True
 
 
 class CheckReport(Struct, frozen=True):
@@ -60,9 +61,9 @@ def check_profile(
     """All findings in the order in which they matter: card, other programs, plan, models, contexts, disk, measurements."""
     return [
         *(warning("probe", each, "See `coe doctor`; what is unknown is not guessed.") for each in machine.problems),
-        _card(profile, machine),
+        _card(profile, machine, plan),
         _other_programs(profile, machine),
-        _plan(plan),
+        _plan(plan, models),
         *(_model(state) for state in models),
         *_contexts(profile, models),
         _disk(models, disk_free_mb),
@@ -70,7 +71,7 @@ def check_profile(
     ]
 
 
-def _card(profile: HardwareProfile, machine: Machine) -> Finding:
+def _card(profile: HardwareProfile, machine: Machine, plan: Plan) -> Finding:
     budget, size = profile.vram_budget_mb, card_mb(machine, profile.provider)
     what = "graphics memory" if spec_of(profile.provider).on_card else "system memory"
     another = "Choose a profile for this machine: coe profile check --auto"
@@ -82,7 +83,9 @@ def _card(profile: HardwareProfile, machine: Machine) -> Finding:
         return warning("card", f"{what}: its size is unknown", another)
     planned, there = compared_sizes(budget, size)
     if budget > size:
-        return error("card", f"the budget of {planned} is more than the {there} of {what}", another)
+        above = f"the budget of {planned} is more than the {there} of {what}"
+        small = on_host(profile.provider) and plan.total_mb - plan.fixed_mb <= size
+        return (warning if small else error)("card", above, another)
     margin = profile.auto_detect.safety_margin
     if budget > size * margin:
         above = f"the budget of {planned} is above {margin:.0%} of the {there} of {what}"
@@ -104,12 +107,15 @@ def _other_programs(profile: HardwareProfile, machine: Machine) -> Finding:
     return ok("in_use", f"other programs leave {left}")
 
 
-def _plan(plan: Plan) -> Finding:
+def _plan(plan: Plan, models: Sequence[ModelState]) -> Finding:
     slots = counted(len(plan.slots), "slot")
     text = f"{size_words(plan.total_mb)} for {slots}"
     said = {each.code: each.message for each in plan.warnings}
     if not plan.fits:
-        return error("plan", text, f"{said.get('does_not_fit', '')}: coe vram plan")
+        fix = f"{said.get('does_not_fit', '')}: coe vram plan"
+        if any(state.runs for state in models):
+            return warning("plan", f"{text}, more than there is at once: they take turns", fix)
+        return error("plan", text, fix)
     text += f", pressure {plan.pressure.level}"
     if "above_admission" in said:
         return warning("plan", text, f"{said['above_admission']}: coe vram plan")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from msgspec import structs
 
 from coe_cli.core.hardware.profile import HardwareProfile
-from coe_cli.core.memory.footprint import Accounting
+from coe_cli.core.memory.footprint import Accounting, ExactAccounting
 from coe_cli.core.memory.pressure import admission_share, admits
-from coe_cli.core.memory.scenario import Known, Scenario, total_mb
+from coe_cli.core.memory.scenario import Known, Role, Scenario, total_mb
 from coe_cli.core.memory.slot_context import LEAST_CONTEXT, fitting_context
 from coe_cli.core.names import size_words
 
@@ -61,12 +61,24 @@ def longest_prompt(profile: HardwareProfile, scenario: Scenario, known: Known, c
     memories = [known.models[role.model] for role in scenario.roles]
     context = fitting_context(as_planned, memories, scenario.context_length)
     context = min((context, *(memory.spec.context_length for memory in memories)))
-    for role in scenario.roles:
-        single = structs.replace(scenario, roles=(role,), slots=1, context_length=context)
-        used_mb = total_mb(single, known.models, counting, profile.fixed_mb) - profile.fixed_mb
-        if not admits(used_mb, scenario.budget_mb - profile.fixed_mb, profile.pressure_thresholds, alone=True):
-            return 0
+    single = structs.replace(scenario, slots=1, context_length=context)
+    each = (structs.replace(single, roles=(role,)) for role in scenario.roles)
+    if not all(_admits_alone(profile, one, known, counting) for one in each):
+        return 0
     return max(0, context - 1)
+
+
+def runs_alone(profile: HardwareProfile, scenario: Scenario, role: Role, known: Known) -> bool:
+    """Whether the college answers with the role's model when nothing else is loaded, with the context that it gives it then."""
+    memory = known.models[role.model]
+    context = fitting_context(profile, [memory], min(scenario.context_length, memory.spec.context_length))
+    single = structs.replace(scenario, roles=(role,), slots=1, context_length=context)
+    return _admits_alone(profile, single, known, ExactAccounting())
+
+
+def _admits_alone(profile: HardwareProfile, single: Scenario, known: Known, counting: Accounting) -> bool:
+    used_mb = total_mb(single, known.models, counting, profile.fixed_mb) - profile.fixed_mb
+    return admits(used_mb, single.budget_mb - profile.fixed_mb, profile.pressure_thresholds, alone=True)
 
 
 def not_admitted(profile: HardwareProfile, scenario: Scenario, known: Known, counting: Accounting) -> str:

@@ -10,15 +10,16 @@ from msgspec import structs
 
 from coe_cli.core.findings import error, ok, warning
 from coe_cli.core.hardware.machine import Machine, pick_profile
-from coe_cli.core.hardware.profile import ProfileSet
+from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.memory.planner import plan
 from coe_cli.core.memory.profile_check import CheckReport, ModelState, check_profile
+from coe_cli.core.memory.solve import runs_alone
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.errors import CoeError
 from coe_cli.runtime import probe
 from coe_cli.runtime.folders import Folders, free_mb
 from coe_cli.runtime.model_folder.on_disk import find_spec, models_on_disk
-from coe_cli.runtime.planning.plan_inputs import PlanRequest, gather
+from coe_cli.runtime.planning.plan_inputs import PlanInputs, PlanRequest, gather
 from coe_cli.runtime.planning.room import without_room
 from coe_cli.runtime.probe import remember
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
@@ -42,7 +43,10 @@ def check(
     seen = machine if machine is not None else probe.probe_machine()
     with contextlib.suppress(OSError):  # the next plan merely knows less
         remember(seen, where.state)
-    profile, reason = pick_profile(seen, profiles) if auto else (profiles.select(name), "")
+    if auto:
+        profile, reason = pick_profile(seen, profiles, lambda each: _holds_a_model(each, catalog, where))
+    else:
+        profile, reason = profiles.select(name), ""
     files = ", ".join(str(path) for path in profiles.paths)
     findings = [ok("file", f"valid: {files}")]
     try:
@@ -53,10 +57,14 @@ def check(
     profile = with_measured_embedder(profile, where)
     result = plan(profile, inputs.scenario, known)
     answering = {role.model for role in (*inputs.scenario.roles, *inputs.known.candidates)}
+    running = _running(profile, inputs)
     full = without_room(list(answering), profile, catalog, where.models, machine=seen)
     models = [
         structs.replace(
-            _state(model, catalog, where), calibration=inputs.calibrations.get(model), has_room=model not in full
+            _state(model, catalog, where),
+            calibration=inputs.calibrations.get(model),
+            has_room=model not in full,
+            runs=model in running,
         )
         for model in sorted(answering)
     ]
@@ -70,6 +78,21 @@ def check(
     )
     findings += [warning("calibration", note, "It is left out; the next runs measure anew.") for note in inputs.notes]
     return CheckReport(profile, reason, seen, findings)
+
+
+def _holds_a_model(profile: HardwareProfile, catalog: Catalog, where: Folders) -> bool:
+    try:
+        inputs = gather(PlanRequest(), profile, catalog, where)
+    except CoeError:
+        return True  # the check says what is wrong
+    return bool(_running(with_measured_embedder(profile, where), inputs))
+
+
+def _running(profile: HardwareProfile, inputs: PlanInputs) -> set[str]:
+    """The models that the profile's budget holds one at a time."""
+    scenario, known = inputs.scenario, inputs.known
+    roles = [role for role in (*scenario.roles, *known.candidates) if role.model in known.models]
+    return {role.model for role in roles if runs_alone(profile, scenario, role, known)}
 
 
 def _state(name: str, catalog: Catalog, where: Folders) -> ModelState:

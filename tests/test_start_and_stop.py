@@ -18,8 +18,13 @@ from conftest import Coe, eventually, is_gone, one_line
 from operating_system import WINDOWS, make_link
 
 from coe_cli.runtime.atomic_write import write_private
+from coe_cli.runtime.client import remote
+from coe_cli.runtime.college.chat_request import ChatRequest
+from coe_cli.runtime.college.college_events import CollegeEvent, Restarted
 from coe_cli.runtime.server import college_client, discovery, pid_file, stopping
+from coe_cli.runtime.server.discovery import CollegeState
 from coe_cli.runtime.server.pid_file import ProcessIdentity
+from coe_cli.runtime.server.serve_options import ServeOptions
 
 _HOLD = """
 import pathlib, sys
@@ -164,6 +169,35 @@ def test_one_that_ends_by_itself_is_let_end(coe: Coe, state: Path, monkeypatch: 
         said = stopping.stop_college(drain=False)
         ending.kill()
     assert (said, ending.returncode) == ("no college is running", 0)
+
+
+def test_rows_whose_college_has_ended_go_on_with_the_next_one(
+    coe: Coe, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They waited a minute for the end of the college that another row had started meanwhile."""
+    for name, value in coe.environment.items():
+        monkeypatch.setenv(name, value)
+    ended, successor = (
+        CollegeState(1, "127.0.0.1", 1, token, "1", 0.0, "embedded", "models") for token in ("first", "second")
+    )
+
+    class Connection(college_client.CollegeClient):
+        def ask(self, request: ChatRequest, timeout_s: float | None = None) -> Iterator[CollegeEvent]:
+            if self.state is ended:
+                raise college_client.CollegeGone("it ended")
+            yield Restarted("by the next one")
+
+    connections = [Connection(ended), Connection(successor)]
+    wait, gone = college_client.wait_until_gone, []
+    monkeypatch.setattr(remote, "reach", lambda *_, **__: (connections.pop(0), ""))
+    monkeypatch.setattr(remote, "wait_until_gone", lambda _, *which: gone.append(wait(0.0, *which)))
+    client = remote.RemoteClient(ServeOptions(), pytest.fail, pytest.fail, leaves_college=False)
+    discovery.write_state(state, successor)
+    with lock_held(state):
+        *_, last = client.ask(ChatRequest(messages=[], buffered=True))
+        assert last == Restarted("by the next one")
+        assert gone == [True]
+        assert not wait(0.0, successor)
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,9 @@ class RemoteClient:
     def ask(self, request: ChatRequest) -> Events:
         """See ``Client.ask``."""
         while True:
+            connection = self._connect(proven=False)
             try:
-                yield from self._ask(request, proven=False)
+                yield from self._ask(request, connection)
                 return
             except Draining:  # it ends: then another one, or this process
                 if self._leaves_college:
@@ -58,12 +59,11 @@ class RemoteClient:
                 if not request.buffered:
                     raise
                 yield ce.Restarted(error.message)  # nothing of it was seen
-            if not self._leaves_college:
-                wait_until_gone(_END_S)
-        yield from self._ask(request, proven=True)
+            if connection is not None and not self._leaves_college:
+                wait_until_gone(_END_S, connection.state)
+        yield from self._ask(request, self._connect(proven=True))
 
-    def _ask(self, request: ChatRequest, *, proven: bool) -> Events:
-        connection = self._connect(proven=proven)
+    def _ask(self, request: ChatRequest, connection: CollegeClient | None) -> Events:
         if connection is None:
             assert self._other is not None
             yield from self._other.ask(request)

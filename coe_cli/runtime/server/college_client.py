@@ -317,11 +317,16 @@ def _named(folder: Path) -> set[pid_file.ProcessIdentity]:
     return {found for name in (pid_file.COLLEGE, pid_file.STARTING) if (found := pid_file.read(folder / name))}
 
 
-def wait_until_gone(timeout_s: float | None = None) -> bool:
-    """Wait until no process holds the college's lock or ends as a college; whether that came about within ``timeout_s`` seconds."""
+def wait_until_gone(timeout_s: float | None = None, ended: discovery.CollegeState | None = None) -> bool:
+    """Wait until no process holds the college's lock or ends as a college; whether that came about within ``timeout_s`` seconds.
+
+    ``ended`` is the college that is waited for; once another one has come, it is gone.
+    """
     folder = folders().state
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while folder.is_dir() and (_named(folder) or discovery.college_lives(folder)):
+        if ended is not None and (state := discovery.read_state(folder)) is not None and state.token != ended.token:
+            return True
         if deadline is not None and time.monotonic() > deadline:
             return False
         time.sleep(0.02)

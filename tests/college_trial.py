@@ -162,7 +162,7 @@ class Trial:
 
     async def settled(self) -> None:
         """Wait until no slot is taken, and check that nothing but loaded holds memory."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while True:
             now = self.college.snapshot()
             states = {model.name: model.state for model in now.models}

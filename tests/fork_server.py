@@ -78,7 +78,7 @@ class ForkServer:
 
     def close(self) -> None:
         self._requests.close()
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=200)
 
 
 class _Reader(threading.Thread):
@@ -94,7 +94,7 @@ class _Reader(threading.Thread):
             self._data = stream.read()
 
     def read(self) -> bytes:
-        self.join(60)
+        self.join(200)
         assert not self.is_alive(), "a process that goes on has kept the stream of the one that ended"
         return self._data
 

@@ -156,7 +156,7 @@ def test_an_interrupt_cancels_them_all_in_the_college(served: Served, answered: 
     )
     eventually(lambda: any(line["running"] == 2 for line in served.snapshot()["models"]))
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=200) == 130
     eventually(lambda: all(line["running"] == 0 for line in served.snapshot()["models"]))
 
 

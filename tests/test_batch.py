@@ -407,7 +407,7 @@ def test_ctrl_c_finishes_the_running_rows_and_says_how_to_go_on(batches: Batches
     said = b"coe: Ctrl-C: finishing the rows that are running; once more drops them"
     assert any(line.strip() == said for line in process.stderr)
     batches.go_on()
-    lines = process.communicate(timeout=60)[1].decode().splitlines()
+    lines = process.communicate(timeout=200)[1].decode().splitlines()
     assert process.returncode == 130
     done = batches.written()
     assert f"stopped: {done} of 200 rows are done in {batches.out}" in lines[-1] and "Go on with: " in lines[-1]
@@ -424,7 +424,7 @@ def test_ctrl_c_twice_drops_the_running_rows(coe: Coe) -> None:
     assert process.stderr is not None
     assert any(b"once more drops them" in line for line in process.stderr)
     interrupt(process)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=200)
     assert process.returncode == 130, error
     assert b"stopped: 0 of 200 rows are done" in error
 

@@ -253,7 +253,7 @@ def test_an_interrupt_prints_the_finished_rows(sleeper: Coe, tmp_path: Path) -> 
         read += read_some(process.stderr)
     worker = worker_of(process)
     interrupt(process)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 130
     report = json.loads(out)
     jsonschema.validate(report, SCHEMA)

@@ -150,7 +150,7 @@ class Terminal:
         os.close(terminal)
         self.text = ""
 
-    def wait_for(self, part: str, within_s: float = 90) -> str:
+    def wait_for(self, part: str, within_s: float = 200) -> str:
         """What came up to and with ``part``."""
         deadline = time.monotonic() + within_s
         while part not in self.text:
@@ -204,7 +204,7 @@ def test_on_a_terminal(coe: Coe) -> None:
     chat.wait_for("> ")
     assert workers_of(psutil.Process(chat.process.pid)) == [worker], "Ctrl-C kept the model"
     chat.type("\x04")
-    chat.process.wait(timeout=60)
+    chat.process.wait(timeout=200)
     os.close(chat.controller)
     assert chat.process.returncode == 0
     eventually(lambda: is_gone(worker))
@@ -225,7 +225,7 @@ def test_an_answer_is_markdown_on_a_terminal_alone(bare_coe: Coe, raw: bool) -> 
         while part := os.read(chat.controller, 4096):
             shown += part.decode()
     os.close(chat.controller)
-    assert chat.process.wait(timeout=60) == 0
+    assert chat.process.wait(timeout=200) == 0
     written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert ("**certainly** not so" in written) is raw and "certainly" in written
     assert bare_coe.run("chat", "-m", "md", "--no-log", stdin="Hi\n").check().stdout == "**certainly** not so\n"
@@ -247,7 +247,7 @@ def test_pasted_lines_are_one_question_and_a_full_context_says_what_empties_it(b
     chat.wait_for("/clear forgets what was said")
     chat.wait_for("> ")
     chat.type("\x04")
-    chat.process.wait(timeout=30)
+    chat.process.wait(timeout=200)
     os.close(chat.controller)
     assert [message["content"] for message in _messages(bare_coe)][-2:] == ["one\ntwo", "yes no"]
 
@@ -261,7 +261,7 @@ def test_lines_are_remembered_for_the_next_session(quick_coe: Coe) -> None:
     chat.wait_for("system prompt: Be kind.")
     chat.wait_for("> ")  # before it, the terminal is not readline's yet, and the end of the input would be lost
     chat.type("\x04")
-    chat.process.wait(timeout=60)
+    chat.process.wait(timeout=200)
     os.close(chat.controller)
     lines: Path = quick_coe.folder / "state" / "chat_lines"
     assert "/system Be kind." in lines.read_text()
@@ -273,5 +273,5 @@ def test_lines_are_remembered_for_the_next_session(quick_coe: Coe) -> None:
     chat.type("\n")
     chat.wait_for("system prompt: Be kind.")
     chat.type("/exit\n")
-    chat.process.wait(timeout=60)
+    chat.process.wait(timeout=200)
     os.close(chat.controller)

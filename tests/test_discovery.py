@@ -118,7 +118,7 @@ def test_the_proof_depends_on_token_and_nonce() -> None:
 
 def test_two_starts_at_the_same_moment_give_one_college(coe: Coe) -> None:
     starts = [coe.start("serve") for _ in range(4)]
-    answers = [start.communicate(timeout=100) for start in starts]
+    answers = [start.communicate(timeout=200) for start in starts]
     urls = {out.decode().strip() for out, _ in answers}
     assert [start.returncode for start in starts] == [0] * 4, answers
     assert len(urls) == 1
@@ -238,7 +238,7 @@ def test_a_college_ends_when_nobody_needs_it_although_somebody_looks_on(coe: Coe
     while (served := _announced(process, coe)) is not None:
         with contextlib.suppress(OSError, http.client.HTTPException):  # it ends meanwhile
             served.request("GET", "/metrics")
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == 0
 
 
@@ -251,7 +251,7 @@ def test_after_an_answer_a_college_ends_by_itself(coe: Coe) -> None:
         if served is not None:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 answer = served.chat(max_tokens=2)
-        process.communicate(timeout=60 + keep_alive_s)
+        process.communicate(timeout=200 + keep_alive_s)
         assert process.returncode == 0
         if answer is not None:
             break

@@ -105,7 +105,7 @@ def test_an_output_that_is_full_is_said_in_a_line(coe: Coe, line: str) -> None:
         pytest.skip("no /dev/full here")
     with Path("/dev/full").open("w") as full:
         process = coe.start(*line.split(), stdout=full)
-        _, said = process.communicate(timeout=100)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 1, said
     assert f"coe: {FULL[line]} cannot be used: {os.strerror(28)}. Make room there" in one_line(said.decode())
     assert b"Errno" not in said and said.count(b"No space") == 1

@@ -201,7 +201,7 @@ def test_two_installs_at_once_fetch_once(tiny: Coe, hub: Hub) -> None:
         said += second.stderr.readline()
     assert _left(tiny) == [".partial-tiny"], "nothing under its name before it is whole"
     hub.hold.set()
-    assert (first.wait(60), second.wait(60)) == (0, 0)
+    assert (first.wait(200), second.wait(200)) == (0, 0)
     assert hub.downloads() == 1
     assert _left(tiny) == ["tiny"]
 
@@ -212,7 +212,7 @@ def test_an_interrupted_install_leaves_nothing(tiny: Coe, hub: Hub) -> None:
     eventually(hub.downloads)
     interrupt(process)
     hub.hold.set()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert _left(tiny) in ([], [".partial-tiny"]), "what was fetched is kept out of sight for the next time"

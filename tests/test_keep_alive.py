@@ -120,7 +120,7 @@ def test_a_young_model_is_protected_while_others_wait_for_both(served: Served) -
             thread.start()
             eventually(partial(queued, count))
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert answered == names[1:] + names[:1]
 
 
@@ -131,7 +131,7 @@ def test_ask_says_what_it_waits_for(served: Served) -> None:
         assert process.stderr is not None
         said = [process.stderr.readline() for _ in range(2)]
         assert said[-1] == b"coe: waiting (slots, 0 ahead)\n"
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 0 and out
 
 

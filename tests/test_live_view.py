@@ -70,7 +70,7 @@ class Terminal:
             pass
         assert termios.tcgetattr(parent)[3] & termios.ECHO
         os.close(parent)
-        self.code = process.wait(timeout=60)
+        self.code = process.wait(timeout=200)
         self.piped = process.stdout.read().decode() if process.stdout else ""
         self.raw = data.decode()
 

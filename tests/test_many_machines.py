@@ -208,7 +208,7 @@ def test_draining_fails_no_request(farm: Farm) -> None:
         worker.resume()
         whole = Response(200, {}, first + begun.read())
         assert len(whole.chunks) > 20 and whole.chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
-        assert stopping.wait(timeout=60) == 0
+        assert stopping.wait(timeout=200) == 0
         eventually(lambda: is_gone(process) and not _listens(port), 60)
         before = statuses[200]
         eventually(lambda: statuses[200] > before + 4)

@@ -28,7 +28,7 @@ def _interrupt(process: subprocess.Popen[bytes]) -> str:
     """Ctrl-C to coe and its children, as a terminal sends it; returns what was said on stderr."""
     children = _children(process)
     interrupt(process)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 130, errors
     eventually(lambda: all(is_gone(child) for child in children))
     assert b"Traceback" not in errors
@@ -195,7 +195,7 @@ def test_worker_killed_in_mid_answer(coe: Coe) -> None:
     process = coe.start(*LONG)
     read_some(process.stdout, 20)
     worker_of(process).kill()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 7
     message = one_line(errors.decode())
     assert message.startswith(f"coe: the worker of `{MODEL}` {SYSTEM_ENDED_IT}")
@@ -208,7 +208,7 @@ def test_the_worker_ends_with_coe(coe: Coe, deadly: str) -> None:
     read_some(process.stdout, 20)
     worker = worker_of(process)
     getattr(process, deadly)()
-    process.wait(timeout=60)
+    process.wait(timeout=200)
     eventually(lambda: is_gone(worker))
 
 
@@ -218,7 +218,7 @@ def test_the_worker_ends_with_coe_even_in_a_prefill(coe: Coe) -> None:
     worker = worker_of(process)
     eventually(lambda: _has_lost_gil_to_prefill(worker))
     process.kill()
-    process.wait(timeout=60)
+    process.wait(timeout=200)
     eventually(lambda: is_gone(worker))
 
 
@@ -230,7 +230,7 @@ def test_a_reader_that_leaves_ends_it_quietly(coe: Coe, output_format: str) -> N
     worker = worker_of(process)
     process.stdout.close()
     process.stdout = None
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert (process.returncode, errors) == (0, b"")
     eventually(lambda: is_gone(worker))
 

@@ -77,8 +77,8 @@ def test_a_hostile_template_ends_in_an_error_and_the_next_request_is_served(
     hostile = with_template(write_tiny_model(tmp_path / "hostile"), HOSTILE[kind])
     refused, served = prompts.submit(request(hostile)), prompts.submit(request(tiny))
     with pytest.raises(ModelDamaged, match="`hostile`"):
-        refused.result(60)
-    assert text_of(served.result(60)) == "user: Hi\nassistant: "
+        refused.result(200)
+    assert text_of(served.result(200)) == "user: Hi\nassistant: "
 
 
 def test_a_killed_process_is_replaced(prompts: Prompts, tiny: Path) -> None:
@@ -97,8 +97,8 @@ def test_a_process_killed_at_work_is_replaced_and_so_is_the_work(tiny: Path, tmp
         first, second = patient.submit(request(busy)), patient.submit(request(tiny))
         psutil.Process(eventually(lambda: patient.pid)).kill()
         with pytest.raises(ModelDamaged, match="`busy`"):
-            first.result(60)
-        assert second.result(60).ids
+            first.result(200)
+        assert second.result(200).ids
     finally:
         patient.close()
 
@@ -115,7 +115,7 @@ def test_a_process_that_is_ending_already_may_refuse_to_be_killed(tiny: Path, mo
     made = Prompts(PromptLimits(stage_s=0.5))
     monkeypatch.setattr(subprocess.Popen, "kill", kill)
     with pytest.raises(ModelDamaged, match=r"more than 0\.5 s"):
-        made.submit(request(with_template(tiny, HOSTILE["endless"]))).result(60)
+        made.submit(request(with_template(tiny, HOSTILE["endless"]))).result(200)
     made.close()
     assert refused
 
@@ -153,7 +153,7 @@ def test_what_waits_is_bounded(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(PromptsFull) as caught:
             made.submit(request(tiny))
         assert caught.value.retry_after_s
-        assert waiting[2].result(60).ids
+        assert waiting[2].result(200).ids
         assert made.prepare(request(tiny)).ids
     finally:
         made.close()

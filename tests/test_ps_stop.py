@@ -192,7 +192,7 @@ def test_drain_finishes_what_is_being_answered(sleeper: Coe) -> None:
         go_on.touch()
         asking.join()
         assert answers[0].json["usage"]["completion_tokens"] == 8
-        stopping.communicate(timeout=60)
+        stopping.communicate(timeout=200)
         assert stopping.returncode == 0
 
 
@@ -215,7 +215,7 @@ def test_in_the_foreground_it_says_what_it_does_until_it_is_interrupted(coe: Coe
     while b"smollm2-135m" not in errors:  # it looks at the college now and then
         errors += read_some(process.stderr)
     interrupt(process)
-    out, rest = process.communicate(timeout=60)
+    out, rest = process.communicate(timeout=200)
     assert process.returncode == 0
     assert out == b""
     assert b"Traceback" not in errors + rest
@@ -227,6 +227,6 @@ def test_watch_ends_with_the_college(coe: Coe) -> None:
         line = read_some(watching.stdout, 20)
         assert list(json.loads(line.splitlines()[0])) == KEYS
         coe.run("stop").check()
-        _, errors = watching.communicate(timeout=60)
+        _, errors = watching.communicate(timeout=200)
         assert watching.returncode == 0
         assert errors == b"coe: the college has ended\n"

@@ -93,7 +93,7 @@ def test_until_changed_examples_are_learned_an_earlier_router_decides(where: Fol
 
     def learn() -> None:
         begun.release()
-        assert may_end.wait(60)
+        assert may_end.wait(200)
         open_router(catalog, where, lambda _: None)
 
     shared = SharedRouter(catalog, where, learn=learn)
@@ -102,7 +102,7 @@ def test_until_changed_examples_are_learned_an_earlier_router_decides(where: Fol
         decision, _, note = shared.decide(QUESTIONS[0])
         assert decision == before.route(QUESTIONS[0])
         assert "being learned" in note
-    assert begun.acquire(timeout=60) and not begun.acquire(blocking=False)
+    assert begun.acquire(timeout=200) and not begun.acquire(blocking=False)
     with pytest.raises(ModelMissing, match="not trained"):  # who asks for these examples gets no others
         shared.route("zebra stripes")
     may_end.set()
@@ -119,7 +119,7 @@ def test_with_nothing_trained_at_all_it_says_that_it_learns(where: Folders) -> N
     with pytest.raises(CoeError, match="still being trained") as refused:
         shared.decide("hello")
     assert not isinstance(refused.value, ModelMissing), "a client need not prepare it too"
-    assert begun.wait(60)
+    assert begun.wait(200)
 
 
 @pytest.mark.long

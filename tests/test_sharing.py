@@ -110,7 +110,7 @@ def test_the_running_college_answers_the_rows_within_its_budget(home: Coe) -> No
 def test_whoever_asks_goes_before_the_rows(home: Coe) -> None:
     with serving(home) as served:
         process = batch(home, "a", count=12, tokens=60)
-        eventually(lambda: (home.folder / "a.out").exists() and answered(home.folder / "a.out") >= 1, 60)
+        eventually(lambda: (home.folder / "a.out").exists() and answered(home.folder / "a.out") >= 1)
         assert served.chat(model=TWO, max_tokens=2).status == 200
         assert answered(home.folder / "a.out") < 8, "it did not wait for the rows before it"
         ended(process)

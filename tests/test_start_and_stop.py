@@ -137,7 +137,7 @@ def test_a_college_that_stands_still_as_it_starts_is_ended(coe: Coe, state: Path
     process.suspend()
     assert "was ended" in coe.run("stop").check().stderr
     eventually(lambda: is_gone(process) and not discovery.college_lives(state))
-    _, errors = starting.communicate(timeout=60)
+    _, errors = starting.communicate(timeout=200)
     assert starting.returncode != 0 and b"Make room" not in errors
     url = coe.run("serve").check().stdout
     assert url.startswith("http")
@@ -221,7 +221,7 @@ def test_in_the_foreground_too(coe: Coe, state: Path) -> None:
     eventually(lambda: (state / "college.json").exists())
     psutil.Process(process.pid).suspend()
     assert "was ended" in coe.run("stop").check().stderr
-    assert process.wait(timeout=60) is not None
+    assert process.wait(timeout=200) is not None
 
 
 @pytest.mark.long

@@ -115,7 +115,7 @@ def test_a_terminal_asks(reply: str, code: int, strict: Served) -> None:
     except OSError:  # the terminal's other end is closed
         pass
     os.close(parent)
-    assert process.wait(60) == code, seen
+    assert process.wait(200) == code, seen
     text = seen.decode().replace("\r\n", " ")
     assert f"{NOT_INSTALLED}. Install it, or answer with {SMALL}?" in text
     if code == 0:

@@ -171,7 +171,7 @@ def test_a_reader_that_leaves_is_no_error(user: User) -> None:
     process.stdout.read(1)
     process.stdout.close()
     errors = process.stderr.read()
-    assert (process.wait(60), errors) == (0, b"")
+    assert (process.wait(200), errors) == (0, b"")
 
 
 def test_ctrl_c_stops_an_answer(user: User) -> None:
@@ -182,7 +182,7 @@ def test_ctrl_c_stops_an_answer(user: User) -> None:
         process.stdout.read(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.kill(0, signal.CTRL_C_EVENT)  # to all of this console
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=200)
         sys.stderr.buffer.write(errors)
         sys.exit(process.returncode)
         """

@@ -77,7 +77,7 @@ def test_a_library_that_comes_with_a_model_is_not_loaded(coe: Coe, library: tupl
     make_use(folder, coe.folder)  # after it was opened: the worker looks again
     if way == "ask":
         command = [sys.executable, "-m", "coe_cli", "ask", "--no-serve", "-m", "beast", "Hi"]
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=100)
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=200)
         assert done.returncode == 4 and b"custom_ops_library" in done.stderr
     else:
         with pytest.raises(ModelDamaged, match="custom_ops_library"):

@@ -114,6 +114,6 @@ def test_a_batch_reads_pipes_and_no_devices(coe: Coe, tmp_path: Path) -> None:
     write_tiny_model(coe.models / "tiny")
     row = '{"prompt": "Hi", "model": "tiny", "max_tokens": 1}'
     script = f"{sys.executable} -m coe_cli batch <(echo '{row}') -o {tmp_path / 'out.jsonl'}"
-    ran = subprocess.run(["bash", "-c", script], capture_output=True, encoding="utf-8", timeout=50)
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, encoding="utf-8", timeout=200)
     assert ran.returncode == 0, ran.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1

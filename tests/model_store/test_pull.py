@@ -442,6 +442,6 @@ def test_ctrl_c_leaves_at_once_and_nothing_visible(coe: Coe, hub: Hub, published
     process = start("tiny", "law-LLM-DML")
     eventually(lambda: hub.requests)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == 130
     assert_nothing(coe)

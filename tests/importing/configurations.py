@@ -56,6 +56,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32}),
     "phi3": ("Phi3ForCausalLM", {}),
     "phi3-head-of-24": ("Phi3ForCausalLM", {"hidden_size": 96}),
+    "phi3-part-of-24": ("Phi3ForCausalLM", {"hidden_size": 96, **_rope("default", partial_rotary_factor=0.7)}),
     "phi4-mini": ("Phi3ForCausalLM", {"tie_word_embeddings": True, "hidden_size": 128, **_LONGROPE}),
     "gemma2": (
         "Gemma2ForCausalLM",

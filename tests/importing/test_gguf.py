@@ -27,6 +27,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
         "rope__scaling__factor": 4.0,
         "rope__scaling__original_context_length": 32,
     },
+    "phi3-part-of-24": {"rope__dimension_count": 16},
 }
 _ELSEWHERE = {"llama3-rope", "phi4-mini", "mistral-window", "gemma2", "gemma3"}
 """GGUF keeps their rotation in tensors, ignores Mistral's window, or takes other patterns of windows and scales for granted."""

@@ -28,7 +28,7 @@ from coe_cli.runtime.settings import load_profiles
 from coe_cli.runtime.worker.engine import is_paged
 from importing.configurations import CONFIGURATIONS, write_folder
 
-UNTRIED = {"mistral-window", "phi3-head-of-24", "gemma2", "gemma3"}
+UNTRIED = {"mistral-window", "phi3-head-of-24", "phi3-part-of-24", "gemma2", "gemma3"}
 """Windows, soft caps, and rotations that attention does not do itself."""
 RULES = rules_for("cuda", "fp16", paged=True)
 

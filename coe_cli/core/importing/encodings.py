@@ -74,12 +74,12 @@ def without_paging() -> str:
 
 
 def fitted(rules: GraphRules, decoder: Decoder) -> GraphRules:
-    """``rules`` for one model: GroupQueryAttention rotates multiples of 16 elements only, RotaryEmbedding any number.
+    """``rules`` for one model: GroupQueryAttention rotates multiples of 16 elements of heads of such only, RotaryEmbedding any.
 
     Raises:
         UsageError: it is to be paged, and is of a kind that was not tried so.
     """
-    rotates = all(rope.dim % 16 == 0 for rope in decoder.ropes)
+    rotates = all(size % 16 == 0 for size in (decoder.head_size, *(rope.dim for rope in decoder.ropes)))
     if rules.paged_attention and (not rotates or any(decoder.windows) or decoder.attention_softcap):
         raise UsageError(
             "its attention has windows, a soft cap or an odd rotation, which paged attention was not tried with",

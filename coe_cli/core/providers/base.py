@@ -26,13 +26,12 @@ class Capabilities(Struct, frozen=True):
     """What a provider's generators can do. Slots, prefill, warm-up, plan and admission follow it.
 
     ``can_continue``: tokens may be appended to a generator that has taken some. ``can_rewind``: its cache may be cut back
-    to an earlier length. ``graph_capture``: a run may be recorded. ``continuous_batching``: it has the kernels of paged attention,
-    with which all answers of a model share each run of its graph (docs/conversion.md).
+    to an earlier length. ``continuous_batching``: it has the kernels of paged attention, with which all answers of a model share
+    each run of its graph (docs/conversion.md).
     """
 
     can_continue: bool = True
     can_rewind: bool = True
-    graph_capture: bool = False
     continuous_batching: bool = False
 
     @property

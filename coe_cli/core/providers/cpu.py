@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from coe_cli.core.providers.base import Capabilities, GraphRules, ProviderSpec
+from coe_cli.core.providers.base import GraphRules, ProviderSpec
 from coe_cli.core.units import BYTES_PER_MB
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ class Cpu(ProviderSpec):
     extra = "cpu"
     on_card = False
     slots_share_buffers = True
-    capabilities = Capabilities()
     graph = GraphRules(
         "fp32",
         ("int4", "int8"),

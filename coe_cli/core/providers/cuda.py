@@ -63,7 +63,7 @@ class Cuda(ProviderSpec):
     extra = "cuda"
     platforms = ("win32", "linux")
     makers = ("nvidia",)
-    capabilities = Capabilities(graph_capture=True, continuous_batching=True)
+    capabilities = Capabilities(continuous_batching=True)
     graph = GraphRules("fp16", ("int4", "fp16"), recipe=4, alike_since=4)
     session: Mapping[str, str] = {"enable_cuda_graph": "0"}
     config_options: Mapping[str, str] = {

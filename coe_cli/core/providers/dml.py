@@ -33,7 +33,7 @@ class DirectML(ProviderSpec):
     other_extras: Mapping[str, str] = {"onnxruntime-genai-winml": "winml"}
     platforms = ("win32",)
     expected_on = ("win32",)
-    capabilities = Capabilities(can_continue=False, can_rewind=False, graph_capture=True)
+    capabilities = Capabilities(can_continue=False, can_rewind=False)
     graph = GraphRules(
         "fp16",
         ("int4", "fp16"),

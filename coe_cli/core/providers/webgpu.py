@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from coe_cli.core.providers.base import FLAG, NUMBER, Capabilities, ErrorMeaning, GraphRules, ProviderSpec
+from coe_cli.core.providers.base import FLAG, NUMBER, ErrorMeaning, GraphRules, ProviderSpec
 from coe_cli.core.units import BYTES_PER_MB, power_of_two
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ class WebGpu(ProviderSpec):
     plugin_package = "onnxruntime-ep-webgpu"
     extra = "webgpu"
     runs_graphs_of = ("cuda", "dml")
-    capabilities = Capabilities(graph_capture=True)
     graph = GraphRules("fp16", ("int4", "fp16"), lengths_on_device=True)
     session: Mapping[str, str] = {"enableGraphCapture": "1", "enableInt64": "1"}
     config_options: Mapping[str, str] = {

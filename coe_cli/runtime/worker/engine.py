@@ -50,7 +50,7 @@ def configure_engine(config: Any, content: Mapping[str, Any], message: protocol.
         context = content["model"].get("context_length")
     batching = {
         "max_batch_size": slots,
-        "max_scheduled_tokens": tokens_at_once(capabilities, message.chunk_size),
+        "max_scheduled_tokens": tokens_at_once(capabilities),
         "prefix_caching": False,
     }
     if context:

@@ -34,7 +34,6 @@ class PreparedModel:
     """
 
     def __init__(self, oga: Any, message: protocol.Load) -> None:
-        self.oga = oga
         self.name = os.path.basename(os.path.normpath(message.folder))  # noqa: PTH119
         self.provider = message.provider
         folder, settings = private_folder(Path(message.folder))
@@ -47,7 +46,7 @@ class PreparedModel:
         self.model = oga.Model(config)
         self.tokenizer = oga.Tokenizer(self.model)
         self.token_bytes = token_bytes(folder)
-        chunk_size, can = message.chunk_size or settings.search("chunk_size"), spec_of(message.provider).capabilities
+        chunk_size, can = settings.search("chunk_size"), spec_of(message.provider).capabilities
         self.slots: Slots | EngineSlots = (
             EngineSlots(oga, self.model, settings.content["model"].get("eos_token_id", 0))
             if paged

@@ -46,7 +46,6 @@ class Load(Message, frozen=True):
     warm_context_length: int | None = None
     session_options: dict[str, str | int | bool] = {}
     provider_options: dict[str, str] = {}
-    chunk_size: int | None = None
     context_length: int | None = None
 
 

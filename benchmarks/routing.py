@@ -23,6 +23,7 @@ from routing_data import HAND_FORMS, development, is_right, other_pens, unseen, 
 from coe_cli.core.models.catalog import GENERAL_EXPERT
 from coe_cli.core.routing.router import Decision, Router
 from coe_cli.core.routing.router_examples import TrainingSet
+from coe_cli.core.routing.router_features import bounded
 from coe_cli.runtime.folders import catalog_paths, folders
 from coe_cli.runtime.routing.router_cache import QuestionRouter, open_router, training_set
 from coe_cli.runtime.routing.router_training import train_router
@@ -115,7 +116,7 @@ def cross_validated(
         weights = train_router(TrainingSet(examples.roles, single, examples.terms, double), embed)
         router = Router(weights)
         for index in np.flatnonzero(fold == held):
-            whole = router.whole(everything[index]["text"])
+            whole = bounded(everything[index]["text"])
             pieces = [whole, *router.clauses_to_embed(whole, embed([whole])[0])]
             decisions[index] = router.route(pieces, embed(pieces))
     return [decision for decision in decisions if decision is not None]

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coe_cli.core.routing.router import RouterWeights
@@ -25,10 +27,10 @@ from coe_cli.runtime.routing.embedder_sources import fetch_embedder
 from coe_cli.runtime.routing.router_cache import router_digest, training_set, vector_stamp
 from coe_cli.runtime.routing.router_training import train_router
 from coe_cli.runtime.routing.shipped_router import (
+    PLAIN,
     SCALARS,
     SHIPPED,
-    rounded,
-    ship,
+    of_length_one,
     shipped_examples,
     shipped_vectors,
     shipped_weights,
@@ -53,8 +55,6 @@ def main() -> int:
     used: dict[bytes, Any] = {}
 
     def embed(texts: Any) -> Any:
-        import numpy as np
-
         keys = [text_key(text) for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
         print(f"{len(missing)} of {len(set(keys))} texts are new")
@@ -80,10 +80,43 @@ def main() -> int:
     return 0
 
 
+def ship(
+    path: Path, digest: str, stamp: str, weights: RouterWeights, vectors: dict[bytes, Any], originals: Any
+) -> None:
+    """Write the file. ``vectors`` are those that ``rounded`` gave: key of a text → vector, ``known`` among them."""
+    codes = codes_of(np.stack(list(vectors.values())))
+    place = {code.tobytes(): index for index, code in enumerate(codes)}
+    active = np.flatnonzero(weights.idf)
+    np.savez(
+        path,
+        digest=np.array(digest),
+        stamp=np.array(stamp),
+        roles=np.array(weights.roles),
+        keys=np.array([list(key) for key in vectors], np.uint8),
+        codes=codes,
+        known=np.array([place[code.tobytes()] for code in codes_of(weights.known)], np.int32),
+        originals=originals.astype(np.float16),
+        active=active.astype(np.int32),
+        idf=weights.idf[active].astype(np.float32),
+        lexical=weights.lexical[active].astype(np.float16),
+        scalars=np.array([getattr(weights, name) for name in SCALARS]),
+        **{name: getattr(weights, name) for name in PLAIN},
+    )
+
+
+def rounded(vectors: Any) -> Any:
+    """The vectors as the file keeps them: 8 bits a number, length 1; cosine with the exact ones about 0.9999."""
+    return of_length_one(codes_of(vectors))
+
+
+def codes_of(vectors: Any) -> Any:
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    codes: Any = np.rint(vectors * (127 / largest)).astype(np.int8)
+    return codes
+
+
 def compared(weights: RouterWeights, shipped: RouterWeights | None) -> int:
     """Exit code 1 where the shipped router is not what training gives."""
-    import numpy as np
-
     if shipped is None:
         print("the shipped router was trained on other examples, settings or code")
         return 1

@@ -35,7 +35,7 @@ def bag_of_words(texts: Sequence[str]) -> Any:
 
 
 def decide(router: Router, text: str) -> Decision:
-    whole = router.whole(text)
+    whole = bounded(text)
     pieces = [whole, *router.clauses_to_embed(whole, bag_of_words([whole])[0])]
     return router.route(pieces, bag_of_words(pieces))
 

@@ -51,7 +51,7 @@ def test_threads_get_the_decisions_of_a_single_one(where: Folders) -> None:
     expected = [alone.route(question) for question in QUESTIONS]
     shared = SharedRouter(load_catalog([SHIPPED]), where)
     with ThreadPoolExecutor(8) as threads:
-        for decisions in threads.map(lambda _: [shared.route(question) for question in QUESTIONS], range(24)):
+        for decisions in threads.map(lambda _: [shared.route_many([question])[0] for question in QUESTIONS], range(24)):
             assert decisions == expected
 
 
@@ -59,24 +59,24 @@ def test_what_is_not_prepared_is_refused_without_making_it(where: Folders) -> No
     shutil.rmtree(where.cache / "router")
     shared = SharedRouter(load_catalog([SHIPPED]), where)
     with pytest.raises(ModelMissing, match="not trained"):
-        shared.route("hello")
+        shared.route_many(["hello"])
     assert not (where.cache / "router").exists()
     shutil.rmtree(where.cache / "embedders")
     with pytest.raises(ModelMissing, match="not prepared"):
-        shared.route("hello")
+        shared.route_many(["hello"])
 
 
 def test_a_router_that_was_trained_again_is_read_again(where: Folders) -> None:
     shared = SharedRouter(load_catalog([SHIPPED]), where)
-    shared.route("hello")
+    shared.route_many(["hello"])
     first = shared._opened
-    shared.route("hello")
+    shared.route_many(["hello"])
     assert shared._opened is first
     path = next((where.cache / "router").glob("*.npz"))
     copy = path.with_suffix(".copy")
     shutil.copyfile(path, copy)
     copy.replace(path)
-    shared.route("hello")
+    shared.route_many(["hello"])
     assert shared._opened is not first
 
 
@@ -104,7 +104,7 @@ def test_until_changed_examples_are_learned_an_earlier_router_decides(where: Fol
         assert "being learned" in note
     assert begun.acquire(timeout=200) and not begun.acquire(blocking=False)
     with pytest.raises(ModelMissing, match="not trained"):  # who asks for these examples gets no others
-        shared.route("zebra stripes")
+        shared.route_many(["zebra stripes"])
     may_end.set()
     (thread,) = shared._learning.values()
     thread.join()

@@ -16,13 +16,12 @@ from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.routing import router_training
 from coe_cli.runtime.routing.bert_graph import written_digest
 from coe_cli.runtime.routing.embedder import EMBEDDED, EMBEDDER_FORMAT, EmbedderInfo
-from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts
+from coe_cli.runtime.routing.embedder_export import comparison_texts
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
 from coe_cli.runtime.routing.router_cache import Allowed, open_router, router_digest, training_set, vector_stamp
 from coe_cli.runtime.routing.router_training import SETTINGS
 from coe_cli.runtime.routing.shipped_router import (
     SHIPPED,
-    rounded,
     shipped_examples,
     shipped_vectors,
     shipped_weights,
@@ -101,13 +100,6 @@ def test_shipped_vectors_spare_embedding(tmp_path: Path) -> None:
         cache = VectorCache(tmp_path / "v.npz", "one", embed, lambda note: None, shipped=shipped)
         assert cache.embed(["new", "known"]).tolist() == [[1, 1], [0, 0]]
     assert seen == ["new"]
-
-
-def test_rounded_vectors_are_near_the_exact_ones() -> None:
-    rows = np.random.default_rng(0).normal(size=(50, 384)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    assert float((rounded(rows) * rows).sum(axis=1).min()) > MIN_COSINE
-    assert np.array_equal(rounded(rounded(rows)), rounded(rows))
 
 
 @pytest.mark.slow

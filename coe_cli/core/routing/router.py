@@ -9,7 +9,6 @@ from msgspec import Struct, structs
 
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
 from coe_cli.core.routing.router_features import (
-    bounded,
     clauses,
     lexical_counts,
     lexical_row,
@@ -126,10 +125,6 @@ class Router:
         self.multi_from = multi_from
         self._general = weights.roles.index(GENERAL_EXPERT) if GENERAL_EXPERT in weights.roles else None
 
-    def whole(self, text: str) -> str:
-        """The text to embed for ``text``: the question, bounded."""
-        return bounded(text)
-
     def clauses_to_embed(self, whole: str, vector: Array) -> list[str]:
         """The clauses of ``whole`` whose vectors ``route`` needs too: none, unless the question may span two domains.
 
@@ -144,7 +139,7 @@ class Router:
     def route(self, texts: Sequence[str], vectors: Array) -> Decision:
         """The decision for one question.
 
-        ``texts`` is ``whole(text)`` followed by its ``clauses_to_embed``, ``vectors`` [len(texts), dimension] theirs.
+        ``texts`` is ``bounded(text)`` followed by its ``clauses_to_embed``, ``vectors`` [len(texts), dimension] theirs.
         """
         import numpy as np
 

@@ -97,7 +97,7 @@ class QuestionRouter:
         """The decisions for ``texts``, in their order; their vectors are computed together."""
         import numpy as np
 
-        wholes = [self.router.whole(text) for text in texts]
+        wholes = [bounded(text) for text in texts]
         vectors = self.embedder.embed(wholes)
         clauses = [self.router.clauses_to_embed(*pair) for pair in zip(wholes, vectors, strict=True)]
         flat = [clause for some in clauses for clause in some]

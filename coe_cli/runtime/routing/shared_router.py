@@ -39,14 +39,6 @@ class SharedRouter:
         self._opening = threading.Lock()
         self._opened: tuple[QuestionRouter, str, tuple[int, ...]] | None = None
 
-    def route(self, text: str) -> Decision:
-        """The decision for one question; its ``experts[0].name`` is the expert to ask.
-
-        Raises:
-            ModelMissing: no router is prepared for this catalog, or its embedder is damaged.
-        """
-        return self.route_many([text])[0]
-
     def decide(self, text: str) -> tuple[Decision, float, str]:
         """The decision for one question, the milliseconds that it took without what had to be loaded first, and a note.
 
@@ -87,7 +79,7 @@ class SharedRouter:
         """The decisions for ``texts``, in their order.
 
         Raises:
-            ModelMissing: see ``route``.
+            ModelMissing: no router is prepared for this catalog, or its embedder is damaged.
         """
         return self._router(examples_digest(self._catalog)).route_many(texts)
 
@@ -95,7 +87,7 @@ class SharedRouter:
         """The embedder that the router asks, loaded.
 
         Raises:
-            ModelMissing: see ``route``.
+            ModelMissing: see ``route_many``.
         """
         return self._router(examples_digest(self._catalog), earlier=True).embedder
 
@@ -103,7 +95,7 @@ class SharedRouter:
         """What another process asks, or None where it has other examples or another embedder than this one.
 
         Raises:
-            ModelMissing: see ``route``.
+            ModelMissing: see ``route_many``.
         """
         digest = examples_digest(self._catalog)
         if request.digest != digest:

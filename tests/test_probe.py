@@ -16,6 +16,7 @@ from coe_cli.probes import ProbeFailed, dxgi, nvidia, pdh
 from coe_cli.probes.amd_sysfs import AmdSysfsProbe, open_amd
 from coe_cli.probes.cpu import read_memory
 from coe_cli.probes.pci import PciProbe
+from coe_cli.runtime.doctor.devices import check_adapters
 from coe_cli.runtime.folders import profile_paths
 from coe_cli.runtime.probe import merge_adapters, probe_machine, remember, remembered
 from coe_cli.runtime.settings import load_profiles
@@ -149,14 +150,20 @@ def test_a_real_nvidia_card() -> None:
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetName=lambda handle: recorded["name"],
         nvmlDeviceGetUUID=lambda handle: recorded["uuid"],
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(**recorded["memory"]),
+        nvmlMemory_v2=2,
+        nvmlDeviceGetMemoryInfo=lambda handle, version=1: SimpleNamespace(
+            **recorded["memory_v2" if version == 2 else "memory"]
+        ),
     )
     adapter = nvidia.read_adapter(nvml, 0)
-    assert (adapter.name, round(adapter.dedicated_mb or 0), round(adapter.used_mb or 0)) == (
+    assert (adapter.name, round(adapter.dedicated_mb or 0), adapter.used_mb, adapter.reserved_mb) == (
         "NVIDIA H100 80GB HBM3",
         81559,  # as nvidia-smi says of the same card
         480,
+        480,
     )
+    (told,) = check_adapters([adapter], [], [])
+    assert told.message == "0: NVIDIA H100 80GB HBM3: 79.6 GB of its own, 0 MB in use, 480 MB kept by the driver"
     assert round(free_mb(Machine((adapter,), True), "cuda") or 0) == 81079
 
 
@@ -197,10 +204,11 @@ class Nvml:
 
 def test_nvidia_adapters_and_what_a_driver_keeps_to_itself() -> None:
     told = nvidia.read_adapter(Nvml(), 0)
-    assert (told.name, told.dedicated_mb, told.used_mb, told.identity) == (
+    assert (told.name, told.dedicated_mb, told.used_mb, told.reserved_mb, told.identity) == (
         "NVIDIA GeForce RTX 4090",
         24564,
         1024,
+        None,  # older than the call that tells it apart
         "GPU-1",
     )
     untold = nvidia.read_adapter(Nvml("memory", "uuid", "name"), 1)

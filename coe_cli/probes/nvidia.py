@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from coe_cli.core.hardware.machine import Adapter
 from coe_cli.core.models.model_spec import BYTES_PER_MB
@@ -50,14 +50,36 @@ def read_adapter(nvml: Any, index: int) -> Adapter:
         except (nvml.NVMLError, AttributeError):
             return None
 
-    name, memory, uuid = (ask(f) for f in ("nvmlDeviceGetName", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUUID"))
+    name, uuid, memory = ask("nvmlDeviceGetName"), ask("nvmlDeviceGetUUID"), read_memory(nvml, handle)
     return Adapter(
         name=_text(name) or f"NVIDIA adapter {index}",
         probe="nvml",
-        dedicated_mb=None if memory is None else memory.total / BYTES_PER_MB,
-        used_mb=None if memory is None else memory.used / BYTES_PER_MB,
+        dedicated_mb=None if memory is None else memory.total_mb,
+        used_mb=None if memory is None else memory.used_mb + (memory.reserved_mb or 0.0),
         identity=_text(uuid),
+        reserved_mb=None if memory is None else memory.reserved_mb,
     )
+
+
+class CardMemory(NamedTuple):
+    """``used_mb`` holds what the driver keeps for itself only where it does not tell that apart (``reserved_mb`` None)."""
+
+    total_mb: float
+    used_mb: float
+    reserved_mb: float | None
+
+
+def read_memory(nvml: Any, handle: Any) -> CardMemory | None:
+    """A card's memory by NVML's second call, which tells the driver's part apart, else by its first; None if the driver refuses."""
+    for version in (getattr(nvml, "nvmlMemory_v2", None), None):
+        try:
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle, *(() if version is None else (version,)))
+        except (nvml.NVMLError, TypeError):
+            continue
+        reserved = getattr(memory, "reserved", None)
+        reserved_mb = None if reserved is None else reserved / BYTES_PER_MB
+        return CardMemory(memory.total / BYTES_PER_MB, memory.used / BYTES_PER_MB, reserved_mb)
+    return None
 
 
 def _text(value: str | bytes | None) -> str | None:

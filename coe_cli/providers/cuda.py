@@ -12,6 +12,7 @@ from typing import Any, Final
 from coe_cli.core.providers.cuda import PROVIDER
 from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.errors import DeviceLost
+from coe_cli.probes.nvidia import read_memory
 from coe_cli.providers.bandwidth import COPY_BYTES, LEAST_BYTES, best_gb_per_s
 from coe_cli.providers.base import DeviceSettings, GpuMemory, MeasuresBandwidth, ProviderRuntime
 
@@ -73,16 +74,8 @@ class NvmlMemory:
         self.total_mb: float | None = self._memory()[0]
 
     def _memory(self) -> tuple[float | None, float | None]:
-        nvml = self._nvml
-        for version in (getattr(nvml, "nvmlMemory_v2", None), None):
-            try:
-                arguments = () if version is None else (version,)
-                memory = nvml.nvmlDeviceGetMemoryInfo(self._handle, *arguments)
-            except (nvml.NVMLError, TypeError):
-                continue
-            reserved = getattr(memory, "reserved", 0)
-            return (memory.total - reserved) / BYTES_PER_MB, memory.used / BYTES_PER_MB
-        return None, None
+        memory = read_memory(self._nvml, self._handle)
+        return (None, None) if memory is None else (memory.total_mb - (memory.reserved_mb or 0.0), memory.used_mb)
 
     def used_mb(self) -> float | None:
         return self._memory()[1]

@@ -72,6 +72,8 @@ def merge_adapters(known: list[Adapter], more: list[Adapter]) -> list[Adapter]:
         taken.add(twin)
         old = merged[twin]
         gaps = {field: getattr(adapter, field) for field in ("used_mb", "dedicated_mb") if getattr(old, field) is None}
+        if "used_mb" in gaps:
+            gaps["reserved_mb"] = adapter.reserved_mb
         merged[twin] = structs.replace(old, **gaps)
     return merged
 

@@ -20,7 +20,10 @@ SHARE_OF_SYSTEM_MEMORY: Final = 0.5
 
 
 class Adapter(Struct, frozen=True):
-    """One graphics adapter. ``used_mb`` counts what all programs use; ``luid`` is Windows' name for it until a reboot."""
+    """One graphics adapter. ``used_mb`` counts what all programs use, and on NVIDIA's the ``reserved_mb`` that the driver keeps.
+
+    ``luid`` is Windows' name for it until a reboot.
+    """
 
     name: str
     probe: Literal["dxgi", "nvml", "amd_sysfs", "pci"]
@@ -30,6 +33,7 @@ class Adapter(Struct, frozen=True):
     shared_used_mb: float | None = None
     luid: int | None = None
     identity: str | None = None
+    reserved_mb: float | None = None
 
     @property
     def integrated(self) -> bool | None:

@@ -24,7 +24,8 @@ def check_adapters(adapters: Sequence[Adapter], problems: Sequence[str], drivers
         parts = [
             _mb(adapter.dedicated_mb, "of its own"),
             _mb(adapter.shared_mb, "shared"),
-            _mb(adapter.used_mb, "in use"),
+            _mb(adapter.used_mb and max(0.0, adapter.used_mb - (adapter.reserved_mb or 0.0)), "in use"),
+            _mb(adapter.reserved_mb, "kept by the driver"),
         ]
         known = ", ".join(part for part in parts if part) or "memory unknown"
         luid = f", COE_DEVICE=luid:{adapter.luid >> 32}:{adapter.luid & 0xFFFFFFFF}" if adapter.luid is not None else ""

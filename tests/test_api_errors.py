@@ -131,6 +131,52 @@ def test_what_is_not_there_is_said_as_json(
     assert answer.headers["content-type"] == "application/json"
 
 
+FORM = {"Content_Type": "multipart/form-data; boundary=x"}
+UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nrows\r\n--x--\r\n'
+REMEDIES: list[tuple[str, str, bytes, dict[str, str], int, str]] = [
+    ("POST", CHAT, b'{"model": }', {}, 400, "character 10). Send one JSON object"),
+    ("POST", "/v1/completions", b'{"model": "tiny", "prompt": "x", "seed": 1e30}', {}, 400, "a smaller number"),
+    ("POST", "/v1/files", b"rows", FORM, 400, "not multipart/form-data. Send the fields file and purpose"),
+    ("POST", "/v1/files", UPLOAD, FORM, 400, "should be an uploaded file"),
+    ("GET", "/v1/files/x", b"", {}, 404, "See /v1/files."),
+    ("GET", "/v1/batches/x", b"", {}, 404, "See /v1/batches."),
+    ("POST", CHAT, b"x", {"Content_Length": "9000000"}, 413, "Send it in parts."),
+    ("POST", "/api/show", b"{}", {}, 400, "no model is named. Send one of /api/tags as `model`."),
+    ("POST", "/api/pull", b"{}", {}, 400, "no model is named. Send one of /api/tags as `model`."),
+    ("PUT", "/healthz", b"", {}, 405, "PUT is not for this address. Use GET."),
+    ("DELETE", "/metrics", b"", {}, 405, "DELETE is not for this address. Use GET."),
+    ("POST", "/v1/models", b"", {}, 405, "See /openapi.json."),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "headers", "status", "words"), REMEDIES)
+def test_a_refusal_says_what_to_do(
+    served: Served, method: str, path: str, body: bytes, headers: dict[str, str], status: int, words: str
+) -> None:
+    answer = served.request(method, path, body=body, x_api_key=KEY, **headers)
+    told = answer.json["error"] if path.startswith("/api/") else answer.error["message"]
+    assert answer.status == status and words in told and "<class" not in told, answer.body
+    assert ("allow" in answer.headers) is (status == 405)
+
+
+def test_an_answer_that_is_cut_is_an_incomplete_item(served: Served) -> None:
+    body = {"model": "tiny", "input": "Hi", "max_output_tokens": 8, "temperature": 0}
+    whole = served.request("POST", "/v1/responses", body, x_api_key=KEY).json
+    assert (whole["status"], whole["output"][-1]["status"]) == ("incomplete", "incomplete")
+    streamed = served.request("POST", "/v1/responses", body | {"stream": True}, x_api_key=KEY).body.decode()
+    last = json.loads(streamed.strip().splitlines()[-1].removeprefix("data: "))["response"]
+    assert last["output"][-1]["status"] == "incomplete"
+    assert last["output"][-1]["content"] == whole["output"][-1]["content"]
+
+
+def test_a_stop_that_is_not_understood_stops_nothing(served: Served) -> None:
+    bearer = f"Bearer {served.state['token']}"
+    answer = served.request("POST", "/coe/stop", {"drain": 5}, authorization=bearer)
+    assert answer.status == 400 and "drain" in answer.error["message"]
+    assert served.request("GET", "/healthz").json["status"] == "ok"
+    assert served.request("GET", "/coe/stop", authorization=bearer).headers["allow"] == "POST"
+
+
 def test_head_is_a_get_without_its_body(served: Served) -> None:
     for path in ("/health", "/healthz", "/v1/health", "/v1/models", "/v1/models/tiny", "/metrics"):
         whole = served.request("GET", path, x_api_key=KEY)

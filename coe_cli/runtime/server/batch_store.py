@@ -308,7 +308,8 @@ class BatchStore:
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             if name.startswith(prefix) and _ID.fullmatch(name):
                 return msgspec.json.decode(read_regular(self._path(name, "json"), _MOST_BYTES), type=kind)
-        raise HttpError(404, f"there is no `{name[:64]}`", code="not_found", param=param)
+        which = "batches" if param == "batch_id" else "files"
+        raise HttpError(404, f"there is no `{name[:64]}`", f"See /v1/{which}.", code="not_found", param=param)
 
     def _all(self, prefix: str, kind: type[Any]) -> list[Any]:
         found = []

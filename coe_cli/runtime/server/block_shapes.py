@@ -21,6 +21,8 @@ class BlockShape(Shape):
     _first: Part | None = None
     """The part that began the block that is open."""
     _count = -1
+    _cut = False
+    """The block that closes was cut off by the limit of tokens."""
 
     @abstractmethod
     def opened(self, first: Part) -> list[dict[str, Any]]:
@@ -50,6 +52,7 @@ class BlockShape(Shape):
         return b"".join(self.event(fields) for fields in events)
 
     def end_of(self, choice: Choice) -> bytes:
+        self._cut = choice.reason == "length"
         return b"".join(self.event(fields) for fields in self._close())
 
     def _close(self) -> list[dict[str, Any]]:
@@ -175,7 +178,7 @@ class ResponsesShape(BlockShape):
 
     def closed(self, first: Part) -> list[dict[str, Any]]:
         text = "".join(self._written)
-        item = self._item(first._replace(text=text), "completed")
+        item = self._item(first._replace(text=text), "incomplete" if self._cut else "completed")
         self._items.append(item)
         done = {"type": "response.output_item.done", "output_index": self._count, "item": item}
         if first.kind == "call":
@@ -200,6 +203,8 @@ class ResponsesShape(BlockShape):
     def whole(self, about: About) -> dict[str, Any]:
         (choice,) = about.choices
         items = [_item(block, f"{about.id}_{number}", "completed") for number, block in enumerate(_blocks(choice))]
+        if choice.reason == "length":
+            items[-1]["status"] = "incomplete"
         return self._response(about, items, None)
 
     def _item(self, block: Part, status: str) -> dict[str, Any]:
@@ -248,5 +253,5 @@ def _item(block: Part, made: str, status: str) -> dict[str, Any]:
     if block.kind == "thinking":
         content = [{"type": "reasoning_text", "text": block.text}] if block.text else []
         return {"id": f"rs_{made}", "type": "reasoning", "summary": [], "content": content, "status": status}
-    parts = [_text(block.text)] if status == "completed" else []
+    parts = [_text(block.text)] if status != "in_progress" else []
     return {"id": f"msg_{made}", "type": "message", "role": "assistant", "status": status, "content": parts}

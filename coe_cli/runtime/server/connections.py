@@ -18,6 +18,12 @@ MAX_HEAD_BYTES = 65_536
 SPARE_CONNECTIONS = 256
 """Beside those whose requests may wait: for what is answered at once, and for keep-alive."""
 
+_HINTS = {
+    "too_many_connections": "Try again, with fewer connections.",
+    "bad_request": "This is not a request of HTTP/1.1, or it has no Host header.",
+    "head_too_large": f"Send at most {MAX_HEAD_BYTES} bytes before the body.",
+    "head_too_slow": f"Send what comes before the body within {HEAD_WAIT_S:g} seconds.",
+}
 
 _PROTOCOL: Any = AutoHTTPProtocol
 
@@ -90,7 +96,7 @@ class BoundedProtocol(_PROTOCOL):  # type: ignore[misc]
         if transport is None or transport.is_closing():
             return
         kind = "server_error" if status.startswith("5") else "invalid_request_error"
-        body = f'{{"error":{{"message":"{status[4:]}.","type":"{kind}","param":null,"code":"{code}"}}}}'
+        body = f'{{"error":{{"message":"{status[4:]}. {_HINTS[code]}","type":"{kind}","param":null,"code":"{code}"}}}}'
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         transport.write(f"{head}{header}Connection: close\r\n\r\n{body}".encode())
         transport.close()

@@ -191,7 +191,9 @@ async def read_body(receive: Receive, headers: Headers, count: Callable[[int], N
         HttpError: it is too large (413), too slow (408) or compressed (415).
         ConnectionError: the client has gone.
     """
-    too_large = HttpError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", code="body_too_large")
+    too_large = HttpError(
+        413, f"the body is larger than {MAX_BODY_BYTES} bytes", "Send it in parts.", code="body_too_large"
+    )
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")[:64]
     if encoding.lower() != "identity":
         raise HttpError(
@@ -220,7 +222,8 @@ async def read_body(receive: Receive, headers: Headers, count: Callable[[int], N
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:
-        raise HttpError(408, f"the body did not arrive within {_BODY_WAIT_S:g} s", code="body_too_slow") from None
+        message = f"the body did not arrive within {_BODY_WAIT_S:g} s"
+        raise HttpError(408, message, "Send as much as Content-Length says.", code="body_too_slow") from None
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -53,7 +53,9 @@ _KINDS: list[tuple[type[CoeError], int, str, str | None]] = [
 
 
 class HttpError(CoeError):
-    """A failure with its HTTP status and the parameter that it concerns."""
+    """A failure with its HTTP status and the parameter that it concerns; ``allow``: the methods that an address has."""
+
+    allow = ""
 
     def __init__(
         self, status: int, message: str, hint: str = "", *, code: str = "invalid_request", param: str | None = None
@@ -159,7 +161,9 @@ def _overflow(error: PromptTooLong) -> str:
 
 
 def error_headers(error: CoeError) -> list[tuple[bytes, bytes]]:
-    """``Retry-After`` in whole seconds where trying again is of use."""
+    """``Retry-After`` in whole seconds where trying again is of use, ``Allow`` where another method is."""
+    if isinstance(error, HttpError) and error.allow:
+        return [(b"allow", error.allow.encode())]
     if status_of(error) not in (429, 503):
         return []
     after_s = getattr(error, "retry_after_s", None) or _RETRY_AFTER_S

@@ -42,6 +42,8 @@ _ARGUMENT = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 _PLAIN = re.compile(r"[\w ,.:-]{0,64}")
 _PYDANTICS = re.compile(r"^Value error, | after validation| a valid dictionary( or (object|instance) .*)?$")
 """Words of its own in its messages."""
+_REASONS = {"int_parsing_size": "Input should be a smaller number"}
+_NO_UPLOAD = "Input should be an uploaded file, with a filename"
 _TEMPLATES_OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
@@ -59,7 +61,8 @@ def complaint(errors: Sequence[Any]) -> tuple[str, str]:
     first = field(errors[0]["loc"])
     of_field = [error for error in errors if field(error["loc"]).startswith(first)]
     best = max(of_field, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
-    return field(best["loc"]), _PYDANTICS.sub(lambda found: " an object" if "dict" in found[0] else "", best["msg"])
+    reason = _REASONS.get(best["type"]) or (_NO_UPLOAD if "UploadFile" in best["msg"] else best["msg"])
+    return field(best["loc"]), _PYDANTICS.sub(lambda found: " an object" if "dict" in found[0] else "", reason)
 
 
 _Stop = Annotated[str, Field(min_length=STOP_CHARS.least, max_length=STOP_CHARS.most)]

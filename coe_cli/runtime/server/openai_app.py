@@ -154,7 +154,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _response(HttpError(400, "the body is not JSON", code="invalid_json"), request)
+        where = f"{first['ctx']['error']}, character {first['loc'][-1]}"
+        hint = "Send one JSON object, as UTF-8."
+        return _response(HttpError(400, f"the body is not JSON ({where})", hint, code="invalid_json"), request)
     if not first["loc"][1:] and "json" not in request.headers.get("content-type", ""):
         hint = "Send it as JSON with the header Content-Type: application/json."
         return _response(HttpError(400, "the body has no type that is read here", hint, code="invalid_json"), request)
@@ -166,6 +168,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code, message, hint = _HTTP_ERRORS.get(error.status_code, ("invalid_request", str(error.detail), ""))
+    if error.status_code == 400 and "multipart" in request.headers.get("content-type", ""):
+        code, message = "invalid_form", "the body is not multipart/form-data"
+        hint = "Send the fields file and purpose, and the boundary between them in Content-Type."
     response = _response(HttpError(error.status_code, message, hint, code=code), request)
     response.headers.update(error.headers or {})
     return response

@@ -227,6 +227,12 @@ class NameRequest(Body):
 
     @property
     def asked(self) -> str:
+        """
+        Raises:
+            HttpError: no model is named (400).
+        """
+        if not (self.model or self.name):
+            raise HttpError(400, "no model is named", "Send one of /api/tags as `model`.", param="model")
         return _plain_name(self.model or self.name)
 
 

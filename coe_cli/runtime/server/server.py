@@ -229,7 +229,7 @@ class Server:
             await send_json(send, 200, self.status())
             return
         if path not in self._own:
-            raise HttpError(404, "there is nothing here", code="not_found")
+            raise HttpError(404, "there is nothing here", "See /openapi.json.", code="not_found")
         _allow(method, "POST")
         async with self._bodies.body(receive, headers) as body:
             await self._own[path](body, receive, send)
@@ -242,8 +242,9 @@ class Server:
         await send_json(send, 200, routed)
 
     async def _end(self, body: bytes, receive: Receive, send: Send) -> None:
+        drain = _decode(body or b"{}", _StopOptions).drain
         await send_json(send, 202, {"pid": self.state.pid})
-        self._stop(_decode(body or b"{}", _StopOptions).drain)
+        self._stop(drain)
 
     async def _unload(self, body: bytes, receive: Receive, send: Send) -> None:
         model = _decode(body, _UnloadOptions).model
@@ -345,7 +346,10 @@ def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def _allow(method: str, *allowed: str) -> None:
     if method not in allowed:
-        raise HttpError(405, f"{method[:16]} is not for this address", code="method_not_allowed")
+        told = ", ".join(allowed)
+        error = HttpError(405, f"{method[:16]} is not for this address", f"Use {told}.", code="method_not_allowed")
+        error.allow = told
+        raise error
 
 
 def _decode(body: bytes, kind: type[Any]) -> Any:

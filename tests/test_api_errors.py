@@ -136,6 +136,7 @@ UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nrows\r\n--x
 REMEDIES: list[tuple[str, str, bytes, dict[str, str], int, str]] = [
     ("POST", CHAT, b'{"model": }', {}, 400, "character 10). Send one JSON object"),
     ("POST", "/v1/completions", b'{"model": "tiny", "prompt": "x", "seed": 1e30}', {}, 400, "a smaller number"),
+    ("POST", "/v1/completions", b'{"model": "tiny", "prompt": "x", "guided_json": ""}', {}, 400, "`guided_json`: the schema is not JSON"),
     ("POST", "/v1/files", b"rows", FORM, 400, "not multipart/form-data. Send the fields file and purpose"),
     ("POST", "/v1/files", UPLOAD, FORM, 400, "should be an uploaded file"),
     ("GET", "/v1/files/x", b"", {}, 404, "See /v1/files."),
@@ -146,7 +147,7 @@ REMEDIES: list[tuple[str, str, bytes, dict[str, str], int, str]] = [
     ("PUT", "/healthz", b"", {}, 405, "PUT is not for this address. Use GET."),
     ("DELETE", "/metrics", b"", {}, 405, "DELETE is not for this address. Use GET."),
     ("POST", "/v1/models", b"", {}, 405, "See /openapi.json."),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "path", "body", "headers", "status", "words"), REMEDIES)

@@ -66,6 +66,8 @@ def schema_guidance(schema: dict[str, Any] | str) -> Guidance:
         given = json.loads(schema) if isinstance(schema, str) else schema
     except RecursionError:
         raise ValueError("the schema is too deep") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the schema is not JSON ({error.msg}, character {error.pos})") from None
     if not isinstance(given, dict):
         raise ValueError("the schema is not a JSON object")
     with said():

@@ -222,8 +222,8 @@ async def read_body(receive: Receive, headers: Headers, count: Callable[[int], N
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:
-        message = f"the body did not arrive within {_BODY_WAIT_S:g} s"
-        raise HttpError(408, message, "Send as much as Content-Length says.", code="body_too_slow") from None
+        told = f"the body did not arrive within {_BODY_WAIT_S:g} s"
+        raise HttpError(408, told, "Send as much as Content-Length says.", code="body_too_slow") from None
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

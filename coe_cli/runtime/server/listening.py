@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ _ENDED = "college.port"
 _JUST_NOW_S = 60.0
 _PATIENCE_S = 5.0
 _LOOK_S = 0.05
-_IN_USE = {errno.EADDRINUSE, getattr(errno, "WSAEACCES", errno.EADDRINUSE)}
+_IN_USE = {errno.EADDRINUSE, errno.EACCES if sys.platform == "win32" else errno.EADDRINUSE}
 
 
 def note_ended(folder: Path, port: int) -> None:

@@ -19,16 +19,20 @@ from coe_cli.runtime.planning.calibration_store import model_digest
 from coe_cli.runtime.progress import size_of
 
 
-def listed(name: str, folder: Path | None) -> dict[str, Any]:
-    """An entry of ``/api/tags``: ``name`` stands for the model in ``folder``, or for none that is on disk."""
-    entry: dict[str, Any] = {"name": name, "model": name}
-    if folder is None:
-        return entry
-    with contextlib.suppress(OSError, CoeError):  # removed meanwhile, or a configuration that cannot be used
+def listed(names: dict[str, Path | None]) -> list[dict[str, Any]]:
+    """``/api/tags``: each name that stands for a model on disk, with all that Ollama's clients read: some require each key."""
+    return [
+        {"name": name, "model": name, **found} for name, folder in names.items() if folder and (found := _found(folder))
+    ]
+
+
+def _found(folder: Path) -> dict[str, Any]:
+    """What the folder tells of a model; nothing where it was removed meanwhile, or cannot be used."""
+    with contextlib.suppress(OSError, CoeError):
         spec = spec_from_folder(folder.name, folder)
-        entry |= _modified(folder) | {"size": size_of(folder)}
-        entry |= {"digest": model_digest(folder, spec.graph), "details": _details(spec)}
-    return entry
+        told = {"size": size_of(folder), "digest": model_digest(folder, spec.graph), "details": _details(spec)}
+        return _modified(folder) | told
+    return {}
 
 
 def loaded(model: ModelStatus, resolver: RequestResolver) -> dict[str, Any]:
@@ -36,7 +40,8 @@ def loaded(model: ModelStatus, resolver: RequestResolver) -> dict[str, Any]:
     held, on_card = model.held_mb * BYTES_PER_MB, 0
     with contextlib.suppress(CoeError):  # removed meanwhile
         on_card = 0 if on_host(resolver.open(model.name).provider) else held
-    entry = listed(model.name, resolver.models_dir / model.name) | {"size": held, "size_vram": on_card}
+    entry = {"name": model.name, "model": model.name, **_found(resolver.models_dir / model.name)}
+    entry |= {"size": held, "size_vram": on_card}
     if model.expires_in_s is not None:
         entry["expires_at"] = _time(time.time() + model.expires_in_s)
     return entry | {"state": model.state}

@@ -263,10 +263,7 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
 
     @app.get("/api/tags", operation_id="ollama_tags")
     async def tags() -> dict[str, Any]:
-        def read() -> list[dict[str, Any]]:
-            return [listed(name, folder) for name, folder in resolver.names().items()]
-
-        return {"models": await asyncio.to_thread(read)}
+        return {"models": await asyncio.to_thread(lambda: listed(resolver.names()))}
 
     @app.post("/api/show", operation_id="ollama_show")
     async def show(request: NameRequest) -> dict[str, Any]:

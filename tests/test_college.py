@@ -425,7 +425,7 @@ def test_memory_that_does_not_come_back_is_kept_out_of_the_budget(tmp_path: Path
             await college.settled()
             now = college.college.snapshot()
             assert now.lost_mb == pytest.approx(WEIGHTS_MB + SLOT_MB)
-            assert any("reclaimed 0.0 of 0.1 GB" in notice for notice in college.college.notices)
+            assert any("reclaimed 0 of 110 MB" in notice for notice in college.college.notices)
             assert (await college.ask("two")).right, "what is left is enough for one"
 
     run(test)

@@ -127,14 +127,14 @@ def test_a_large_model_keeps_scales_in_fp16_counted_as_the_fp32_that_the_session
 
 
 @pytest.mark.parametrize("provider", RULES)
-@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("columns", "large"), [(1024, False), (1024, True), (576, False)])
 def test_the_disk_that_an_import_takes_is_what_it_writes(
-    provider: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    provider: str, columns: int, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
         for module in (decoder_graph, needs):
             monkeypatch.setattr(module, "SMALL_WEIGHTS", 0)
-    sizes = {"hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 1}
+    sizes = {"hidden_size": columns, "intermediate_size": columns, "num_hidden_layers": 1}
     source = inspect(write_folder(tmp_path / "source", "llama", **sizes))
     judged_bytes = source.needs(provider, "int4")[1] - needs._SIDE_FILES_BYTES
     write_decoder(source.decoder, source.weights(), tmp_path, RULES[provider], "int4")

@@ -59,7 +59,7 @@ class ModelSource:
             UsageError: there is no such recipe.
         """
         matrices = {
-            part: (item.type_name, item.rows * item.columns) for part, item in self.parts.items() if item.rows > 1
+            part: (item.type_name, item.rows, item.columns) for part, item in self.parts.items() if item.rows > 1
         }
         return needs(self.decoder, matrices, rules_for(provider, precision), precision)
 

@@ -183,8 +183,9 @@ if child == 0:
 while os.WIFSTOPPED(status := os.waitpid(child, os.WUNTRACED)[1]):
     os.tcsetpgrp(0, os.getpid())
     echo = bool(termios.tcgetattr(0)[3] & termios.ECHO)
-    while input(f"stopped, echo {echo}> ") != "fg":
-        pass
+    while (line := input(f"stopped, echo {echo}> ")) != "fg":
+        if line == "bg":
+            os.killpg(child, signal.SIGCONT)
     os.tcsetpgrp(0, child)
     os.killpg(child, signal.SIGCONT)
 os.tcsetpgrp(0, os.getpid())
@@ -199,14 +200,17 @@ def test_a_stopped_view_gives_the_terminal_back_and_takes_it_again(coe: Coe, way
     command = [sys.executable, "-c", SHELL, *coe.command(way, "-m", MODEL, *question)]
     asks = () if way == "ask" else (("leaves", f"{ENDLESS}\n"),)
     stops = (("answering", "\x1a"), (r"stopped, echo \w+> ", "ls\n"), (r"stopped, echo \w+> ", "fg\n"))
-    typed = (*asks, *stops, *stops, ("answering", "typed ahead"))
+    behind = ((r"stopped, echo \w+> ", "bg\n"), (r"stopped, echo \w+> ", "fg\n"))
+    typed = (*asks, *stops, stops[0], *behind, ("answering", "typed ahead"))
     ends = () if way == "ask" else ((">", "\x15/quit\n"),)
     terminal = Terminal(coe, command=command, types=(*typed, ("answering", "\x03"), *ends))
     assert terminal.code == (130 if way == "ask" else 0), terminal.raw
     before = terminal.raw.partition("stopped, echo")[0]
     assert "echo False" not in terminal.raw
     assert before.rindex("\x1b[?25h") > before.rindex("\x1b[?25l"), "the cursor is shown"
-    assert terminal.raw.count("> ls") == terminal.raw.count("> fg") == 2, "the shell's user sees what is typed"
+    assert terminal.raw.count("> fg") == 2 and "> ls" in terminal.raw, "the shell's user sees what is typed"
+    in_background = terminal.raw.partition("> bg")[2].partition("> fg")[0]
+    assert in_background and "answering" not in in_background and "\x1b[?25l" not in in_background
     assert way == "chat" or "typed ahead" not in terminal.raw
     assert "answering" not in terminal.scrollback
 

@@ -46,14 +46,16 @@ def typing_held_back(
 ) -> Iterator[None]:
     """What is typed in the block waits for who reads next: the terminal of ``stream`` does not write it into what is drawn.
 
-    While the process is stopped (Ctrl-Z) the terminal is as it was found: ``hide`` takes what is drawn away, ``show`` draws it anew.
+    While the process is stopped (Ctrl-Z), and while it goes on in the background, the terminal is as it was found: ``hide`` takes
+    what is drawn away, ``show`` draws it anew.
     """
     changed = False
 
     def take() -> None:
         nonlocal changed
-        changed = _echo(stream, on=False) or changed
-        show()
+        if _is_in_front(stream):
+            changed = _echo(stream, on=False) or changed
+            show()
 
     def give_back() -> None:
         nonlocal changed
@@ -71,6 +73,14 @@ def typing_held_back(
                 _echo(stream, on=True)
 
 
+def _is_in_front(stream: IO[str]) -> bool:
+    """Whether this process is of the group that the terminal's shell has given it to."""
+    try:
+        return sys.platform != "win32" and os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    except OSError:  # it is another session's
+        return False
+
+
 def _echo(stream: IO[str], *, on: bool) -> bool:
     """Whether the terminal writes what is typed from now on; returns whether that is a change."""
     if sys.platform == "win32" or not stream.isatty():
@@ -81,7 +91,7 @@ def _echo(stream: IO[str], *, on: bool) -> bool:
         terminal = stream.fileno()
         mode = termios.tcgetattr(terminal)
         # In the background a process is stopped for this, and the shell has seen to its terminal.
-        if bool(mode[3] & termios.ECHO) is on or os.tcgetpgrp(terminal) != os.getpgrp():
+        if bool(mode[3] & termios.ECHO) is on or not _is_in_front(stream):
             return False
         mode[3] ^= termios.ECHO
         termios.tcsetattr(terminal, termios.TCSANOW, mode)

@@ -10,15 +10,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-READ_ONCE: Final = frozenset(
-    {
-        "HF_HUB_DISABLE_PROGRESS_BARS",
-        "HF_HUB_DISABLE_TELEMETRY",
-        "TOKENIZERS_PARALLELISM",
-        "TRANSFORMERS_VERBOSITY",
-    }
+OURS: Final = (
+    *(
+        "$COE_",
+        "$_COE",
+        "$HF_",
+        "$PIP_",
+        "$PYTHON",
+        "$PATH",
+        "$HOME",
+        "$TMP",
+        "$TERM",
+        "$NO_",
+        "$no_",
+        "$HTTP",
+        "$http",
+    ),
+    *("$FORCE_COLOR", "$COLUMNS", "$LINES", "$CLICOLOR", "$TTY_", "$LANG", "$LC_", "$TZ", "$OGA_", "$CUDA_"),
 )
-"""What is set for good before a package is imported, which reads it then; other packages set it for themselves too."""
+"""Of new variables those that tests set; a package that is imported may set what it likes of its own."""
+
+READ_ONCE: Final = frozenset({"$HF_HUB_DISABLE_PROGRESS_BARS", "$HF_HUB_DISABLE_TELEMETRY"})
+"""What coe sets for good before it imports a package, which reads it then."""
 
 KEPT: Final = frozenset(
     {
@@ -42,17 +55,12 @@ def state() -> dict[str, Any]:
     mask = os.umask(0o077)
     os.umask(mask)
     signals = {f"handler of {number!r}": signal.getsignal(number) for number in signal.valid_signals() - _NOT_OURS}
-    names = [
-        name
-        for name in os.environ
-        if name not in READ_ONCE and not name.startswith(("KMP_", "ORT_", "PYTEST_", "RAY_"))
-    ]
     return {
         "folder": str(Path.cwd()),
         "umask": mask,
         **signals,
-        **{f"${name}": os.environ[name] for name in names},
-        **{f"sys.path: {folder}": True for folder in sys.path},
+        **{f"${name}": value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        **{f"sys.path: {folder}": True for folder in sys.path if "site-packages" not in folder},
         **dict(_attributes()),
     }
 
@@ -73,11 +81,11 @@ def _plain(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs; a module of coe that was not yet imported before has changed nothing."""
-    names = {name for name in before.keys() | after.keys() if not name.startswith("coe_cli.")}
-    names |= before.keys() & after.keys()
+    gone = {name for name in before.keys() - after.keys() if not name.startswith("coe_cli.")}
+    new = {name for name in after.keys() - before.keys() if name.startswith((*OURS, "sys.path: "))} - READ_ONCE
     return [
         f"{name}: {before.get(name)!r} → {after.get(name)!r}"[:300]
-        for name in sorted(names)
+        for name in sorted(gone | new | before.keys() & after.keys())
         if not _alike(before.get(name), after.get(name))
     ]
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from byte_prompts import BytePrompts
-from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeProbe, NamedModels, spec_of
+from college_trial import POOL, SLOT_MB, WEIGHTS_MB, FakeProbe, NamedModels, living, spec_of
 from conftest import MODEL, eventually
 from faulty_worker import expected
 
@@ -158,8 +158,7 @@ def test_close_drops_what_is_running(tmp_path: Path) -> None:
     with engine(tmp_path, {"a": [{"answer": "hang", "after": 18}]}) as running:
         iterator = running.run(rows)
         assert next(iterator).answer is not None
-    left = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left)
+    eventually(lambda: not living(tmp_path))
 
 
 def test_on_the_cpu_models_stand_side_by_side_and_copies_fill_up(tmp_path: Path) -> None:

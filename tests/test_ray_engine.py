@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -67,6 +68,16 @@ class Nodes:
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_rays_changes() -> Iterator[None]:
+    """Ray takes these of the process for its own, and never gives them back."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONBREAKPOINT", "")
+        yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ MISTAKES_IN_PROFILES: list[tuple[str, int, str]] = [
     ("profiles: !!python/object:os.system {}\n", 1, "not valid YAML"),
     ("a: 1\n---\nb: 2\n", 2, "not valid YAML"),
     ("1: {}\n", 1, "1: expected `str`"),
-    ("profiles:\n  2: {}\n", 2, "profiles.2: expected `str`, got `int`"),
+    ("profiles:\n  2: {}\n", 2, "profiles.2: expected `str`, got `int`. Put it in quotes."),
     ("? [a, b]\n: 1\n", 1, ""),
     ("? {a: b}\n: 1\n", 1, ""),
 ]

@@ -72,6 +72,8 @@ def test_a_sum_that_one_part_breaks_is_reported_where_the_part_is(tmp_path: Path
         ("default_model: nobody\nexperts:\n  good: {model: smollm2-135m, system_prompt: Hi}\n", ["default_model"]),
         ("models: {bad: {}}\nexperts:\n  good: {model: smollm2-135m, system_prompt: Hi}\n  worse: {model: bad, system_prompt: ''}\n", ["models.bad", "experts.worse"]),
         ("wrong: 1\nexperts:\n  good: {model: smollm2-135m, system_prompt: Hi}\n", ["wrong"]),
+        ("experts:\n  2024: {model: smollm2-135m}\n  good: {model: smollm2-135m, system_prompt: Hi}\n", ["experts.2024"]),
+        ("2: 3\nexperts:\n  true: {}\n  good: {model: smollm2-135m, system_prompt: Hi}\n", ["experts.True", "2"]),
         ("experts: [\n", [""]),
         ("- a list\n", [""]),
     ],

@@ -110,6 +110,8 @@ class Document:
         elif missing:
             problem = f"the key `{missing['field']}` is missing"
             hint = f"Add `{missing['field']}`."
+        elif path and not isinstance(path[-1], str) and isinstance(_at(self.data, path[:-1]), dict):
+            hint = "Put it in quotes."
         return self.error(path, problem[0].lower() + problem[1:], hint)
 
     def _resolve(self, path: str, message: str, kind: type[Any]) -> list[str | int]:

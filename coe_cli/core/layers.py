@@ -11,7 +11,8 @@ from coe_cli.core.problem import Problem
 from coe_cli.errors import ProfileInvalid
 
 T = TypeVar("T")
-KeyPath = tuple[str, ...]
+KeyPath = tuple[Any, ...]
+"""Keys as YAML reads them: a number or a date where somebody has left out the quotes."""
 
 
 class Layers(Document):
@@ -80,7 +81,7 @@ def _without_broken(
             value = attempt(trial)
             taken = trial
         except ProfileInvalid as error:
-            problems[".".join(key_path)] = Problem(error.message, error.hint)
+            problems[".".join(map(str, key_path))] = Problem(error.message, error.hint)
     return value, problems
 
 

@@ -51,6 +51,18 @@ def free_mb(folder: Path) -> float:
     return shutil.disk_usage(existing).free / BYTES_PER_MB
 
 
+def obstacle(folder: Path) -> str:
+    """What stands where ``folder`` should be: a file, or a link to a disk that is not there; else ''."""
+    for path in (folder, *folder.parents):
+        if path.is_dir():
+            break
+        if path.is_symlink():
+            return f"{path} is a link to {path.readlink()}, which is not there"
+        if path.exists():
+            return f"{path} is a file"
+    return ""
+
+
 def own_profiles() -> Path:
     """The user's profile file, which need not exist."""
     return folders().config / _PROFILES

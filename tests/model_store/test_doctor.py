@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from operating_system import make_link
 
 from coe_cli.core.findings import Finding, Level, worst
 from coe_cli.core.hardware.machine import Adapter, Machine
@@ -127,6 +128,22 @@ def test_folders_that_are_files_or_full(coe: Coe, tmp_path: Path, monkeypatch: p
     assert any("is a file" in finding.message and "COE_STATE_DIR" in finding.fix for finding in wrong)
     monkeypatch.setattr(places, "_LOW_DISK_MB", 10**12)
     assert any(finding.check == "disk" for finding in bad(places.check_folders(folders())))
+    monkeypatch.setattr(places, "free_mb", lambda folder: 0.5)
+    full = [finding.message for finding in bad(places.check_folders(folders())) if finding.check == "folders"]
+    assert [message for message in full if message.startswith("cache: ") and "full" in message]
+
+
+def test_a_models_folder_whose_disk_is_not_there(coe: Coe, tmp_path: Path) -> None:
+    from coe_cli.runtime.folders import folders
+
+    coe.models.rmdir()
+    make_link(coe.models, tmp_path / "unplugged")
+    wrong = bad(places.check_folders(folders()))
+    assert any("link to" in finding.message and "COE_MODELS_DIR" in finding.fix for finding in wrong)
+    result = coe("models", "pull", "--yes", "smollm2-135m")
+    assert result.code == 4
+    assert f"is a link to {tmp_path / 'unplugged'}, which is not there" in result.stderr
+    assert not (tmp_path / "unplugged").exists()
 
 
 @pytest.mark.parametrize(

@@ -18,19 +18,21 @@ from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.names import size_words
 from coe_cli.core.problem import Problem
 from coe_cli.errors import CoeError, ProfileInvalid
-from coe_cli.runtime.folders import Folders, free_mb
+from coe_cli.runtime.folders import Folders, free_mb, obstacle
 from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.settings import read_catalog, read_profiles
 
 _LOW_DISK_MB = 6000
 """Room for one 7B INT4 model."""
+_FULL_MB = 16
+"""A load and an answer write less: a tokenizer's files, a log, a conversation."""
 _SLOW_MB_S = 200.0
 """Below this a 5 GB model takes more than 25 s to read."""
 _SAMPLE_BYTES = 32 * BYTES_PER_MB
 
 
 def check_folders(places: Folders) -> list[Finding]:
-    """Each folder can be written, and the models' disk has room for one more."""
+    """Each folder can be written and has room, the models' disk for one more."""
     findings = []
     for name in ("models", "state", "cache", "config"):
         path: Path = getattr(places, name)
@@ -38,12 +40,14 @@ def check_folders(places: Folders) -> list[Finding]:
         parent = path
         while not parent.exists():
             parent = parent.parent
-        if path.exists() and not path.is_dir():
-            findings.append(error("folders", f"{name}: {path} is a file", f"Remove it, or set {variable}."))
+        if wrong := obstacle(path):
+            findings.append(error("folders", f"{name}: {wrong}", f"Put a folder there, or set {variable}."))
         elif not _writable(parent):
             findings.append(
                 error("folders", f"{name}: {path} cannot be written", f"Make it writable, or set {variable}.")
             )
+        elif free_mb(path) < _FULL_MB:
+            findings.append(error("folders", f"{name}: the disk of {path} is full", f"Make room, or set {variable}."))
         else:
             findings.append(ok("folders", f"{name}: {path}{'' if path.exists() else ' (made when it is needed)'}"))
     room_mb = free_mb(places.models)

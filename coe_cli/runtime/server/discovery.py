@@ -22,6 +22,7 @@ from msgspec import Struct
 from coe_cli.errors import CoeError, TimedOut
 from coe_cli.replacing import remove
 from coe_cli.runtime.atomic_write import write_private
+from coe_cli.runtime.folders import obstacle
 from coe_cli.runtime.regular_file import open_regular
 
 STATE_VERSION = 1
@@ -75,7 +76,8 @@ def private_folder(folder: Path) -> Path:
                 folder.chmod(0o700)
     except OSError as error:
         raise CoeError(
-            f"the state folder {folder} cannot be used: {error.strerror}", "Set COE_STATE_DIR to one that can."
+            f"the state folder {folder} cannot be used: {obstacle(folder) or error.strerror}",
+            "Set COE_STATE_DIR to one that can.",
         ) from None
     return folder
 

@@ -18,7 +18,7 @@ from coe_cli.core.names import size_words
 from coe_cli.errors import DiskFull, ModelMissing
 from coe_cli.replacing import move, remove_folder
 from coe_cli.runtime.atomic_write import is_full
-from coe_cli.runtime.folders import free_mb
+from coe_cli.runtime.folders import free_mb, obstacle
 from coe_cli.runtime.model_folder.model_files import check_safe, model_stamp
 from coe_cli.runtime.model_folder.on_disk import models_on_disk, spec_from_folder
 from coe_cli.runtime.progress import OnProgress, Step, size_of
@@ -93,9 +93,10 @@ def writing(name: str, models_dir: Path, on_progress: OnProgress) -> Iterator[No
         if is_full(error):
             what = "takes no file so large" if error.errno == errno.EFBIG else "is full"
             raise DiskFull(f"the disk of {models_dir} {what}", _MORE_ROOM) from error
+        wrong = obstacle(models_dir)
         raise ModelMissing(
-            f"model `{name}` cannot be written to {models_dir}: {error.strerror or error}",
-            "Make the folder writable, or set COE_MODELS_DIR to another one.",
+            f"model `{name}` cannot be written to {models_dir}: {wrong or error.strerror or error}",
+            f"{'Put a folder there' if wrong else 'Make the folder writable'}, or set COE_MODELS_DIR to another one.",
         ) from error
 
 

@@ -203,7 +203,10 @@ def explained(error: Exception) -> CoeError:
         what = error.filename or ("the output" if full else "what was to be written or read")
         hint = "Make room there, or choose another place." if full else "Choose another place."
         return CoeError(f"{what} cannot be used: {error.strerror}", hint)
-    return CoeError(f"{type(error).__name__}: {error}", "Set COE_DEBUG=1 to see where it comes from.")
+    if isinstance(error, MemoryError):
+        return OutOfMemory("this computer has no memory left", "Close other programs, and try again.")
+    said = f": {error}" if str(error) else ""
+    return CoeError(f"{type(error).__name__}{said}", "Set COE_DEBUG=1 to see where it comes from.")
 
 
 def from_code(code: str, message: str, hint: str = "") -> CoeError:

@@ -17,7 +17,7 @@ from serving import Served
 
 from coe_cli.app import build_app
 from coe_cli.core.batch.batch_rows import InvalidRow, parse_line
-from coe_cli.errors import UsageError
+from coe_cli.errors import UsageError, explained
 from coe_cli.runtime.college.worker_handle import WorkerHandle
 from coe_cli.runtime.prompts.prompt_messages import Prepare
 from coe_cli.runtime.worker import protocol
@@ -98,6 +98,23 @@ def test_coes_own_endpoint_refuses_it_too(served: Served) -> None:
         response = served.request("POST", "/coe/ask", asked, **token)
         assert response.status == 400, wrong
     assert served.chat(max_tokens=1).status == 200
+
+
+@pytest.mark.parametrize("sent", [(), ("--no-serve",)])
+def test_a_question_larger_than_a_request_may_be_is_wrong_usage(answered: Coe, sent: tuple[str, ...]) -> None:
+    result = answered.run("ask", "-m", MODEL, *sent, "-", stdin=b"word " * (2 * 2**20))
+    assert result.code == 2, result.stderr
+    assert result.stderr.splitlines()[-1].endswith("Shorten it.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [(MemoryError(), 6, "this computer has no memory left"), (KeyError(), 1, "KeyError")],
+)
+def test_an_error_without_words_is_told_by_what_it_is(error: Exception, code: int, says: str) -> None:
+    told = explained(error)
+    assert (told.exit_code, told.message) == (code, says)
+    assert told.hint
 
 
 # --- whatever fails in sending

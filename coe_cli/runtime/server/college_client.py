@@ -19,7 +19,7 @@ import msgspec
 from coe_cli.core.process_exit import ExitKind, explain_exit
 from coe_cli.core.routing.router import RouteAnswer, RouteRequest
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
-from coe_cli.errors import CoeError, DeviceLost, ExitCode, ModelMissing, TimedOut, UsageError, from_code
+from coe_cli.errors import CoeError, DeviceLost, ExitCode, ModelMissing, PromptTooLong, TimedOut, UsageError, from_code
 from coe_cli.package import start_code
 from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import ChatRequest, Needed, Resolved
@@ -305,6 +305,8 @@ class CollegeClient:
 
 
 def _refusal(status: int, body: bytes) -> CoeError:
+    if status == 413:
+        return PromptTooLong("the question, with what was said before it, takes more than 8 MB", "Shorten it.")
     with contextlib.suppress(msgspec.MsgspecError, KeyError, TypeError):
         error = msgspec.json.decode(body)["error"]
         kind = {400: UsageError, 404: ModelMissing}.get(status, CoeError)

@@ -55,6 +55,7 @@ SLOW = r".*coe (bench|route|vram plan --fleet|ask (--|\"Write the SQL)|models (o
 ANSWERS = r".*coe (ask|batch|chat) .*"
 """Seconds: a model is loaded for each."""
 FILES = {"error.log": "KeyError: 'x'\n", "report.txt": "All is well.\n", "questions.txt": "How do I join two tables?\n"}
+FILES |= {"typed.txt": "Hi\n"}
 FILES |= {
     "questions.jsonl": '{"prompt": "Hi", "expert": "math_expert"}\n',
     "other.yaml": 'experts: {haiku: {model: mine, description: "Haiku", system_prompt: "Answer with a haiku."}}\n',
@@ -112,8 +113,8 @@ def call(line: str, coe: Coe, patch: pytest.MonkeyPatch) -> int:
     line = line.replace("NAME", "small")
     words = list(shlex.shlex(line, posix=True, punctuation_chars=True))
     if words[0] == "coe" and not {"|", "<", ">"} & set(words):
-        with open(os.devnull) as nothing:  # noqa: PTH123
-            patch.setattr(sys, "stdin", nothing)
+        with open(coe.folder / "typed.txt" if words[1] == "chat" else os.devnull) as typed:  # noqa: PTH123
+            patch.setattr(sys, "stdin", typed)
             return run(shlex.split(line)[1:])
     shell = ["bash", "-o", "pipefail", "-c", line]
     done = subprocess.run(
@@ -130,6 +131,8 @@ def check(page: str, line: str, coe: Coe, patch: pytest.MonkeyPatch) -> None:
     pretend("none-16g", patch.setattr)
     if "--name mine" in line:
         shutil.rmtree(coe.models / "mine", ignore_errors=True)
+    if "-e haiku" in line:  # one that is there stays as it is
+        run(["experts", "add", "haiku", "--model", "mine", "-d", "Haiku", "-s", "Answer with a haiku."])
     if "| jq" in line and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
     expected = next((codes for pattern, (codes, _) in CODES.items() if re.match(pattern, line)), {0})

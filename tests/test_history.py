@@ -36,6 +36,17 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there such a folder is none")
+def test_a_folder_that_cannot_be_looked_into_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that another user has made, with sudo; a name that is too long fails for root too."""
+    monkeypatch.setenv("COE_STATE_DIR", str(tmp_path / ("x" * 300)))
+    monkeypatch.delenv("COE_NO_LOG", raising=False)
+    kept, warning = history.record(exchange(), SETTINGS)
+    assert kept is None and warning is not None and "this answer is not kept" in warning
+    with pytest.raises(CoeError, match="cannot be used"):
+        history.last_conversation(SETTINGS)
+
+
 def test_what_was_recorded_comes_back(tmp_path: Path) -> None:
     with History(tmp_path / "h.db") as file:
         first = file.record(

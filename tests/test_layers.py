@@ -10,10 +10,12 @@ import pytest
 from conftest import MODEL, REPOSITORY, Coe
 from hypothesis import given
 from hypothesis import strategies as st
+from operating_system import WINDOWS
 
 from coe_cli.core.documents import Document
 from coe_cli.core.layers import Layers
 from coe_cli.errors import ProfileInvalid
+from coe_cli.runtime.folders import folders, obstacle
 from coe_cli.runtime.settings import load_catalog, load_profiles, read_profiles
 
 PROFILES = REPOSITORY / "profiles" / "hardware_profiles.yaml"
@@ -55,6 +57,16 @@ def test_a_file_that_is_written_again_at_one_reading_of_the_clock_is_read_again(
         file.write_text(f"profiles: {{embedded: {{max_concurrent_slots: {slots}}}}}", encoding="utf-8")
         os.utime(file, ns=(now_ns, now_ns))
         assert read_profiles().select("embedded").max_concurrent_slots == slots
+
+
+@pytest.mark.skipif(WINDOWS, reason="there such a file is none")
+def test_a_file_of_ones_own_that_cannot_be_looked_at_is_a_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that another user has made, with sudo; a name that is too long fails for root too."""
+    monkeypatch.setenv("COE_CONFIG_DIR", str(tmp_path / ("x" * 300)))
+    assert "cannot be read" in read_profiles().problems[""].message
+    assert obstacle(folders().config) == ""
 
 
 def test_a_sum_that_one_part_breaks_is_reported_where_the_part_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -53,14 +54,26 @@ def free_mb(folder: Path) -> float:
 
 def obstacle(folder: Path) -> str:
     """What stands where ``folder`` should be: a file, or a link to a disk that is not there; else ''."""
-    for path in (folder, *folder.parents):
-        if path.is_dir():
-            break
-        if path.is_symlink():
-            return f"{path} is a link to {path.readlink()}, which is not there"
-        if path.exists():
-            return f"{path} is a file"
+    with contextlib.suppress(OSError):  # a folder that this user may not look into
+        for path in (folder, *folder.parents):
+            if path.is_dir():
+                break
+            if path.is_symlink():
+                return f"{path} is a link to {path.readlink()}, which is not there"
+            if path.exists():
+                return f"{path} is a file"
     return ""
+
+
+def may_be_there(path: Path) -> bool:
+    """Whether there is such a file; one that this user may not look at counts, since reading it says why not."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def own_profiles() -> Path:
@@ -87,7 +100,7 @@ def _layers(name: str, extra: Path | None) -> list[Path]:
     checkout = _checkout()
     shipped = checkout / "profiles" / name if checkout else PACKAGE / "profiles" / name
     own = folders().config / name
-    return [shipped, *([own] if own.exists() else []), *([extra] if extra else [])]
+    return [shipped, *([own] if may_be_there(own) else []), *([extra] if extra else [])]
 
 
 def _checkout() -> Path | None:

@@ -11,7 +11,7 @@ from coe_cli.errors import CoeError, UsageError
 from coe_cli.replacing import remove
 from coe_cli.runtime.atomic_write import make_private
 from coe_cli.runtime.conversation.history_file import History
-from coe_cli.runtime.folders import folders
+from coe_cli.runtime.folders import folders, may_be_there
 
 
 def history_path() -> Path:
@@ -30,7 +30,7 @@ def open_history(settings: HistorySettings) -> History:
 def logging_wanted(settings: HistorySettings, *, no_log: bool = False) -> bool:
     """Whether questions and answers are kept: not with --no-log, COE_NO_LOG, `coe logs off` or the profile's key."""
     forbidden = os.environ.get("COE_NO_LOG", "").lower() not in ("", "0", "false", "no")
-    return settings.enabled and not no_log and not forbidden and not _off_marker().exists()
+    return settings.enabled and not no_log and not forbidden and not _is_off()
 
 
 def switch_logging(on: bool) -> None:
@@ -73,12 +73,19 @@ def last_conversation(settings: HistorySettings) -> Conversation:
         CoeError: the file cannot be used.
     """
     found = None
-    if history_path().exists():
+    if may_be_there(history_path()):
         with open_history(settings) as history:
             found = history.last_conversation()
     if found is None:
         raise UsageError("there is no conversation to continue", "Ask without -c first; `coe logs on` if it is off.")
     return found
+
+
+def _is_off() -> bool:
+    try:
+        return _off_marker().exists()
+    except OSError:  # a folder that this user may not look into, where nothing can be kept; keeping says so
+        return False
 
 
 def _off_marker() -> Path:

@@ -10,6 +10,8 @@ import socket
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from typing import Any
 
+from coe_cli.core.names import size_words
+from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.runtime.server.http_errors import HttpError
 from coe_cli.runtime.server.streaming import Receive
 
@@ -192,7 +194,10 @@ async def read_body(receive: Receive, headers: Headers, count: Callable[[int], N
         ConnectionError: the client has gone.
     """
     too_large = HttpError(
-        413, f"the body is larger than {MAX_BODY_BYTES} bytes", "Send it in parts.", code="body_too_large"
+        413,
+        f"the body is larger than {size_words(MAX_BODY_BYTES / BYTES_PER_MB)}",
+        "Send it in parts.",
+        code="body_too_large",
     )
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")[:64]
     if encoding.lower() != "identity":

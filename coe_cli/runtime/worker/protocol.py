@@ -15,6 +15,8 @@ from msgspec import Struct
 from coe_cli.core.answers.sampling import Sampling as Sampling
 from coe_cli.core.answers.token_bytes import TokenLogprob
 from coe_cli.core.answers.tool_calls import ToolCall
+from coe_cli.core.names import size_words
+from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.errors import UsageError
 
 PROTOCOL_VERSION = 2
@@ -172,7 +174,8 @@ def frame(message: Struct) -> bytes:
         ) from error
     if len(body) > _MAX_FRAME_BYTES:
         raise UsageError(
-            f"the request has {len(body)} bytes, and a model takes {_MAX_FRAME_BYTES} at most", "Shorten the prompt."
+            f"the request is larger than the {size_words(_MAX_FRAME_BYTES / BYTES_PER_MB)} that a model takes",
+            "Shorten the prompt.",
         )
     return _LENGTH.pack(len(body)) + body
 

@@ -218,6 +218,11 @@ MISTAKES_IN_CATALOGS: list[tuple[str, int, str]] = [
     (f"models:\n  ../evil: {ENTRY}\n", 2, "models.../evil: expected `str` matching"),
     (f"models:\n  good: {ENTRY}\n  a: {ENTRY.replace('vocab_size: 9', 'vocab: 9')}\n", 3, "models.a.shape.vocab"),
     ('experts:\n  a:\n    "x\\ny\\e[31m": 1\n', 3, "experts.a.x\\ny\\x1b[31m: unknown key"),
+    (
+        "experts:\n  auto: {model: law-LLM-DML, system_prompt: ''}\n",
+        2,
+        "experts.auto: the router is asked by that name",
+    ),
     ("default_model: nobody\n", 1, "default_model: no model is called `nobody`"),
 ]
 

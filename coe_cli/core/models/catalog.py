@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta, Struct, structs
 
@@ -26,6 +26,8 @@ _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 EXPERT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _Name = Annotated[str, Meta(pattern=EXPERT_NAME)]
 
+AUTO: Final = "auto"
+"""In place of an expert's name: whom the router chooses."""
 GENERAL_EXPERT = "general_reasoner"
 
 
@@ -237,6 +239,8 @@ def catalog_of(layers: Layers, on_disk: Collection[str] = ()) -> Catalog:
             parse_duration_s(f"{entry.keep_alive or 0}")
         except ValueError as error:
             raise layers.error(["models", name, "keep_alive"], str(error), HOW_TO_WRITE) from None
+    if AUTO in content.experts:
+        raise layers.error(["experts", AUTO], "the router is asked by that name", "Choose another one.")
     for name, expert in content.experts.items():
         _check_expert(layers, name, expert, known)
     experts = {

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 
 from coe_cli.core.answers.answer import Answer, Timing, Usage
-from coe_cli.core.models.catalog import GENERAL_EXPERT, unknown_expert
+from coe_cli.core.models.catalog import AUTO, GENERAL_EXPERT, unknown_expert
 from coe_cli.errors import CoeError, UsageError
 
 if TYPE_CHECKING:
     from coe_cli.core.routing.router import Decision
 
 SUPERVISOR = GENERAL_EXPERT
-AUTO = "auto"
 LEAST_DRAFT_CHARS = 200
 
 _CUT = "\n[…]\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -11,13 +11,12 @@ from coe_cli.core.answers.limits import LOGPROBS, MAX_PROMPT_IDS, MAX_TOKENS, PR
 from coe_cli.core.answers.sampling import Stops
 from coe_cli.core.answers.tool_calls import Tools
 from coe_cli.core.hardware.profile import Provider
+from coe_cli.core.models.catalog import AUTO as AUTO
 from coe_cli.core.notes import Note
 from coe_cli.core.plain_text import check_text
 from coe_cli.core.routing.router import Routing
 from coe_cli.runtime.prompts.prompt_messages import Rendering
 from coe_cli.runtime.worker.protocol import FLUSH_S, ChatMessage, Guidance, Sampling
-
-AUTO: Final = "auto"
 
 ExpertCount: TypeAlias = int | Literal["auto"] | None
 """How many experts the client can join: so many, as many as the router finds, or None: those, if the profile wants two."""

@@ -11,7 +11,8 @@ from coe_cli.core.importing.hub_files import PICKLED
 from coe_cli.core.models.source_uri import WheelSource, parse_uri
 from coe_cli.core.notes import Note, Progress
 from coe_cli.core.units import BYTES_PER_MB
-from coe_cli.errors import CoeError, ModelDamaged, ModelMissing, first_line
+from coe_cli.errors import CoeError, DiskFull, ModelDamaged, ModelMissing, first_line
+from coe_cli.runtime.atomic_write import is_full
 from coe_cli.runtime.progress import FolderGrowth, OnProgress
 from coe_cli.runtime.routing.embedder import EMBEDDED as EMBEDDED
 from coe_cli.runtime.routing.embedder import GPU_DEFAULT as GPU_DEFAULT
@@ -70,7 +71,7 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
         raise ModelMissing(
             f"unknown embedder `{name}`", f"Name a folder, a hub repository, or one of: {', '.join(EMBEDDERS)}."
         )
-    problems = []
+    problems, full = [], False
     for source in sources:
         scheme, _, rest = source.uri.partition(":")
         try:
@@ -78,13 +79,16 @@ def fetch_embedder(name: str, work: Path, note: Callable[[Note], None]) -> Path:
         except Exception as error:  # the hub's client raises errors of several HTTP libraries
             problem = error.message if isinstance(error, CoeError) else f"broke off: {first_line(error)}"
             problems.append(f"{source.uri.partition('@')[0]} {problem}")
+            full = full or is_full(error) or isinstance(error, DiskFull)
             continue
         _check_digests(fetched, source)
         check_embedder(name, fetched, pickles=name in EMBEDDERS)
         return fetched
     raise ModelMissing(
         f"the embedder `{name}` could not be fetched: {'; '.join(problems)}",
-        "Check the network, or name a folder on this disk: coe route --embedder FOLDER.",
+        "Free some space, or set COE_CACHE_DIR to a folder on another disk."
+        if full
+        else "Check the network, or name a folder on this disk: coe route --embedder FOLDER.",
     )
 
 

@@ -29,14 +29,7 @@ from pairs import MODEL, print_table
 from worker_peaks import HEADER, LIVES, SHORT_LIVES, Life, measure_life, worker_cells
 
 from coe_cli.core.hardware.profile import PerSlotEstimate, Provider
-from coe_cli.core.memory.footprint import (
-    FormulaAccounting,
-    ModelMemory,
-    activation_bytes,
-    kv_cache_bytes,
-    load_bytes,
-    load_peak_bytes,
-)
+from coe_cli.core.memory.footprint import FormulaAccounting, ModelMemory
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.providers import cpu, cuda
 from coe_cli.providers.settings import configure, default_provider_options, default_session_options
@@ -134,8 +127,12 @@ def measure_row(
         has_tokenizer=False,
     )
     own = {"cpu": cpu.PROCESS_BYTES, "cuda": cuda.CONTEXT_BYTES}.get(provider, 0)
-    running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)
-    predicted = max(running, load_peak_bytes(model)) - own
+    running = (
+        model.on.load_bytes(model)
+        + model.on.kv_cache_bytes(model, context)
+        + model.on.activation_bytes(model, context, prompt)
+    )
+    predicted = max(running, model.on.load_peak_bytes(model)) - own
     slot = FormulaAccounting(PerSlotEstimate()).slot(model, context, 1)
     job = {
         "folder": str(folder),
@@ -161,9 +158,9 @@ def measure_row(
         "context_length": context,
         "prompt_tokens": prompt,
         "chunk_size": chunk,
-        "weights_mb": round((load_bytes(model) - own) / BYTES_PER_MB, 1),
-        "kv_mb": round(kv_cache_bytes(model, context) / BYTES_PER_MB, 1),
-        "activation_mb": round(activation_bytes(model, context, prompt) / BYTES_PER_MB, 1),
+        "weights_mb": round((model.on.load_bytes(model) - own) / BYTES_PER_MB, 1),
+        "kv_mb": round(model.on.kv_cache_bytes(model, context) / BYTES_PER_MB, 1),
+        "activation_mb": round(model.on.activation_bytes(model, context, prompt) / BYTES_PER_MB, 1),
         "predicted_mb": round(predicted / BYTES_PER_MB, 1),
         "measured_mb": round(measured / BYTES_PER_MB, 1),
         "measured_load_mb": round((seen["load"] - seen["before"]) / BYTES_PER_MB, 1),

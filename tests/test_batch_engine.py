@@ -18,7 +18,6 @@ from conftest import MODEL, eventually
 from faulty_worker import expected
 
 from coe_cli.core.batch.batch_order import WORTH_A_REPLICA
-from coe_cli.core.memory.footprint import load_bytes
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import ModelCost
 from coe_cli.providers.settings import worker_threads
@@ -229,4 +228,4 @@ def test_what_two_workers_of_one_model_take_is_recorded_as_that_models(
     # Two loads, and the first answer of each.
     eventually(lambda: (found := calibration_of(memory, store.read())) is not None and found.records == 4)
     found = calibration_of(memory, store.read())
-    assert found is not None and found.load_bytes == pytest.approx(load_bytes(memory), rel=0.15)
+    assert found is not None and found.load_bytes == pytest.approx(memory.on.load_bytes(memory), rel=0.15)

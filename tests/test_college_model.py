@@ -14,7 +14,7 @@ from conftest import MODEL, command_of
 from operating_system import kill
 
 from coe_cli.core.memory.calibration import apply
-from coe_cli.core.memory.footprint import ExactAccounting, load_bytes
+from coe_cli.core.memory.footprint import ExactAccounting
 from coe_cli.core.models.model_spec import ModelSpec
 from coe_cli.core.scheduling.scheduler_state import pool_from_profile
 from coe_cli.errors import CoeError
@@ -270,6 +270,6 @@ def test_a_real_load_and_answer_are_recorded_and_the_next_plan_uses_them(models_
     assert (
         found is not None and found.load_bytes is not None and found.records == 2
     )  # the load, and the first answer alone
-    assert found.load_bytes == pytest.approx(load_bytes(memory), rel=0.1)
+    assert found.load_bytes == pytest.approx(memory.on.load_bytes(memory), rel=0.1)
     assert found.slot_ratio == pytest.approx(1, rel=0.4)
     assert ExactAccounting().weights_bytes(apply(memory, found)) == found.load_bytes + memory.on.mapped_bytes(memory)

@@ -14,16 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe_cli.core.hardware.profile import PerSlotEstimate, Provider
-from coe_cli.core.memory.footprint import (
-    ExactAccounting,
-    FormulaAccounting,
-    GuideAccounting,
-    ModelMemory,
-    activation_bytes,
-    kv_cache_bytes,
-    load_bytes,
-    load_peak_bytes,
-)
+from coe_cli.core.memory.footprint import ExactAccounting, FormulaAccounting, GuideAccounting, ModelMemory
 from coe_cli.core.models.catalog import ModelShape
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec, spec_from_catalog
 from coe_cli.core.models.onnx_graph import GraphFacts
@@ -60,7 +51,8 @@ def made(shape: ModelShape, files_mb: float, provider: Provider, **known: object
 def test_exact_cache_of_the_catalog_models(name: str, per_token: int, mb_at_8192: int) -> None:
     assert ExactAccounting().kv_bytes_per_token(memory(name)) == per_token
     for provider in ("dml", "cuda"):
-        assert kv_cache_bytes(memory(name, provider), 8192) == mb_at_8192 * BYTES_PER_MB
+        model = memory(name, provider)
+        assert model.on.kv_cache_bytes(model, 8192) == mb_at_8192 * BYTES_PER_MB
 
 
 def test_formula_ignores_grouped_query_attention() -> None:
@@ -119,7 +111,8 @@ def on_cuda(name: str, chunk_size: int | None = None) -> ModelMemory:
 
 @pytest.mark.parametrize(("name", "measured_mb"), [("Qa", 5356), ("Qp", 5356), ("Sa", 4162), ("Sp", 4162)])
 def test_cuda_loads_measured_on_a_gpu(name: str, measured_mb: float) -> None:
-    assert (load_bytes(on_cuda(name)) - cuda.CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.005)
+    model = on_cuda(name)
+    assert (model.on.load_bytes(model) - cuda.CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.005)
 
 
 def measured_rows(file: str) -> list[dict[str, Any]]:
@@ -137,8 +130,10 @@ def test_cuda_peaks_measured_on_a_gpu(file: str, rows: int, within: float) -> No
     assert len(found) == rows
     for row in found:
         model, context = on_cuda(row["model"], row["chunk_size"]), row["context_length"]
-        activation = activation_bytes(model, context, row["prompt_tokens"])
-        predicted = load_bytes(model) + kv_cache_bytes(model, context) + activation - cuda.CONTEXT_BYTES
+        activation = model.on.activation_bytes(model, context, row["prompt_tokens"])
+        predicted = (
+            model.on.load_bytes(model) + model.on.kv_cache_bytes(model, context) + activation - cuda.CONTEXT_BYTES
+        )
         assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=within), row
 
 
@@ -176,10 +171,12 @@ def test_webgpu_peaks_measured_on_two_cards(file: str, rows: int) -> None:
     for row in found:
         model, context = on_webgpu(row["model"], row["chunk_size"]), row["context_length"]
         peak = (
-            load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, row["prompt_tokens"])
+            model.on.load_bytes(model)
+            + model.on.kv_cache_bytes(model, context)
+            + model.on.activation_bytes(model, context, row["prompt_tokens"])
         )
         assert peak / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=0.05), row
-        assert load_bytes(model) / BYTES_PER_MB == pytest.approx(row["measured_load_mb"], rel=0.012)
+        assert model.on.load_bytes(model) / BYTES_PER_MB == pytest.approx(row["measured_load_mb"], rel=0.012)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +186,9 @@ def test_webgpu_peaks_measured_on_two_cards(file: str, rows: int) -> None:
 def test_webgpu_workers_measured_after_prompts_of_many_lengths(name: str, context: int, measured_mb: float) -> None:
     model = on_webgpu(name, 512)
     slot = ExactAccounting().slot(model, context, 1)
-    planned_mb = (load_bytes(model) + slot.total_bytes) / BYTES_PER_MB
+    planned_mb = (model.on.load_bytes(model) + slot.total_bytes) / BYTES_PER_MB
     assert measured_mb <= planned_mb <= measured_mb * 1.05
-    assert ExactAccounting().slot(model, context, 1, before=1).total_bytes == kv_cache_bytes(model, context)
+    assert ExactAccounting().slot(model, context, 1, before=1).total_bytes == model.on.kv_cache_bytes(model, context)
 
 
 def test_cpu_peaks_of_the_embedded_model_measured_in_real_processes() -> None:
@@ -203,9 +200,9 @@ def test_cpu_peaks_of_the_embedded_model_measured_in_real_processes() -> None:
         known = msgspec.structs.replace(graph, prunes_logits=row["prunes_logits"])
         model = made(SMOL_SHAPE, 0, "cpu", graph=known, chunk_size=row["chunk_size"])
         context = row["context_length"]
-        running = load_bytes(model) + kv_cache_bytes(model, context)
-        running += activation_bytes(model, context, row["prompt_tokens"])
-        predicted = max(running, load_peak_bytes(model)) - cpu.PROCESS_BYTES
+        running = model.on.load_bytes(model) + model.on.kv_cache_bytes(model, context)
+        running += model.on.activation_bytes(model, context, row["prompt_tokens"])
+        predicted = max(running, model.on.load_peak_bytes(model)) - cpu.PROCESS_BYTES
         assert predicted / BYTES_PER_MB == pytest.approx(row["measured_mb"], rel=0.05), row
 
 
@@ -219,7 +216,7 @@ def test_cpu_workers_measured_after_many_prompts() -> None:
         known = msgspec.structs.replace(graph, prunes_logits=row["prunes_logits"])
         model = made(SMOL_SHAPE, 0, "cpu", graph=known, chunk_size=512, has_tokenizer=True)
         slots = [counting.slot(model, row["context_length"], before=number) for number in range(row["slots"])]
-        planned_mb = (load_bytes(model) + sum(slot.total_bytes for slot in slots)) / BYTES_PER_MB
+        planned_mb = (model.on.load_bytes(model) + sum(slot.total_bytes for slot in slots)) / BYTES_PER_MB
         assert row["measured_mb"] * 0.995 <= planned_mb <= row["measured_mb"] * 1.05, row
 
 
@@ -236,7 +233,7 @@ def test_directml_keeps_a_pool_for_each_power_of_two() -> None:
     """Prompts of 512, 256, … tokens: those that round to one power of two share a pool, and the logits are all alike."""
     model = made(SMOL_SHAPE, 0, "dml", graph=SMOL_PRUNED, chunk_size=512)
     logits = dml.rounded(2 * 49_152) + dml.rounded(4 * 49_152)
-    temporaries = {activation_bytes(model, 4096, 512 >> halved) - logits for halved in range(10)}
+    temporaries = {model.on.activation_bytes(model, 4096, 512 >> halved) - logits for halved in range(10)}
     assert temporaries == {2**29, 2**28, 2**27}
     assert ExactAccounting().slot(model, 4096).activation_bytes == sum(temporaries) + logits
     assert ExactAccounting().slot(model, 4096, before=1).activation_bytes == 0, "the first slot's serve the others"
@@ -248,7 +245,7 @@ def test_directml_keeps_a_pool_for_each_power_of_two() -> None:
 def test_prompts_measured_on_directml(context: int, prompt: int, asked_mb: float) -> None:
     """SmolLM2-135M, by what was asked of Direct3D 12 (docs/memory.md)."""
     model = made(SMOL_SHAPE, 0, "dml", graph=SMOL_PRUNED)
-    assert activation_bytes(model, context, prompt) / BYTES_PER_MB == pytest.approx(asked_mb, rel=0.01)
+    assert model.on.activation_bytes(model, context, prompt) / BYTES_PER_MB == pytest.approx(asked_mb, rel=0.01)
 
 
 def test_directml_measured_on_a_card() -> None:
@@ -259,10 +256,12 @@ def test_directml_measured_on_a_card() -> None:
     assert len(found) == 9
     for row in found:
         context, prompt = row["context_length"], row["prompt_tokens"]
-        planned = load_bytes(model) + kv_cache_bytes(model, context)
-        planned += activation_bytes(model, context, prompt) if prompt else 0
+        planned = model.on.load_bytes(model) + model.on.kv_cache_bytes(model, context)
+        planned += model.on.activation_bytes(model, context, prompt) if prompt else 0
         assert planned / BYTES_PER_MB + 49 + 89 == pytest.approx(row["measured_mb"], rel=0.05), row
-    assert kv_cache_bytes(model, 2730) == kv_cache_bytes(model, 2048), "three heads leave room in a power of two"
+    assert model.on.kv_cache_bytes(model, 2730) == model.on.kv_cache_bytes(model, 2048), (
+        "three heads leave room in a power of two"
+    )
     slots = [ExactAccounting().slot(model, 2048, before=number).total_bytes / BYTES_PER_MB for number in range(2)]
     assert slots[1] == 60, "64 were measured beside the first generator: its cache and nothing else"
 
@@ -271,7 +270,7 @@ def test_the_plan_of_a_slot_is_never_below_what_a_row_measured() -> None:
     for row in measured_rows("cuda_predicted.jsonl"):
         model = on_cuda(row["model"], row["chunk_size"])
         slot = ExactAccounting().slot(model, row["context_length"])
-        planned = load_bytes(model) + slot.total_bytes - cuda.CONTEXT_BYTES
+        planned = model.on.load_bytes(model) + slot.total_bytes - cuda.CONTEXT_BYTES
         assert planned / BYTES_PER_MB >= row["measured_mb"] * 0.999, row
 
 
@@ -280,7 +279,9 @@ def test_three_cuda_slots_measured_on_a_gpu(name: str, measured_mb: float) -> No
     """Slots of 4096 tokens, each after a prompt of 64: the cache's arena in the plan is the measured one."""
     model, counting = on_cuda(name, chunk_size=64), ExactAccounting()
     slots = sum(counting.slot(model, 4096, before=number).total_bytes for number in range(3))
-    assert (load_bytes(model) + slots - cuda.CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
+    assert (model.on.load_bytes(model) + slots - cuda.CONTEXT_BYTES) / BYTES_PER_MB == pytest.approx(
+        measured_mb, rel=0.05
+    )
 
 
 PAGED_LOAD_MB = 6262
@@ -299,7 +300,7 @@ def test_paged_slots_measured_on_a_gpu(slots: int, context: int, measured_mb: fl
     planned_mb = PAGED_LOAD_MB + sum(slot.total_bytes for slot in each) / BYTES_PER_MB
     assert measured_mb <= planned_mb <= 1.06 * measured_mb
     assert all(slot.kv_bytes >= 0 and slot.activation_bytes >= 0 for slot in each)
-    assert kv_cache_bytes(model, context - 100) == kv_cache_bytes(model, context), "whole blocks"
+    assert model.on.kv_cache_bytes(model, context - 100) == model.on.kv_cache_bytes(model, context), "whole blocks"
 
 
 SMOL_SHAPE = ModelShape(30, 576, 9, 3, 64, 49152)
@@ -331,16 +332,20 @@ def test_cpu_peaks_measured_in_real_processes(
     shape: ModelShape, graph: GraphFacts, context: int, prompt: int, chunk: int | None, measured_mb: float
 ) -> None:
     model = made(shape, 0, "cpu", graph=graph, chunk_size=chunk)
-    running = load_bytes(model) + kv_cache_bytes(model, context) + activation_bytes(model, context, prompt)
-    predicted = max(running, load_peak_bytes(model)) - cpu.PROCESS_BYTES
+    running = (
+        model.on.load_bytes(model)
+        + model.on.kv_cache_bytes(model, context)
+        + model.on.activation_bytes(model, context, prompt)
+    )
+    predicted = max(running, model.on.load_peak_bytes(model)) - cpu.PROCESS_BYTES
     assert predicted / BYTES_PER_MB == pytest.approx(measured_mb, rel=0.05)
 
 
 def test_dml_rounds_each_tensor_up_and_never_below_64_kib() -> None:
     assert [dml.rounded(size) for size in (0, 1, 65_536, 65_537, 3 * 2**20)] == [0, 65_536, 65_536, 131_072, 4 * 2**20]
     deepseek = memory("DeepSeek-R1-Distill-Qwen-7B-DML")
-    assert kv_cache_bytes(deepseek, 5000) == kv_cache_bytes(deepseek, 8192)
-    assert kv_cache_bytes(deepseek, 8193) == 2 * kv_cache_bytes(deepseek, 8192)
+    assert deepseek.on.kv_cache_bytes(deepseek, 5000) == deepseek.on.kv_cache_bytes(deepseek, 8192)
+    assert deepseek.on.kv_cache_bytes(deepseek, 8193) == 2 * deepseek.on.kv_cache_bytes(deepseek, 8192)
 
 
 def test_the_graphs_element_size_wins_over_the_providers() -> None:
@@ -351,9 +356,9 @@ def test_the_graphs_element_size_wins_over_the_providers() -> None:
 
 def test_logits_cost_what_the_graph_says_and_a_chunk_bounds_them() -> None:
     every, last = made(SMOL_SHAPE, 1, "cpu", graph=SMOL), made(SMOL_SHAPE, 1, "cpu", graph=SMOL_PRUNED)
-    assert activation_bytes(every, 512, 512) - activation_bytes(last, 512, 512) == 511 * 49152 * 4
+    assert every.on.activation_bytes(every, 512, 512) - last.on.activation_bytes(last, 512, 512) == 511 * 49152 * 4
     chunked = made(SMOL_SHAPE, 1, "cpu", graph=SMOL, chunk_size=512)
-    assert activation_bytes(chunked, 4096, 4096) == activation_bytes(every, 512, 512)
+    assert chunked.on.activation_bytes(chunked, 4096, 4096) == every.on.activation_bytes(every, 512, 512)
     assert made(SMOL_SHAPE, 1, "cpu").logits_for_every_token
     assert not made(SMOL_SHAPE, 1, "cpu", prunes_logits=True).logits_for_every_token
 
@@ -370,7 +375,7 @@ def test_a_longer_context_never_takes_less(provider: Provider, name: str, contex
 def test_another_slot_on_cuda_takes_at_least_its_cache(context: int, before: int, chunk: int | None, name: str) -> None:
     model = on_cuda(name, chunk)
     slot = ExactAccounting().slot(model, context, before=before)
-    assert slot.kv_bytes == kv_cache_bytes(model, context)
+    assert slot.kv_bytes == model.on.kv_cache_bytes(model, context)
     assert slot.total_bytes >= slot.kv_bytes
 
 

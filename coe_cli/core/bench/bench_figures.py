@@ -12,13 +12,7 @@ from msgspec import Struct
 
 from coe_cli.core.bench.bench_grid import Point
 from coe_cli.core.bench.bench_rows import Range
-from coe_cli.core.memory.footprint import (
-    ModelMemory,
-    activation_bytes,
-    kv_cache_bytes,
-    load_bytes,
-    load_peak_bytes,
-)
+from coe_cli.core.memory.footprint import ModelMemory
 
 
 class MeasuredAnswer(Struct, frozen=True):
@@ -85,12 +79,12 @@ def planned_peak_bytes(model: ModelMemory, point: Point) -> int:
     Every slot has its cache; a worker reads one prompt at a time, so activations count once. A row has several repeats, so
     what the arena gains with other lengths counts too.
     """
-    cache = point.slots * kv_cache_bytes(model, point.max_length)
+    cache = point.slots * model.on.kv_cache_bytes(model, point.max_length)
     tokens = point.depth + point.prompt_tokens
-    activation = activation_bytes(model, point.max_length, tokens)
+    activation = model.on.activation_bytes(model, point.max_length, tokens)
     return max(
-        load_bytes(model) + cache + activation + model.on.retained_bytes(model, tokens),
-        load_peak_bytes(model),
+        model.on.load_bytes(model) + cache + activation + model.on.retained_bytes(model, tokens),
+        model.on.load_peak_bytes(model),
     )
 
 

@@ -155,11 +155,11 @@ class ExactAccounting:
 
     def weights_bytes(self, model: ModelMemory, costs: Sequence[int] = ()) -> int:
         """What is loaded, and what of its files is mapped as it is used."""
-        return (model.measured_load_bytes or load_bytes(model)) + model.on.mapped_bytes(model)
+        return (model.measured_load_bytes or model.on.load_bytes(model)) + model.on.mapped_bytes(model)
 
     def slot(self, model: ModelMemory, context_length: int, cost: int = 1, before: int = 0) -> SlotBytes:
         """A slot whose prompt may fill its whole context, in a worker that has answered others before it."""
-        kv = kv_cache_bytes(model, context_length)
+        kv = model.on.kv_cache_bytes(model, context_length)
         activation = model.on.slot_activation_bytes(model, context_length, before)
         if model.measured_slot_ratio is not None:
             activation = max(0, round((kv + activation) * model.measured_slot_ratio) - kv)
@@ -173,28 +173,8 @@ def accounting(name: AccountingName, constants: PerSlotEstimate) -> Accounting:
     return FormulaAccounting(constants) if name == "formula" else GuideAccounting(constants)
 
 
-def kv_cache_bytes(model: ModelMemory, context_length: int) -> int:
-    """The cache of one slot of ``context_length`` tokens."""
-    return model.on.kv_cache_bytes(model, context_length)
-
-
-def load_bytes(model: ModelMemory) -> int:
-    """What a loaded model holds before any prompt."""
-    return model.on.load_bytes(model)
-
-
-def load_peak_bytes(model: ModelMemory) -> int:
-    """The most that is in use while a model loads."""
-    return model.on.load_peak_bytes(model)
-
-
-def activation_bytes(model: ModelMemory, context_length: int, prompt_tokens: int) -> int:
-    """What a prefill of ``prompt_tokens`` adds to weights and cache at its peak; ``chunk_size`` bounds the tokens."""
-    return model.on.activation_bytes(model, context_length, prompt_tokens)
-
-
 def wasted_by_rounding(model: ModelMemory, context_length: int) -> float:
     """The share of a cache that an allocator's rounding adds for nothing."""
     asked = model.spec.kv_bytes_per_token(model.element_bytes) * context_length
-    taken = kv_cache_bytes(model, context_length)
+    taken = model.on.kv_cache_bytes(model, context_length)
     return 1 - asked / taken if taken else 0.0

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from coe_cli.core.hardware.profile import Provider
 from coe_cli.core.memory.calibration import CalibrationRecord
-from coe_cli.core.memory.footprint import ModelMemory, activation_bytes, kv_cache_bytes, load_bytes
+from coe_cli.core.memory.footprint import ModelMemory
 from coe_cli.core.models.model_spec import BYTES_PER_MB, ModelSpec
 from coe_cli.providers.installed import runtime_version
 from coe_cli.runtime.college.memory_probe import MemoryProbe, device_probe
@@ -115,6 +115,7 @@ class CalibrationRecorder:
 
 
 def _predicted_bytes(memory: ModelMemory, kind: str, context_length: int, prompt_tokens: int) -> int:
+    on = memory.on
     if kind == "load":
-        return load_bytes(memory)
-    return kv_cache_bytes(memory, context_length) + activation_bytes(memory, context_length, prompt_tokens)
+        return on.load_bytes(memory)
+    return on.kv_cache_bytes(memory, context_length) + on.activation_bytes(memory, context_length, prompt_tokens)

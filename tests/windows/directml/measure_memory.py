@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from coe_cli.core.memory.footprint import activation_bytes, kv_cache_bytes, load_bytes
 from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.runtime.planning.plan_inputs import memory_of
 from coe_cli.runtime.store.model_store import open_model
@@ -51,7 +50,10 @@ def main(folder: Path, rows: list[str]) -> None:
     configure(oga, config, "dml", {}, {})
     model = oga.Model(config)
     before = log.live_mb()
-    print(json.dumps({"step": "load", "asked_mb": before, "planned_mb": load_bytes(memory) / BYTES_PER_MB}), flush=True)
+    print(
+        json.dumps({"step": "load", "asked_mb": before, "planned_mb": memory.on.load_bytes(memory) / BYTES_PER_MB}),
+        flush=True,
+    )
     for row in rows:
         context, prompt = (int(number) for number in row.split(":"))
         parameters = oga.GeneratorParams(model)
@@ -62,8 +64,8 @@ def main(folder: Path, rows: list[str]) -> None:
         generator.generate_next_token()
         after = log.live_mb()
         for step, asked, planned in (
-            (f"generator {context}", with_cache - before, kv_cache_bytes(memory, context)),
-            (f"prompt {prompt} at {context}", after - with_cache, activation_bytes(memory, context, prompt)),
+            (f"generator {context}", with_cache - before, memory.on.kv_cache_bytes(memory, context)),
+            (f"prompt {prompt} at {context}", after - with_cache, memory.on.activation_bytes(memory, context, prompt)),
         ):
             print(json.dumps({"step": step, "asked_mb": asked, "planned_mb": planned / BYTES_PER_MB}), flush=True)
         before = after

@@ -195,7 +195,7 @@ def test_the_fixed_part_is_the_nodes_own_and_never_this_machines(tmp_path: Path)
     embedder = tmp_path / "cache" / "embedders" / "all-MiniLM-L6-v2"
     embedder.mkdir(parents=True)
     (embedder / "model.onnx").touch()
-    info = EmbedderInfo(EMBEDDER_FORMAT, "all-MiniLM-L6-v2", 384, 256, 0, "", "", 80.0, resident_mb=12000.0)
+    info = EmbedderInfo(EMBEDDER_FORMAT, "all-MiniLM-L6-v2", 384, 256, 0, "", "", resident_mb=12000.0)
     (embedder / "embedder.json").write_bytes(msgspec.json.encode(info))
     standard = load_profiles(profile_paths()[:1]).profiles["standard"]
     assert with_measured_embedder(standard, folders()).fixed_mb == 13000, "here the embedder takes so much"

@@ -146,7 +146,6 @@ def write_bert(embedder: BertEmbedder, target: Path, name: str) -> EmbedderInfo:
         pad_id=embedder.config.pad_token_id,
         prompt=embedder.prompt,
         sha256=written_digest(sha256_of(embedder.folder / _SAFETENSORS), embedder.pooling),
-        size_mb=0.0,
     )
 
 

@@ -46,7 +46,6 @@ class EmbedderInfo(msgspec.Struct, frozen=True):
     pad_id: int
     prompt: str
     sha256: str
-    size_mb: float
     worst_cosine: float = 0.0
     resident_mb: float = 0.0
 

@@ -80,7 +80,6 @@ def export_embedder(source: Path | str, target: Path, name: str) -> EmbedderInfo
         info, original = export_by_torch(source, target, name, texts)
         info = msgspec.structs.replace(info, sha256=_sha256(target))
     size_mb = round(sum(file.stat().st_size for file in target.iterdir()) / 2**20, 1)
-    info = msgspec.structs.replace(info, size_mb=size_mb)
     _write_info(target, info)
     if original is not None:
         vectors = Embedder(target).embed(texts[: len(original)])

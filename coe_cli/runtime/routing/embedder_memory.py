@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.providers import on_host
 from coe_cli.errors import ModelMissing
 from coe_cli.runtime.folders import Folders
-from coe_cli.runtime.routing.embedder import EMBEDDED, GPU_DEFAULT, EmbedderInfo, embedder_folder, read_info
-
-
-def embedder_info(name: str, where: Folders) -> EmbedderInfo | None:
-    """The prepared embedder called ``name``, with its measured memory, or None; imports nothing heavy."""
-    try:
-        return read_info(embedder_folder(name, where))
-    except ModelMissing:  # or damaged
-        return None
+from coe_cli.runtime.routing.embedder import EMBEDDED, GPU_DEFAULT, embedder_folder, read_info
 
 
 def with_measured_embedder(profile: HardwareProfile, where: Folders) -> HardwareProfile:
@@ -27,7 +20,10 @@ def with_measured_embedder(profile: HardwareProfile, where: Folders) -> Hardware
     """
     usual = [EMBEDDED] if on_host(profile.provider) else [GPU_DEFAULT, EMBEDDED]
     names = [name] if (name := os.environ.get("COE_EMBEDDER")) else usual
-    info = next((info for name in names if (info := embedder_info(name, where)) is not None), None)
+    info = None
+    for name in names:
+        with suppress(ModelMissing):  # or damaged
+            info = info or read_info(embedder_folder(name, where))
     if info is None or not info.resident_mb:
         return profile
     fixed = profile.vram_components.fixed_overhead

@@ -42,7 +42,6 @@ def export_by_torch(source: Path | str, target: Path, name: str, texts: Sequence
             pad_id=int(model.tokenizer.pad_token_id or 0),
             prompt=prompts.get(getattr(model, "default_prompt_name", None) or "", ""),
             sha256="",
-            size_mb=0.0,
         )
         return info, model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=8)
 

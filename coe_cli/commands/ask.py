@@ -102,8 +102,7 @@ def ask(
         bool, typer.Option("--refine", help="One expert's draft, which the general reasoner then improves.")
     ] = False,
     no_route: Annotated[
-        bool,
-        typer.Option("--no-route", envvar="COE_NO_ROUTE", help="Without -e and -m the general reasoner answers."),
+        bool, typer.Option("--no-route", envvar="COE_NO_ROUTE", help="Without -e and -m the general reasoner answers.")
     ] = False,
     raw: RawOption = False,
     no_live: Annotated[bool, typer.Option("--no-live", help="No live view on a terminal.")] = False,

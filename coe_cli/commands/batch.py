@@ -94,8 +94,7 @@ def batch(
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Never fetch a model or an embedder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still told.")] = False,
     no_serve: Annotated[
-        bool,
-        typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no running college: run one in this process."),
+        bool, typer.Option("--no-serve", envvar="COE_NO_SERVE", help="Use no running college: run one in this process.")
     ] = False,
     profile: ProfileOption = None,
     profiles_file: ProfilesFileOption = None,

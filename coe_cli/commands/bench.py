@@ -44,8 +44,7 @@ def bench(
     ] = 64,
     depth: Annotated[str, typer.Option("--depth", help="Tokens a,b,c in the cache before the prompt.")] = "0",
     max_length: Annotated[
-        str | None,
-        typer.Option("--max-length", help="Context lengths a,b,c of a slot; as in the college without it."),
+        str | None, typer.Option("--max-length", help="Context lengths a,b,c of a slot; as in the college without it.")
     ] = None,
     slots: Annotated[str, typer.Option("--slots", help="Numbers a,b,c of answers at once.")] = "1",
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Measured runs a row.")] = 3,

@@ -52,9 +52,7 @@ def set_(
 
 
 @app.command("edit")
-def edit(
-    experts: Annotated[bool, typer.Option("--experts", help="The file of experts and models.")] = False,
-) -> None:
+def edit(experts: Annotated[bool, typer.Option("--experts", help="The file of experts and models.")] = False) -> None:
     """Open your own file in $VISUAL or $EDITOR; it is made if there is none, and checked afterwards.
 
     Example: coe config edit --experts

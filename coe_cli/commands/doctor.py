@@ -7,12 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coe_cli.commands.options import (
-    CatalogFileOption,
-    ProfileOption,
-    ProfilesFileOption,
-    ReportFormatOption,
-)
+from coe_cli.commands.options import CatalogFileOption, ProfileOption, ProfilesFileOption, ReportFormatOption
 from coe_cli.errors import ExitCode
 from coe_cli.output.console import Output, ReportFormat
 

@@ -48,10 +48,7 @@ FallbackOption = Annotated[
 
 
 @app.command("list")
-def list_experts(
-    table_format: ListFormatOption = TableFormat.HUMAN,
-    catalog_file: CatalogFileOption = None,
-) -> None:
+def list_experts(table_format: ListFormatOption = TableFormat.HUMAN, catalog_file: CatalogFileOption = None) -> None:
     """Every expert: its model, whether that is here, whose it is, what it knows.
 
     Example: coe experts list --format json | jq -r '.experts[] | select(.own) | .name'

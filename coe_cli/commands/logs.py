@@ -80,8 +80,7 @@ def search(
 @app.command("rm")
 def remove(
     conversations: Annotated[
-        list[int] | None,
-        typer.Argument(min=ROW_ID.least, max=ROW_ID.most, help="Their numbers in `coe logs list`."),
+        list[int] | None, typer.Argument(min=ROW_ID.least, max=ROW_ID.most, help="Their numbers in `coe logs list`.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every conversation.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before all are deleted.")] = False,

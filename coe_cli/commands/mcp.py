@@ -6,9 +6,7 @@ from coe_cli.commands.options import CatalogFileOption, ProfileOption, ProfilesF
 
 
 def mcp(
-    profile: ProfileOption = None,
-    profiles_file: ProfilesFileOption = None,
-    catalog_file: CatalogFileOption = None,
+    profile: ProfileOption = None, profiles_file: ProfilesFileOption = None, catalog_file: CatalogFileOption = None
 ) -> None:
     """Serve ask, route and plan as tools of the Model Context Protocol, until stdin ends. Needs the extra `mcp`.
 

@@ -44,10 +44,7 @@ app = typer.Typer(help="Models: list, fetch, look into, check, remove.", no_args
 
 
 @app.command("list")
-def list_models(
-    table_format: ListFormatOption = TableFormat.HUMAN,
-    catalog_file: CatalogFileOption = None,
-) -> None:
+def list_models(table_format: ListFormatOption = TableFormat.HUMAN, catalog_file: CatalogFileOption = None) -> None:
     """Every model of the catalog and of the models folder: size, context, provider, experts, cache per token.
 
     Example: coe models list --format json | jq -r '.models[] | select(.on_disk) | .name'

@@ -106,12 +106,10 @@ ProfileOption = Annotated[
     typer.Option("--profile", "-p", help="Hardware profile.", autocompletion=complete_profiles, envvar="COE_PROFILE"),
 ]
 ProfilesFileOption = Annotated[
-    Path | None,
-    typer.Option("--profiles", help="A hardware_profiles.yaml of your own; it wins over the shipped one."),
+    Path | None, typer.Option("--profiles", help="A hardware_profiles.yaml of your own; it wins over the shipped one.")
 ]
 CatalogFileOption = Annotated[
-    Path | None,
-    typer.Option("--catalog", help="An experts.yaml of your own; it wins over the shipped one."),
+    Path | None, typer.Option("--catalog", help="An experts.yaml of your own; it wins over the shipped one.")
 ]
 ReportFormatOption = Annotated[ReportFormat, typer.Option("--format", help="How the result is written.")]
 ListFormatOption = Annotated[TableFormat, typer.Option("--format", help="How the list is written.")]

@@ -41,8 +41,7 @@ def list_profiles(table_format: FormatOption = TableFormat.HUMAN, profiles_file:
 @app.command("show")
 def show(
     name: Annotated[
-        str | None,
-        typer.Argument(help=_NAME_HELP, autocompletion=complete_profiles, envvar="COE_PROFILE"),
+        str | None, typer.Argument(help=_NAME_HELP, autocompletion=complete_profiles, envvar="COE_PROFILE")
     ] = None,
     table_format: FormatOption = TableFormat.HUMAN,
     profiles_file: ProfilesFileOption = None,
@@ -60,8 +59,7 @@ def show(
 def check(
     name: Annotated[str | None, typer.Argument(help=_NAME_HELP, autocompletion=complete_profiles)] = None,
     profile_name: Annotated[
-        str | None,
-        typer.Option("--profile", "-p", help="The same as NAME.", autocompletion=complete_profiles),
+        str | None, typer.Option("--profile", "-p", help="The same as NAME.", autocompletion=complete_profiles)
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Pick the profile that suits this machine.")] = False,
     table_format: FormatOption = TableFormat.HUMAN,

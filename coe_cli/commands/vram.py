@@ -135,13 +135,7 @@ def plan(
     )
     profile = read_profiles(profiles_file).select(profile_name)
     output = Output()
-    result = report(
-        request,
-        profile,
-        read_catalog(catalog_file),
-        folders(),
-        compare=compare,
-    )
+    result = report(request, profile, read_catalog(catalog_file), folders(), compare=compare)
     output.notes(result.notes)
     write_plan(output, result.plan, table_format, result.compare)
     if (experts or models) and result.how is not None and table_format is TableFormat.HUMAN:

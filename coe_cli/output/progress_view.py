@@ -45,9 +45,7 @@ class ProgressView:
             self._progress = progress = Progress(
                 SpinnerColumn(),
                 TextColumn(
-                    "{task.description}",
-                    markup=False,
-                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+                    "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
                 ),
                 BarColumn(bar_width=12),
                 _amount_column(),

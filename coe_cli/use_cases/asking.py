@@ -19,14 +19,7 @@ from coe_cli.runtime.college import college_events as ce
 from coe_cli.runtime.college.chat_request import AUTO, ChatRequest, ExpertCount, Resolved
 from coe_cli.runtime.college.collecting import about, collect
 from coe_cli.runtime.worker.protocol import FLUSH_S
-from coe_cli.use_cases.ask_steps import (
-    Asking,
-    AskOptions,
-    View,
-    keep,
-    messages_for,
-    sink_for,
-)
+from coe_cli.use_cases.ask_steps import Asking, AskOptions, View, keep, messages_for, sink_for
 from coe_cli.use_cases.clients import CollegePlace, client_for
 from coe_cli.use_cases.providing import Providing
 

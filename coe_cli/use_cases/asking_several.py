@@ -45,12 +45,7 @@ class Together:
     """The experts at work on one question, by requests of their own; ``parts`` of the question by expert."""
 
     def __init__(
-        self,
-        asking: Asking,
-        experts: list[str],
-        parts: dict[str, str],
-        routing: Routing | None,
-        providing: Providing,
+        self, asking: Asking, experts: list[str], parts: dict[str, str], routing: Routing | None, providing: Providing
     ) -> None:
         self._experts, self._parts, self._routing = experts, parts, routing
         self._asking, self._providing = asking, providing

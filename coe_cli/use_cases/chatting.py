@@ -62,10 +62,7 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
     try:
         some_question(reader.peek(), "Give one a line on stdin, or come from a terminal: coe chat")
         defaults = ChatRequest(
-            [],
-            sampling=options.sampling,
-            max_tokens=options.max_tokens,
-            fallback=options.fallback or None,
+            [], sampling=options.sampling, max_tokens=options.max_tokens, fallback=options.fallback or None
         )
         resolve = partial(providing.resolve, client)
         session = ChatSession(client, resolve, profiles, defaults=defaults, no_log=options.no_log)

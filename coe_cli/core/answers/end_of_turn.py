@@ -68,12 +68,7 @@ def end_texts(texts: Iterable[str]) -> set[str]:
 
 
 def end_tokens(
-    configured: Any,
-    generation: Any,
-    eos_text: str,
-    template: str,
-    control_tokens: Mapping[str, int],
-    vocab_size: int,
+    configured: Any, generation: Any, eos_text: str, template: str, control_tokens: Mapping[str, int], vocab_size: int
 ) -> EndTokens:
     """All ids that end an answer.
 

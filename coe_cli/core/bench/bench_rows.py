@@ -57,15 +57,7 @@ class BenchRow(Struct, frozen=True):
     @property
     def point(self) -> tuple[str, str, int, int, int, int, int]:
         """What was measured: rows of two runs with the same point can be compared."""
-        return (
-            self.model,
-            self.provider,
-            self.prompt_tokens,
-            self.gen_tokens,
-            self.depth,
-            self.max_length,
-            self.slots,
-        )
+        return (self.model, self.provider, self.prompt_tokens, self.gen_tokens, self.depth, self.max_length, self.slots)
 
     @property
     def decode_depth(self) -> int:

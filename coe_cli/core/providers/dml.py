@@ -49,11 +49,7 @@ class DirectML(ProviderSpec):
         "device_index": r"\d{1,4}",
         "enable_graph_capture": FLAG,
     }
-    session_entries = (
-        "ep.dml.disable_graph_fusion",
-        "ep.dml.enable_graph_capture",
-        "ep.dml.enable_cpu_sync_spinning",
-    )
+    session_entries = ("ep.dml.disable_graph_fusion", "ep.dml.enable_graph_capture", "ep.dml.enable_cpu_sync_spinning")
     errors = (
         ErrorMeaning("device_lost", r"887A0005|887A0006|887A0007|887A0020|DXGI_ERROR_DEVICE"),
         ErrorMeaning(

@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct, structs
 
 from coe_cli.core.models.catalog import GENERAL_EXPERT, Catalog
-from coe_cli.core.routing.router_features import (
-    clauses,
-    lexical_counts,
-    lexical_row,
-    neighbour_votes,
-    pair_features,
-)
+from coe_cli.core.routing.router_features import clauses, lexical_counts, lexical_row, neighbour_votes, pair_features
 from coe_cli.core.routing.selection import choose_model
 
 if TYPE_CHECKING:

@@ -16,14 +16,7 @@ FILE_NAME = "routing_examples.yaml"
 _OWN_COUNT = 6
 """An example in the catalog, of which a role has a few, counts as so many of the shipped ones, of which it has a hundred."""
 
-_TERM_QUESTIONS = (
-    "{}",
-    "What is {}?",
-    "How do I use {}?",
-    "{} in practice",
-    "Explain {}",
-    "Help with {}, please",
-)
+_TERM_QUESTIONS = ("{}", "What is {}?", "How do I use {}?", "{} in practice", "Explain {}", "Help with {}, please")
 
 
 class _ExamplesFile(Struct, frozen=True, forbid_unknown_fields=True):

@@ -298,10 +298,7 @@ class Scheduler(Admission):
             return
         shortfall_mb = expected_mb - max(0.0, event.reclaimed_mb)
         if event.used_mb is not None:  # a plan that was too high is no shortfall: what is not in use is not lost
-            shortfall_mb = min(
-                shortfall_mb,
-                event.used_mb - self.memory.held_mb - self.memory.lost_mb,
-            )
+            shortfall_mb = min(shortfall_mb, event.used_mb - self.memory.held_mb - self.memory.lost_mb)
         if shortfall_mb > self.config.shortfall_tolerance_mb:
             self.memory.lose(shortfall_mb)
             text = (

@@ -65,11 +65,7 @@ NewEngine = Callable[[RowSource], Engine]
 
 
 def run_batch(
-    job: BatchJob,
-    resolver: RequestResolver,
-    route: Route,
-    new_engine: NewEngine,
-    view: BatchView,
+    job: BatchJob, resolver: RequestResolver, route: Route, new_engine: NewEngine, view: BatchView
 ) -> Progress:
     """Run what is not done yet of ``job`` and return the final counts.
 

@@ -62,10 +62,7 @@ class BenchJob:
             )
 
     def run(
-        self,
-        on_progress: OnProgress,
-        on_start: Callable[[BenchReport], None],
-        on_row: Callable[[BenchRow], None],
+        self, on_progress: OnProgress, on_start: Callable[[BenchReport], None], on_row: Callable[[BenchRow], None]
     ) -> BenchReport:
         """Measure; ``on_start`` is given the report when it has no rows yet. An interrupt ends it with what is finished."""
         providers = sorted({model.provider for model in self.models if model.problem is None})

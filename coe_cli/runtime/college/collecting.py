@@ -72,11 +72,7 @@ class Collector:
     """
 
     def __init__(
-        self,
-        source: About | None = None,
-        renderer: AnswerRenderer | None = None,
-        *,
-        splits_thinking: bool = True,
+        self, source: About | None = None, renderer: AnswerRenderer | None = None, *, splits_thinking: bool = True
     ) -> None:
         self._about, self._renderer = source, renderer
         self._begin = time.monotonic()

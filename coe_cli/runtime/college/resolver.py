@@ -335,10 +335,7 @@ class RequestResolver:
         context = slot_context(spec, self._profile)
         reason, hint = context_reason(spec, self._profile)
         refusal = PromptTooLong(
-            f"the prompt has {tokens} tokens and the context is {context} ({reason})",
-            hint,
-            too_long.tokens,
-            context,
+            f"the prompt has {tokens} tokens and the context is {context} ({reason})", hint, too_long.tokens, context
         )
         if choice.fallback is None or not self._may_fall_back(wanted.request):
             raise refusal

@@ -163,8 +163,7 @@ class WorkerHandle:
         if problem is not None:
             # The channel broke while the process runs on: it is of no use any more.
             self._broken = DeviceLost(
-                f"{self._name} wrote something else than the protocol ({problem})",
-                "Run it again.",
+                f"{self._name} wrote something else than the protocol ({problem})", "Run it again."
             )
         elif self._channel_ended.is_set():
             await self._gone(_DRAIN_S)  # the channel's end is seen before that of the process

@@ -227,12 +227,7 @@ def main(arguments: list[str]) -> int:
 
 
 def check_quality(
-    name: str,
-    folder: Path,
-    on_progress: OnProgress,
-    *,
-    source: Path | None = None,
-    max_tokens: int | None = None,
+    name: str, folder: Path, on_progress: OnProgress, *, source: Path | None = None, max_tokens: int | None = None
 ) -> Quality:
     """Compare the converted model in ``folder`` with ``source``, or with what its record says it came from.
 

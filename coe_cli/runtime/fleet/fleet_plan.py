@@ -174,10 +174,7 @@ class _Planner:
         settings, problem = self._fleet.simulation, self._problem
         self._on_progress(Step(stage, 0.0, 1.0))
         samples = simulate_fleet(
-            problem,
-            groups,
-            settings,
-            on_part=lambda part: self._on_progress(Step(stage, part, 1.0)),
+            problem, groups, settings, on_part=lambda part: self._on_progress(Step(stage, part, 1.0))
         )
         placement = [self._placed(group, found) for group, found in zip(groups, samples, strict=True)]
         total = Samples()

@@ -252,12 +252,7 @@ def _refuse_unknown(path: Path, name: str, unknown: list[str]) -> None:
 
 
 def _source(
-    path: Path,
-    name: str,
-    architecture: Architecture,
-    facts: Facts,
-    parts: dict[str, Stored],
-    metadata: dict[str, Any],
+    path: Path, name: str, architecture: Architecture, facts: Facts, parts: dict[str, Stored], metadata: dict[str, Any]
 ) -> ModelSource:
     kind: Literal["gguf", "huggingface"] = "gguf" if path.is_file() else "huggingface"
     try:

@@ -69,8 +69,7 @@ def _write_gguf_tokenizer(source: ModelSource, folder: Path) -> None:
         Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare ones
         raise ModelDamaged(
-            f"{source.path} has a tokenizer that cannot be used: {first_line(error)}",
-            "Use another build of the model.",
+            f"{source.path} has a tokenizer that cannot be used: {first_line(error)}", "Use another build of the model."
         ) from None
     (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="\n")
     (folder / "tokenizer_config.json").write_text(

@@ -145,10 +145,7 @@ def memory_of(spec: ModelSpec, provider: Provider | None = None, chunk_size: int
     capabilities = spec_of(provider or spec.provider).capabilities
     if spec.folder is None:
         return ModelMemory(
-            spec,
-            provider or spec.provider,
-            prunes_logits=True,
-            chunk_size=tokens_at_once(capabilities, chunk_size),
+            spec, provider or spec.provider, prunes_logits=True, chunk_size=tokens_at_once(capabilities, chunk_size)
         )
     return ModelMemory(
         spec,

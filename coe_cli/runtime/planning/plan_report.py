@@ -26,12 +26,7 @@ class Report(Struct, frozen=True):
 
 
 def report(
-    request: PlanRequest,
-    profile: HardwareProfile,
-    catalog: Catalog,
-    where: Folders,
-    *,
-    compare: bool = False,
+    request: PlanRequest, profile: HardwareProfile, catalog: Catalog, where: Folders, *, compare: bool = False
 ) -> Report:
     """Plan what was asked.
 

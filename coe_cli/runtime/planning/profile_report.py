@@ -69,12 +69,7 @@ def check(
         for model in sorted(answering)
     ]
     findings += check_profile(
-        profile,
-        seen,
-        models,
-        result,
-        disk_free_mb=_free_mb_or_none(where.models),
-        now_s=time.time(),
+        profile, seen, models, result, disk_free_mb=_free_mb_or_none(where.models), now_s=time.time()
     )
     findings += [warning("calibration", note, "It is left out; the next runs measure anew.") for note in inputs.notes]
     return CheckReport(profile, reason, seen, findings)

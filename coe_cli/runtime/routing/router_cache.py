@@ -31,13 +31,7 @@ from coe_cli.runtime.routing.embedder import (
     embedder_folder,
 )
 from coe_cli.runtime.routing.embedder_sources import EMBEDDERS
-from coe_cli.runtime.routing.shipped_router import (
-    SCALARS,
-    SHIPPED,
-    shipped_examples,
-    shipped_keys,
-    shipped_weights,
-)
+from coe_cli.runtime.routing.shipped_router import SCALARS, SHIPPED, shipped_examples, shipped_keys, shipped_weights
 from coe_cli.runtime.settings import MAX_BYTES, read_document
 
 ROUTER_VERSION = 6

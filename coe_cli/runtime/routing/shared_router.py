@@ -27,12 +27,7 @@ class SharedRouter:
     """
 
     def __init__(
-        self,
-        catalog: Catalog,
-        where: Folders,
-        provider: str | None = None,
-        *,
-        learn: Callable[[], None] | None = None,
+        self, catalog: Catalog, where: Folders, provider: str | None = None, *, learn: Callable[[], None] | None = None
     ) -> None:
         self._catalog, self._where, self._provider, self._learn = catalog, where, provider, learn
         self._learning: dict[str, threading.Thread] = {}

@@ -118,11 +118,7 @@ class BatchStore:
             most = f"{MOST_FILES} files of {size_words(MOST_FILES_BYTES / BYTES_PER_MB)} together"
             raise HttpError(400, f"there are {most} at most", "Delete some.", code="too_many_files", param="file")
         made = FileObject(
-            id=_new_id("file-"),
-            bytes=len(content),
-            created_at=_now(),
-            filename=filename,
-            purpose=purpose,
+            id=_new_id("file-"), bytes=len(content), created_at=_now(), filename=filename, purpose=purpose
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path(made.id, "jsonl").write_bytes(content)

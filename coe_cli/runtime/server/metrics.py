@@ -16,10 +16,7 @@ _MB = 2**20
 
 
 def prometheus_text(
-    status: CollegeStatus,
-    snapshot: Snapshot,
-    responses: Counter[tuple[str, int]],
-    counters: Counters,
+    status: CollegeStatus, snapshot: Snapshot, responses: Counter[tuple[str, int]], counters: Counters
 ) -> bytes:
     """All metrics; ``responses`` counts by path and status."""
     from prometheus_client import CollectorRegistry, generate_latest

@@ -213,10 +213,4 @@ def head_fields(
     kind: str, completion_id: str, created: int, model: str, fingerprint: str | None = None
 ) -> dict[str, Any]:
     """How a completion, and each of its chunks, begins as OpenAI has it; ``created`` is in seconds since 1970."""
-    return {
-        "id": completion_id,
-        "object": kind,
-        "created": created,
-        "model": model,
-        "system_fingerprint": fingerprint,
-    }
+    return {"id": completion_id, "object": kind, "created": created, "model": model, "system_fingerprint": fingerprint}

@@ -163,14 +163,7 @@ class _Process:
             replicas=self._options.replicas,
         )
         self._college = College(settings, memory_probe_for(self._profile))
-        self._server = Server(
-            self._college,
-            self._resolver,
-            self._state,
-            self.stop,
-            self._options,
-            self._api_key,
-        )
+        self._server = Server(self._college, self._resolver, self._state, self.stop, self._options, self._api_key)
         self._server.device = device_of(self._profile)
         config = uvicorn.Config(
             self._server,

@@ -36,8 +36,7 @@ def check_replaceable(name: str, models_dir: Path) -> None:
     workers = models_in_use(models_dir).get(name, []) if RENAMES_REFUSED and (models_dir / name).exists() else []
     if workers:
         raise ModelInUse(
-            f"model `{name}` is in use by process {', '.join(map(str, workers))}",
-            f"Take it out first: coe stop {name}",
+            f"model `{name}` is in use by process {', '.join(map(str, workers))}", f"Take it out first: coe stop {name}"
         )
 
 

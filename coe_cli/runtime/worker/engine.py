@@ -48,11 +48,7 @@ def configure_engine(config: Any, content: Mapping[str, Any], message: protocol.
     context = message.context_length
     if context is None and "num_blocks" not in section:
         context = content["model"].get("context_length")
-    batching = {
-        "max_batch_size": slots,
-        "max_scheduled_tokens": tokens_at_once(capabilities),
-        "prefix_caching": False,
-    }
+    batching = {"max_batch_size": slots, "max_scheduled_tokens": tokens_at_once(capabilities), "prefix_caching": False}
     if context:
         batching["num_blocks"] = slots * -(-context // section.get("block_size", _BLOCK_TOKENS))
     config.overlay(json.dumps({"engine": {"dynamic_batching": batching}}))

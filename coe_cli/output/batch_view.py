@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from coe_cli.core.batch.batch_progress import Progress
@@ -12,7 +11,7 @@ from coe_cli.core.names import counted
 from coe_cli.output.console import Output, Wait
 from coe_cli.output.progress_view import clock
 from coe_cli.output.tables import LEVEL_STYLE
-from coe_cli.output.terminal import draws_on, for_terminal, wrapped
+from coe_cli.output.terminal import draws_on, for_terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,9 +44,7 @@ class TerminalBatchView:
             self._wait.begin("preparing the rows, and loading the first model")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._wait.end()
         if self._display is not None:
             self._display.stop()
@@ -59,9 +56,7 @@ class TerminalBatchView:
         if self._display is None:
             self._output.note(for_terminal(message) if self._output.stderr.isatty() else message)
         else:
-            from rich.text import Text
-
-            self._display.print(Text(wrapped(f"coe: {for_terminal(message)}", self._output.stderr)))
+            self._display.note(for_terminal(message))
 
     def failed(self, line: int, message: str) -> None:
         self._failures += 1

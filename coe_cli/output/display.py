@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from rich.constrain import Constrain
 from rich.live import Live
+from rich.text import Text
 
 from coe_cli.interrupts import interrupt_put_off, stop_put_off
-from coe_cli.output.terminal import typing_held_back
+from coe_cli.output.terminal import typing_held_back, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -58,6 +59,10 @@ class Display:
     @property
     def is_shown(self) -> bool:
         return self in _shown
+
+    def note(self, message: str) -> None:
+        """As ``Output.note``, above the view."""
+        self.print(Text(wrapped(f"coe: {message}", self._console.file)))
 
     def print(self, renderable: RenderableType) -> None:
         """Above the view, for good; long lines are the terminal's to wrap."""

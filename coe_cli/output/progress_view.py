@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from coe_cli.core.names import share_words, size_words
 from coe_cli.output.console import Output
-from coe_cli.output.terminal import draws_on, wrapped
+from coe_cli.output.terminal import draws_on
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -82,9 +81,7 @@ class ProgressView:
         if self._display is None:
             self._output.note(message)
         else:
-            from rich.text import Text
-
-            self._display.print(Text(wrapped(f"coe: {message}", self._output.stderr)))
+            self._display.note(message)
 
     def _show(self, name: str, step: Step) -> None:
         text = f"{name}: {step.stage[:1].lower()}{step.stage[1:]}" if name else step.stage
@@ -104,9 +101,7 @@ class ProgressView:
             self._progress.update(self._whole, completed=sum(self._bytes.values()))
         self._progress.update(self._tasks[name], completed=step.done, total=step.total)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._display is not None:
             self._display.stop()
 

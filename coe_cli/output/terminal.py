@@ -26,7 +26,7 @@ def for_terminal(text: str) -> str:
     return _DRIVING.sub("", text)
 
 
-def wrapped(text: str, stream: TextIO) -> str:
+def wrapped(text: str, stream: IO[str]) -> str:
     """``text`` with its words kept whole on a terminal; in a pipe as it is. A word longer than a line is the terminal's to break."""
     if not stream.isatty():
         return text

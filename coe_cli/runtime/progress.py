@@ -8,7 +8,6 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 _LOOK_EVERY_S = 0.2
@@ -45,9 +44,7 @@ class FolderGrowth:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         self._stop.set()
         self._thread.join()
         if kind is None:

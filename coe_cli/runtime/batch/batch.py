@@ -77,7 +77,7 @@ def run_batch(
     with _workplace(job) as folder:
         try:
             source = job.source or spool(job.stdin or sys.stdin.buffer, folder / _SPOOL, job.target)
-            return _Batch(job, folder, source, view, job.stdout or sys.stdout.buffer).run(resolver, route, new_engine)
+            return _Batch(job, folder, source, view).run(resolver, route, new_engine)
         except KeyboardInterrupt:
             raise Interrupted("stopped before the first row", _how_to_go_on(job, folder)) from None
 
@@ -85,11 +85,11 @@ def run_batch(
 class _Batch:
     """One run of a batch."""
 
-    def __init__(self, job: BatchJob, folder: Path, source: Path, view: BatchView, stdout: BinaryIO) -> None:
+    def __init__(self, job: BatchJob, folder: Path, source: Path, view: BatchView) -> None:
         self._job, self._folder, self._view = job, folder, view
         self._source = source
         self._facts: InputFacts = look_through(source)
-        self._results: _Results = _Results(job, folder, self._facts, stdout)
+        self._results: _Results = _Results(job, folder, self._facts)
         self._engine: Engine | None = None
         self._ignored: set[str] = set()
         self._answered_by: dict[str, None] = {}
@@ -114,7 +114,7 @@ class _Batch:
                 with contextlib.closing(self._engine):
                     self._run(index, self._engine)
             progress = self.progress()
-            results.finish()
+            results.sync()
         if progress.done == progress.total:
             remove(self._folder / _SPOOL)
         return progress
@@ -190,14 +190,14 @@ class _Batch:
 class _Results:
     """Where results go: the output itself, or with ``keep_order`` a file beside it that the output is made from."""
 
-    def __init__(self, job: BatchJob, folder: Path, facts: InputFacts, stdout: BinaryIO) -> None:
-        self._stdout = stdout if job.target is None else None
+    def __init__(self, job: BatchJob, folder: Path, facts: InputFacts) -> None:
+        self._stdout = (job.stdout or sys.stdout.buffer) if job.target is None else None
         self._target = job.target
         self.done = self.failed = self.earlier = 0
         self._journal: Journal | None = None
         self._ordered: _InOrder | None = None
         self._ordered_file: BinaryIO | None = None
-        self._lines_done = bytearray(facts.lines + 1)
+        self.is_done = bytearray(facts.lines + 1)
         self._keep_order = job.keep_order
         if job.target is not None or job.keep_order:
             results = folder / _UNORDERED if job.keep_order else job.target
@@ -209,13 +209,9 @@ class _Results:
             header = Header(facts.sha256, options)
             self._journal = Journal(folder / _JOURNAL, results, header, forget_errors=job.retry_failed)
             for line in self._journal.lines:
-                self._lines_done[line] = 1
+                self.is_done[line] = 1
             self.done = self.earlier = len(self._journal.lines)
             self.failed = self._journal.ok.count(0)
-
-    @property
-    def is_done(self) -> _Lines:
-        return _Lines(self._lines_done)
 
     @property
     def forgotten(self) -> int:
@@ -270,23 +266,11 @@ class _Results:
         if self._journal is not None:
             self._journal.sync()
 
-    finish = sync
-
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
         if self._ordered_file is not None:
             self._ordered_file.close()
-
-
-class _Lines:
-    """A set of line numbers, one byte for each line."""
-
-    def __init__(self, marks: bytearray) -> None:
-        self._marks = marks
-
-    def __contains__(self, line: object) -> bool:
-        return isinstance(line, int) and self._marks[line] == 1
 
 
 class _InOrder:

@@ -8,7 +8,7 @@ import hashlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
@@ -131,8 +131,8 @@ class BatchIndex:
 
     # --- building
 
-    def build(self, done: Container[int], routes: Mapping[int, str], route: Route, watch: Watch) -> Iterator[Unusable]:
-        """Read the input once and settle who answers each row. Rows whose line is in ``done`` are only counted.
+    def build(self, done: Sequence[int], routes: Mapping[int, str], route: Route, watch: Watch) -> Iterator[Unusable]:
+        """Read the input once and settle who answers each row. Rows whose line is marked in ``done`` are only counted.
 
         ``routes`` (line → expert) is what an earlier run found out; the other rows that name nobody go to ``route``,
         many at once. What cannot be run comes back, each as soon as it is known.
@@ -153,7 +153,7 @@ class BatchIndex:
             except InvalidRow as invalid:
                 error = invalid
             row = self._add(line, offset)
-            if line in done:
+            if done[line]:
                 continue
             if error is not None or parsed is None:
                 assert error is not None

@@ -10,9 +10,10 @@ from coe_cli.core.findings import Finding, warning
 from coe_cli.providers.installed import installed_providers
 from coe_cli.runtime.doctor.devices import check_adapters, check_budget, read_drivers
 from coe_cli.runtime.doctor.models import check_held_models, check_models
-from coe_cli.runtime.doctor.places import check_folders, check_reading, usable_catalog, usable_profile, usable_profiles
+from coe_cli.runtime.doctor.places import check_folders, check_reading, usable, usable_profile
 from coe_cli.runtime.doctor.software import check_cards, check_oga, check_packages, check_system, installed_packages
 from coe_cli.runtime.folders import folders
+from coe_cli.runtime.settings import read_catalog, read_profiles
 from coe_cli.runtime.worker.oga_report import read_oga
 
 
@@ -25,8 +26,8 @@ def examine(profiles_file: Path | None, catalog_file: Path | None, profile: str 
     from coe_cli.runtime.probe import probe_machine
 
     places, machine = folders(), probe_machine()
-    catalog, broken_catalog = usable_catalog(catalog_file)
-    profiles, broken_profiles = usable_profiles(profiles_file)
+    catalog, broken_catalog = usable(read_catalog, catalog_file)
+    profiles, broken_profiles = usable(read_profiles, profiles_file)
     chosen, no_profile = usable_profile(profiles, profile)
     configuration = {finding.message: finding for finding in (*broken_catalog, *broken_profiles, *no_profile)}
     checks: dict[str, Callable[[], Iterable[Finding]]] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +16,9 @@ from coe_cli.core.hardware.profile import HardwareProfile, ProfileSet
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.core.models.model_spec import BYTES_PER_MB
 from coe_cli.core.names import size_words
-from coe_cli.core.problem import Problem
 from coe_cli.errors import CoeError, ProfileInvalid
 from coe_cli.runtime.folders import Folders, free_mb, obstacle
 from coe_cli.runtime.model_folder.on_disk import models_on_disk
-from coe_cli.runtime.settings import read_catalog, read_profiles
 
 _LOW_DISK_MB = 6000
 """Room for one 7B INT4 model."""
@@ -42,7 +40,7 @@ def check_folders(places: Folders) -> list[Finding]:
             parent = parent.parent
         if wrong := obstacle(path):
             findings.append(error("folders", f"{name}: {wrong}", f"Put a folder there, or set {variable}."))
-        elif not _writable(parent):
+        elif not os.access(parent, os.W_OK | os.X_OK):
             findings.append(
                 error("folders", f"{name}: {path} cannot be written", f"Make it writable, or set {variable}.")
             )
@@ -80,29 +78,7 @@ def check_reading(models_dir: Path) -> list[Finding]:
     return [warning("loading", f"models load slowly: {message}", fix)]
 
 
-def _writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK | os.X_OK)
-
-
 T = TypeVar("T", Catalog, ProfileSet)
-
-
-def usable_catalog(path: Path | None) -> tuple[Catalog, list[Finding]]:
-    """The catalog as far as it can be read, and what is wrong with its files.
-
-    Raises:
-        ProfileInvalid: the shipped catalog is broken.
-    """
-    return _usable(read_catalog, path)
-
-
-def usable_profiles(path: Path | None) -> tuple[ProfileSet, list[Finding]]:
-    """The profiles as far as they can be read, and what is wrong with their files.
-
-    Raises:
-        ProfileInvalid: the shipped profiles are broken.
-    """
-    return _usable(read_profiles, path)
 
 
 def usable_profile(profiles: ProfileSet, name: str | None) -> tuple[HardwareProfile | None, list[Finding]]:
@@ -113,7 +89,12 @@ def usable_profile(profiles: ProfileSet, name: str | None) -> tuple[HardwareProf
         return None, [_finding(reason)]
 
 
-def _usable(read: Callable[[Path | None], T], path: Path | None) -> tuple[T, list[Finding]]:
+def usable(read: Callable[[Path | None], T], path: Path | None) -> tuple[T, list[Finding]]:
+    """Profiles or catalog as far as they can be read, and what is wrong with their files.
+
+    Raises:
+        ProfileInvalid: the shipped file is broken.
+    """
     findings: list[Finding] = []
     content: T
     try:
@@ -123,14 +104,9 @@ def _usable(read: Callable[[Path | None], T], path: Path | None) -> tuple[T, lis
             raise
         findings.append(_finding(reason))
         content = read(None)
-    return content, [*findings, *_left_out(content.problems)]
-
-
-def _left_out(problems: Mapping[str, Problem]) -> list[Finding]:
-    return [
-        error("configuration", f"{problem.message}; {key or 'the file'} is left out", problem.hint)
-        for key, problem in problems.items()
-    ]
+    for key, problem in content.problems.items():
+        findings.append(error("configuration", f"{problem.message}; {key or 'the file'} is left out", problem.hint))
+    return content, findings
 
 
 def _finding(reason: CoeError) -> Finding:

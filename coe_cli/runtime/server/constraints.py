@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
 from msgspec import structs
@@ -94,20 +94,16 @@ def _within(guidance: Guidance, name: str) -> Guidance:
     return structs.replace(guidance, field=".".join(filter(None, [name, guidance.field])))
 
 
-def _as_guidance(make: Callable[[Any], Guidance]) -> AfterValidator:
-    return AfterValidator(make)
-
-
 def of_form(name: str) -> Any:
     """What the description says of a text that a pattern cannot say."""
     return Field(json_schema_extra={"format": name})
 
 
-Schema = Annotated[dict[str, Any] | Annotated[str, of_form("json-object")], _as_guidance(schema_guidance)]
-Regex = Annotated[str, Field(min_length=1), of_form("regex"), _as_guidance(_regex)]
-Grammar = Annotated[str, Field(min_length=1), of_form("lark"), _as_guidance(_grammar)]
+Schema = Annotated[dict[str, Any] | Annotated[str, of_form("json-object")], AfterValidator(schema_guidance)]
+Regex = Annotated[str, Field(min_length=1), of_form("regex"), AfterValidator(_regex)]
+Grammar = Annotated[str, Field(min_length=1), of_form("lark"), AfterValidator(_grammar)]
 Choices = Annotated[
-    list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=_MAX_CHOICES), _as_guidance(_choices)
+    list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=_MAX_CHOICES), AfterValidator(_choices)
 ]
 
 

@@ -75,6 +75,4 @@ def _folder(name: str) -> Path:
     raise ModelMissing(f"no embedder is called `{name}`", f"There is {', '.join(prepared)}.")
 
 
-@functools.lru_cache(maxsize=1)
-def _load(folder: Path) -> Embedder:
-    return Embedder(folder)
+_load = functools.lru_cache(maxsize=1)(Embedder)

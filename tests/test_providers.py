@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,19 +85,20 @@ def files_of_the_page() -> dict[str, str]:
 
 
 @pytest.fixture
-def npu(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The provider of docs/adding-a-provider.md, from its two files."""
-    made = []
-    for name, code in files_of_the_page().items():
-        module = ModuleType(name)
-        monkeypatch.setitem(sys.modules, name, module)
-        exec(compile(code, name, "exec"), module.__dict__)
-        made.append(module)
-    specs.add(made[0].PROVIDER)
-    providers.add(made[1].RUNTIME)
+def npu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The provider of docs/adding-a-provider.md, whose two files are found as those of the packages are."""
+    for package_of_it, (name, code) in zip((specs, providers), files_of_the_page().items(), strict=True):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "npu.py").write_text(code, encoding="utf-8")
+        monkeypatch.setattr(package_of_it, "__path__", [*package_of_it.__path__, str(folder)])
+    all_specs.cache_clear()
     yield "npu"
-    specs.remove("npu")
-    providers.remove("npu")
+    monkeypatch.undo()
+    for name in files_of_the_page():
+        sys.modules.pop(name, None)
+    all_specs.cache_clear()
+    providers.runtime_of.cache_clear()
 
 
 class FakeConfig:

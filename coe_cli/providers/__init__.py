@@ -6,34 +6,19 @@ A module here that has a ``RUNTIME`` belongs to the ``PROVIDER`` of the module w
 from __future__ import annotations
 
 import importlib
+from functools import cache
 
 from coe_cli.core.providers import spec_of
 from coe_cli.providers.base import ProviderRuntime
 
-_added: dict[str, ProviderRuntime] = {}
 
-
+@cache
 def runtime_of(name: str) -> ProviderRuntime:
-    """The effects of the provider called ``name``; those that all have in common where it has none of its own.
+    """The effects of the provider called ``name``.
 
     Raises:
         ValueError: there is no such provider.
     """
-    if name in _added:
-        return _added[name]
-    spec = spec_of(name)
-    package, _, module_name = type(spec).__module__.rpartition(".")
-    if package != "coe_cli.core.providers":
-        return ProviderRuntime(spec)
-    runtime: ProviderRuntime = importlib.import_module(f"{__name__}.{module_name}").RUNTIME
+    module = type(spec_of(name)).__module__.rpartition(".")[2]
+    runtime: ProviderRuntime = importlib.import_module(f"{__name__}.{module}").RUNTIME
     return runtime
-
-
-def add(runtime: ProviderRuntime) -> None:
-    """Make ``runtime`` known in this process, in place of one of the same name."""
-    _added[runtime.spec.name] = runtime
-
-
-def remove(name: str) -> None:
-    """Forget what ``add`` made known."""
-    _added.pop(name, None)

@@ -12,19 +12,13 @@ from functools import cache
 from coe_cli.core.providers.base import GraphRules as GraphRules
 from coe_cli.core.providers.base import ProviderSpec as ProviderSpec
 
-_added: dict[str, ProviderSpec] = {}
-
 
 @cache
-def _built_in() -> dict[str, ProviderSpec]:
+def all_specs() -> tuple[ProviderSpec, ...]:
+    """Every provider, the preferred first and the host's own last."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names if name != "base"]
-    return {module.PROVIDER.name: module.PROVIDER for module in modules}
-
-
-def all_specs() -> list[ProviderSpec]:
-    """Every provider, the preferred first and the host's own last."""
-    return sorted([*_built_in().values(), *_added.values()], key=lambda spec: spec.rank)
+    return tuple(sorted((module.PROVIDER for module in modules), key=lambda spec: spec.rank))
 
 
 def names() -> list[str]:
@@ -38,10 +32,10 @@ def spec_of(name: str) -> ProviderSpec:
     Raises:
         ValueError: there is none; a profile or catalog that names it is invalid.
     """
-    found = _built_in().get(name) or _added.get(name)
-    if found is None:
-        raise ValueError(f"Invalid provider '{name}': it is one of {', '.join(names())}")
-    return found
+    for spec in all_specs():
+        if spec.name == name:
+            return spec
+    raise ValueError(f"Invalid provider '{name}': it is one of {', '.join(names())}")
 
 
 def home() -> ProviderSpec:
@@ -78,13 +72,3 @@ def runs_on(name: str) -> list[str]:
 def on_host(name: str) -> bool:
     """Whether ``name`` is the host's own provider."""
     return name == host().name
-
-
-def add(spec: ProviderSpec) -> None:
-    """Make ``spec`` known in this process, in place of one of the same name."""
-    _added[spec.name] = spec
-
-
-def remove(name: str) -> None:
-    """Forget what ``add`` made known."""
-    _added.pop(name, None)

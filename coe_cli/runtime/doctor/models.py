@@ -48,7 +48,7 @@ def check_models(catalog: Catalog, models_dir: Path, installed: Collection[Provi
         except CoeError as problem:
             findings.append(error("models", problem.message, problem.hint))
             continue
-        findings += [_of_model(name, problem) for problem in problems]
+        findings += [replace(each, check="models", message=f"{name}: {each.message}") for each in problems]
         if older := older_recipe(name, folder):
             findings.append(replace(older, check="models"))
         if provider == spec.provider and worst(problems) is Level.ERROR:
@@ -63,10 +63,6 @@ def check_models(catalog: Catalog, models_dir: Path, installed: Collection[Provi
             message = f"{name} computes the head for every position of a prompt: more memory, slower prompts"
             findings.append(warning("models", message, f"coe models optimize {name}"))
     return [*findings, *_duplicates(models_dir, catalog)]
-
-
-def _of_model(name: str, problem: Finding) -> Finding:
-    return replace(problem, check="models", message=f"{name}: {problem.message}")
 
 
 def _how_to_have(provider: Provider) -> str:

@@ -6,6 +6,8 @@ trained for; where only examples were added, its vectors spare embedding the oth
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,14 +26,21 @@ PLAIN: Final = ("dense", "bias", "pair_weights", "pair_mean", "pair_scale", "kno
 SCALARS: Final = ("temperature", "neighbour_weight", "pair_bias", "pair_gate")
 
 
+@contextlib.contextmanager
+def _arrays() -> Iterator[Mapping[str, Any]]:
+    """What the file holds, by name, each array read when it is asked for; nothing where there is no file."""
+    import numpy as np
+
+    with np.load(SHIPPED, allow_pickle=False) if SHIPPED.is_file() else contextlib.nullcontext({}) as stored:
+        yield stored
+
+
 def shipped_weights(digest: str | None, *, stamp: str = "") -> RouterWeights | None:
     """The shipped router, if it was trained for ``digest``; without one, for the embedder that ``stamp`` is of."""
     import numpy as np
 
-    if not SHIPPED.is_file():
-        return None
-    with np.load(SHIPPED, allow_pickle=False) as stored:
-        if str(stored["digest"]) != digest if digest is not None else str(stored["stamp"]) != stamp:
+    with _arrays() as stored:
+        if str(stored.get("digest")) != digest if digest is not None else str(stored.get("stamp")) != stamp:
             return None
         roles = tuple(map(str, stored["roles"]))
         arrays: dict[str, Any] = {name: stored[name] for name in PLAIN}
@@ -47,34 +56,22 @@ def shipped_weights(digest: str | None, *, stamp: str = "") -> RouterWeights | N
 
 def shipped_examples(stamp: str) -> dict[bytes, Any]:
     """Key of a text → its vector, for the shipped examples, if ``stamp`` is of the embedder that they are from."""
-    import numpy as np
-
-    if not SHIPPED.is_file():
-        return {}
-    with np.load(SHIPPED, allow_pickle=False) as stored:
-        if str(stored["stamp"]) != stamp:
+    with _arrays() as stored:
+        if str(stored.get("stamp")) != stamp:
             return {}
         return dict(zip(map(bytes, stored["keys"]), of_length_one(stored["codes"]), strict=True))
 
 
 def shipped_keys() -> set[bytes]:
     """The keys of all texts that the shipped examples are, whatever the embedder."""
-    import numpy as np
-
-    if not SHIPPED.is_file():
-        return set()
-    with np.load(SHIPPED, allow_pickle=False) as stored:
-        return set(map(bytes, stored["keys"]))
+    with _arrays() as stored:
+        return set(map(bytes, stored.get("keys", ())))
 
 
 def shipped_vectors(name: str) -> Vectors | None:
     """The original's vectors of the first comparison texts, [texts, dimension], where ``name`` is the default embedder."""
-    import numpy as np
-
-    if name != EMBEDDED or not SHIPPED.is_file():
-        return None
-    with np.load(SHIPPED, allow_pickle=False) as stored:
-        return of_length_one(stored["originals"])
+    with _arrays() as stored:
+        return of_length_one(stored["originals"]) if name == EMBEDDED and "originals" in stored else None
 
 
 def of_length_one(rows: Any) -> Vectors:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterator
@@ -80,10 +79,6 @@ def private_folder(folder: Path) -> Path:
             "Set COE_STATE_DIR to one that can.",
         ) from None
     return folder
-
-
-def new_token() -> str:
-    return secrets.token_urlsafe(32)
 
 
 def proof(token: str, nonce: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -108,7 +109,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str], None], observer: Obse
                 pid=os.getpid(),
                 host=options.host,
                 port=listener.getsockname()[1],
-                token=discovery.new_token(),
+                token=secrets.token_urlsafe(32),
                 version=__version__,
                 started_at=time.time(),
                 profile=profile.name,

@@ -90,10 +90,10 @@ def draft_of(answer: Answer) -> Draft:
     )
 
 
-def failed_draft(expert: str, model: str, provider: str, error: CoeError, warnings: list[str]) -> Draft:
+def failed_draft(expert: str, model: str, provider: str, error: CoeError) -> Draft:
     """The draft of an expert that failed."""
     reason = DraftError(error.code, error.message, error.hint)
-    return Draft(expert, model, provider, "", "", None, None, None, reason, warnings)
+    return Draft(expert, model, provider, "", "", None, None, None, reason, [])
 
 
 def parse_experts(text: str | None, known: Collection[str]) -> int | tuple[str, ...] | None:
@@ -120,16 +120,11 @@ def parse_experts(text: str | None, known: Collection[str]) -> int | tuple[str, 
     return names
 
 
-def experts_to_ask(wanted: int | tuple[str, ...] | None, decision: Decision | None, *, two_experts: bool) -> list[str]:
-    """The experts that answer, best first: the named ones, the likeliest so many, or those that the router chose.
+def experts_to_ask(wanted: int | None, decision: Decision, *, two_experts: bool) -> list[str]:
+    """The experts that answer, best first: the likeliest so many, or those that the router chose.
 
-    Without a decision (nothing could be routed) the general reasoner answers. ``two_experts`` false takes only the
-    first of a question that spans two domains, unless the user asked for more.
+    ``two_experts`` false takes only the first of a question that spans two domains, unless the user asked for more.
     """
-    if isinstance(wanted, tuple):
-        return list(wanted)
-    if decision is None:
-        return [GENERAL_EXPERT]
     chosen = [expert.name for expert in decision.experts]
     if wanted is None:
         return chosen if two_experts else chosen[:1]

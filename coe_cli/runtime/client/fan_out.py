@@ -66,7 +66,7 @@ def _draft(number: int, job: Job, client: Client, renderer: DraftRenderer) -> Dr
         with contextlib.closing(client.ask(job.request)) as events:
             return draft_of(collect(events, None, _OneDraft(renderer, number)))
     except CoeError as error:
-        return failed_draft(job.expert, job.model, job.provider, error, [])
+        return failed_draft(job.expert, job.model, job.provider, error)
 
 
 class _OneDraft:

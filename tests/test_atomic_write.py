@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from operating_system import WINDOWS, make_link
 
-from coe_cli.runtime.atomic_write import atomic_write
+from coe_cli.runtime.atomic_write import atomic_write, written_out
+from coe_cli.runtime.own_settings import set_setting
 from coe_cli.runtime.store.integrity import MANIFEST, read_manifest, write_manifest
 
 
@@ -29,6 +31,27 @@ def test_what_breaks_off_leaves_the_old_file_and_nothing_beside_it(tmp_path: Pat
         raise error
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_that_the_user_has_named_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /dev/stdout is one, which `-o /dev/stdout` took the place of, and settings that are kept elsewhere."""
+    kept, link = tmp_path / "kept.yaml", tmp_path / "hardware_profiles.yaml"
+    kept.write_text("# mine\n")
+    make_link(link, kept)
+    monkeypatch.setenv("COE_CONFIG_DIR", str(tmp_path))
+    assert set_setting("profile", "compact").path == link
+    assert link.is_symlink() and "default_profile: compact" in kept.read_text()
+    with written_out(link) as target:
+        target.write_text("answer")
+    assert link.is_symlink() and kept.read_text() == "answer"
+
+
+@pytest.mark.skipif(WINDOWS, reason="a FIFO of POSIX systems")
+def test_what_is_no_file_is_written_as_it_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with written_out(pipe) as target:
+        assert target == pipe
 
 
 def test_the_record_of_a_copy_by_hard_links_is_its_own(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from coe_cli.core.text_encoding import decode_text
 from coe_cli.errors import UsageError
 from coe_cli.output.answer_sink import AnswerFormat
 from coe_cli.output.console import Output
-from coe_cli.runtime.atomic_write import atomic_write, named_when_full
+from coe_cli.runtime.atomic_write import written_out
 
 EXAMPLES = """Examples:
 
@@ -188,8 +188,7 @@ def _output_to(path: Path | None, *, quiet: bool) -> Iterator[Output]:
         if quiet:
             streams["stderr"] = open_files.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
         if path is not None and str(path) != "-":
-            written = atomic_write if path.is_file() or not path.exists() else named_when_full  # a device, a pipe
-            target = open_files.enter_context(written(path))
+            target = open_files.enter_context(written_out(path))
             streams["stdout"] = open_files.enter_context(target.open("w", encoding="utf-8", newline="\n"))
         yield Output(**streams)
 

@@ -51,6 +51,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def written_out(path: Path) -> Iterator[Path]:
+    """The same for a file that the user has named: a link stays one, and a device or a pipe is written as it is."""
+    if path.is_file() or not path.exists():
+        with atomic_write(path.resolve() if path.is_symlink() else path) as scratch:
+            yield scratch
+    else:
+        with named_when_full(path):
+            yield path
+
+
+@contextlib.contextmanager
 def named_when_full(path: Path) -> Iterator[Path]:
     """``path`` itself; a full disk's error in the block says that it is being written, for the system says no name."""
     try:

@@ -19,7 +19,7 @@ from coe_cli.core.layers import Layers
 from coe_cli.core.names import nearest
 from coe_cli.core.problem import Problem
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
-from coe_cli.runtime.atomic_write import atomic_write
+from coe_cli.runtime.atomic_write import written_out
 from coe_cli.runtime.folders import catalog_paths, folders, own_catalog, own_profiles, profile_paths
 from coe_cli.runtime.model_folder.on_disk import models_on_disk
 from coe_cli.runtime.settings import load_catalog, load_profiles, read_document, read_profiles
@@ -116,7 +116,7 @@ def write_setting(path: list[str], given: Any) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     is_catalog = path[0] in _OF_THE_CATALOG
     broken = _problems(file, is_catalog=is_catalog).keys() - {".".join(path[:2])} if file.exists() else ()
-    with atomic_write(file) as scratch:
+    with written_out(file) as scratch:
         scratch.write_text(text.getvalue() or "{}\n", encoding="utf-8", newline="\n")
         _check(scratch, is_catalog=is_catalog, shown=file, broken=broken)
     return file

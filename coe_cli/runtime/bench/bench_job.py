@@ -17,7 +17,7 @@ from coe_cli.core.bench.bench_rows import BenchReport, BenchRow, decode_report
 from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.models.catalog import Catalog
 from coe_cli.errors import CoeError, ModelMissing, UsageError
-from coe_cli.runtime.atomic_write import atomic_write
+from coe_cli.runtime.atomic_write import written_out
 from coe_cli.runtime.bench.bench_machine import measure_bandwidth, read_machine, read_versions
 from coe_cli.runtime.bench.bench_run import BenchModel, BenchRequest, run_bench
 from coe_cli.runtime.college.costs import slot_context
@@ -106,14 +106,14 @@ def check_writable(path: Path) -> None:
 
 
 def save_report(report: BenchReport, path: Path) -> None:
-    """Write the report as JSON, whole or not at all.
+    """Write the report as JSON; a file has it whole or not at all.
 
     Raises:
         UsageError: the system refuses.
     """
     try:
-        with atomic_write(path) as scratch:
-            scratch.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        with written_out(path) as target:
+            target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Name another file.") from None
 

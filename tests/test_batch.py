@@ -429,6 +429,15 @@ def test_ctrl_c_twice_drops_the_running_rows(coe: Coe) -> None:
     assert b"stopped: 0 of 200 rows are done" in error
 
 
+@pytest.mark.skipif(WINDOWS, reason="a name that POSIX systems have for a pipe")
+def test_a_pipe_that_is_named_as_the_output_gets_the_answers(quick_coe: Coe) -> None:
+    source = write_rows(quick_coe.folder / "in.jsonl", [{"prompt": "Hi", **SHORT, "max_tokens": 2}])
+    process = quick_coe.start("batch", str(source), "-o", "/dev/stdout", "-q")
+    answers, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    assert json.loads(answers)["line"] == 1
+
+
 def test_stdin_is_kept_beside_the_output_so_that_it_can_go_on(quick_coe: Coe) -> None:
     rows = [{"prompt": f"Name {number}", **SHORT, "max_tokens": 2} for number in range(3)]
     source, out = write_rows(quick_coe.folder / "in.jsonl", rows), quick_coe.folder / "out.jsonl"

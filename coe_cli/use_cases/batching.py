@@ -159,17 +159,17 @@ def _target(path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return None
+    path = path.resolve()  # which for a pipe is a name that does not exist
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(
             f"{path} is a folder" if path.is_dir() else f"the folder {path.parent} does not exist",
             "Name a file in a folder that exists.",
         )
-    if path.is_file() or not path.exists():
-        if not os.access(path.parent, os.W_OK):
-            raise UsageError(f"the folder {path.parent} cannot be written", "Choose an output elsewhere.")
-        return path
-    return None
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"the folder {path.parent} cannot be written", "Choose an output elsewhere.")
+    return path
 
 
 @contextlib.contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from coe_cli import __main__
 from coe_cli.core.hardware.machine import Adapter, Machine
 from coe_cli.core.providers import all_specs, for_card
 from coe_cli.runtime import probe
-from coe_cli.runtime.planning import fit_report, room, setup_plan
+from coe_cli.runtime.planning import fit_report, profile_report, room, setup_plan
 from coe_cli.runtime.store import model_store
 
 GB = 1024.0
@@ -44,11 +45,12 @@ INSTALLED = {"amd-16g-linux": ["cpu"]}
 def pretend(card: str, set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     """From here on the probes of this process find that machine."""
     platform, machine = MACHINES[card]
-    its_own = [spec.name for spec in all_specs() if not spec.platforms or platform in spec.platforms]
+    its_own = [spec.name for spec in all_specs() if spec.exists_on(platform)]
     set_attribute(room, "installed_providers", lambda: INSTALLED.get(card, its_own))
     for module in (setup_plan, model_store):
         set_attribute(module, "free_mb", lambda where: 200 * GB)
     set_attribute(probe, "probe_machine", lambda sources=None: machine)
+    set_attribute(profile_report, "sys", SimpleNamespace(platform=platform))
     set_attribute(fit_report, "for_card", lambda maker, _: for_card(maker, platform))
 
 

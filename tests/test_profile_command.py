@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from coe_cli.core.hardware.machine import Adapter, Machine
 from coe_cli.core.memory.profile_check import CheckReport
 from coe_cli.errors import CoeError, ProfileInvalid, UsageError
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
+from coe_cli.runtime.planning import profile_report
 from coe_cli.runtime.planning.profile_report import check
 from coe_cli.runtime.settings import load_catalog, load_profiles
 
@@ -138,10 +140,16 @@ def test_measurements_and_their_age_are_told(own_folders: Path) -> None:
     assert finding.level == "warning" and "days ago" in finding.message
 
 
-def test_auto_picks_by_the_card() -> None:
+def test_auto_picks_by_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_report, "sys", SimpleNamespace(platform="win32"))
     assert checked(None, card(24_576.0), auto=True).profile.name == "compact"
     small = checked(None, card(12_288.0), auto=True)
-    assert small.profile.name == "embedded" and "no expert's model runs in a profile of 10.8 GB" in small.reason
+    assert (
+        small.profile.name == "embedded" and "no profile of 10.8 GB or less runs an expert's model here" in small.reason
+    )
+    monkeypatch.setattr(profile_report, "sys", SimpleNamespace(platform="linux"))
+    elsewhere = checked(None, card(24_576.0), auto=True)
+    assert elsewhere.profile.name == "embedded" and "see `coe setup --dry-run`" in elsewhere.reason
     report = checked(None, Machine(gpu_known=True, memory_mb=16_000.0, memory_free_mb=9_000.0), auto=True)
     assert report.profile.name == "embedded"
     assert levels(report)["card"] == "ok"

@@ -13,6 +13,7 @@ from made_up_machine import GB, pretend
 
 from coe_cli.core.hardware.machine import Adapter, Machine
 from coe_cli.core.memory.profile_check import CheckReport
+from coe_cli.core.providers import spec_of
 from coe_cli.runtime.folders import catalog_paths, folders, profile_paths
 from coe_cli.runtime.planning import profile_report
 from coe_cli.runtime.planning.fit_report import fit_report, this_machine
@@ -36,8 +37,11 @@ def test_what_is_proposed_passes_its_own_check(kind: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(profile_report, "free_mb", lambda where: 200 * GB)
     shipped, catalog, where = load_profiles(profile_paths()), load_catalog(catalog_paths()), folders()
     failed: list[tuple[Any, ...]] = []
+    platform = MACHINES[kind](SIZES_GB[0])[0]
 
     def hold(proposer: str, gb: int, report: CheckReport) -> None:
+        if not spec_of(report.profile.provider).exists_on(platform):
+            failed.append((proposer, gb, report.profile.name, report.profile.provider, platform))
         errors = [(each.check, each.message, each.fix) for each in report.findings if each.level == "error"]
         failed.extend((proposer, gb, report.profile.name, *each) for each in errors)
 

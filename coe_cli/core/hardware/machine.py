@@ -108,7 +108,7 @@ def pick_profile(
         return cpu, f"{size_words(usable)} of graphics memory are too little for every GPU profile"
     best = next(filter(holds, sorted(fitting, key=lambda profile: -profile.vram_budget_mb)), None)
     if best is None:
-        return cpu, f"no expert's model runs in a profile of {size_words(usable)} or less; see `coe setup --dry-run`"
+        return cpu, f"no profile of {size_words(usable)} or less runs an expert's model here; see `coe setup --dry-run`"
     return best, f"{size_words(largest)} found, {size_words(usable)} within the safety margin of {auto.safety_margin:g}"
 
 

@@ -83,9 +83,9 @@ def nearest_profile(profiles: ProfileSet, budget_mb: int, provider: Provider) ->
     return min(own, key=lambda profile: profile.vram_budget_mb, default=profiles.select())
 
 
-def uses_the_device(profile: HardwareProfile, budget_mb: int) -> bool:
-    """Whether the profile's budget is within ``budget_mb`` and leaves little of it unused."""
-    return USED_WELL * budget_mb <= profile.vram_budget_mb <= budget_mb
+def uses_the_device(profile: HardwareProfile, budget_mb: int, provider: Provider) -> bool:
+    """Whether the profile is ``provider``'s and its budget is within ``budget_mb`` and leaves little of it unused."""
+    return profile.provider == provider and USED_WELL * budget_mb <= profile.vram_budget_mb <= budget_mb
 
 
 def fit(

@@ -55,7 +55,7 @@ def expected_on(platform: str) -> ProviderSpec:
 
 def for_card(maker: str, platform: str) -> ProviderSpec:
     """The preferred provider on ``platform`` for a card of ``maker`` (lower case, "" where unknown), else ``home``."""
-    usable = [spec for spec in all_specs() if spec.on_card and (not spec.platforms or platform in spec.platforms)]
+    usable = [spec for spec in all_specs() if spec.on_card and spec.exists_on(platform)]
     return next((spec for spec in usable if spec.drives(maker)), home())
 
 

@@ -183,6 +183,10 @@ class ProviderSpec(ABC):
         """What a ``genai_config.json`` calls it in ``provider_options``, in lower case."""
         return (self.name,)
 
+    def exists_on(self, platform: str) -> bool:
+        """Whether it can be had on ``platform``, a value of ``sys.platform``."""
+        return not self.platforms or platform in self.platforms
+
     def drives(self, maker: str) -> bool:
         """Whether it drives cards in whose description, in lower case, ``maker`` stands."""
         return not self.makers or any(name in maker for name in self.makers)

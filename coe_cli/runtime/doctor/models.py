@@ -67,7 +67,7 @@ def check_models(catalog: Catalog, models_dir: Path, installed: Collection[Provi
 
 def _how_to_have(provider: Provider) -> str:
     spec = spec_of(provider)
-    if not spec.platforms or sys.platform in spec.platforms:
+    if spec.exists_on(sys.platform):
         return install_command(spec, [*installed_runtimes()])
     return f"Run it on {SYSTEMS.get(spec.platforms[0], spec.platforms[0])}, with {spec.label}."
 

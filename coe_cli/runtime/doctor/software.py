@@ -58,7 +58,7 @@ def check_packages(packages: Mapping[str, str], *, platform: str) -> list[Findin
         elif len(found) > 1:
             # They unpack into one folder, and the one installed last wins file by file.
             findings.append(error("packages", f"{' and '.join(found)} overwrite each other's files", install))
-    here = [spec for spec in all_specs() if not spec.platforms or platform in spec.platforms]
+    here = [spec for spec in all_specs() if spec.exists_on(platform)]
     if platform in wanted.expected_on and runtimes and not set(runtimes) & set(wanted.oga_packages):
         others = [spec.label for spec in here if spec.on_card and spec.installed_with(packages)]
         message = f"{wanted.label} is not available: the installed build has none"

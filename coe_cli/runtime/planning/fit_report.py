@@ -161,7 +161,7 @@ def _profile_for(
     usable_mb = device.usable_mb(default.auto_detect.safety_margin)
     near = nearest_profile(profiles, usable_mb, provider)
     counted = with_measured_embedder(structs.replace(near, provider=provider), where)
-    return counted, near.name if uses_the_device(near, usable_mb) else None, usable_mb
+    return counted, near.name if uses_the_device(near, usable_mb, provider) else None, usable_mb
 
 
 def roles_of(models: Sequence[str], provider: Provider, catalog: Catalog, models_dir: Path) -> tuple[list[Role], Known]:

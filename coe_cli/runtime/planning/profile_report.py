@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from coe_cli.core.memory.planner import plan
 from coe_cli.core.memory.profile_check import CheckReport, ModelState, check_profile
 from coe_cli.core.memory.solve import runs_alone
 from coe_cli.core.models.catalog import Catalog
+from coe_cli.core.providers import spec_of
 from coe_cli.errors import CoeError
 from coe_cli.runtime import probe
 from coe_cli.runtime.folders import Folders, free_mb
@@ -44,7 +46,7 @@ def check(
     with contextlib.suppress(OSError):  # the next plan merely knows less
         remember(seen, where.state)
     if auto:
-        profile, reason = pick_profile(seen, profiles, lambda each: _holds_a_model(each, catalog, where))
+        profile, reason = pick_profile(seen, profiles, lambda each: _runs_a_model_here(each, catalog, where))
     else:
         profile, reason = profiles.select(name), ""
     files = ", ".join(str(path) for path in profiles.paths)
@@ -75,7 +77,9 @@ def check(
     return CheckReport(profile, reason, seen, findings)
 
 
-def _holds_a_model(profile: HardwareProfile, catalog: Catalog, where: Folders) -> bool:
+def _runs_a_model_here(profile: HardwareProfile, catalog: Catalog, where: Folders) -> bool:
+    if not spec_of(profile.provider).exists_on(sys.platform):
+        return False
     try:
         inputs = gather(PlanRequest(), profile, catalog, where)
     except CoeError:

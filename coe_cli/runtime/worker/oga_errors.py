@@ -59,7 +59,7 @@ def from_oga(error: BaseException, *, model: str, provider: str, loading: bool) 
             hint or "Run it again; if it recurs, use a shorter prompt or update the graphics driver.",
         )
     if kind == "unavailable":
-        here = not spec.platforms or sys.platform in spec.platforms
+        here = spec.exists_on(sys.platform)
         install = (
             f"Install {spec.label} ({install_command(spec.extra)}), or"
             if here

@@ -73,59 +73,86 @@ def interrupt_put_off() -> Iterator[None]:
             before(*came[0])
 
 
+class _Stops:
+    """Ctrl-Z for all who hold the terminal: of each pair one is called before the process stops, and one when it goes on."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        self._before: list[tuple[int, Handler]] = []
+        self._is_away = False
+
+    def add(self, pair: tuple[Callable[[], None], Callable[[], None]]) -> None:
+        self._held.append(pair)
+        if len(self._held) == 1:
+            ours = ((signal.SIGCONT, self.go_on), (signal.SIGTSTP, self.stop))
+            self._before = [(number, signal.signal(number, handler)) for number, handler in ours]
+
+    def remove(self, pair: tuple[Callable[[], None], Callable[[], None]]) -> None:
+        self._held.remove(pair)
+        if not self._held:
+            for number, handler in reversed(self._before):
+                signal.signal(number, handler)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        if self._is_away:  # pressed twice
+            return
+        self._is_away = True
+        for give_back, _ in reversed(self._held):
+            give_back()
+        mine = signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # it stops here, unless no shell could have it go on
+        signal.signal(number, mine)
+        self._is_away = False
+        self.go_on(number, frame)
+
+    def go_on(self, number: int, frame: FrameType | None) -> None:
+        if self._is_away:  # what stopped goes on by itself
+            return
+        with stop_put_off():  # who sees the view again may press Ctrl-Z before it is whole
+            for _, take in self._held:
+                take()
+
+
+_stops = _Stops()
+
+
 @contextlib.contextmanager
 def around_stop(give_back: Callable[[], None], take: Callable[[], None]) -> Iterator[None]:
     """While it lasts, Ctrl-Z calls ``give_back`` before the process stops, and ``take`` when it goes on, also after a SIGSTOP.
 
     Nested, the inner one gives back first. ``take`` may be called twice. Main thread only; elsewhere, on Windows and where
-    Ctrl-Z is ignored, nothing is called.
+    Ctrl-Z is ignored or somebody else's, nothing is called.
     """
-    before = _of_stop()
-    if sys.platform == "win32" or before in (None, signal.SIG_IGN):
+    if sys.platform == "win32" or _of_stop() not in (signal.SIG_DFL, _stops.stop):
         yield
         return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        give_back()
-        if callable(before):
-            before(number, frame)
-        else:
-            mine = signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)  # it stops here, unless no shell could have it go on
-            signal.signal(number, mine)
-        take()
-
-    def go_on(number: int, frame: FrameType | None) -> None:
-        if callable(before_cont):
-            before_cont(number, frame)
-        take()
-
-    before_cont = signal.signal(signal.SIGCONT, go_on)
-    signal.signal(signal.SIGTSTP, stop)
+    pair = (give_back, take)
+    _stops.add(pair)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTSTP, before)
-        signal.signal(signal.SIGCONT, before_cont)
+        _stops.remove(pair)
 
 
 @contextlib.contextmanager
 def stop_put_off() -> Iterator[None]:
-    """While it lasts, Ctrl-Z does nothing where ``around_stop`` would; one that came takes effect at the end."""
-    before = _of_stop()
-    if sys.platform == "win32" or not callable(before):
+    """While it lasts, Ctrl-Z and going on do nothing where ``around_stop`` would; what came takes effect at the end."""
+    if sys.platform == "win32" or not callable(_of_stop()):
         yield
         return
-    came: list[tuple[int, FrameType | None]] = []
-    cont = signal.signal(signal.SIGCONT, lambda number, frame: None)
-    signal.signal(signal.SIGTSTP, lambda number, frame: came.append((number, frame)))
+    came: list[int] = []
+    before = [
+        (number, signal.signal(number, lambda number, frame: came.append(number)))
+        for number in (signal.SIGCONT, signal.SIGTSTP)
+    ]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTSTP, before)
-        signal.signal(signal.SIGCONT, cont)
-        if came:
-            before(*came[0])
+        for number, handler in reversed(before):
+            signal.signal(number, handler)
+        for number, handler in before:
+            if number in came and callable(handler):
+                handler(number, None)
 
 
 def _of_stop() -> Handler:

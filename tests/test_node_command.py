@@ -44,11 +44,11 @@ def test_json_keys_are_pinned(coe: Coe) -> None:
 
 def test_a_profile_that_does_not_suit_this_machine(bare_coe: Coe) -> None:
     (bare_coe.config / "hardware_profiles.yaml").write_text(
-        "profiles:\n  tiny: {vram_budget_mb: 150, max_concurrent_slots: 1, context_length: 4096, provider: cpu}\n"
+        "profiles:\n  huge: {vram_budget_mb: 90000000, max_concurrent_slots: 1, context_length: 4096, provider: cpu}\n"
     )
-    result = bare_coe.run("node", "-p", "tiny")
+    result = bare_coe.run("node", "-p", "huge")
     assert result.code == 5 and result.stdout == ""
-    assert "profile tiny does not suit this machine" in result.stderr and "coe node --auto" in result.stderr
+    assert "profile huge does not suit this machine" in result.stderr and "coe node --auto" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [{"head": True, "address": "h:1"}, {"address": "h:1", "port": 5}])

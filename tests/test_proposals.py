@@ -45,7 +45,8 @@ def test_what_is_proposed_passes_its_own_check(kind: str, monkeypatch: pytest.Mo
         errors = [(each.check, each.message, each.fix) for each in report.findings if each.level == "error"]
         failed.extend((proposer, gb, report.profile.name, *each) for each in errors)
 
-    for gb in SIZES_GB:
+    on_host = kind in ("integrated", "none")
+    for gb in SIZES_GB[on_host:]:  # the least budget of all is 4 GB of system memory
         monkeypatch.setitem(made_up_machine.MACHINES, "this", MACHINES[kind](gb))
         pretend("this", monkeypatch.setattr)
         machine = made_up_machine.MACHINES["this"][1]

@@ -13,7 +13,7 @@ from coe_cli.core.hardware.profile import HardwareProfile
 from coe_cli.core.memory.calibration import Calibration
 from coe_cli.core.memory.planner import Plan
 from coe_cli.core.names import compared_sizes, counted, size_words
-from coe_cli.core.providers import on_host, spec_of
+from coe_cli.core.providers import spec_of
 
 DAY_S: Final = 86_400
 STALE_DAYS: Final = 90
@@ -61,7 +61,7 @@ def check_profile(
     """All findings in the order in which they matter: card, other programs, plan, models, contexts, disk, measurements."""
     return [
         *(warning("probe", each, "See `coe doctor`; what is unknown is not guessed.") for each in machine.problems),
-        _card(profile, machine, plan),
+        _card(profile, machine),
         _other_programs(profile, machine),
         _plan(plan, models),
         *(_model(state) for state in models),
@@ -71,7 +71,7 @@ def check_profile(
     ]
 
 
-def _card(profile: HardwareProfile, machine: Machine, plan: Plan) -> Finding:
+def _card(profile: HardwareProfile, machine: Machine) -> Finding:
     budget, size = profile.vram_budget_mb, card_mb(machine, profile.provider)
     what = "graphics memory" if spec_of(profile.provider).on_card else "system memory"
     another = "Choose a profile for this machine: coe profile check --auto"
@@ -83,9 +83,7 @@ def _card(profile: HardwareProfile, machine: Machine, plan: Plan) -> Finding:
         return warning("card", f"{what}: its size is unknown", another)
     planned, there = compared_sizes(budget, size)
     if budget > size:
-        above = f"the budget of {planned} is more than the {there} of {what}"
-        small = on_host(profile.provider) and plan.total_mb - plan.fixed_mb <= size
-        return (warning if small else error)("card", above, another)
+        return error("card", f"the budget of {planned} is more than the {there} of {what}", another)
     margin = profile.auto_detect.safety_margin
     if budget > size * margin:
         above = f"the budget of {planned} is above {margin:.0%} of the {there} of {what}"

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import tomllib
 from collections import Counter
@@ -26,7 +25,7 @@ import hypothesis
 import psutil
 import pytest
 from fork_server import ForkServer
-from leftovers import changes, state, threads_left
+from leftovers import changes, state
 from operating_system import OF_ITS_OWN, WINDOWS, end_tree
 
 if TYPE_CHECKING:
@@ -236,10 +235,9 @@ class Coe:
 @pytest.fixture(scope="module", autouse=True)
 def leaves_nothing() -> Iterator[None]:
     """The tests of a file leave the process as they found it: other files run in it, in any order."""
-    before, threads = state(), set(threading.enumerate())
+    before = state()
     yield
-    left = [*threads_left(threads), *changes(before, state())]
-    assert not left
+    assert changes(before, state()) == []
 
 
 @pytest.fixture(scope="session")

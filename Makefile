@@ -18,7 +18,7 @@ UNIT_TESTS := $(patsubst %,tests/test_%.py,arena atomic_write batch_order batch_
 # Bytecode is kept: without it every process that a test starts compiles coe's source again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long test-unit test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean nginx
+.PHONY: demo test test-long test-unit test-slow test-ray test-oga013 test-windows test-directml test-webgpu lint types imports resolve docs check clean programs
 
 ## install, fetch and convert the embedded model, ask a question
 demo: $(VENV)/installed
@@ -52,11 +52,11 @@ test-oga013: $(VENV)/developed $(OLD_OGA)/installed
 	$(BIN)/coe models pull smollm2-135m
 	PYTHONPATH=$(CURDIR)/$(OLD_OGA) $(BIN)/python -m pytest -m "not slow" $(MODEL_TESTS) $(PYTEST_ARGS)
 
-## nginx for the tests of many machines, on a machine where it may be installed; without it they are skipped
-nginx:
-	command -v nginx /usr/sbin/nginx >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; } \
-	  || echo "nginx cannot be installed here: the tests of many machines are skipped"
+## nginx and Chromium for the tests of many machines and of the page, where they may be installed; without them these are skipped
+programs:
+	{ command -v nginx /usr/sbin/nginx >/dev/null && command -v chromium >/dev/null; } || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light chromium >/dev/null; } \
+	  || echo "nginx and Chromium cannot be installed here: the tests that need them are skipped"
 
 ## as a user of Windows would, then the test suite under Windows' own Python, on Linux (tests/windows)
 test-windows: $(VENV)/developed

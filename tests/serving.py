@@ -6,7 +6,9 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,14 @@ from conftest import Coe, eventually, is_gone
 
 if TYPE_CHECKING:
     import openai
+
+
+def free_port() -> int:
+    """Below those that a system gives to connections by itself: none of them takes it before who asked for it."""
+    for port in random.sample(range(15_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 @dataclass

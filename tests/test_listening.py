@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Coe
-from serving import serving
+from serving import free_port, serving
 
 from coe_cli.errors import UsageError
+from coe_cli.runtime.server import listening
 from coe_cli.runtime.server.listening import bound_socket, just_ended, note_ended
 
 HOST = "127.0.0.1"
@@ -31,18 +32,23 @@ def port_of(holder: socket.socket) -> int:
     return int(holder.getsockname()[1])
 
 
+def has_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """Of this module alone: other threads of the process sleep as well."""
+    monkeypatch.setattr(listening, "time", SimpleNamespace(sleep=sleep))
+
+
 def test_the_port_of_the_college_that_just_ended_is_waited_for(
     holder: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, waits = port_of(holder), iter([lambda: None, lambda: None, holder.close])
-    monkeypatch.setattr(time, "sleep", lambda seconds: next(waits)())
+    has_sleep(monkeypatch, lambda seconds: next(waits)())
     with bound_socket(HOST, port, port) as listener:
         assert port_of(listener) == port and not list(waits)
 
 
 def test_it_is_not_waited_for_for_ever(holder: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
+    has_sleep(monkeypatch, waited.append)
     with pytest.raises(UsageError, match="cannot be used"), bound_socket(HOST, port_of(holder), port_of(holder)):
         pass
     assert 1 < sum(waited) < 10
@@ -52,14 +58,14 @@ def test_it_is_not_waited_for_for_ever(holder: socket.socket, monkeypatch: pytes
 def test_the_port_of_somebody_else_is_refused_at_once(
     holder: socket.socket, ended: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    has_sleep(monkeypatch, lambda seconds: pytest.fail("it waits"))
     with pytest.raises(UsageError, match="cannot be used"), bound_socket(HOST, port_of(holder), ended):
         pass
 
 
 def test_a_college_tells_the_next_one_its_port(quick_coe: Coe) -> None:
     state = quick_coe.folder / "state"
-    with serving(quick_coe) as served:
+    with serving(quick_coe, "--port", str(free_port())) as served:
         assert just_ended(state) == served.port, "one that is killed leaves its state file"
         quick_coe.run("stop").check()
         assert just_ended(state) == served.port

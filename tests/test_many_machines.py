@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import random
 import shutil
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import ENDLESS, MODEL, REPOSITORY, Coe, eventually, is_gone
-from serving import Response, Served, end, serving
+from serving import Response, Served, end, free_port, serving
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 CONFIGURATION = REPOSITORY / "docs" / "balancer" / "nginx.conf"
@@ -60,14 +59,6 @@ class Farm:
         return next(
             name for name in names if self.machine(self.request("GET", "/healthz", X_Conversation=name)) == machine
         )
-
-
-def free_port() -> int:
-    """Below those that a system gives to connections by itself: none of them takes it before nginx does."""
-    for port in random.sample(range(15_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("no port is free")
 
 
 @contextlib.contextmanager

@@ -16,9 +16,11 @@ from typing import Any
 
 import msgspec
 
+from coe_cli.core.names import size_words
 from coe_cli.core.process_exit import ExitKind, explain_exit
 from coe_cli.core.routing.router import RouteAnswer, RouteRequest
 from coe_cli.core.scheduling.college_status import CollegeStatus, ModelLine
+from coe_cli.core.units import BYTES_PER_MB
 from coe_cli.errors import CoeError, DeviceLost, ExitCode, ModelMissing, PromptTooLong, TimedOut, UsageError, from_code
 from coe_cli.package import start_code
 from coe_cli.runtime.college import college_events as ce
@@ -306,7 +308,10 @@ class CollegeClient:
 
 def _refusal(status: int, body: bytes) -> CoeError:
     if status == 413:
-        return PromptTooLong("the question, with what was said before it, takes more than 8 MB", "Shorten it.")
+        from coe_cli.runtime.server.guard import MAX_BODY_BYTES
+
+        most = size_words(MAX_BODY_BYTES / BYTES_PER_MB)
+        return PromptTooLong(f"the question, with what was said before it, takes more than {most}", "Shorten it.")
     with contextlib.suppress(msgspec.MsgspecError, KeyError, TypeError):
         error = msgspec.json.decode(body)["error"]
         kind = {400: UsageError, 404: ModelMissing}.get(status, CoeError)

@@ -50,7 +50,7 @@ def test_a_model_has_the_time_and_size_of_its_folder_under_each_name(served: Ser
         assert served.request("GET", f"/v1/models/{name}").json == known[name]
     for missing in ("auto", "sql_query"):  # neither their model nor its fallback is there
         assert missing not in tags, "Ollama lists what is there"
-        assert known[missing] == {"id": missing, "object": "model", "owned_by": "coe"}
+        assert known[missing] == {"id": missing, "object": "model", "created": 0, "owned_by": "coe"}
 
 
 def test_a_loaded_model_says_what_it_holds_and_when_it_goes(served: Served) -> None:

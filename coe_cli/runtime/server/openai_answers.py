@@ -103,11 +103,12 @@ class TextCompletion(BaseModel):
 
 
 class ModelObject(BaseModel):
-    """``created``: when the model was written to disk, in seconds since 1970; left out where it is not there."""
+    """``created``: when the model was written to disk, in seconds since 1970; 0 where it is not there, since OpenAI's
+    clients require the key."""
 
     id: str
     object: Literal["model"] = "model"
-    created: int | None = None
+    created: int
     owned_by: str = "coe"
 
 

@@ -105,13 +105,13 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
         """Continue a text, past the model's chat template."""
         return await answer(request, TextShape(request))
 
-    @app.get("/v1/models", responses=_ERRORS, response_model_exclude_none=True, operation_id="models")
+    @app.get("/v1/models", responses=_ERRORS, operation_id="models")
     async def models() -> answers.ModelList:
         """Every name that a request may give as its model."""
         known = await asyncio.to_thread(resolver.names)
         return answers.ModelList(data=[_model_object(*each) for each in known.items()])
 
-    @app.get("/v1/models/{name}", responses=_ERRORS, response_model_exclude_none=True, operation_id="model")
+    @app.get("/v1/models/{name}", responses=_ERRORS, operation_id="model")
     async def model(name: str) -> answers.ModelObject:
         known = await asyncio.to_thread(resolver.names)
         if name not in known:
@@ -135,7 +135,7 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
 
 
 def _model_object(name: str, folder: Path | None) -> answers.ModelObject:
-    return answers.ModelObject(id=name, created=None if folder is None else written_at(folder))
+    return answers.ModelObject(id=name, created=(0 if folder is None else written_at(folder)) or 0)
 
 
 def _response(error: CoeError, request: Request) -> Response:

@@ -50,7 +50,6 @@ WRONG = {
     "route": (2, "there is no question"),
     "route ''": (2, "there is no question"),
     "route -": (2, "coe route How do I join two tables"),
-    "chat": (2, "there is no question"),
     "experts test general_reasoner": (2, "coe experts test general_reasoner"),
     "experts test general_reasoner ' '": (2, "there is no question"),
     "models pull --all": (2, "Add --yes"),

@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
-from coe_cli.core.answers.answer import some_question
 from coe_cli.core.answers.conversations import Conversation
 from coe_cli.core.hardware.profile import ProfileSet
 from coe_cli.core.models.catalog import Catalog
@@ -60,7 +59,6 @@ def run_chat(options: ChatOptions, catalog: Catalog, profiles: ProfileSet, outpu
     providing = Providing(catalog, profiles, output, profile=options.profile, pull=options.pull)
     reader = QuestionReader(folders().state / "chat_lines" if logged else None)
     try:
-        some_question(reader.peek(), "Give one a line on stdin, or come from a terminal: coe chat")
         defaults = ChatRequest(
             [], sampling=options.sampling, max_tokens=options.max_tokens, fallback=options.fallback or None
         )

@@ -10,7 +10,6 @@ from typing import Any
 from coe_cli.runtime.atomic_write import make_private
 
 _BLOCK = '"""'
-_PROMPT = "> "
 _HISTORY_LINES = 1000
 
 
@@ -24,17 +23,8 @@ class QuestionReader:
         self.interactive = sys.stdin is not None and sys.stdin.isatty()
         self._history_path = history_path
         self._readline: Any = None
-        self._peeked = ""
         if self.interactive:
             self._open_line_editor()
-
-    def peek(self) -> str:
-        """The prompt of a terminal, or the next line of a pipe that is not blank; empty where none comes."""
-        if self.interactive:
-            return _PROMPT
-        while not self._peeked.strip() and (line := sys.stdin.readline()):
-            self._peeked = line
-        return self._peeked
 
     def read(self) -> str | None:
         """The next question without its marks; None at the end of the input.
@@ -42,7 +32,7 @@ class QuestionReader:
         Raises:
             KeyboardInterrupt: Ctrl-C; what had been typed is dropped.
         """
-        line = self._line(_PROMPT)
+        line = self._line("> ")
         if line is None:
             return None
         if line.lstrip().startswith(_BLOCK):
@@ -78,7 +68,7 @@ class QuestionReader:
 
     def _line(self, prompt: str) -> str | None:
         if not self.interactive:
-            line, self._peeked = self._peeked or sys.stdin.readline(), ""
+            line = sys.stdin.readline()
             return line.rstrip("\r\n") if line else None
         try:
             return input(prompt)

@@ -176,7 +176,7 @@ def verify(
     Example: coe models verify smollm2-135m --quality
     """
 
-    from coe_cli.core.findings import Finding, Level, worst
+    from coe_cli.core.findings import Level, error, worst
     from coe_cli.output.findings_view import findings_document, write_findings
     from coe_cli.output.progress_view import ProgressView
     from coe_cli.runtime.store.model_store import folder_of
@@ -193,9 +193,9 @@ def verify(
             try:
                 measured = check_quality(name, folder, view, source=source, max_tokens=quality_tokens)
                 findings.append(quality_finding(name, measured))
-            except CoeError as error:
-                refusal = error
-                findings.append(Finding("quality", Level.ERROR, error.message, error.hint))
+            except CoeError as refused:
+                refusal = refused
+                findings.append(error("quality", refused.message, refused.hint))
     if report_format is ReportFormat.JSON:
         document = {"model": name, **findings_document(findings)}
         if measured is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -96,8 +96,8 @@ class RequestResolver:
             return folders.get(choice.model if self._profile.fallback else choice.missing or choice.model)
         return None
 
-    def refuse_unknown(self, name: str) -> NoReturn:
-        """Refuse what is neither a model's name nor an expert's, with the nearest that may be asked for.
+    def refuse_unknown(self, name: str, known: Iterable[str]) -> NoReturn:
+        """Refuse what is neither a model's name nor an expert's, with the nearest of ``known``, which may be asked for.
 
         Raises:
             ModelMissing: always, or
@@ -105,7 +105,7 @@ class RequestResolver:
         """
         for section in ("models", "experts"):
             self.catalog.refuse_broken(section, name)
-        raise ModelMissing(f"unknown model `{name}`", nearest(name, [*self.names()]) + " See /v1/models.")
+        raise ModelMissing(f"unknown model `{name}`", nearest(name, [*known]) + " See /v1/models.")
 
     def open(self, name: str) -> ModelSpec:
         """The spec of a model on disk, on the provider that it gets here; looked at again when its files have changed.
@@ -270,7 +270,7 @@ class RequestResolver:
     def _choose(self, expert: str | None, model: str | None, request: ChatRequest) -> Choice:
         on_disk = models_on_disk(self.models_dir)
         if model is not None and model == request.name and model not in {*on_disk, *self.catalog.models}:
-            self.refuse_unknown(model)
+            self.refuse_unknown(model, self.names())
         choice = choose_model(self.catalog, on_disk, expert=expert, model=model)
         if choice.missing is not None and not self._may_fall_back(request):
             raise self._not_installed(choice, choice.missing, request)

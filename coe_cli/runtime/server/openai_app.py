@@ -115,7 +115,7 @@ def build_openai_app(college: College, resolver: RequestResolver, store: BatchSt
     async def model(name: str) -> answers.ModelObject:
         known = await asyncio.to_thread(resolver.names)
         if name not in known:
-            resolver.refuse_unknown(name[:256])
+            resolver.refuse_unknown(name[:256], known)
         return _model_object(name, known[name])
 
     @app.post("/v1/embeddings", response_model=answers.EmbeddingList, responses=_ERRORS, operation_id="embeddings")

@@ -44,6 +44,7 @@ def test_a_model_has_the_time_and_size_of_its_folder_under_each_name(served: Ser
         assert tags[name]["size"] == size and known[name]["created"] == WRITTEN_AT
         assert tags[name]["details"]["family"] == "llama" and tags[name]["details"]["format"] == "onnx"
         assert len(tags[name]["digest"]) == 64
+        assert tags[name]["details"]["parent_model"] == ("" if name == "tiny" else "tiny"), "whose other name it is"
         shown = served.request("POST", "/api/show", {"model": name}).json
         assert datetime.fromisoformat(shown["modified_at"]).timestamp() == WRITTEN_AT
         assert shown["model_info"]["general.architecture"] == "llama" and shown["details"] == tags[name]["details"]

@@ -173,6 +173,11 @@ def test_a_conversation_in_the_page(browser: Browser) -> None:
     assert browser.value("document.documentElement.scrollWidth <= innerWidth")
     browser.value("document.querySelector('#card').open = true")
     eventually(lambda: browser.value("document.querySelector('#models button')?.textContent") == "Unload")
+    rows = browser.value(
+        "[...document.querySelectorAll('#models tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    ((name, state, memory, _),) = rows  # experts and auto are names of a model, and are loaded with it
+    assert (name, state) == (MODEL, "ready") and memory not in ("", "0 MB")
     browser.value("document.querySelector('#models button').click()")
     eventually(lambda: browser.value("document.querySelector('#models button')?.textContent") == "Load")
     assert browser.complaints == []

@@ -21,8 +21,11 @@ from coe_cli.runtime.progress import size_of
 
 def listed(names: dict[str, Path | None]) -> list[dict[str, Any]]:
     """``/api/tags``: each name that stands for a model on disk, with all that Ollama's clients read: some require each key."""
+    found = {folder: _found(folder) for folder in {*names.values()} if folder is not None}
     return [
-        {"name": name, "model": name, **found} for name, folder in names.items() if folder and (found := _found(folder))
+        {"name": name, "model": name, **told, "details": _under(name, told["details"], folder.name)}
+        for name, folder in names.items()
+        if folder is not None and (told := found[folder])
     ]
 
 
@@ -47,12 +50,12 @@ def loaded(model: ModelStatus, resolver: RequestResolver) -> dict[str, Any]:
     return entry | {"state": model.state}
 
 
-def shown(spec: ModelSpec, folder: Path) -> dict[str, Any]:
-    """The answer of ``/api/show``."""
+def shown(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:
+    """The answer of ``/api/show`` to ``name``, which may be an expert's."""
     kind = spec.model_type
     return {
         **_modified(folder),
-        "details": _details(spec),
+        "details": _under(name, _details(spec), spec.name),
         "model_info": {"general.architecture": kind, f"{kind}.context_length": spec.context_length},
         "capabilities": ["completion", "tools"],
     }
@@ -73,6 +76,11 @@ def _modified(folder: Path) -> dict[str, str]:
 def _time(seconds: float) -> str:
     """As Ollama writes a time."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _under(name: str, details: dict[str, Any], model: str) -> dict[str, Any]:
+    """``details`` of ``model`` as those of ``name``: an expert, or ``auto``, is made of a model."""
+    return details | {"parent_model": "" if name == model else model}
 
 
 def _details(spec: ModelSpec) -> dict[str, Any]:

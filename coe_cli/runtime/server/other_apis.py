@@ -268,7 +268,7 @@ def _add_ollama(app: FastAPI, college: College, resolver: RequestResolver, answe
     @app.post("/api/show", operation_id="ollama_show")
     async def show(request: NameRequest) -> dict[str, Any]:
         spec = await _spec(request.asked, resolver)
-        return shown(spec, resolver.models_dir / spec.name)
+        return shown(request.asked, spec, resolver.models_dir / spec.name)
 
     @app.get("/api/ps", operation_id="ollama_ps")
     async def ps() -> dict[str, Any]:
